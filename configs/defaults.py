@@ -1,0 +1,207 @@
+"""Every setting, with its default: the released recipe for SYSU-MM01. The .yml files hold only what differs."""
+import ast
+import difflib
+import os
+
+import yaml
+from yacs.config import CfgNode
+
+from utils.errors import UserError
+
+_C = CfgNode()
+_C.OUTPUT_DIR = "runs/sysu"          # everything a run writes
+_C.SEED = 1
+_C.DEVICE = "auto"                   # auto | cuda | cpu
+_C.PRECISION = "fp32"                # fp32 | tf32 | bf16: of the image side's forward and backward pass
+_C.PSEUDO_LABEL_DIR = ""             # train_clip.py: "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels
+
+_C.DATASET = CfgNode()
+_C.DATASET.NAME = "sysu"             # sysu | demo
+_C.DATASET.ROOT = "dataset/SYSU-MM01"
+_C.DATASET.TRIAL = 1                 # data sets with several splits: which one
+_C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
+_C.DATASET.CACHE_DIR = ""            # folder of the decoded images; "" = ROOT
+
+_C.INPUT = CfgNode()
+_C.INPUT.HEIGHT = 288
+_C.INPUT.WIDTH = 144
+_C.INPUT.GREY = 0.5                  # probability of grey, visible images
+_C.INPUT.FLIP = 0.5                  # probability of a left-right flip
+_C.INPUT.PAD = 10                    # pixels of zero padding before the random crop
+_C.INPUT.ERASE = 0.5                 # probability of random erasing
+
+_C.MODEL = CfgNode()
+_C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (RN50, downloaded) or a file
+
+_C.CLUSTER = CfgNode()
+_C.CLUSTER.K1 = 30                   # neighbours that count as near
+_C.CLUSTER.K2 = 6                    # neighbours whose encodings are averaged
+_C.CLUSTER.EPS = 0.6                 # largest Jaccard distance of DBSCAN neighbours
+_C.CLUSTER.MIN_SAMPLES = 4
+
+_C.MEMORY = CfgNode()
+_C.MEMORY.TEMPERATURE = 0.05
+_C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
+_C.MEMORY.SWAP_EPOCH = 61            # first epoch with memory swapping
+_C.MEMORY.SWAP_SCALE = 0.1           # share that a prototype keeps when swapped
+_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cluster_memory.py)
+
+_C.SAMPLER = CfgNode()
+_C.SAMPLER.CLUSTERS = 4              # P per modality and batch
+_C.SAMPLER.INSTANCES = 16            # K images of each
+
+_C.OPTIM = CfgNode()                 # image side
+_C.OPTIM.LR = 3.5e-4
+_C.OPTIM.BIAS_LR_FACTOR = 2.0
+_C.OPTIM.WEIGHT_DECAY = 5e-4
+_C.OPTIM.WARMUP_EPOCHS = 10
+_C.OPTIM.WARMUP_FACTOR = 0.01
+_C.OPTIM.STEPS = [30, 50]            # epochs from which the learning rate is multiplied by GAMMA
+_C.OPTIM.GAMMA = 0.1
+
+_C.PREPARE = CfgNode()
+_C.PREPARE.EPOCHS = 120
+
+_C.PROMPT = CfgNode()
+_C.PROMPT.EPOCHS = 60
+_C.PROMPT.BATCH_SIZE = 128           # pairs of a visible and an infrared image
+_C.PROMPT.LR = 3.5e-4
+_C.PROMPT.LR_MIN = 1e-6
+_C.PROMPT.WARMUP_LR = 1e-5
+_C.PROMPT.WARMUP_EPOCHS = 5
+_C.PROMPT.WEIGHT_DECAY = 1e-4
+_C.PROMPT.TEMPERATURE = 1.0
+
+_C.FINETUNE = CfgNode()
+_C.FINETUNE.EPOCHS = 120
+_C.FINETUNE.LABEL_SMOOTHING = 0.1    # of the image-to-text loss
+
+_C.TEST = CfgNode()
+_C.TEST.MODE = "all"                 # all | indoor
+_C.TEST.TRIALS = 10
+_C.TEST.EVERY = 10                   # epochs between evaluations during training; the last is always evaluated
+_C.TEST.BATCH_SIZE = 64
+
+CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("fp32", "tf32", "bf16"),
+           "MEMORY.SWAP_ORDER": ("released", "simultaneous")}
+NUMBERS = (    # what is expected, the test, the keys
+    ("1 or more", lambda v: v >= 1,
+     ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
+      "SAMPLER.INSTANCES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "PROMPT.BATCH_SIZE", "FINETUNE.EPOCHS", "TEST.TRIALS",
+      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH")),
+    ("0 or more", lambda v: v >= 0,
+     ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
+      "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR")),
+    ("a number above 0", lambda v: v > 0, ("MEMORY.TEMPERATURE", "PROMPT.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
+    ("a number from 0 to 1", lambda v: 0 <= v <= 1,
+     ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
+      "FINETUNE.LABEL_SMOOTHING")),
+    ("a multiple of 16, the stride of the feature map", lambda v: v % 16 == 0, ("INPUT.HEIGHT", "INPUT.WIDTH")),
+)
+
+
+def load_config(config_file=None, overrides=(), base=None):
+    """Defaults, then `base` (a dict of sections), then a .yml file, then KEY VALUE pairs: a frozen CfgNode.
+
+    Raises: UserError: unreadable file, unknown key (names the nearest), wrong type or value.
+    """
+    config = _C.clone()
+    if base:
+        _merge(config, base, "the checkpoint's configuration")
+    if config_file:
+        _merge(config, _read_yaml(config_file), config_file)
+    if len(overrides) % 2:
+        raise UserError(f"configuration overrides {' '.join(overrides)} are no KEY VALUE pairs; expected an even "
+                        "number of words, as in SEED 2 TEST.MODE indoor")
+    for key, text in zip(overrides[::2], overrides[1::2]):
+        _set(config, key, _parse(text), "the command line")
+    _check_values(config)
+    config.freeze()
+    return config
+
+
+def as_dict(config):
+    """The tree as plain dicts, for files and checkpoints."""
+    return {k: as_dict(v) if isinstance(v, CfgNode) else v for k, v in config.items()}
+
+
+def _read_yaml(path):
+    if not os.path.isfile(path):
+        raise UserError(f"configuration file {path} is missing; expected a .yml file such as configs/sysu.yml")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"configuration file {path} cannot be read ({' '.join(str(error).split())[:160]}); expected "
+                        "YAML such as configs/sysu.yml")
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"configuration file {path} holds a {type(content).__name__}; expected KEY: value lines such "
+                        "as in configs/sysu.yml")
+    return content or {}
+
+
+def _parse(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _merge(config, tree, source, prefix=""):
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(_find(config, name, source), CfgNode):
+            _merge(config, value, source, f"{name}.")
+        else:
+            _set(config, name, value, source)
+
+
+def _keys(node, prefix=""):
+    for key, value in node.items():
+        yield from _keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else (f"{prefix}{key}",)
+
+
+def _find(config, name, source):
+    node = config
+    for part in str(name).split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            keys = list(_keys(config))
+            upper = {k.upper(): k for k in keys}
+            near = difflib.get_close_matches(str(name).upper(), upper, n=1, cutoff=0)
+            raise UserError(f"{source} has the unknown key {name}; did you mean {upper[near[0]] if near else keys[0]}? "
+                            "configs/defaults.py lists all keys")
+        node = node[part]
+    return node
+
+
+def _set(config, name, value, source):
+    old = _find(config, name, source)
+    if isinstance(old, CfgNode):
+        raise UserError(f"{source} sets the section {name} to {value!r}; expected one of its keys, as in "
+                        f"{name}.{next(iter(old))}")
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if isinstance(old, list) and isinstance(value, tuple):
+        value = list(value)
+    if isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)                    # a folder may be named 2024
+    if type(value) is not type(old):
+        raise UserError(f"{source} sets {name} to {value!r} ({type(value).__name__}); expected {type(old).__name__}, "
+                        f"such as {old!r}")
+    node = config
+    *sections, key = name.split(".")
+    for section in sections:
+        node = node[section]
+    node[key] = value
+
+
+def _check_values(config):
+    for name, choices in CHOICES.items():
+        value = _find(config, name, "")
+        if value not in choices:
+            raise UserError(f"{name} is {value!r}; choose {' or '.join(choices)}")
+    for expected, is_right, names in NUMBERS:
+        for name in names:
+            value = _find(config, name, "")
+            if not is_right(value):
+                raise UserError(f"{name} is {value}; expected {expected}")

@@ -1,0 +1,128 @@
+"""Decoded images, held once: resized to one size, uint8, in .npy files that are memory-mapped when read."""
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+
+class ImageBank:
+    """The resized images of one modality and split.
+
+    Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted.
+    """
+
+    def __init__(self, images, device="cpu"):
+        self.images = images
+        self.device = torch.device(device)
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, indices):
+        """Images (B, 3, H, W) uint8 on the device, channels last in memory."""
+        images = torch.from_numpy(np.ascontiguousarray(self.images[np.asarray(indices)]))
+        return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def open_bank(image_set, root, cache_dir, split, height, width, device="cpu"):
+    """The `ImageBank` of an image set, from its cache; the cache is written first if it is missing or stale.
+
+    Args:
+        image_set: `data.records.ImageSet`; root: folder its paths start from; cache_dir: folder of the .npy files;
+        split: "train" or "test", part of their names; height, width: pixels.
+    Raises:
+        UserError: an image is missing or does not decode, or the cache cannot be written.
+    """
+    cache = CacheFiles(Path(cache_dir), split, image_set.modality.value)
+    manifest = _manifest(image_set, root, height, width)
+    if not cache.is_current(manifest, (len(image_set), height, width, 3)):
+        cache.write(image_set, root, manifest, height, width)
+    return ImageBank(np.load(cache.images, mmap_mode="r"), device)
+
+
+class CacheFiles:
+    """The files of one cached image set, with the names other codebases of the field use."""
+
+    def __init__(self, folder, split, modality):
+        stem = f"{split}_{modality}_resized"
+        self.folder = folder
+        self.images = folder / f"{stem}_img.npy"         # (N, H, W, 3) uint8
+        self.labels = folder / f"{stem}_label.npy"       # (N,) int64, persons counted from 0
+        self.paths = folder / f"{stem}_path.npy"         # (N,) str, relative to the root
+        self.manifest = folder / f"{stem}_manifest.json"
+
+    def is_current(self, manifest, shape):
+        """Whether the files were made from these very images at this size."""
+        if not all(p.is_file() for p in (self.images, self.labels, self.paths, self.manifest)):
+            return False
+        try:
+            return (json.loads(self.manifest.read_text()) == manifest
+                    and np.load(self.images, mmap_mode="r").shape == shape)
+        except (ValueError, OSError):
+            return False
+
+    def write(self, image_set, root, manifest, height, width):
+        """Decode all images into new files; the manifest is written last, so a broken run is seen as stale."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.manifest.unlink(missing_ok=True)
+            partial = self.images.with_suffix(".partial")
+            images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
+                                               shape=(len(image_set), height, width, 3))
+            _decode_all(image_set, root, images)
+            images.flush()
+            del images
+            os.replace(partial, self.images)
+            np.save(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
+            np.save(self.paths, np.array(image_set.paths))
+            self.manifest.write_text(json.dumps(manifest))
+        except OSError as error:
+            raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
+                            "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
+
+
+def _manifest(image_set, root, height, width):
+    """What the cache was made from: a hash over names, sizes and times of all files."""
+    digest = hashlib.sha256()
+    for path in image_set.paths:
+        try:
+            stat = os.stat(Path(root) / path)
+        except FileNotFoundError:
+            raise UserError(f"image {Path(root) / path} is missing; restore it or correct the lists of the data set")
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return {"images": len(image_set), "height": height, "width": width, "sha256": digest.hexdigest()}
+
+
+def _decode_all(image_set, root, out):
+    height, width = out.shape[1:3]
+
+    def decode(position):
+        out[position] = read_image(Path(root) / image_set.paths[position], height, width)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(tqdm(pool.map(decode, range(len(image_set))), total=len(image_set), unit="image",
+                  desc=f"decoding {image_set.modality.value} images", mininterval=1, leave=False))
+
+
+def read_image(path, height, width):
+    """One image file, converted to RGB and resized (Lanczos): (height, width, 3) uint8.
+
+    Raises: UserError: the file is missing or does not decode.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
+                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
+            return np.asarray(image.convert("RGB").resize((width, height), Image.LANCZOS))
+    except FileNotFoundError:
+        raise UserError(f"image {path} is missing; restore it or correct the lists of the data set")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise UserError(f"image {path} does not decode ({error}); replace it by the file of the original data set")

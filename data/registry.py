@@ -1,0 +1,29 @@
+"""The data sets by name. A new one is a module with a `load` and an entry here."""
+from pathlib import Path
+
+from data import demo, sysu
+from utils.errors import UserError
+
+
+def _open_sysu(root, trial, check_counts):
+    return sysu.load(root, check_counts=check_counts)
+
+
+def _open_demo(root, trial, check_counts):
+    if not Path(root).exists():
+        demo.draw_dataset(root, seed=trial - 1)
+    return sysu.load(root, name="demo", check_counts=False)
+
+
+OPENERS = {"sysu": _open_sysu, "demo": _open_demo}
+
+
+def open_dataset(name, root, trial=1, check_counts=True):
+    """The `DataSet` of a name.
+
+    Args: trial: the split, for data sets that have several; check_counts: compare with the published counts.
+    Raises: UserError: unknown name, or what the data set's loader finds wrong.
+    """
+    if name not in OPENERS:
+        raise UserError(f"data set {name!r} is unknown; choose {', '.join(OPENERS)}")
+    return OPENERS[name](root, trial, check_counts)

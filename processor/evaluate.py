@@ -1,0 +1,75 @@
+"""Test-time retrieval: every image embedded once, then as many trials as wanted."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from processor.features import embed
+from utils.errors import UserError
+from utils.metrics import rank_metrics
+
+RANKS = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of a `Retrieval`, as fractions of 1."""
+
+    protocol: str
+    mode: str
+    trials: tuple           # trial numbers
+    per_trial: tuple        # `RankMetrics` of each
+
+    def mean(self):
+        """{"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}: means over the trials."""
+        rows = [trial_numbers(result) for result in self.per_trial]
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def trial_numbers(result):
+    """The numbers of one `RankMetrics` by name; a list shorter than a rank counts as its last entry."""
+    numbers = {f"rank{r}": float(result.cmc[min(r, len(result.cmc)) - 1]) for r in RANKS}
+    return {**numbers, "mAP": result.mAP, "mINP": result.mINP}
+
+
+def evaluate(model, data, banks, retrieval, batch_size=64):
+    """Rank the gallery of every trial by cosine distance.
+
+    Args:
+        model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images; retrieval: `Retrieval`.
+    Returns: `Evaluation`.
+    Raises: UserError: a trial's gallery holds nobody of the queries.
+    """
+    m = retrieval.query_modality
+    used, positions = np.unique(np.concatenate(retrieval.galleries), return_inverse=True)
+    query = embed(model, banks[m], m, indices=retrieval.query, batch_size=batch_size)
+    gallery = embed(model, banks[m.other], m.other, indices=used, batch_size=batch_size)
+    distance = (1 - query @ gallery.T).cpu().numpy()
+    ends = np.cumsum([len(g) for g in retrieval.galleries])
+    queries, candidates = data.test[m], data.test[m.other]
+    results = []
+    for trial, columns in zip(retrieval.galleries, np.split(positions, ends[:-1])):
+        try:
+            results.append(rank_metrics(distance[:, columns], queries.persons[retrieval.query],
+                                        candidates.persons[trial], queries.cameras[retrieval.query],
+                                        candidates.cameras[trial], retrieval.rule))
+        except ValueError as error:
+            raise UserError(f"the {retrieval.protocol} test of {data.root} cannot be scored: {error}; expected test "
+                            "persons with images of both modalities. Check the test ids")
+    return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results))
+
+
+def metrics_record(evaluation, data, **extra):
+    """What goes into metrics.json: protocol, means, and each trial's own numbers."""
+    return {"dataset": data.name, "protocol": evaluation.protocol, "mode": evaluation.mode,
+            "trials": len(evaluation.trials), **evaluation.mean(), **extra,
+            "per_trial": [{"trial": trial, **trial_numbers(result)}
+                          for trial, result in zip(evaluation.trials, evaluation.per_trial)]}
+
+
+def format_table(rows):
+    """A text table of {"what", "rank1", ..., "mINP"} rows, in percent."""
+    names = [*(f"rank{r}" for r in RANKS), "mAP", "mINP"]
+    width = max(len(row["what"]) for row in rows)
+    head = " " * width + "".join(f"{n.replace('rank', 'Rank-'):>9}" for n in names)
+    return "\n".join([head, *(f"{row['what']:<{width}}" + "".join(f"{100 * row[n]:9.2f}" for n in names)
+                              for row in rows)])

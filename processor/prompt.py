@@ -1,0 +1,112 @@
+"""The prompt stage: learn one prompt per pseudo label from projections that do not change."""
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from loss.image_text import supervised_contrast
+from model.prompt import PromptLearner
+from processor.features import embed
+from utils.modality import Modality
+from utils.optim import prompt_schedule
+from utils.seeding import numpy_rng, torch_rng
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The numbers of the stage; the defaults are those released for SYSU-MM01."""
+
+    epochs: int = 60
+    batch_size: int = 128
+    lr: float = 3.5e-4
+    lr_min: float = 1e-6
+    warmup_lr: float = 1e-5
+    warmup_epochs: int = 5
+    weight_decay: float = 1e-4
+    temperature: float = 1.0
+    embed_batch_size: int = 64
+    seed: int = 1
+
+
+@dataclass
+class PromptReport:
+    """What happened in an epoch."""
+
+    epoch: int
+    loss: float      # mean over the batches
+    lr: float
+    seconds: float
+
+
+def new_prompts(labels, text, seed):
+    """Untrained prompts for the clusters in labels (Modality -> (N,) int64): Modality -> `PromptLearner`."""
+    device = text.positional_embedding.device
+    return {m: PromptLearner(int(labels[m].max()) + 1, m, text, torch_rng(seed, "prompts", m.value)).to(device)
+            for m in Modality}
+
+
+def prompt_epochs(model, text, prompts, banks, labels, settings):
+    """Train the prompts in place; yields a `PromptReport` after each epoch. Nothing else learns.
+
+    Args:
+        model: the `CCLNet` before fine-tuning; text: `TextTower`; prompts: Modality -> `PromptLearner`;
+        banks: Modality -> `ImageBank`; labels: Modality -> (N,) int64, images of label -1 are left out.
+    """
+    kept = {m: np.flatnonzero(labels[m] >= 0) for m in Modality}
+    images = {m: embed(model, banks[m], m, "projection", kept[m], settings.embed_batch_size) for m in Modality}
+    labels = {m: torch.from_numpy(labels[m][kept[m]]).to(images[m].device) for m in Modality}
+    optimizer = torch.optim.Adam([p for m in Modality for p in prompts[m].parameters()],
+                                 lr=settings.lr, weight_decay=settings.weight_decay)
+    schedule = prompt_schedule(optimizer, settings.epochs, settings.lr_min, settings.warmup_lr, settings.warmup_epochs)
+    for epoch in range(1, settings.epochs + 1):
+        started = time.perf_counter()
+        schedule.step(epoch)
+        batches = paired_batches({m: len(kept[m]) for m in Modality}, settings.batch_size,
+                                 numpy_rng(settings.seed, "prompt batches", epoch))
+        total = 0
+        for batch in tqdm(batches, desc=f"prompt epoch {epoch}", leave=False, disable=None, unit="batch"):
+            loss = prompt_loss(text, prompts, {m: images[m][batch[m]] for m in Modality},
+                               {m: labels[m][batch[m]] for m in Modality}, settings.temperature)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the prompt loss is {float(loss.detach())} in epoch {epoch}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        yield PromptReport(epoch, float(total) / len(batches), optimizer.param_groups[0]["lr"],
+                           time.perf_counter() - started)
+
+
+def paired_batches(sizes, batch_size, rng):
+    """Batches of an epoch: every image of the larger modality once, the other topped up with random repeats.
+
+    Args: sizes: Modality -> number of images. Returns: list of Modality -> (b,) positions, b <= batch_size, none empty.
+    """
+    longest = max(sizes.values())
+    order = {m: torch.from_numpy(np.concatenate([rng.permutation(n), rng.integers(0, n, longest - n)]))
+             for m, n in sizes.items()}
+    return [{m: order[m][start:start + batch_size] for m in sizes} for start in range(0, longest, batch_size)]
+
+
+def prompt_loss(text, prompts, images, labels, temperature=1.0):
+    """Sum over both modalities of the supervised contrast image -> text and text -> image.
+
+    The text of a label that repeats in the batch is computed once.
+
+    Args (all Modality -> ...): prompts: `PromptLearner`; images: (B, E) projections; labels: (B,).
+    """
+    loss = 0
+    for m in Modality:
+        distinct, which = torch.unique(labels[m], return_inverse=True)
+        texts = text(prompts[m](distinct))[which]
+        loss = loss + supervised_contrast(images[m], labels[m], texts, labels[m], temperature)
+        loss = loss + supervised_contrast(texts, labels[m], images[m], labels[m], temperature)
+    return loss
+
+
+@torch.no_grad()
+def text_features(text, prompts):
+    """Text features of all clusters: Modality -> (K, E)."""
+    return {m: text(prompts[m]()) for m in Modality}

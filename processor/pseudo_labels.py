@@ -1,0 +1,121 @@
+"""Pseudo labels: made by clustering features, saved and read as .npy files."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from processor.features import embed
+from utils.checkpoint import save_array
+from utils.clustering import cluster
+from utils.errors import UserError
+from utils.modality import Modality
+
+FILE_NAMES = {m: f"train_{m.value}_resized_pseudo_label.npy" for m in Modality}
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Parameters of `utils.clustering.cluster`."""
+
+    k1: int = 30
+    k2: int = 6
+    eps: float = 0.6
+    min_samples: int = 4
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The clusters of one modality."""
+
+    labels: np.ndarray          # (N,) int64, -1 is an outlier
+    centroids: torch.Tensor     # (K, D), mean of the members' features, then L2-normalised
+
+    @property
+    def clusters(self):
+        """K."""
+        return len(self.centroids)
+
+    @property
+    def outliers(self):
+        """Images without a cluster."""
+        return int((self.labels < 0).sum())
+
+
+def make_pseudo_labels(model, bank, modality, settings, batch_size=64):
+    """Embed all training images of a modality and cluster them: `PseudoLabels`.
+
+    Raises: UserError: every image is an outlier.
+    """
+    features = embed(model, bank, modality, batch_size=batch_size)
+    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples)
+    if (labels < 0).all():
+        raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
+                        f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "
+                        "CLUSTER.MIN_SAMPLES, or bring CLUSTER.K1 near the images per person and modality")
+    return PseudoLabels(labels, centroids(features, labels))
+
+
+def centroids(features, labels):
+    """Mean of the features (N, D) of each label, L2-normalised: (K, D); -1 is left out."""
+    members = torch.from_numpy(np.flatnonzero(labels >= 0)).to(features.device)
+    owner = torch.from_numpy(labels[labels >= 0]).to(features.device)
+    total = features.new_zeros(int(labels.max()) + 1, features.shape[1]).index_add_(0, owner, features[members])
+    return F.normalize(total / torch.bincount(owner)[:, None], dim=1)
+
+
+def save_pseudo_labels(folder, labels):
+    """Write both modalities' labels (Modality -> (N,) int64) under the names other codebases use."""
+    for modality, array in labels.items():
+        save_array(Path(folder) / FILE_NAMES[modality], array.astype(np.int64))
+
+
+def find_pseudo_labels(label_dir, output_dir, root):
+    """The folder that train_clip.py takes its labels from: label_dir if set, else the run's, else the data set's.
+
+    Raises: UserError: none of them holds both files.
+    """
+    folders = [Path(label_dir)] if label_dir else [Path(output_dir) / "pseudo_labels", Path(root) / "pseudo_labels"]
+    for folder in folders:
+        if all((folder / name).is_file() for name in FILE_NAMES.values()):
+            return folder
+    raise UserError(f"pseudo labels are missing: {' and '.join(FILE_NAMES.values())} were looked for in "
+                    f"{' and '.join(map(str, folders))}. Make them with train_prepare.py and the same configuration, "
+                    "or set PSEUDO_LABEL_DIR")
+
+
+def load_pseudo_labels(folder, sizes):
+    """Read both modalities' labels: Modality -> (N,) int64.
+
+    Args: sizes: Modality -> number of training images.
+    Raises: UserError: a file is no array of integers from -1 on, has another length, or holds outliers alone.
+    """
+    labels = {}
+    for modality, name in FILE_NAMES.items():
+        path = Path(folder) / name
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"pseudo labels {path} cannot be read ({error}); expected a .npy array of integers. Make "
+                            "them again with train_prepare.py")
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or (array.size and array.min() < -1):
+            raise UserError(f"pseudo labels {path} hold {array.dtype} of shape {array.shape}; expected integers (N,) "
+                            "from -1 on. Make them again with train_prepare.py")
+        if len(array) != sizes[modality]:
+            raise UserError(f"pseudo labels {path} hold {len(array)} labels, but the data set has {sizes[modality]} "
+                            f"{modality.value} training images; make them with train_prepare.py on this data set, or "
+                            "set PSEUDO_LABEL_DIR")
+        if (array < 0).all():
+            raise UserError(f"pseudo labels {path} are all -1 (outliers); expected some clusters. Make them again with "
+                            "train_prepare.py and a larger CLUSTER.EPS")
+        labels[modality] = _without_gaps(array.astype(np.int64))
+    return labels
+
+
+def _without_gaps(labels):
+    """Renumber clusters 0, 1, 2 ... in the same order; -1 stays."""
+    kept = labels >= 0
+    renumbered = np.full_like(labels, -1)
+    renumbered[kept] = np.unique(labels[kept], return_inverse=True)[1]
+    return renumbered

@@ -1,0 +1,79 @@
+"""The drawn data set: same seed same files, the layout of SYSU-MM01, grey infrared, all or nothing."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import demo
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Few people and images, so that drawing takes a moment."""
+    monkeypatch.setattr(demo, "SPLITS", {"train": 3, "val": 1, "test": 2})
+    monkeypatch.setattr(demo, "IMAGES", {cam: 2 for cam in range(1, 7)})
+
+
+def files(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def ids(root, split):
+    return {int(word) for word in (root / "exp" / f"{split}_id.txt").read_text().split(",")}
+
+
+def test_seed_decides_every_byte(small, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        demo.draw_dataset(tmp_path / name, seed)
+    a, b, c = (files(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a.keys() == c.keys()
+    assert all(a[name] != c[name] for name in a if name.endswith(".jpg"))
+
+
+def test_layout(small, tmp_path):
+    root = tmp_path / "set"
+    demo.draw_dataset(root)
+    splits = [ids(root, split) for split in ("train", "val", "test")]
+    assert [len(split) for split in splits] == [3, 1, 2]
+    assert len(set.union(*splits)) == 6
+    names = {f"cam{c}/{i:04d}/{n:04d}.jpg" for c in range(1, 7) for i in set.union(*splits) for n in (1, 2)}
+    assert names == {name for name in files(root) if name.endswith(".jpg")}
+
+
+def test_infrared_images_are_grey_and_visible_ones_are_not(small, tmp_path):
+    root = tmp_path / "set"
+    demo.draw_dataset(root)
+    for path in root.rglob("*.jpg"):
+        spread = np.ptp(np.asarray(Image.open(path)).astype(int), axis=2).max()
+        assert (spread == 0) == (path.parts[-3] in ("cam3", "cam6"))
+
+
+def test_infrared_knows_nothing_of_colour():
+    person = demo.draw_person(np.random.default_rng(0))
+    camera = demo.draw_camera(np.random.default_rng(1), infrared=True)
+    before = demo.render(person, camera, np.random.default_rng(2), 64, 32)
+    person.shades[:] = 0.5
+    assert np.array_equal(before, demo.render(person, camera, np.random.default_rng(2), 64, 32))
+
+
+def test_interrupted_drawing_leaves_nothing(small, tmp_path, monkeypatch):
+    draws = iter(range(20))
+    render = demo.render
+
+    def failing(*args):
+        if next(draws) == 10:
+            raise KeyboardInterrupt
+        return render(*args)
+
+    monkeypatch.setattr(demo, "render", failing)
+    with pytest.raises(KeyboardInterrupt):
+        demo.draw_dataset(tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_folder_is_kept(small, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="remove it"):
+        demo.draw_dataset(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]

@@ -1,0 +1,230 @@
+"""Train the demo's small CLIP on drawn, captioned people and write it in OpenAI's format.
+
+The people, the places and their random streams are others than those of the demo's data sets.
+
+    python -m tools.train_demo_clip --output assets/demo_clip.pt
+"""
+
+import argparse
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.modified_resnet import AttentionPool2d
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.demo import HEIGHT, WIDTH, Person, caption, draw_camera, draw_people, render
+
+STREAM = 7_000_000  # first word of every seed here; the demo's data sets have a small number there
+IMAGE_SIZE = (96, 48)  # pixels, height and width
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EMBED_DIM, IMAGE_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 128, 16, 64, 2
+VOCABULARY, CONTEXT = 49408, 77
+IMAGE_NORM, TEXT_NORM = 3.0, 9.0  # mean norms at the end: CCLNet's losses do not normalise
+
+
+class ResizedAttentionPool(AttentionPool2d):
+    """Attention pool whose square position grid is resized bilinearly to the map it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, E)."""
+        first, grid = self.positional_embedding[:1], self.positional_embedding[1:]
+        side = math.isqrt(len(grid))
+        grid = grid.T.reshape(1, -1, side, side)
+        grid = F.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)
+        position = torch.cat([first, grid.flatten(2)[0].T])
+        tokens = x.flatten(2).permute(2, 0, 1)
+        tokens = torch.cat([tokens.mean(0, keepdim=True), tokens]) + position[:, None]
+        bias = torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])
+        pooled, _ = F.multi_head_attention_forward(
+            tokens[:1], tokens, tokens, tokens.shape[-1], self.num_heads, None, bias, None, None, False, 0.0,
+            self.c_proj.weight, self.c_proj.bias, training=self.training, need_weights=False,
+            use_separate_proj_weight=True, q_proj_weight=self.q_proj.weight,
+            k_proj_weight=self.k_proj.weight, v_proj_weight=self.v_proj.weight,
+        )  # fmt: skip
+        return pooled[0]
+
+
+def build_model(words: int, seed: int) -> CLIP:
+    """A small CLIP whose token table holds only the `words` tokens that the captions use."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=IMAGE_WIDTH, image_size=224)
+        text = CLIPTextCfg(CONTEXT, words, width=TEXT_WIDTH, heads=1, layers=TEXT_LAYERS)
+        model = CLIP(EMBED_DIM, vision, text, quick_gelu=True)
+    model.visual.attnpool.__class__ = ResizedAttentionPool
+    block = model.visual.layer4[0]
+    block.avgpool = nn.Identity()
+    block.downsample[0] = nn.Identity()
+    return model
+
+
+def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
+    """CLIP's text tower on captions cut behind the longest one's end, (B, T) -> (B, E)."""
+    length = tokens.shape[1]
+    hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
+    hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:length, :length]))
+    return hidden[torch.arange(len(tokens)), tokens.argmax(1)] @ model.text_projection
+
+
+def photograph(job: tuple[Person, int, int, int, int]) -> np.ndarray:
+    """Photos of one person, visible ones first: (2 * images, H, W, 3) uint8."""
+    person, identity, images, cameras, seed = job
+    rng = np.random.default_rng([STREAM, seed, 2, identity])
+    photos = []
+    for infrared in (False, True):
+        for _ in range(images):
+            camera = draw_camera(np.random.default_rng([STREAM, seed, 1, rng.integers(cameras)]), infrared)
+            photo = Image.fromarray(render(person, camera, rng, HEIGHT, WIDTH))
+            photos.append(np.asarray(photo.resize(IMAGE_SIZE[::-1], Image.Resampling.LANCZOS)))
+    return np.stack(photos)
+
+
+def draw_photos(people: list[Person], args: argparse.Namespace) -> Tensor:
+    """All photos, (people, modality, images, 3, H, W) uint8; modality 0 is visible, 1 infrared."""
+    jobs = [(person, i, args.images, args.cameras, args.seed) for i, person in enumerate(people)]
+    with ProcessPoolExecutor(args.threads) as pool:
+        photos = list(tqdm(pool.map(photograph, jobs, chunksize=8), "drawing", len(jobs)))
+    stacked = torch.from_numpy(np.stack(photos)).permute(0, 1, 4, 2, 3).contiguous()
+    return stacked.unflatten(1, (2, args.images))
+
+
+def tokenise(people: list[Person]) -> tuple[Tensor, Tensor]:
+    """Captions (people, 3, 2, T) of each person as positions in the second value, the sorted token ids in use.
+
+    The three: visible, visible without colour (for photos turned grey), infrared; of each a sentence and a row
+    of words.
+    """
+    kinds = ((False, True), (False, False), (True, False))
+    texts = [caption(p, infrared, coloured, brief) for p in people for infrared, coloured in kinds
+             for brief in (False, True)]  # fmt: skip
+    tokens = open_clip.tokenizer.SimpleTokenizer()(texts, CONTEXT)
+    tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
+    used, positions = tokens.unique(return_inverse=True)
+    return positions.view(len(people), 3, 2, -1), used
+
+
+def augment(photos: Tensor, rng: torch.Generator) -> Tensor:
+    """Flip, shift and erase; (B, 3, H, W) uint8 -> normalised float32."""
+    count, _, height, width = photos.shape
+    images = (photos.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    flip = torch.rand(count, generator=rng) < 0.5
+    images[flip] = images[flip].flip(3)
+    padded = F.pad(images, (4, 4, 4, 4))
+    rows = torch.randint(9, (count, 1), generator=rng) + torch.arange(height)
+    columns = torch.randint(9, (count, 1), generator=rng) + torch.arange(width)
+    images = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None]]
+    top = torch.randint(height, (count, 1), generator=rng)
+    left = torch.randint(width, (count, 1), generator=rng)
+    y, x = torch.arange(height)[None], torch.arange(width)[None]
+    inside = ((y >= top) & (y < top + 24))[:, :, None] & ((x >= left) & (x < left + 16))[:, None]
+    erased = inside & (torch.rand(count, 1, 1, generator=rng) < 0.3)
+    return images.masked_fill(erased[..., None], 0.0).permute(0, 3, 1, 2)
+
+
+def draw_batch(photos: Tensor, texts: Tensor, size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """Different people, half of them infrared: images (B, 3, H, W), captions (B, T), the captions' names (B,)."""
+    person = torch.randperm(len(photos), generator=rng)[:size]
+    infrared = torch.arange(size) % 2
+    images = photos[person, infrared, torch.randint(photos.shape[2], (size,), generator=rng)]
+    grey = (torch.rand(size, generator=rng) < 0.3) & (infrared == 0)
+    luma = (images[grey].float() * torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
+    images[grey] = luma.to(torch.uint8).expand(-1, 3, -1, -1)
+    kind = infrared * 2 + grey.long()
+    brief = torch.randint(2, (size,), generator=rng)
+    name = texts[person, kind, 0].unique(dim=0, return_inverse=True)[1]
+    return augment(images, rng), texts[person, kind, brief], name
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, names: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric loss of (B, E) features; all pairs with the same caption name (B,) are positives."""
+    logits = scale * F.normalize(images) @ F.normalize(texts).T
+    target = (names[:, None] == names).float()
+    target = target / target.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def train(model: CLIP, photos: Tensor, texts: Tensor, args: argparse.Namespace) -> None:
+    """Fit the model in place."""
+    rng = torch.Generator().manual_seed(args.seed)
+    optimiser = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.02)
+    warm_up = 100
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: min((i + 1) / warm_up, (1 + math.cos(math.pi * i / args.steps)) / 2)
+    )
+    model.train().to(memory_format=torch.channels_last)
+    progress = tqdm(range(args.steps), "training")
+    for step in progress:
+        images, captions, names = draw_batch(photos, texts, args.batch_size, rng)
+        scale = model.logit_scale.exp().clamp(max=100)
+        loss = contrastive_loss(model.visual(images), encode_text(model, captions), names, scale)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}", scale=f"{scale.item():.1f}")
+
+
+@torch.no_grad()
+def scale_outputs(model: CLIP, photos: Tensor, texts: Tensor) -> None:
+    """Bring the mean norms of projections and text features to IMAGE_NORM and TEXT_NORM, in place."""
+    model.eval()
+    images = photos[:, :, 0].flatten(0, 1)[:512].float() / 255
+    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    image_factor = IMAGE_NORM / model.visual(images).norm(dim=1).mean()
+    text_factor = TEXT_NORM / encode_text(model, texts.flatten(0, 2)[:512]).norm(dim=1).mean()
+    model.visual.attnpool.c_proj.weight *= image_factor
+    model.visual.attnpool.c_proj.bias *= image_factor
+    model.text_projection *= text_factor
+
+
+def openai_state(model: CLIP, used: Tensor, seed: int) -> dict[str, Tensor]:
+    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random vectors."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    table = torch.randn(VOCABULARY, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.02
+    table[used] = model.token_embedding.weight.detach()
+    state["token_embedding.weight"] = table.half()
+    return {k: v.contiguous() for k, v in state.items()}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("assets/demo_clip.pt"))
+    parser.add_argument("--people", type=int, default=600)
+    parser.add_argument("--images", type=int, default=8, help="of each person and modality")
+    parser.add_argument("--cameras", type=int, default=12, help="places of each modality")
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    started = time.perf_counter()
+    people = draw_people(np.random.default_rng([STREAM, args.seed, 0]), args.people)
+    texts, used = tokenise(people)
+    photos = draw_photos(people, args)
+    model = build_model(len(used), args.seed)
+    train(model, photos, texts, args)
+    scale_outputs(model, photos, texts)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(openai_state(model, used, args.seed), args.output)
+    size = args.output.stat().st_size / 1e6
+    print(f"{args.output}: {size:.2f} MB after {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

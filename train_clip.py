@@ -1,0 +1,34 @@
+"""Stage 2: learn a text prompt per pseudo label, then fine-tune a fresh CLIP's image side with it.
+
+    python train_clip.py [--config_file configs/sysu.yml] [KEY VALUE ...]
+
+The pseudo labels come from PSEUDO_LABEL_DIR if set, else from OUTPUT_DIR, else from ROOT/pseudo_labels.
+"""
+from configs.build import Parts, contrast_settings, parse_arguments, prompt_settings
+from configs.defaults import load_config
+from model.cclnet import CCLNet
+from model.clip import TextTower, load_clip
+from processor.pseudo_labels import find_pseudo_labels, load_pseudo_labels
+from processor.stages import run_clip
+from utils.errors import exit_on_user_error
+
+
+def main():
+    """Run the stage that the command line describes."""
+    arguments = parse_arguments(__doc__)
+    config = load_config(arguments.config_file, arguments.overrides)
+    parts = Parts(config, "train_clip")
+    folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, parts.data.root)
+    labels = load_pseudo_labels(folder, {m: len(images) for m, images in parts.data.train.items()})
+    clip = load_clip(config.MODEL.CLIP_WEIGHTS)
+    model = CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH).to(parts.device)
+    text = TextTower(clip).to(parts.device)
+    parts.start()
+    parts.log.info(f"pseudo labels from {folder}")
+    run_clip(model, text, parts.banks("train"), labels, prompt_settings(config),
+             contrast_settings(config, config.FINETUNE.EPOCHS), config.FINETUNE.LABEL_SMOOTHING, parts.tester(),
+             config.OUTPUT_DIR, parts.log, parts.facts())
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,26 @@
+"""Stage 1: cluster CLIP's image features per modality while training with a cluster memory; save pseudo labels.
+
+    python train_prepare.py [--config_file configs/sysu.yml] [KEY VALUE ...]
+"""
+from configs.build import Parts, contrast_settings, parse_arguments
+from configs.defaults import load_config
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from processor.stages import run_prepare
+from utils.errors import exit_on_user_error
+
+
+def main():
+    """Run the stage that the command line describes."""
+    arguments = parse_arguments(__doc__)
+    config = load_config(arguments.config_file, arguments.overrides)
+    parts = Parts(config, "train_prepare")
+    clip = load_clip(config.MODEL.CLIP_WEIGHTS)
+    model = CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH).to(parts.device)
+    parts.start()
+    run_prepare(model, parts.banks("train"), contrast_settings(config, config.PREPARE.EPOCHS), parts.tester(),
+                config.OUTPUT_DIR, parts.log, parts.facts())
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

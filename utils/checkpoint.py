@@ -1,0 +1,73 @@
+"""Files that are whole or not there: written to a temporary name, flushed, then renamed."""
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+
+# What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run.
+NUMPY_GLOBALS = [np.ndarray, np.dtype, np._core.multiarray.scalar, np._core.multiarray._reconstruct,
+                 *{type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64)}]
+
+
+def write_atomically(path, write):
+    """Call write(file) on a temporary binary file beside path, flush it to disk, and rename it to path.
+
+    Raises: UserError: the folder is not writable or the disk is full; path keeps its old content.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); free space or choose a writable "
+                        "OUTPUT_DIR")
+
+
+def save_checkpoint(path, content):
+    """Save a dict of tensors, numbers, strings and dicts of them."""
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def save_array(path, array):
+    """Save a .npy file."""
+    write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def save_json(path, content):
+    """Save readable JSON."""
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def load_checkpoint(path):
+    """The dict in a checkpoint file, on the host; no pickled code is executed.
+
+    Raises: UserError: the file is missing, damaged, or holds more than tensors, numbers and text.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {path} is missing; expected a .pth file written by train_prepare.py or "
+                        "train_clip.py, or a released one")
+    try:
+        with torch.serialization.safe_globals([*NUMPY_GLOBALS, (np._core.multiarray.scalar,
+                                                                 "numpy.core.multiarray.scalar")]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:     # torch raises many kinds on damaged or foreign files
+        raise UserError(f"checkpoint {path} cannot be read safely ({' '.join(str(error).split())[:120]}); expected "
+                        "tensors, numbers and text alone. Copy or download the file again")
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dict")
+    return content
