@@ -16,12 +16,17 @@ from utils.modality import Modality
 from utils.runtime import open_log, pick_device
 
 
-def parse_arguments(description, **options):
-    """The command line that all scripts share: [--config_file FILE] [options] [KEY VALUE ...]."""
+def parse_arguments(description, switches=None, **options):
+    """The command line that all scripts share: [--config_file FILE] [switches] [options] [KEY VALUE ...].
+
+    Args: switches: name -> help of flags without a value; options: name -> help of flags with one.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
     for name, help_text in options.items():
         parser.add_argument(f"--{name}", help=help_text)
+    for name, help_text in (switches or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=help_text)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE",
                         help="single settings, as in SEED 2 TEST.MODE indoor")
     return parser.parse_args()
@@ -38,9 +43,11 @@ class Parts:
         self.device = pick_device(config.DEVICE)
         self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
                                  config.DATASET.CHECK_COUNTS)
-        if config.TEST.MODE not in self.data.modes:
-            raise UserError(f"TEST.MODE is {config.TEST.MODE!r}; {self.data.name} has {' and '.join(self.data.modes)}")
-        self.retrieval = self.data.retrieval(config.TEST.MODE, config.TEST.TRIALS)
+        modes = self.data.modes if config.TEST.MODE == "both" else (config.TEST.MODE,)
+        if modes[0] not in self.data.modes:
+            raise UserError(f"TEST.MODE is {config.TEST.MODE!r}; {self.data.name} has {' and '.join(self.data.modes)}, "
+                            "and both")
+        self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS) for mode in modes]
         self.name = name
         self.log = None
 
@@ -60,9 +67,9 @@ class Parts:
                              config.INPUT.WIDTH, self.device) for m, images in getattr(data, split).items()}
 
     def tester(self):
-        """The `Tester` of TEST.MODE."""
+        """The `Tester` of TEST.MODE, or of the first mode if that is both."""
         test = self.config.TEST
-        return Tester(self.data, self.banks("test"), self.retrieval, test.BATCH_SIZE, test.EVERY)
+        return Tester(self.data, self.banks("test"), self.retrievals[0], test.BATCH_SIZE, test.EVERY)
 
     def facts(self):
         """What every checkpoint remembers of the run."""
