@@ -6,6 +6,7 @@ import numpy as np
 from processor.features import embed
 from utils.errors import UserError
 from utils.metrics import rank_metrics
+from utils.modality import Modality
 
 RANKS = (1, 5, 10, 20)
 
@@ -32,22 +33,38 @@ def trial_numbers(result):
 
 
 def evaluate(model, data, banks, retrieval, batch_size=64):
-    """Rank the gallery of every trial by cosine distance.
+    """Rank the gallery of every trial by cosine distance: `Evaluation`. Arguments and errors: `evaluate_all`."""
+    return evaluate_all(model, data, banks, [retrieval], batch_size)[0]
+
+
+def evaluate_all(model, data, banks, retrievals, batch_size=64):
+    """Several retrievals from one embedding: every image that any of them uses is embedded once.
 
     Args:
-        model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images; retrieval: `Retrieval`.
-    Returns: `Evaluation`.
+        model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images;
+        retrievals: list of `Retrieval`.
+    Returns: list of `Evaluation`, one per retrieval.
     Raises: UserError: a trial's gallery holds nobody of the queries.
     """
+    used, features = {}, {}
+    for m in Modality:
+        used[m] = np.unique(np.concatenate([np.concatenate([r.query] if r.query_modality is m else r.galleries)
+                                            for r in retrievals]))
+        features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size)
+    return [_rank(data, retrieval, used, features) for retrieval in retrievals]
+
+
+def _rank(data, retrieval, used, features):
+    """The `Evaluation` of features (Modality -> (U, D)) of the test images at positions used (Modality -> (U,))."""
     m = retrieval.query_modality
-    used, positions = np.unique(np.concatenate(retrieval.galleries), return_inverse=True)
-    query = embed(model, banks[m], m, indices=retrieval.query, batch_size=batch_size)
-    gallery = embed(model, banks[m.other], m.other, indices=used, batch_size=batch_size)
+    shown = np.unique(np.concatenate(retrieval.galleries))
+    query = features[m][np.searchsorted(used[m], retrieval.query)]
+    gallery = features[m.other][np.searchsorted(used[m.other], shown)]
     distance = (1 - query @ gallery.T).cpu().numpy()
-    ends = np.cumsum([len(g) for g in retrieval.galleries])
     queries, candidates = data.test[m], data.test[m.other]
     results = []
-    for trial, columns in zip(retrieval.galleries, np.split(positions, ends[:-1])):
+    for trial in retrieval.galleries:
+        columns = np.searchsorted(shown, trial)
         try:
             results.append(rank_metrics(distance[:, columns], queries.persons[retrieval.query],
                                         candidates.persons[trial], queries.cameras[retrieval.query],
