@@ -2,8 +2,9 @@
 
     python test.py --resume_path runs/sysu/model_last.pth [--config_file ...] [KEY VALUE ...]
 
-Settings are those of the checkpoint unless a file or KEY VALUE pairs change them. Without --resume_path CLIP is
-tested as it is.
+Settings are those of the checkpoint unless a file or KEY VALUE pairs change them. Released checkpoints are
+recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path CLIP is tested as
+it is.
 """
 from pathlib import Path
 
@@ -12,33 +13,70 @@ from configs.defaults import load_config
 from model.cclnet import CCLNet
 from model.checkpoint import model_from_checkpoint
 from model.clip import load_clip
-from processor.evaluate import format_table, metrics_record
-from utils.checkpoint import load_checkpoint, save_json
-from utils.errors import exit_on_user_error
+from model.released import describe_released, released_input_size
+from processor.evaluate import evaluate_all, format_table, metrics_record
+from utils.checkpoint import load_checkpoint, released_state, save_json
+from utils.errors import UserError, exit_on_user_error
 from utils.runtime import precision
 
 
 def main():
     """Run the test that the command line describes."""
-    arguments = parse_arguments(__doc__, resume_path="checkpoint of train_prepare.py or train_clip.py")
+    arguments = parse_arguments(
+        __doc__, resume_path="checkpoint of train_prepare.py or train_clip.py, or a released one",
+        switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on"})
     path = arguments.resume_path
     content = load_checkpoint(path) if path else {}
-    config = load_config(arguments.config_file, arguments.overrides, base=content.get("config"))
+    config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
     size = config.INPUT.HEIGHT, config.INPUT.WIDTH
     parts = Parts(config, "test")
+    if not arguments.allow_other_data:
+        check_same_data(content, path, parts.data.name, config.DATASET.TRIAL)
     if path:
         model, what = model_from_checkpoint(content, path, *size), path
     else:
         model, what = CCLNet(load_clip(config.MODEL.CLIP_WEIGHTS).visual, *size).eval(), "CLIP as it is"
     parts.start()
+    if released_state(content) is not None:
+        parts.log.info(f"{path}: {describe_released(content)}")
     with precision(config.PRECISION, parts.device):
-        evaluation = parts.tester()(model.to(parts.device))
-    parts.log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
-                   + format_table([{"what": Path(what).name, **evaluation.mean()}]))
-    output = Path(config.OUTPUT_DIR) / "metrics.json"
-    selection = content.get("selected", "last epoch" if path else "no training")
-    save_json(output, metrics_record(evaluation, parts.data, checkpoint=what, epoch=content.get("epoch", 0),
-                                     selection=selection))
+        evaluations = evaluate_all(model.to(parts.device), parts.data, parts.banks("test"), parts.retrievals,
+                                   config.TEST.BATCH_SIZE)
+    report(parts, content, what, evaluations)
+
+
+def _settings(content):
+    """The configuration in a checkpoint; of a released one the size of the images."""
+    released = released_state(content)
+    size = released_input_size(released) if released else None
+    return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), size))} if size else content.get("config")
+
+
+def check_same_data(content, path, dataset, trial):
+    """Refuse a test on other data than the checkpoint's: its training persons could be among the test persons.
+
+    Raises: UserError: the checkpoint remembers another data set or trial.
+    """
+    trained = content.get("dataset", dataset), content.get("trial", trial)
+    if trained != (dataset, trial):
+        raise UserError(f"checkpoint {path} was trained on {trained[0]} trial {trained[1]}, not on {dataset} trial "
+                        f"{trial}, whose test persons it may have seen in training; set DATASET.NAME, DATASET.ROOT and "
+                        "DATASET.TRIAL to its own, or add --allow_other_data to test across data on purpose")
+
+
+def report(parts, content, what, evaluations):
+    """Print the results (list of `Evaluation`) and write metrics.json."""
+    for evaluation in evaluations:
+        parts.log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
+                       + format_table([{"what": Path(what).name, **evaluation.mean()}]))
+    selection = content.get("selected", "last epoch")
+    if released_state(content) is not None:
+        selection = "as released"
+    facts = {"dataset_trial": parts.config.DATASET.TRIAL, "checkpoint": what, "epoch": int(content.get("epoch", 0)),
+             "selection": selection if content else "no training"}
+    results = [metrics_record(evaluation, parts.data, **facts) for evaluation in evaluations]
+    output = Path(parts.config.OUTPUT_DIR) / "metrics.json"
+    save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])
     parts.log.info(f"written to {output}")
 
 

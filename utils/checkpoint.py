@@ -9,9 +9,16 @@ import torch
 
 from utils.errors import UserError
 
-# What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run.
-NUMPY_GLOBALS = [np.ndarray, np.dtype, np._core.multiarray.scalar, np._core.multiarray._reconstruct,
-                 *{type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64)}]
+# What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run, as
+# numpy 1 ("numpy.core") and numpy 2 ("numpy._core") spell it.
+NUMPY_GLOBALS = [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQefd"},
+                 *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
+                   for name, function in (("scalar", np._core.multiarray.scalar),
+                                          ("_reconstruct", np._core.multiarray._reconstruct)))]
+# Weights that every checkpoint in the released format has.
+RELEASED_LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv1.weight",
+                      "base_resnet.base.layer1.0.conv1.weight", "base_resnet.base.layer4.0.conv3.weight",
+                      "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
 
 
 def write_atomically(path, write):
@@ -62,8 +69,7 @@ def load_checkpoint(path):
         raise UserError(f"checkpoint {path} is missing; expected a .pth file written by train_prepare.py or "
                         "train_clip.py, or a released one")
     try:
-        with torch.serialization.safe_globals([*NUMPY_GLOBALS, (np._core.multiarray.scalar,
-                                                                 "numpy.core.multiarray.scalar")]):
+        with torch.serialization.safe_globals(NUMPY_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:     # torch raises many kinds on damaged or foreign files
         raise UserError(f"checkpoint {path} cannot be read safely ({' '.join(str(error).split())[:120]}); expected "
@@ -71,3 +77,12 @@ def load_checkpoint(path):
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dict")
     return content
+
+
+def released_state(content):
+    """The state dict of a checkpoint in the released format, without a "module." prefix; None for other content."""
+    state = content.get("state_dict")
+    if not isinstance(state, dict):
+        return None
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    return state if any(name in state for name in RELEASED_LANDMARKS) else None
