@@ -1,0 +1,198 @@
+"""Downloads from a local server that behaves well, breaks off, sends a web page, or sends damaged files."""
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from processor.pseudo_labels import FILE_NAMES
+from utils import download
+from utils.errors import UserError
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` ({path: bytes}); `break_after` bytes it hangs up; `requests` are (path, Range header)."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.break_after, self.requests = {}, None, []
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET with open-ended ranges."""
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.server.requests.append((self.path, wanted))
+        content = self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        limit = self.server.break_after
+        self.wfile.write(content[start:] if limit is None else content[start:start + limit])
+
+    def log_message(self, *arguments):
+        """Be quiet."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local server in Drive's place; transfers are not retried."""
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setattr(download, "FILE_URL", f"http://127.0.0.1:{server.server_port}/{{id}}")
+    monkeypatch.setattr(download, "RETRIES", 0)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def released_bytes(**changes):
+    """A small file with the released landmarks."""
+    state = {name: torch.ones(8, 4, 1, 1) for name in download.RELEASED_LANDMARKS}
+    state.update({"bottleneck.weight": torch.ones(8), "text_encoder.filling": torch.ones(300_000), **changes})
+    file = io.BytesIO()
+    torch.save({"state_dict": {k: v for k, v in state.items() if v is not None}, "epoch": 3}, file)
+    return file.getvalue()
+
+
+def array_bytes(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def put(server, name, content):
+    server.files[f"/{download.ASSETS[name].id}"] = content
+
+
+def test_checkpoint_arrives_whole_and_is_not_fetched_twice(server, tmp_path, capsys):
+    put(server, "sysu-prepare", released_bytes())
+    arguments = ["sysu-prepare", "--output_dir", str(tmp_path)]
+    download.main(arguments)
+    path = tmp_path / "sysu-prepare" / "model_best.pth"
+    assert path.read_bytes() == server.files["/" + download.ASSETS["sysu-prepare"].id]
+    assert "downloaded and checked" in capsys.readouterr().out
+    download.main(arguments)
+    assert len(server.requests) == 1 and [p.name for p in path.parent.iterdir()] == ["model_best.pth"]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="model_best.pth is there, but .*; delete it"):
+        download.main(arguments)
+
+
+def test_interrupted_download_is_not_complete_and_resumes(server, tmp_path):
+    content = released_bytes()
+    put(server, "sysu-clip-2023-11", content)
+    server.break_after = 700_000
+    with pytest.raises(UserError, match="run the same command again to resume.*drive.google.com/file/d/1-qniQ"):
+        download.download("sysu-clip-2023-11", output_dir=tmp_path)
+    folder = tmp_path / "sysu-clip-2023-11"
+    assert not (folder / "model_best.pth").exists()
+    [partial] = folder.iterdir()
+    kept = partial.stat().st_size
+    assert 0 < kept < len(content) and partial.suffix == ".part"
+    server.break_after = None
+    [path] = download.download("sysu-clip-2023-11", output_dir=tmp_path)
+    assert path.read_bytes() == content and [p.name for p in folder.iterdir()] == ["model_best.pth"]
+    assert server.requests[-1][1] == f"bytes={kept}-"
+
+
+@pytest.mark.parametrize("content, found", [
+    (b"  <!DOCTYPE html><html><body>Quota exceeded</body></html>", "a web page instead of the file"),
+    (released_bytes()[:-5000], "cannot be read safely"),
+    (b"", "cannot be read safely"),
+    (released_bytes(**{"bottleneck.weight": None}), "lacks bottleneck.weight"),
+    (released_bytes(**{"bottleneck.weight": torch.ones(9)}), r"shape \(9,\) instead of \(8,\)"),
+    (released_bytes(**{"text_encoder.filling": torch.full((3,), float("nan"))}), "no tensor of finite numbers"),
+])
+def test_wrong_file_is_deleted_and_named(server, tmp_path, content, found):
+    put(server, "regdb-clip-trial1", content)
+    with pytest.raises(UserError, match=f"RegDB trial 1.*{found}.*drive.google.com/file/d/1F8Hh.*model_best.pth"):
+        download.download("regdb-clip-trial1", output_dir=tmp_path)
+    assert not list((tmp_path / "regdb-clip-trial1").iterdir())
+    put(server, "regdb-clip-trial1", released_bytes())
+    assert download.download("regdb-clip-trial1", output_dir=tmp_path)
+
+
+def test_moved_file_gives_the_browser_address(server, tmp_path):
+    with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):
+        download.download("sysu-clip-2024-03", output_dir=tmp_path)
+
+
+@pytest.fixture
+def labels(server, monkeypatch, tmp_path):
+    """RegDB's label folder on the server: {modality: array} to change; returns a function that downloads it."""
+    arrays = {m: np.arange(2060) % 200 - 1 for m in ("rgb", "ir")}
+
+    def list_folder(**_):
+        return [SimpleNamespace(id=f"{m}-file", path=FILE_NAMES_BY_TEXT[m]) for m in arrays]
+
+    monkeypatch.setattr(download.gdown, "download_folder", list_folder)
+
+    def fetch():
+        server.files.update({f"/{m}-file": array_bytes(array) for m, array in arrays.items()})
+        return download.download("regdb-labels", root=tmp_path / "RegDB")
+
+    return arrays, fetch
+
+
+FILE_NAMES_BY_TEXT = {m.value: name for m, name in FILE_NAMES.items()}
+
+
+def test_labels_go_beside_the_images(labels, tmp_path, monkeypatch):
+    assert download.LABEL_NAMES == FILE_NAMES_BY_TEXT
+    arrays, fetch = labels
+    paths = fetch()
+    assert paths == [tmp_path / "RegDB" / "pseudo_labels" / FILE_NAMES_BY_TEXT[m] for m in ("rgb", "ir")]
+    assert (np.load(paths[0]) == arrays["rgb"]).all()
+    monkeypatch.setattr(download.gdown, "download_folder", None)
+    assert fetch() == paths                    # both there: nothing is listed or fetched again
+
+
+@pytest.mark.parametrize("array, found", [
+    (np.zeros(2060), "one row of integers"),
+    (np.zeros((2060, 1), int), "one row of integers"),
+    (np.full(2060, -2), "labels below -1"),
+    (np.zeros(2059, int), "2059 labels instead of 2060"),
+    (np.array([object()]), "no readable .npy array"),
+])
+def test_wrong_labels_are_refused(labels, tmp_path, array, found):
+    arrays, fetch = labels
+    arrays["ir"] = array
+    with pytest.raises(UserError, match=f"{found}.*drive.google.com/drive/folders/1porz"):
+        fetch()
+    assert [p.name for p in (tmp_path / "RegDB" / "pseudo_labels").iterdir()] == [FILE_NAMES_BY_TEXT["rgb"]]
+
+
+def test_blocked_or_strange_folder(labels, monkeypatch):
+    arrays, fetch = labels
+    del arrays["ir"]
+    with pytest.raises(UserError, match="holds train_rgb_resized_pseudo_label.npy instead of"):
+        fetch()
+
+    def refuse(**_):
+        raise download.gdown.DownloadError("status code 403")
+
+    monkeypatch.setattr(download.gdown, "download_folder", refuse)
+    with pytest.raises(UserError, match="cannot be listed .*403.*drive/folders/1porz.* with a browser to"):
+        fetch()
+
+
+def test_names(capsys):
+    download.main(["--list"])
+    said = capsys.readouterr().out
+    assert all(name in said and asset.id in said for name, asset in download.ASSETS.items())
+    for arguments in (["sysu"], []):
+        with pytest.raises(UserError, match="choose sysu-prepare"):
+            download.main(arguments)
