@@ -21,7 +21,7 @@ def main():
     folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, parts.data.root)
     labels = load_pseudo_labels(folder, {m: len(images) for m, images in parts.data.train.items()})
     clip = load_clip(config.MODEL.CLIP_WEIGHTS)
-    model = CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH).to(parts.device)
+    model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
     text = TextTower(clip).to(parts.device)
     parts.start()
     parts.log.info(f"pseudo labels from {folder}")

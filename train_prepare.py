@@ -16,7 +16,7 @@ def main():
     config = load_config(arguments.config_file, arguments.overrides)
     parts = Parts(config, "train_prepare")
     clip = load_clip(config.MODEL.CLIP_WEIGHTS)
-    model = CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH).to(parts.device)
+    model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
     parts.start()
     run_prepare(model, parts.banks("train"), contrast_settings(config, config.PREPARE.EPOCHS), parts.tester(),
                 config.OUTPUT_DIR, parts.log, parts.facts())

@@ -1,17 +1,20 @@
 """From the configuration tree to parts that take plain arguments: what the three scripts have in common."""
 import argparse
+from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from configs.defaults import as_dict
 from data.augment import Augmentation
 from data.images import open_bank
+from data.manifest import data_manifest
 from data.registry import open_dataset
 from processor.contrast import ContrastSettings
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
 from processor.stages import Tester
 from utils.checkpoint import write_atomically
-from utils.errors import UserError
 from utils.modality import Modality
 from utils.runtime import open_log, pick_device
 
@@ -44,10 +47,8 @@ class Parts:
         self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
                                  config.DATASET.CHECK_COUNTS)
         modes = self.data.modes if config.TEST.MODE == "both" else (config.TEST.MODE,)
-        if modes[0] not in self.data.modes:
-            raise UserError(f"TEST.MODE is {config.TEST.MODE!r}; {self.data.name} has {' and '.join(self.data.modes)}, "
-                            "and both")
-        self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS) for mode in modes]
+        self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS, config.TEST.PROTOCOL, config.TEST.SHOTS)
+                           for mode in modes]
         self.name = name
         self.log = None
 
@@ -57,13 +58,22 @@ class Parts:
         self.log = open_log(config.OUTPUT_DIR, self.name)
         write_atomically(Path(config.OUTPUT_DIR) / "config.yml", lambda file: file.write(config.dump().encode()))
         self.log.info(f"{self.name} on {self.device}, results in {config.OUTPUT_DIR}")
-        for what, persons, images in self.data.counts():
-            self.log.info(f"{self.data.name} {what}: {persons} persons, {images} images")
+        for line in (*self.data.counts(), *self.data.notes):
+            self.log.info(line)
+
+    @cached_property
+    def manifest(self):
+        """The `data_manifest` of the run's images."""
+        return data_manifest(self.data)
+
+    def place(self, model):
+        """The model on the device, its convolutions channels-last like the batches of `ImageBank`."""
+        return model.to(self.device, memory_format=torch.channels_last)
 
     def banks(self, split):
         """Modality -> `ImageBank` of the "train" or "test" images."""
         data, config = self.data, self.config
-        return {m: open_bank(images, data.root, config.DATASET.CACHE_DIR or data.cache_dir, split, config.INPUT.HEIGHT,
+        return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split, config.INPUT.HEIGHT,
                              config.INPUT.WIDTH, self.device) for m, images in getattr(data, split).items()}
 
     def tester(self):
@@ -73,7 +83,8 @@ class Parts:
 
     def facts(self):
         """What every checkpoint remembers of the run."""
-        return {"config": as_dict(self.config), "dataset": self.data.name, "trial": self.config.DATASET.TRIAL}
+        return {"config": as_dict(self.config), "dataset": self.data.name, "trial": self.config.DATASET.TRIAL,
+                "manifest": self.manifest}
 
 
 def contrast_settings(config, epochs):

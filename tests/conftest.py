@@ -1,0 +1,59 @@
+"""Shared by all tests: the golden vectors, and a small OpenAI-format CLIP of the same recipe."""
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(os.environ.get("CCLNET_GOLDEN", Path(__file__).parent / "golden"))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+
+
+class Golden:
+    """Files of numbers that the released code produced, and the recipe of their inputs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.seed = json.loads((folder / "meta.json").read_text())["seed"]
+        spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
+        self.recipe = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.recipe)
+
+    def load(self, name):
+        return np.load(self.folder / f"{name}.npz", allow_pickle=False)
+
+    def json(self, name):
+        return json.loads((self.folder / f"{name}.json").read_text())
+
+    def draw(self, name, shape, scale=1.0):
+        return torch.from_numpy(self.recipe.draw(self.seed, name, tuple(shape), scale))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return Golden(GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def golden_clip(golden, tmp_path_factory):
+    """The CLIP of the golden vectors, loaded as a user's file would be."""
+    from model.clip import load_clip
+    path = tmp_path_factory.mktemp("clip") / "golden_clip.pt"
+    torch.save(golden.recipe.clip_state_dict(golden.seed), path)
+    return load_clip(str(path))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_file(golden, tmp_path_factory):
+    """A path to a very small random CLIP (width 16), fp16 as OpenAI ships weights."""
+    state = golden.recipe.clip_state_dict(3, width=16, embed=32, text_width=64, text_layers=1)
+    path = tmp_path_factory.mktemp("clip") / "tiny_clip.pt"
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
+    return str(path)

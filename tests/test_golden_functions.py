@@ -1,0 +1,117 @@
+"""Clustering, memory, losses, schedules, metrics: equal to the released code's numbers."""
+import numpy as np
+import pytest
+import torch
+
+import utils.clustering as clustering
+from loss.cluster_memory import ClusterMemory, swap
+from loss.image_text import image_to_text, supervised_contrast
+from utils.metrics import rank_metrics
+from utils.optim import image_optimizer, prompt_schedule, set_lr, warmup_step_factor
+
+
+@pytest.mark.parametrize("search", ["faiss", "torch"])
+@pytest.mark.parametrize("name", ["sysu", "regdb", "noqe"])
+def test_clustering(golden, name, search, monkeypatch):
+    g = golden.load(f"clustering_{name}")
+    k1, k2, eps, min_samples = int(g["k1"]), int(g["k2"]), float(g["eps"]), int(g["min_samples"])
+    if search == "torch":
+        monkeypatch.setattr(clustering, "faiss", None)
+    elif clustering.faiss is None:
+        pytest.fail("FAISS is in requirements.txt but not installed")
+    sparse = clustering.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps=1.0).tocoo()
+    dense = np.ones(sparse.shape, np.float32)       # rows that share nothing are at distance 1
+    dense[sparse.row, sparse.col] = sparse.data
+    np.testing.assert_allclose(dense, g["jaccard"], atol=1e-5)
+    near = clustering.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps)
+    assert near.nnz == (g["jaccard"] <= eps).sum() and near.diagonal().max() == 0
+    labels = clustering.cluster(g["features"], k1, k2, eps, min_samples)
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, g["labels"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["sysu", "regdb", "noqe"])
+def test_clustering_on_gpu(golden, name):
+    g = golden.load(f"clustering_{name}")
+    labels = clustering.cluster(torch.from_numpy(g["features"]).cuda(), int(g["k1"]), int(g["k2"]), float(g["eps"]),
+                                int(g["min_samples"]))
+    np.testing.assert_array_equal(labels, g["labels"])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["plain", "swap"])
+def test_cluster_memory(golden, name, device):
+    g = golden.load(f"cluster_memory_{name}")
+    memories = {m: ClusterMemory(torch.from_numpy(g[f"memory_{m}"]).to(device), float(g["temp"]), float(g["momentum"]))
+                for m in ("rgb", "ir")}
+    for step in range(sum(1 for k in g.files if k.startswith("loss_rgb"))):
+        labels = {m: torch.from_numpy(g[f"y_{m}{step}"]) for m in memories}
+        for m, memory in memories.items():
+            x = torch.from_numpy(g[f"x_{m}{step}"]).to(device).requires_grad_()
+            loss = memory.loss(x, labels[m])
+            loss.backward()
+            assert float(loss.detach()) == pytest.approx(float(g[f"loss_{m}{step}"]), rel=1e-4)
+            np.testing.assert_allclose(x.grad.cpu(), g[f"grad_{m}{step}"], atol=1e-5)
+            memory.update(x, labels[m])
+        swap(memories["rgb"], memories["ir"], labels["rgb"], labels["ir"], float(g["change_scale"]))
+        for m, memory in memories.items():
+            np.testing.assert_allclose(memory.prototypes.cpu(), g[f"memory_{m}_after{step}"], atol=1e-5)
+
+
+def test_supervised_contrast(golden):
+    g = golden.load("supcon")
+    image, text = (torch.from_numpy(g[k]).requires_grad_() for k in ("image", "text"))
+    labels = torch.from_numpy(g["labels"])
+    i2t = supervised_contrast(image, labels, text, labels)
+    t2i = supervised_contrast(text, labels, image, labels)
+    (i2t + t2i).backward()
+    assert float(i2t.detach()) == pytest.approx(float(g["i2t"]), rel=1e-5)
+    assert float(t2i.detach()) == pytest.approx(float(g["t2i"]), rel=1e-5)
+    np.testing.assert_allclose(image.grad, g["grad_image"], atol=1e-5)
+    np.testing.assert_allclose(text.grad, g["grad_text"], atol=1e-5)
+
+
+def test_image_to_text(golden):
+    g = golden.load("label_smooth_ce")
+    logits, classes = torch.from_numpy(g["logits"]).requires_grad_(), g["logits"].shape[1]
+    loss = image_to_text(logits, torch.eye(classes), torch.from_numpy(g["targets"]))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(g["loss"]), rel=1e-5)
+    np.testing.assert_allclose(logits.grad, g["grad"], atol=1e-6)
+
+
+def test_image_to_text_without_labels_is_zero_and_trains_nothing():
+    projections = torch.randn(4, 3, requires_grad=True)
+    loss = image_to_text(projections, torch.randn(5, 3), torch.full((4,), -1))
+    loss.backward()
+    assert float(loss.detach()) == 0 and not projections.grad.any()
+
+
+def test_image_schedule(golden):
+    g = golden.load("lr_schedules")
+    parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("conv.weight", "conv.bias")}
+    optimizer = image_optimizer(parameters.items())
+    for epoch, (lr, bias_lr) in enumerate(zip(g["visual_lr"], g["visual_bias_lr"]), 1):
+        set_lr(optimizer, warmup_step_factor(epoch))
+        rates = {name: group["lr"] for group in optimizer.param_groups for name, p in parameters.items()
+                 if any(p is q for q in group["params"])}
+        assert rates == pytest.approx({"conv.weight": lr, "conv.bias": bias_lr}, rel=1e-6), epoch
+
+
+def test_prompt_schedule(golden):
+    g = golden.load("lr_schedules")
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=3.5e-4)
+    schedule = prompt_schedule(optimizer, len(g["prompt_lr"]))
+    for epoch, lr in enumerate(g["prompt_lr"], 1):
+        schedule.step(epoch)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-6), epoch
+
+
+@pytest.mark.parametrize("protocol", ["sysu", "regdb"])
+def test_metrics(golden, protocol):
+    g = golden.load("metrics")
+    result = rank_metrics(g["distance"], g["query_ids"], g["gallery_ids"], g["query_cams"], g["gallery_cams"], protocol)
+    np.testing.assert_allclose(result.cmc, g[f"{protocol}_cmc"], atol=1e-6)
+    assert result.mAP == pytest.approx(float(g[f"{protocol}_map"]), abs=1e-6)
+    assert result.mINP == pytest.approx(float(g[f"{protocol}_minp"]), abs=1e-6)

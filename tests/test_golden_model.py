@@ -1,0 +1,107 @@
+"""Model outputs and optimiser steps: equal to the released code's numbers."""
+import numpy as np
+import pytest
+import torch
+
+from loss.cluster_memory import ClusterMemory, swap
+from model.cclnet import CCLNet
+from model.clip import TextTower, tokenize
+from model.prompt import TEMPLATES, PromptLearner
+from model.released import released_name
+from processor.contrast import TextGuidance, contrast_losses
+from processor.prompt import prompt_loss, text_features
+from utils.modality import Modality
+from utils.optim import image_optimizer
+
+RGB, IR = Modality
+STEP_LABELS = {RGB: torch.tensor([0, 0, 1, 1, 2, 2, 5, 5]), IR: torch.tensor([4, 4, 0, 0, 3, 3, 1, 1])}
+PROMPT_LABELS = {RGB: torch.tensor([0, 1, 2, 3, 4, 5, 0, 1]), IR: torch.tensor([0, 1, 2, 3, 4, 4, 1, 2])}
+CLUSTERS = {RGB: 6, IR: 5}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The golden numbers were made with one thread; more change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def golden_prompts(golden, text):
+    prompts = {m: PromptLearner(count, m, text) for m, count in CLUSTERS.items()}
+    with torch.no_grad():
+        for m, learner in prompts.items():
+            learner.context.copy_(golden.draw(f"cls_ctx_{m.value}", learner.context.shape, 0.02))
+    return prompts
+
+
+@pytest.mark.parametrize("height, width, count", [(96, 48, 4), (288, 144, 2)])
+def test_outputs(golden, golden_clip, height, width, count):
+    g = golden.load(f"model_{height}x{width}")
+    model, text = CCLNet(golden_clip.visual, height, width).eval(), TextTower(golden_clip)
+    images = {m: golden.draw(f"image_{m.value}_{height}x{width}", (count, 3, height, width)) for m in Modality}
+    texts = text_features(text, golden_prompts(golden, text))
+    with torch.no_grad():
+        for m in Modality:
+            embedding = model.encode_image(images[m], m)
+            np.testing.assert_allclose(embedding.feature, g[f"feature_{m.value}"], atol=2e-4)
+            np.testing.assert_allclose(embedding.projection, g[f"projection_{m.value}"], atol=2e-4)
+            np.testing.assert_allclose(texts[m], g[f"text_{m.value}"], atol=2e-4)
+            np.testing.assert_array_equal(tokenize(TEMPLATES[m]), g[f"tokens_{m.value}"])
+        feature_map = model.train().paired_map(images[RGB], images[IR])
+        np.testing.assert_allclose(model.feature(feature_map), g["train_feature"], atol=2e-4)
+        np.testing.assert_allclose(model.projection(feature_map), g["train_projection"], atol=2e-4)
+
+
+@pytest.mark.parametrize("name, swap_scale", [("prepare", 1.0), ("prepare_swap", 0.1), ("clip", 0.1)])
+def test_contrast_steps(golden, golden_clip, name, swap_scale):
+    g = golden.load(f"steps_{name}")
+    model, guidance = CCLNet(golden_clip.visual, 96, 48).train(), None
+    if name == "clip":
+        text = TextTower(golden_clip)
+        old = {m: g[f"old_label_{m.value}"] for m in Modality}
+        guidance = TextGuidance(text_features(text, golden_prompts(golden, text)), old)
+    memories = {m: ClusterMemory(golden.draw(f"step_memory_{m.value}", (count, model.feature_dim)))
+                for m, count in CLUSTERS.items()}
+    optimizer = image_optimizer(model.named_parameters(), lr=3.815e-5)
+    positions = {m: np.arange(8) for m in Modality}
+    for step in range(3):
+        images = {m: golden.draw(f"step_{m.value}{step}", (8, 3, 96, 48)) for m in Modality}
+        losses, features = contrast_losses(model, memories, images, STEP_LABELS, positions, guidance)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        assert set(losses) == {k[:-1] for k in g.files if k.startswith("loss_")}
+        for key, value in losses.items():
+            assert float(value.detach()) == pytest.approx(float(g[f"{key}{step}"]), rel=1e-4), (key, step)
+        for m, memory in memories.items():
+            memory.update(features[m], STEP_LABELS[m])
+        swap(memories[RGB], memories[IR], STEP_LABELS[RGB], STEP_LABELS[IR], swap_scale)
+
+    trained = sorted(released_name(n) for n, p in model.named_parameters() if p.grad is not None)
+    assert trained == sorted(g["trained_parameters"].tolist())
+    probe = golden.draw("probe", (4, 3, 96, 48))
+    model.eval()
+    for m in Modality:
+        with torch.no_grad():
+            feature = model.encode_image(probe, m).feature
+        np.testing.assert_allclose(feature, g[f"probe_{m.value}"], atol=2e-4)
+        np.testing.assert_allclose(memories[m].prototypes, g[f"memory_{m.value}"], atol=2e-4)
+
+
+def test_prompt_steps(golden, golden_clip):
+    g = golden.load("steps_prompt")
+    text = TextTower(golden_clip)
+    prompts = golden_prompts(golden, text)
+    optimizer = torch.optim.Adam([p for m in Modality for p in prompts[m].parameters()], lr=7.8e-5, weight_decay=1e-4)
+    width = golden_clip.text_projection.shape[1]
+    for step in range(3):
+        images = {m: golden.draw(f"prompt_img_{m.value}{step}", (8, width), 0.3) for m in Modality}
+        loss = prompt_loss(text, prompts, images, PROMPT_LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert float(loss.detach()) == pytest.approx(float(g[f"loss{step}"]), rel=1e-4), step
+    for m in Modality:
+        np.testing.assert_allclose(prompts[m].context.detach(), g[f"cls_ctx_{m.value}"], atol=2e-4)
