@@ -1,0 +1,102 @@
+"""Sampler, prompt batches and augmentation."""
+import numpy as np
+import pytest
+import torch
+
+from data.augment import MEAN, Augmentation, augment, normalise
+from data.sampler import cluster_batches, iterations_per_epoch
+from processor.prompt import paired_batches
+from utils.modality import Modality
+from utils.seeding import numpy_rng
+
+
+def test_iterations_per_epoch():
+    assert iterations_per_epoch(640, 100, 64) == 11
+    assert iterations_per_epoch(100, 639, 64) == 10
+    assert iterations_per_epoch(3, 5, 64) == 1
+
+
+def test_batches_hold_p_clusters_of_k_images():
+    labels = np.repeat([-1, 0, 1, 2, 3, 4, 5], [9, 1, 2, 3, 20, 4, 5])
+    batches = cluster_batches(labels, clusters=4, instances=5, iterations=200, rng=numpy_rng(0))
+    assert batches.shape == (200, 20) and batches.dtype == np.int64
+    drawn = labels[batches].reshape(200, 4, 5)
+    assert (drawn >= 0).all() and (drawn == drawn[:, :, :1]).all()
+    assert all(len(set(row)) == 4 for row in drawn[:, :, 0].tolist())
+    share = np.bincount(drawn[:, :, 0].ravel()) / 200          # each cluster is in 4 of 6 batches
+    assert np.abs(share - 4 / 6).max() < 0.15
+    assert set(batches.ravel()) == set(np.flatnonzero(labels >= 0))
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 3])
+def test_fewer_clusters_than_wanted(clusters):
+    labels = np.arange(12) % clusters
+    batches = cluster_batches(labels, clusters=4, instances=2, iterations=3, rng=numpy_rng(0))
+    assert batches.shape == (3, 8)
+
+
+def test_only_outliers():
+    with pytest.raises(ValueError, match="outliers"):
+        cluster_batches(np.full(5, -1), 4, 2, 1, numpy_rng(0))
+
+
+@pytest.mark.parametrize("n_rgb, n_ir, size", [(10, 7, 4), (8, 8, 4), (3, 9, 3), (2, 2, 100), (1, 5, 1)])
+def test_prompt_batches_cover_everything_and_are_never_empty(n_rgb, n_ir, size):
+    sizes = {Modality.RGB: n_rgb, Modality.IR: n_ir}
+    batches = paired_batches(sizes, size, numpy_rng(1))
+    assert len(batches) == -(-max(n_rgb, n_ir) // size)
+    for modality, count in sizes.items():
+        seen = torch.cat([b[modality] for b in batches])
+        assert set(seen.tolist()) == set(range(count)) and len(seen) == max(n_rgb, n_ir)
+        assert all(0 < len(b[modality]) <= size for b in batches)
+
+
+def images(batch=400, height=32, width=16):
+    return torch.randint(1, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(0),
+                         dtype=torch.uint8)
+
+
+def test_no_augmentation_is_normalisation_alone():
+    x = images(4)
+    torch.testing.assert_close(augment(x, Augmentation(), numpy_rng(0)), normalise(x))
+    expected = (x[0, 1, 3, 5] / 255 - 0.456) / 0.224
+    assert float(normalise(x)[0, 1, 3, 5]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_flip_and_grey_at_probability_one():
+    x = images(4)
+    torch.testing.assert_close(augment(x, Augmentation(flip=1.0), numpy_rng(0)), normalise(x.flip(3)))
+    luma = 0.299 * x[:, 0].float() + 0.587 * x[:, 1].float() + 0.114 * x[:, 2].float()
+    torch.testing.assert_close(augment(x, Augmentation(grey=1.0), numpy_rng(0)),
+                               normalise(luma[:, None].expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+
+
+def test_probabilities_hold_on_average():
+    x = images()
+    plain = normalise(x)
+    for policy in (Augmentation(flip=0.5), Augmentation(grey=0.5), Augmentation(erase=0.5)):
+        changed = (augment(x, policy, numpy_rng(2)) != plain).flatten(1).any(1).float().mean()
+        assert 0.4 < float(changed) < 0.6, policy
+
+
+def test_crop_shifts_into_black():
+    x = images()
+    black = normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
+    out = augment(x, Augmentation(pad=3), numpy_rng(3))
+    top = (out == black).all(1).all(2).int().cumprod(1).sum(1)       # black rows above each image
+    assert set(top.tolist()) == {0, 1, 2, 3}
+    assert 0.45 < float((top == 0).float().mean()) < 0.7             # 4 of 7 offsets
+
+
+def test_erased_area_and_fill():
+    x = images()
+    out = augment(x, Augmentation(erase=1.0), numpy_rng(4))
+    filled = (out == torch.tensor(MEAN).view(1, 3, 1, 1)).all(1).flatten(1).float().mean(1)
+    assert filled.min() > 0.01 and filled.max() < 0.45 and 0.15 < float(filled.mean()) < 0.25
+
+
+def test_same_seed_same_images():
+    policy = Augmentation(grey=0.5, flip=0.5, pad=3, erase=0.5)
+    x = images(16)
+    torch.testing.assert_close(augment(x, policy, numpy_rng(5)), augment(x, policy, numpy_rng(5)), rtol=0, atol=0)
+    assert (augment(x, policy, numpy_rng(5)) != augment(x, policy, numpy_rng(6))).any()

@@ -1,0 +1,135 @@
+"""The loops themselves, on tiny data: what moves, what does not, and when."""
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import processor.contrast as contrast
+from data.augment import Augmentation
+from data.images import ImageBank
+from model.cclnet import CCLNet
+from model.clip import TextTower, load_clip
+from processor.contrast import ContrastSettings, TextGuidance, contrast_epochs
+from processor.prompt import PromptSettings, new_prompts, prompt_epochs, text_features
+from processor.pseudo_labels import ClusterSettings
+from utils.modality import Modality
+
+HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
+SETTINGS = ContrastSettings(epochs=3, cluster=ClusterSettings(k1=5, k2=2), swap_epoch=3, clusters_per_batch=2,
+                            instances=2, augmentation={m: Augmentation(flip=0.5) for m in Modality}, warmup_epochs=1)
+
+
+@pytest.fixture
+def clip(tiny_clip_file):
+    return load_clip(tiny_clip_file)
+
+
+@pytest.fixture
+def model(clip):
+    return CCLNet(clip.visual, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def banks():
+    """Five people of clearly different patterns, six noisy images each and modality."""
+    rng = np.random.default_rng(0)
+    looks = rng.integers(0, 256, (PEOPLE, HEIGHT // 4, WIDTH // 4, 3)).repeat(4, 1).repeat(4, 2)
+    images = np.clip(looks.repeat(EACH, 0) + rng.normal(0, 8, (PEOPLE * EACH, HEIGHT, WIDTH, 3)), 0, 255)
+    return {m: ImageBank(images.astype(np.uint8)) for m in Modality}
+
+
+def weights(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(before, after):
+    return all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_contrast_stage(model, banks, monkeypatch):
+    swapped = []
+    monkeypatch.setattr(contrast, "swap", lambda *a, real=contrast.swap: swapped.append(1) or real(*a))
+    start, reports = weights(model), []
+    for report in contrast_epochs(model, banks, SETTINGS):
+        reports.append((report, len(swapped)))
+    assert [r.epoch for r, _ in reports] == [1, 2, 3]
+    for report, _ in reports:
+        labelled = max(int((p.labels >= 0).sum()) for p in report.pseudo_labels.values())
+        assert report.iterations == labelled // 4 + 1
+        assert set(report.losses) == {"loss_rgb", "loss_ir"}
+    counts = [count for _, count in reports]
+    assert counts[:2] == [0, 0] and counts[2] == reports[2][0].iterations       # swapping starts at its epoch
+    end = weights(model)
+    assert all(torch.equal(start[k], end[k]) for k in start if k.startswith("attnpool.") or k == "neck.bias")
+    learned = [n for n, _ in model.named_parameters() if not n.startswith("attnpool.") and n != "neck.bias"]
+    assert not any(torch.equal(start[n], end[n]) for n in learned)
+
+
+def test_same_seed_same_run(clip, banks):
+    runs = []
+    for _ in range(2):
+        model = CCLNet(clip.visual, HEIGHT, WIDTH)
+        *_, report = contrast_epochs(model, banks, dataclasses.replace(SETTINGS, epochs=2))
+        runs.append((report.losses, weights(model)))
+    assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
+
+
+def test_first_epoch_follows_the_clusters_of_the_untrained_model(model, banks):
+    from processor.pseudo_labels import make_pseudo_labels
+    expected = make_pseudo_labels(model, banks[Modality.IR], Modality.IR, SETTINGS.cluster)
+    report = next(iter(contrast_epochs(model, banks, SETTINGS)))
+    np.testing.assert_array_equal(report.pseudo_labels[Modality.IR].labels, expected.labels)
+    members = expected.labels >= 0
+    assert members.sum() >= 20 and expected.clusters >= 3       # the drawn people are separable
+    torch.testing.assert_close(expected.centroids.norm(dim=1), torch.ones(expected.clusters))
+
+
+def test_prompt_stage_moves_prompts_alone(model, clip, banks):
+    text = TextTower(clip)
+    labels = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+    labels[Modality.IR][:EACH] = -1
+    labels[Modality.IR][EACH:] -= 1
+    prompts = new_prompts(labels, text, seed=1)
+    assert [len(prompts[m].context) for m in Modality] == [PEOPLE, PEOPLE - 1]
+    start = weights(model), weights(text), {m: weights(prompts[m]) for m in Modality}
+    settings = PromptSettings(epochs=3, batch_size=8, lr=0.01)
+    reports = list(prompt_epochs(model, text, prompts, banks, labels, settings))
+    assert same(start[0], weights(model)) and same(start[1], weights(text))
+    assert not any(torch.equal(start[2][m]["context"], prompts[m].context) for m in Modality)
+    assert reports[-1].loss < reports[0].loss
+
+
+def test_fine_tuning_moves_the_image_side_alone(model, clip, banks):
+    text = TextTower(clip)
+    labels = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+    prompts = new_prompts(labels, text, seed=1)
+    guidance = TextGuidance(text_features(text, prompts), labels)
+    start = weights(model), weights(text), {m: weights(prompts[m]) for m in Modality}
+    *_, report = contrast_epochs(model, banks, dataclasses.replace(SETTINGS, epochs=2), guidance)
+    assert set(report.losses) == {"loss_rgb", "loss_ir", "loss_i2t_rgb", "loss_i2t_ir"}
+    assert same(start[1], weights(text)) and all(same(start[2][m], weights(prompts[m])) for m in Modality)
+    end = weights(model)
+    assert not any(torch.equal(start[0][n], end[n]) for n, p in model.named_parameters() if p.requires_grad)
+
+
+def test_text_of_a_prompt_does_not_depend_on_the_others(clip):
+    text = TextTower(clip)
+    prompts = new_prompts({m: np.arange(4) for m in Modality}, text, seed=0)
+    for m in Modality:
+        with torch.no_grad():
+            torch.testing.assert_close(text(prompts[m]())[2:3], text(prompts[m](torch.tensor([2]))))
+
+
+def test_guidance_reads_train_prepares_labels_not_the_epochs():
+    features = {m: torch.eye(3) for m in Modality}
+    guidance = TextGuidance(features, {m: np.array([2, -1, 0]) for m in Modality}, smoothing=0.0)
+    loss = guidance.loss(torch.eye(3)[[2, 1]] * 50, Modality.RGB, np.array([0, 1]))
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert float(guidance.loss(torch.eye(3)[[2]], Modality.RGB, np.array([1]))) == 0
+
+
+def test_non_finite_loss_is_named(model, banks):
+    settings = dataclasses.replace(SETTINGS, lr=1e30, epochs=2)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        list(contrast_epochs(model, banks, settings))
