@@ -9,18 +9,18 @@ from yacs.config import CfgNode
 from utils.errors import UserError
 
 _C = CfgNode()
-_C.OUTPUT_DIR = "runs/sysu"          # everything a run writes
+_C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it becomes DATASET.TRIAL
 _C.SEED = 1
 _C.DEVICE = "auto"                   # auto | cuda | cpu
 _C.PRECISION = "fp32"                # fp32 | tf32 | bf16: of the image side's forward and backward pass
 _C.PSEUDO_LABEL_DIR = ""             # train_clip.py: "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels
 
 _C.DATASET = CfgNode()
-_C.DATASET.NAME = "sysu"             # sysu | demo
+_C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | demo
 _C.DATASET.ROOT = "dataset/SYSU-MM01"
-_C.DATASET.TRIAL = 1                 # data sets with several splits: which one
+_C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
-_C.DATASET.CACHE_DIR = ""            # folder of the decoded images; "" = ROOT
+_C.DATASET.CACHE_DIR = ""            # folder of the decoded images (RegDB: of trialN with them); "" = ROOT
 
 _C.INPUT = CfgNode()
 _C.INPUT.HEIGHT = 288
@@ -77,13 +77,16 @@ _C.FINETUNE.EPOCHS = 120
 _C.FINETUNE.LABEL_SMOOTHING = 0.1    # of the image-to-text loss
 
 _C.TEST = CfgNode()
-_C.TEST.MODE = "all"                 # all | indoor
-_C.TEST.TRIALS = 10
+_C.TEST.MODE = ""                    # all | indoor, RegDB and LLCM v2t | t2v; "" = the first; both: see test.py
+_C.TEST.PROTOCOL = "python"          # how galleries are drawn: python | original (SYSU-MM01's rand_perm_cam.mat)
+_C.TEST.SHOTS = 1                    # gallery images per person and camera: 1 | 10 (with the original protocol)
+_C.TEST.TRIALS = 10                  # galleries; RegDB has one, all images
 _C.TEST.EVERY = 10                   # epochs between evaluations during training; the last is always evaluated
 _C.TEST.BATCH_SIZE = 64
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("fp32", "tf32", "bf16"),
-           "MEMORY.SWAP_ORDER": ("released", "simultaneous")}
+           "MEMORY.SWAP_ORDER": ("released", "simultaneous"), "TEST.PROTOCOL": ("python", "original"),
+           "TEST.SHOTS": (1, 10)}
 NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,
      ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
@@ -116,6 +119,7 @@ def load_config(config_file=None, overrides=(), base=None):
     for key, text in zip(overrides[::2], overrides[1::2]):
         _set(config, key, _parse(text), "the command line")
     _check_values(config)
+    config.OUTPUT_DIR = config.OUTPUT_DIR.replace("{trial}", str(config.DATASET.TRIAL))
     config.freeze()
     return config
 
@@ -199,7 +203,7 @@ def _check_values(config):
     for name, choices in CHOICES.items():
         value = _find(config, name, "")
         if value not in choices:
-            raise UserError(f"{name} is {value!r}; choose {' or '.join(choices)}")
+            raise UserError(f"{name} is {value!r}; choose {' or '.join(map(str, choices))}")
     for expected, is_right, names in NUMBERS:
         for name in names:
             value = _find(config, name, "")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
+from data.manifest import file_stat
 from utils.errors import UserError
 
 
@@ -39,11 +40,20 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu"):
         image_set: `data.records.ImageSet`; root: folder its paths start from; cache_dir: folder of the .npy files;
         split: "train" or "test", part of their names; height, width: pixels.
     Raises:
-        UserError: an image is missing or does not decode, or the cache cannot be written.
+        UserError: an image is missing or does not decode, the cache cannot be written, or the images are an array of
+            another size.
     """
+    shape = (len(image_set), height, width, 3)
+    if image_set.array:
+        images = np.load(image_set.array, mmap_mode="r")
+        if images.shape != shape:
+            raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
+                            f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
+                            f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
+        return ImageBank(images, device)
     cache = CacheFiles(Path(cache_dir), split, image_set.modality.value)
-    manifest = _manifest(image_set, root, height, width)
-    if not cache.is_current(manifest, (len(image_set), height, width, 3)):
+    manifest = _cache_manifest(image_set, root, height, width)
+    if not cache.is_current(manifest, shape):
         cache.write(image_set, root, manifest, height, width)
     return ImageBank(np.load(cache.images, mmap_mode="r"), device)
 
@@ -89,16 +99,20 @@ class CacheFiles:
                             "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
 
 
-def _manifest(image_set, root, height, width):
+def _cache_manifest(image_set, root, height, width):
     """What the cache was made from: a hash over names, sizes and times of all files."""
     digest = hashlib.sha256()
     for path in image_set.paths:
-        try:
-            stat = os.stat(Path(root) / path)
-        except FileNotFoundError:
-            raise UserError(f"image {Path(root) / path} is missing; restore it or correct the lists of the data set")
+        stat = file_stat(Path(root) / path)
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return {"images": len(image_set), "height": height, "width": width, "sha256": digest.hexdigest()}
+
+
+def in_parallel(function, items, description):
+    """[function(item) for item in items] on all cores, with a progress bar; for work that releases the GIL."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(tqdm(pool.map(function, items), total=len(items), unit="image", desc=description, mininterval=1,
+                         leave=False))
 
 
 def _decode_all(image_set, root, out):
@@ -107,9 +121,7 @@ def _decode_all(image_set, root, out):
     def decode(position):
         out[position] = read_image(Path(root) / image_set.paths[position], height, width)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(tqdm(pool.map(decode, range(len(image_set))), total=len(image_set), unit="image",
-                  desc=f"decoding {image_set.modality.value} images", mininterval=1, leave=False))
+    in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")
 
 
 def read_image(path, height, width):
@@ -117,12 +129,21 @@ def read_image(path, height, width):
 
     Raises: UserError: the file is missing or does not decode.
     """
+    return np.asarray(decode_image(path)[0].resize((width, height), Image.LANCZOS))
+
+
+def decode_image(path):
+    """One image file, as an RGB image of Pillow; and the mode it was stored in, such as "L".
+
+    Raises: UserError: the file is missing or does not decode.
+    """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
-                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
-            return np.asarray(image.convert("RGB").resize((width, height), Image.LANCZOS))
+            mode = image.mode
+            if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
+                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+            return image.convert("RGB"), mode
     except FileNotFoundError:
         raise UserError(f"image {path} is missing; restore it or correct the lists of the data set")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+    except Exception as error:     # Pillow raises many kinds on damaged files
         raise UserError(f"image {path} does not decode ({error}); replace it by the file of the original data set")

@@ -1,10 +1,12 @@
 """What a data set is to the rest of the code: lists of images, and who is searched among whom."""
+import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.modality import Modality
 
 
@@ -13,19 +15,28 @@ class ImageSet:
     """Images of one modality, in the order of all arrays that belong to them (pseudo labels, features)."""
 
     modality: Modality
-    paths: tuple            # (N,) str, relative to the data set's root, "/" between folders
-    persons: np.ndarray     # (N,) int64 identity; evaluation only, never seen by training
-    cameras: np.ndarray     # (N,) int64
+    paths: tuple                # (N,) str, relative to the data set's root, "/" between folders
+    persons: np.ndarray         # (N,) int64 identity; evaluation only, never seen by training
+    cameras: np.ndarray         # (N,) int64
+    array: Path | None = None   # a .npy file (N, H, W, 3) that stands in for image files which are not there
 
     def __len__(self):
         return len(self.paths)
 
     @classmethod
-    def from_rows(cls, modality, rows):
+    def from_rows(cls, modality, rows, array=None):
         """Build from (path, person, camera) rows, in order."""
         rows = list(rows)
         return cls(modality, tuple(r[0] for r in rows), np.array([r[1] for r in rows], dtype=np.int64),
-                   np.array([r[2] for r in rows], dtype=np.int64))
+                   np.array([r[2] for r in rows], dtype=np.int64), array)
+
+    def places(self, cameras=None):
+        """Positions of the images of each person and camera, in ascending order of both: {(person, camera): [...]}."""
+        groups = {}
+        for position, key in enumerate(zip(self.persons.tolist(), self.cameras.tolist())):
+            if cameras is None or key[1] in cameras:
+                groups.setdefault(key, []).append(position)
+        return dict(sorted(groups.items()))
 
 
 @dataclass(frozen=True)
@@ -49,16 +60,99 @@ class DataSet(ABC):
     root: Path
     train: dict             # Modality -> ImageSet
     test: dict              # Modality -> ImageSet
-    cache_dir: Path         # where the decoded images are kept
+    trial: int = 0          # which split, where a data set has several; else 0
+    notes: tuple = ()       # sentences that a run should log
 
-    modes = ()              # what `retrieval` accepts; the first is the default
+    modes = ()                      # what `retrieval` accepts; the first is the default
+    protocols = (("python", 1),)    # its (protocol, shots)
+    published = {}                  # what -> number, of `measured`
+    counts_bind = True              # whether other numbers are an error
+
+    def retrieval(self, mode="", trials=10, protocol="python", shots=1):
+        """The `Retrieval` of a mode with its first `trials` trials.
+
+        Args: mode: "" is the first of `modes`; protocol: "python" draws galleries with Python's random, "original"
+            reads them from a file of the data set; shots: gallery images per person and camera.
+        Raises: UserError: the data set has no such mode or protocol, or not as many trials.
+        """
+        mode = mode or self.modes[0]
+        if mode not in self.modes:
+            raise UserError(f"TEST.MODE is {mode!r}; {self.name} has {' and '.join(self.modes)}")
+        if (protocol, shots) not in self.protocols:
+            known = " and ".join(f"{name} with {count}" for name, count in self.protocols)
+            raise UserError(f"TEST.PROTOCOL {protocol} with TEST.SHOTS {shots} is unknown to {self.name}; it has "
+                            f"{known}")
+        return self._retrieval(mode, trials, protocol, shots)
 
     @abstractmethod
-    def retrieval(self, mode, trials):
-        """The `Retrieval` of a mode with its first `trials` trials."""
+    def _retrieval(self, mode, trials, protocol, shots):
+        """`retrieval` of known arguments."""
+
+    def cache_dir(self, base=""):
+        """Folder of the decoded images: one per split, under base or the data set's root."""
+        return Path(base or self.root) / (f"trial{self.trial}" if self.trial else "")
+
+    def label_dirs(self):
+        """Where pseudo labels may lie beside the images; those without a split in their path are the first split's."""
+        folder = self.root / "pseudo_labels"
+        own = (folder / f"trial{self.trial}",) if self.trial else ()
+        return own + ((folder,) if self.trial <= 1 else ())
+
+    def sets(self):
+        """All images as (split, `ImageSet`), split "train" or "test"."""
+        return [(split, images) for split in ("train", "test") for images in getattr(self, split).values()]
 
     def counts(self):
-        """Numbers for people: rows of (what, persons, images)."""
-        return [(f"{split} {modality.value}", len(np.unique(images.persons)), len(images))
-                for split, sets in (("train", self.train), ("test", self.test))
-                for modality, images in sets.items()]
+        """One line per split and modality: persons, images, images per camera."""
+        lines = []
+        for split, images in self.sets():
+            line = (f"{self.name} {split} {images.modality.value}: {count_persons([images])} persons, "
+                    f"{len(images):,} images")
+            cameras, sizes = np.unique(images.cameras, return_counts=True)
+            per_camera = ", ".join(f"{size:,} of camera {camera}" for camera, size in zip(cameras, sizes))
+            lines.append(f"{line} ({per_camera})" if len(cameras) > 1 else line)
+        return lines
+
+    def measured(self):
+        """The quantities that are published of every data set: what -> number."""
+        quantities = {}
+        for split, sets in (("training", self.train), ("test", self.test)):
+            quantities[f"{split} persons"] = count_persons(sets.values())
+            for modality, images in sets.items():
+                quantities[f"{split} {modality.value.upper()} images"] = len(images)
+        return quantities
+
+    def differences(self):
+        """A phrase on every quantity that is not the published one."""
+        measured = self.measured()
+        return [f"{measured[what]:,} {what} instead of {number:,}"
+                for what, number in self.published.items() if measured[what] != number]
+
+    def check_counts(self):
+        """This data set, if its counts are the published ones; if they do not bind, with a note on what differs.
+
+        Raises: UserError: a count differs.
+        """
+        differences = self.differences()
+        if differences and not self.counts_bind:
+            note = f"warning: {self.root} holds {'; '.join(differences)}. Results may not compare with published ones"
+            return replace(self, notes=(*self.notes, note))
+        if differences:
+            raise UserError(f"{self.root} holds {'; '.join(differences)}. Unpack the whole {self.name} again, or set "
+                            "DATASET.CHECK_COUNTS False (process.py: --allow-partial) for a subset or people of your "
+                            "own")
+        return self
+
+
+def count_persons(sets):
+    """How many persons several `ImageSet`s show."""
+    return len(np.unique(np.concatenate([images.persons for images in sets])))
+
+
+def draw_gallery(places, trial):
+    """One random image per person and camera: (G,) positions.
+
+    The released code calls random.seed(trial) and then random.choice in this order; the stream is the same.
+    """
+    rng = random.Random(trial)
+    return np.array([rng.choice(positions) for positions in places.values()], dtype=np.int64)

@@ -1,12 +1,16 @@
 """The data sets by name. A new one is a module with a `load` and an entry here."""
 from pathlib import Path
 
-from data import demo, sysu
+from data import demo, llcm, regdb, sysu
 from utils.errors import UserError
 
 
 def _open_sysu(root, trial, check_counts):
     return sysu.load(root, check_counts=check_counts)
+
+
+def _open_llcm(root, trial, check_counts):
+    return llcm.load(root, check_counts)
 
 
 def _open_demo(root, trial, check_counts):
@@ -15,7 +19,7 @@ def _open_demo(root, trial, check_counts):
     return sysu.load(root, name="demo", check_counts=False)
 
 
-OPENERS = {"sysu": _open_sysu, "demo": _open_demo}
+OPENERS = {"sysu": _open_sysu, "regdb": regdb.load, "llcm": _open_llcm, "demo": _open_demo}
 
 
 def open_dataset(name, root, trial=1, check_counts=True):

@@ -2,65 +2,52 @@
 
     ROOT/cam1 .. cam6/PPPP/NNNN.jpg             person PPPP; cameras 1 2 4 5 are visible, 3 and 6 infrared
     ROOT/exp/{train,val,test}_id.txt            one line of comma-separated ids each
+    ROOT/exp/rand_perm_cam.mat                  galleries of the original protocol; only that needs it
+    ROOT/train_{rgb,ir}_resized_*.npy           training images where their folders are not there (data/arrays.py)
 """
-import random
-from pathlib import Path
+import re
 
 import numpy as np
 
-from data.records import DataSet, ImageSet, Retrieval
+from data.arrays import shared_array
+from data.layout import existing_root, find_images, read_ids, require_images
+from data.permutations import permuted_galleries
+from data.records import DataSet, Retrieval, draw_gallery
 from utils.errors import UserError
 from utils.modality import Modality
 
 CAMERAS = {Modality.RGB: (1, 2, 4, 5), Modality.IR: (3, 6)}
 GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 LAYOUT = "cam1 .. cam6/PPPP/NNNN.jpg and exp/train_id.txt, val_id.txt, test_id.txt"
-PUBLISHED = {"training persons": 395, "training RGB images": 22258, "training IR images": 11909,
-             "test persons": 96, "queries (IR test images)": 3803,
-             "all-search gallery images": 301, "indoor-search gallery images": 112}
+PATH = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/[^/]+$")
 
 
 class SysuDataSet(DataSet):
-    """SYSU-MM01's protocol: infrared queries, one random visible image per person and camera as gallery."""
+    """SYSU-MM01's protocols: infrared queries; visible images of every person and camera as gallery."""
 
     modes = tuple(GALLERY_CAMERAS)
+    protocols = (("python", 1), ("original", 1), ("original", 10))
+    published = {"training persons": 395, "training RGB images": 22258, "training IR images": 11909,
+                 "test persons": 96, "test IR images": 3803,
+                 "all-search gallery images": 301, "indoor-search gallery images": 112}
 
-    def retrieval(self, mode, trials):
-        """All-search or indoor-search, single-shot, drawn as the released code does with Python's random."""
-        galleries = tuple(self._draw_gallery(GALLERY_CAMERAS[mode], trial) for trial in range(trials))
-        return Retrieval(f"{self.name} {mode}-search single-shot, Python seeds 0-{trials - 1}", mode, "sysu",
-                         Modality.IR, np.arange(len(self.test[Modality.IR])), galleries, tuple(range(trials)))
+    def _retrieval(self, mode, trials, protocol, shots):
+        """All-search or indoor-search, drawn as the released code does or as rand_perm_cam.mat says."""
+        places = self.test[Modality.RGB].places(GALLERY_CAMERAS[mode])
+        if protocol == "python":
+            numbers, source = tuple(range(trials)), f"Python seeds 0-{trials - 1}"
+            galleries = tuple(draw_gallery(places, trial) for trial in numbers)
+        else:
+            numbers, source = tuple(range(1, trials + 1)), f"original permutations 1-{trials}"
+            galleries = permuted_galleries(self.root / "exp" / "rand_perm_cam.mat", places, trials, shots)
+        kind = "single-shot" if shots == 1 else f"{shots}-shot"
+        return Retrieval(f"{self.name} {mode}-search {kind}, {source}", mode, "sysu", Modality.IR,
+                         np.arange(len(self.test[Modality.IR])), galleries, numbers)
 
-    def _draw_gallery(self, cameras, trial):
-        """One `random.choice` per person and camera that has images, persons first: (G,) positions.
-
-        The released code calls random.seed(trial) and then the module's functions; the stream is the same.
-        """
-        rng = random.Random(trial)
-        return np.array([rng.choice(places) for places in self._places(cameras)], dtype=np.int64)
-
-    def _places(self, cameras):
-        """Positions of the visible test images per person and camera, in ascending order of both."""
-        images = self.test[Modality.RGB]
-        groups = {}
-        for position, (person, camera) in enumerate(zip(images.persons.tolist(), images.cameras.tolist())):
-            if camera in cameras:
-                groups.setdefault((person, camera), []).append(position)
-        return [groups[key] for key in sorted(groups)]
-
-    def published_differences(self):
-        """Sentences on every count that differs from the published one; empty if all agree."""
-        found = {
-            "training persons": len(np.unique(np.concatenate([s.persons for s in self.train.values()]))),
-            "training RGB images": len(self.train[Modality.RGB]),
-            "training IR images": len(self.train[Modality.IR]),
-            "test persons": len(np.unique(np.concatenate([s.persons for s in self.test.values()]))),
-            "queries (IR test images)": len(self.test[Modality.IR]),
-            "all-search gallery images": len(self._places(GALLERY_CAMERAS["all"])),
-            "indoor-search gallery images": len(self._places(GALLERY_CAMERAS["indoor"])),
-        }
-        return [f"{found[k]} {k} instead of {PUBLISHED[k]}" for k in PUBLISHED if found[k] != PUBLISHED[k]]
+    def measured(self):
+        """Adds the sizes of both galleries."""
+        return {**super().measured(), **{f"{mode}-search gallery images": len(self.test[Modality.RGB].places(cameras))
+                                         for mode, cameras in GALLERY_CAMERAS.items()}}
 
 
 def load(root, name="SYSU-MM01", check_counts=True):
@@ -73,11 +60,10 @@ def load(root, name="SYSU-MM01", check_counts=True):
     Raises:
         UserError: a folder or file is missing or empty, ids are wrong, or counts differ.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"data root {root} is missing; expected a folder with {LAYOUT}. Set DATASET.ROOT")
-    train_ids = sorted({*_read_ids(root, "train"), *_read_ids(root, "val")})
-    test_ids = sorted(_read_ids(root, "test"))
+    root = existing_root(root, LAYOUT)
+    ids = {split: read_ids(root / "exp" / f"{split}_id.txt", f"{LAYOUT} under {root}")
+           for split in ("train", "val", "test")}
+    train_ids, test_ids = sorted({*ids["train"], *ids["val"]}), sorted(set(ids["test"]))
     shared = sorted(set(train_ids) & set(test_ids))
     if shared:
         raise UserError(f"persons {shared[:5]} ({len(shared)} in all) are in training and test id files of "
@@ -85,37 +71,31 @@ def load(root, name="SYSU-MM01", check_counts=True):
     for camera in range(1, 7):
         if not (root / f"cam{camera}").is_dir():
             raise UserError(f"folder {root / f'cam{camera}'} is missing; expected {LAYOUT} under {root}")
-    data = SysuDataSet(name, root, {m: _read_images(root, m, train_ids, "training") for m in Modality},
-                       {m: _read_images(root, m, test_ids, "test") for m in Modality}, root)
-    differences = data.published_differences() if check_counts else []
-    if differences:
-        raise UserError(f"{root} holds {'; '.join(differences)}. Unpack the whole data set again, or set "
-                        "DATASET.CHECK_COUNTS False (process.py: --allow-partial) for a subset or people of your own")
-    return data
+    train = {m: _training_images(root, m, train_ids) for m in Modality}
+    notes = tuple(f"{m.value} training images come from {images.array}, for {root} has none in its folders"
+                  for m, images in train.items() if images.array)
+    test = {m: require_images(find_images(root, m, test_ids, cameras), root, test_ids, cameras, "test")
+            for m, cameras in CAMERAS.items()}
+    data = SysuDataSet(name, root, train, test, notes=notes)
+    return data.check_counts() if check_counts else data
 
 
-def _read_ids(root, split):
-    path = root / "exp" / f"{split}_id.txt"
-    if not path.is_file():
-        raise UserError(f"id file {path} is missing; expected {LAYOUT} under {root}")
-    try:
-        return [int(word) for word in path.read_text().replace("\n", ",").split(",") if word.strip()]
-    except (ValueError, UnicodeDecodeError):
-        raise UserError(f"id file {path} holds something else than numbers; expected one line of comma-separated "
-                        "ids. Take the file of the original data set")
+def _training_images(root, modality, ids):
+    """The training images of a modality, from the folders or, where those hold none, from a shared array."""
+    images = find_images(root, modality, ids, CAMERAS[modality])
+    shared = None if len(images) else shared_array(root, modality, _parse)
+    if shared is None:
+        return require_images(images, root, ids, CAMERAS[modality], "training")
+    strangers = set(shared.persons.tolist()) - set(ids)
+    foreign = set(shared.cameras.tolist()) - set(CAMERAS[modality])
+    if strangers or foreign:
+        raise UserError(f"{shared.array} holds images of {len(strangers)} persons outside the training id files of "
+                        f"{root / 'exp'} and of {len(foreign)} cameras that are not {modality.value}; expected "
+                        "training images alone. Take the array of the same data set")
+    return shared
 
 
-def _read_images(root, modality, ids, split):
-    rows = []
-    for person in ids:
-        for camera in CAMERAS[modality]:
-            folder = root / f"cam{camera}" / f"{person:04d}"
-            if folder.is_dir():
-                rows += [(f"cam{camera}/{person:04d}/{name}", person, camera)
-                         for name in sorted(p.name for p in folder.iterdir()
-                                            if p.suffix.lower() in IMAGE_ENDINGS)]
-    if not rows:
-        cameras = ", ".join(f"cam{c}" for c in CAMERAS[modality])
-        raise UserError(f"{root} holds no {modality.value} {split} image; expected PPPP/NNNN.jpg in {cameras} for the "
-                        f"{len(ids)} ids of the {split} split. Check DATASET.ROOT and the id files")
-    return ImageSet.from_rows(modality, rows)
+def _parse(path):
+    """(path from the root, person, camera) of a file path in this layout, or None."""
+    found = PATH.search(path)
+    return found and (found[0], int(found["person"]), int(found["camera"]))

@@ -1,0 +1,87 @@
+"""Reading a data set's folders and the text files that say which persons and images it consists of."""
+from pathlib import Path
+
+from data.records import ImageSet
+from utils.errors import UserError
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+def existing_root(root, layout):
+    """The folder of a data set as a Path. Raises UserError: it is missing."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"data root {root} is missing; expected a folder with {layout}. Set DATASET.ROOT")
+    return root
+
+
+def find_images(root, modality, ids, cameras, parent=""):
+    """The images in PARENTcamC/PPPP of all persons and cameras, sorted by person, camera and name: `ImageSet`.
+
+    Files with another ending, and those whose name starts with a dot, are no images of the data set.
+    """
+    rows = []
+    for person in ids:
+        for camera in cameras:
+            folder = f"{parent}cam{camera}/{person:04d}"
+            if (root / folder).is_dir():
+                names = sorted(p.name for p in (root / folder).iterdir()
+                               if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
+                rows += [(f"{folder}/{name}", person, camera) for name in names]
+    return ImageSet.from_rows(modality, rows)
+
+
+def require_images(images, root, ids, cameras, split):
+    """The images, if there are any. Raises UserError: there are none."""
+    if len(images):
+        return images
+    raise UserError(f"{root} holds no {images.modality.value} {split} image; expected PPPP/NNNN.jpg in "
+                    f"{', '.join(f'cam{c}' for c in cameras)} for the {len(ids)} ids of the {split} split. Check "
+                    "DATASET.ROOT and the id files")
+
+
+def read_ids(path, layout):
+    """The numbers of a file of comma-separated ids, in its order.
+
+    Args: layout: what the data set should look like, for messages.
+    Raises: UserError: the file is missing, empty, or holds something else.
+    """
+    try:
+        ids = [int(word) for word in _read(path, layout).replace("\n", ",").split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"id file {path} holds something else than numbers; expected one line of comma-separated "
+                        "ids. Take the file of the original data set")
+    if not ids:
+        raise UserError(f"id file {path} is empty; expected one line of comma-separated ids. Take the file of the "
+                        "original data set")
+    return ids
+
+
+def read_image_list(path, layout):
+    """The (path, label) rows of a list with one image and its integer label a line.
+
+    Raises: UserError: the file is missing or empty, a line is something else, or an image is listed twice.
+    """
+    rows = []
+    for number, line in enumerate(_read(path, layout).splitlines(), start=1):
+        words = line.rsplit(maxsplit=1)
+        if not words:
+            continue
+        if len(words) != 2 or not words[1].isdecimal():
+            raise UserError(f"line {number} of {path} is {line[:80]!r}; expected an image path and a label as in "
+                            "'Visible/11/name.bmp 0'. Take the file of the original data set")
+        rows.append((words[0].replace("\\", "/"), int(words[1])))
+    paths = {row[0] for row in rows}
+    if not rows or len(paths) != len(rows):
+        found = "is empty" if not rows else f"lists {len(rows) - len(paths)} of its {len(rows)} images twice"
+        raise UserError(f"list {path} {found}; expected one line per image. Take the file of the original data set")
+    return rows
+
+
+def _read(path, layout):
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"file {path} is missing; expected {layout}. Unpack the data set again or correct DATASET.ROOT")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"file {path} cannot be read ({error}); expected text. Take the file of the original data set")

@@ -1,0 +1,74 @@
+"""LLCM (Zhang and Wang, CVPR 2023): people in low light, nine visible and eight near-infrared cameras.
+
+    ROOT/idx/train_{vis,nir}.txt                lines "path label": image, label of the person
+    ROOT/idx/test_id.txt                        one line of comma-separated ids
+    ROOT/test_{vis,nir}/camC/PPPP/*.jpg         person PPPP; C is 1-9 (visible) or 1 2 4-9 (near-infrared)
+"""
+import re
+
+import numpy as np
+
+from data.layout import existing_root, find_images, read_ids, read_image_list, require_images
+from data.records import DataSet, ImageSet, Retrieval, draw_gallery
+from utils.errors import UserError
+from utils.modality import Modality
+
+SENSORS = {Modality.RGB: "vis", Modality.IR: "nir"}
+CAMERAS = {Modality.RGB: tuple(range(1, 10)), Modality.IR: (1, 2, 4, 5, 6, 7, 8, 9)}
+QUERIES = {"v2t": Modality.RGB, "t2v": Modality.IR}
+LAYOUT = "idx/train_vis.txt, train_nir.txt, test_id.txt and test_vis, test_nir with camC/PPPP/*.jpg"
+CAMERA_FOLDER = re.compile(r"(?:^|/)cam(\d+)/")
+
+
+class LLCMDataSet(DataSet):
+    """LLCM's protocol: all test images of one modality; of the other, one random image per person and camera."""
+
+    modes = tuple(QUERIES)
+    published = {"training persons": 713, "training RGB images": 16946, "training IR images": 13975,
+                 "test persons": 351, "test RGB images": 8680, "test IR images": 7166}
+    counts_bind = False
+
+    def _retrieval(self, mode, trials, protocol, shots):
+        """Galleries drawn as SYSU-MM01's are."""
+        query = QUERIES[mode]
+        places = self.test[query.other].places()
+        return Retrieval(f"{self.name} {SENSORS[query]} to {SENSORS[query.other]} single-shot, Python seeds "
+                         f"0-{trials - 1}", mode, "llcm", query, np.arange(len(self.test[query])),
+                         tuple(draw_gallery(places, trial) for trial in range(trials)), tuple(range(trials)))
+
+
+def load(root, check_counts=True):
+    """Read lists and test folders.
+
+    Args: check_counts: note the differences from the published counts; they are no error.
+    Returns: `LLCMDataSet`; training images in the order of the lists, camera 0 where the path names none.
+    Raises: UserError: a file or folder is missing or wrong, or an image is in training and test.
+    """
+    root = existing_root(root, LAYOUT)
+    test_ids = sorted(set(read_ids(root / "idx" / "test_id.txt", LAYOUT)))
+    train, test = {}, {}
+    for m, sensor in SENSORS.items():
+        train[m] = ImageSet.from_rows(m, [(path, label, _camera(path)) for path, label in
+                                          read_image_list(root / "idx" / f"train_{sensor}.txt", LAYOUT)])
+        test[m] = require_images(find_images(root, m, test_ids, CAMERAS[m], f"test_{sensor}/"), root / f"test_{sensor}",
+                                 test_ids, CAMERAS[m], "test")
+        shared = set(train[m].paths) & set(test[m].paths)
+        if shared:
+            raise UserError(f"{len(shared)} images are in {root / 'idx' / f'train_{sensor}.txt'} and in the test "
+                            f"folders ({min(shared)} is one); expected disjoint sets. Take the lists of the original "
+                            "data set")
+    data = LLCMDataSet("LLCM", root, train, test, notes=_notes(root, train, test_ids))
+    return data.check_counts() if check_counts else data
+
+
+def _camera(path):
+    found = CAMERA_FOLDER.search(path)
+    return int(found[1]) if found else 0
+
+
+def _notes(root, train, test_ids):
+    """A sentence on person folders that training lists and test ids share."""
+    folders = {path.split("/")[-2] for images in train.values() for path in images.paths if "/" in path}
+    shared = sorted(folders & {f"{person:04d}" for person in test_ids})
+    return (f"warning: training lists and test_id.txt of {root} share {len(shared)} person folders, such as "
+            f"{shared[0]}; unless both splits are numbered on their own, these persons are in both",) if shared else ()

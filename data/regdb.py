@@ -1,0 +1,68 @@
+"""RegDB (Nguyen et al., Sensors 2017): ten splits, each with its own training and test.
+
+    ROOT/idx/{train,test}_{visible,thermal}_{1..10}.txt     lines "Visible/11/name.bmp 0": image, label of the person
+    ROOT/Visible/PPP/*.bmp, ROOT/Thermal/PPP/*.bmp          thermal images may have one channel
+"""
+import numpy as np
+
+from data.layout import existing_root, read_image_list
+from data.records import DataSet, ImageSet, Retrieval
+from utils.errors import UserError
+from utils.modality import Modality
+
+TRIALS = 10
+SENSORS = {Modality.RGB: "visible", Modality.IR: "thermal"}
+QUERIES = {"v2t": Modality.RGB, "t2v": Modality.IR}
+LAYOUT = "Visible/PPP/*.bmp, Thermal/PPP/*.bmp and idx/{train,test}_{visible,thermal}_{1..10}.txt"
+
+
+class RegDBDataSet(DataSet):
+    """RegDB's protocol: all test images of one modality are searched among all of the other."""
+
+    modes = tuple(QUERIES)
+    published = {"training persons": 206, "training RGB images": 2060, "training IR images": 2060,
+                 "test persons": 206, "test RGB images": 2060, "test IR images": 2060}
+
+    def _retrieval(self, mode, trials, protocol, shots):
+        """The one gallery of this split."""
+        query = QUERIES[mode]
+        return Retrieval(f"{self.name} trial {self.trial} {SENSORS[query]} to {SENSORS[query.other]}", mode, "regdb",
+                         query, np.arange(len(self.test[query])), (np.arange(len(self.test[query.other])),),
+                         (self.trial,))
+
+
+def load(root, trial=1, check_counts=True):
+    """Read the lists of one split.
+
+    Args: trial: 1 to 10; check_counts: compare with the published counts.
+    Returns: `RegDBDataSet`; images in the order of the lists; persons are the labels of the split's lists.
+    Raises: UserError: a list is missing or wrong, a person is in training and test, or counts differ.
+    """
+    root = existing_root(root, LAYOUT)
+    if not 1 <= trial <= TRIALS:
+        raise UserError(f"DATASET.TRIAL is {trial}; RegDB has the trials 1 to {TRIALS}")
+    persons, sets = {}, {}
+    for split in ("train", "test"):
+        lists = {m: root / "idx" / f"{split}_{sensor}_{trial}.txt" for m, sensor in SENSORS.items()}
+        rows = {m: read_image_list(path, LAYOUT) for m, path in lists.items()}
+        persons[split] = _person_folders(rows, lists)
+        sets[split] = {m: ImageSet.from_rows(m, [(path, label, camera) for path, label in rows[m]])
+                       for camera, m in enumerate(SENSORS, start=1)}
+    shared = sorted(persons["train"] & persons["test"])
+    if shared:
+        raise UserError(f"persons {', '.join(shared[:5])} ({len(shared)} in all) are in the training and test lists of "
+                        f"trial {trial} in {root / 'idx'}; expected disjoint sets. Take the lists of the original data "
+                        "set")
+    data = RegDBDataSet("RegDB", root, sets["train"], sets["test"], trial)
+    return data.check_counts() if check_counts else data
+
+
+def _person_folders(rows, lists):
+    """The folders of a split's persons; each has one label, the same in both modalities."""
+    pairs = {(path.split("/")[-2] if "/" in path else "", label) for m in rows for path, label in rows[m]}
+    folders, labels = ({pair[i] for pair in pairs} for i in (0, 1))
+    if not len(folders) == len(labels) == len(pairs):
+        raise UserError(f"{' and '.join(map(str, lists.values()))} give {len(labels)} labels to {len(folders)} person "
+                        f"folders in {len(pairs)} combinations; expected one label per folder, the same in both lists. "
+                        "Take the lists of the original data set")
+    return folders

@@ -1,0 +1,128 @@
+"""Everything that can be wrong with a data set on disk, found before anything is trained on it."""
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.images import decode_image, in_parallel
+from utils.errors import UserError
+
+SHOWN = 5       # examples per finding
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What reading one image file found."""
+
+    path: str
+    split: str
+    person: int
+    mode: str = ""          # of Pillow, as stored: "RGB", "L", "I;16", ...
+    digest: str = ""        # of the file's bytes
+    problem: str = ""       # "" if it decodes
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found: lines to read, and what makes the data set unfit."""
+
+    lines: tuple
+    problems: tuple
+
+    def raise_problems(self, root):
+        """Raises UserError: there is a problem."""
+        if self.problems:
+            raise UserError(f"{root} holds {'; '.join(self.problems)}. Restore the files of the original data set "
+                            "(--allow-partial accepts other counts)")
+
+
+def verify(data, check_counts=True):
+    """Compare counts, read every image file, look for duplicates and for what lies in the folders besides.
+
+    Args: data: `DataSet`, opened without a check of its counts; check_counts: other counts than published are wrong,
+        where the data set insists on them.
+    Returns: `Report`.
+    """
+    files = in_parallel(_read, [(data.root, split, path, int(person)) for split, images in data.sets()
+                                if not images.array for path, person in zip(images.paths, images.persons)],
+                        "reading images")
+    broken = [file for file in files if file.problem]
+    leaks, repeats = _duplicates(files)
+    ignored, empty = _besides(data)
+    modes = Counter(file.mode for file in files if file.mode)
+    lines = [*count_table(data, check_counts), *data.notes,
+             "modes as stored: " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()),
+             *_finding("{} images do not decode", [file.problem for file in broken]),
+             *_finding("{} groups of identical files within a split", repeats),
+             *_finding("{} groups of identical files in training and test", leaks),
+             *_finding("{} other files, which are ignored", ignored), *_finding("{} empty folders", empty)]
+    problems = data.differences() if check_counts and data.counts_bind else []
+    if broken:
+        problems.append(f"{len(broken)} images that do not decode, such as {broken[0].path}")
+    if leaks:
+        problems.append(f"{len(leaks)} images that are in training and test, such as {leaks[0]}")
+    return Report(tuple(lines), tuple(problems))
+
+
+def count_table(data, check_counts=True):
+    """Lines of a table: what, found, expected, and a mark where they differ; then persons and images per camera."""
+    expected = data.published if check_counts else {}
+    rows = [(what, number, expected.get(what)) for what, number in data.measured().items()]
+    for split, images in data.sets():
+        for camera, size in zip(*np.unique(images.cameras, return_counts=True)):
+            persons = len(np.unique(images.persons[images.cameras == camera]))
+            rows.append((f"{split} {images.modality.value}, camera {camera}: {persons} persons", int(size), None))
+    width = max(len(row[0]) for row in rows)
+    return [f"{'':<{width}}{'found':>9}{'expected':>10}",
+            *(f"{what:<{width}}{found:>9,}" + (f"{wanted:>10,}" + ("" if found == wanted else "  differs")
+                                               if wanted is not None else "") for what, found, wanted in rows)]
+
+
+def _read(job):
+    root, split, path, person = job
+    try:
+        _, mode = decode_image(Path(root) / path)
+        return ImageFile(path, split, person, mode, hashlib.sha256((Path(root) / path).read_bytes()).hexdigest())
+    except UserError as error:
+        return ImageFile(path, split, person, problem=str(error))
+
+
+def _duplicates(files):
+    """Phrases on identical files: those in training and test, and the others."""
+    groups = {}
+    for file in files:
+        if file.digest:
+            groups.setdefault(file.digest, []).append(file)
+    leaks, repeats = [], []
+    for group in groups.values():
+        if len(group) > 1:
+            across = len({file.split for file in group}) > 1
+            (leaks if across else repeats).append(" = ".join(file.path for file in group))
+    return leaks, repeats
+
+
+def _besides(data):
+    """Paths of files that lie beside listed images without being listed, and of empty folders beside theirs."""
+    listed = {path for _, images in data.sets() for path in images.paths}
+    folders = {Path(path).parent for _, images in data.sets() if not images.array for path in images.paths}
+    ignored, empty = [], []
+    for parent in sorted({folder.parent for folder in folders}):
+        for folder in sorted((data.root / parent).iterdir()):
+            inside = sorted(folder.iterdir()) if folder.is_dir() else []
+            relative = folder.relative_to(data.root)
+            if folder.is_dir() and not inside:
+                empty.append(str(relative))
+            if relative in folders:
+                ignored += [str(relative / path.name) for path in inside
+                            if (relative / path.name).as_posix() not in listed]
+    return ignored, empty
+
+
+def _finding(sentence, examples):
+    """A line with the number of examples and the first of them, or none."""
+    if not examples:
+        return []
+    more = f", and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
+    return [f"{sentence.format(len(examples))}: {'; '.join(examples[:SHOWN])}{more}"]
