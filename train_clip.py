@@ -18,13 +18,15 @@ def main():
     arguments = parse_arguments(__doc__)
     config = load_config(arguments.config_file, arguments.overrides)
     parts = Parts(config, "train_clip")
-    folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, parts.data.root)
-    labels = load_pseudo_labels(folder, {m: len(images) for m, images in parts.data.train.items()})
+    folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, parts.data.label_dirs())
+    labels, known = load_pseudo_labels(folder, {m: len(images) for m, images in parts.data.train.items()},
+                                       parts.manifest)
     clip = load_clip(config.MODEL.CLIP_WEIGHTS)
     model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
     text = TextTower(clip).to(parts.device)
     parts.start()
-    parts.log.info(f"pseudo labels from {folder}")
+    parts.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
+                   "as many as training images; no manifest says which images they were made on"))
     run_clip(model, text, parts.banks("train"), labels, prompt_settings(config),
              contrast_settings(config, config.FINETUNE.EPOCHS), config.FINETUNE.LABEL_SMOOTHING, parts.tester(),
              config.OUTPUT_DIR, parts.log, parts.facts())

@@ -1,4 +1,5 @@
 """Pseudo labels: made by clustering features, saved and read as .npy files."""
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,12 +7,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data.manifest import manifest_differences
 from processor.features import embed
-from utils.checkpoint import save_array
+from utils.checkpoint import save_array, save_json
 from utils.clustering import cluster
 from utils.errors import UserError
 from utils.modality import Modality
 
+MANIFEST_NAME = "manifest.json"
 FILE_NAMES = {m: f"train_{m.value}_resized_pseudo_label.npy" for m in Modality}
 
 
@@ -65,18 +68,22 @@ def centroids(features, labels):
     return F.normalize(total / torch.bincount(owner)[:, None], dim=1)
 
 
-def save_pseudo_labels(folder, labels):
-    """Write both modalities' labels (Modality -> (N,) int64) under the names other codebases use."""
+def save_pseudo_labels(folder, labels, manifest):
+    """Write both modalities' labels (Modality -> (N,) int64) under the names other codebases use.
+
+    Args: manifest: `data.manifest.data_manifest` of the images they belong to, saved beside them.
+    """
     for modality, array in labels.items():
         save_array(Path(folder) / FILE_NAMES[modality], array.astype(np.int64))
+    save_json(Path(folder) / MANIFEST_NAME, manifest)
 
 
-def find_pseudo_labels(label_dir, output_dir, root):
+def find_pseudo_labels(label_dir, output_dir, data_label_dirs):
     """The folder that train_clip.py takes its labels from: label_dir if set, else the run's, else the data set's.
 
     Raises: UserError: none of them holds both files.
     """
-    folders = [Path(label_dir)] if label_dir else [Path(output_dir) / "pseudo_labels", Path(root) / "pseudo_labels"]
+    folders = [Path(label_dir)] if label_dir else [Path(output_dir) / "pseudo_labels", *data_label_dirs]
     for folder in folders:
         if all((folder / name).is_file() for name in FILE_NAMES.values()):
             return folder
@@ -85,13 +92,14 @@ def find_pseudo_labels(label_dir, output_dir, root):
                     "or set PSEUDO_LABEL_DIR")
 
 
-def load_pseudo_labels(folder, sizes):
-    """Read both modalities' labels: Modality -> (N,) int64.
+def load_pseudo_labels(folder, sizes, manifest):
+    """Read both modalities' labels: Modality -> (N,) int64; and whether a manifest shows that they are of these images.
 
-    Args: sizes: Modality -> number of training images.
-    Raises: UserError: a file is no array of integers from -1 on, has another length, or holds outliers alone.
+    Args: sizes: Modality -> number of training images; manifest: `data.manifest.data_manifest` of the images.
+    Raises: UserError: a file is no array of integers from -1 on, has another length, or holds outliers alone, or the
+        labels were made on other images. Labels without a manifest, as others share them, are accepted.
     """
-    labels = {}
+    labels, known = {}, _made_on_these_images(folder, manifest)
     for modality, name in FILE_NAMES.items():
         path = Path(folder) / name
         try:
@@ -110,7 +118,24 @@ def load_pseudo_labels(folder, sizes):
             raise UserError(f"pseudo labels {path} are all -1 (outliers); expected some clusters. Make them again with "
                             "train_prepare.py and a larger CLUSTER.EPS")
         labels[modality] = _without_gaps(array.astype(np.int64))
-    return labels
+    return labels, known
+
+
+def _made_on_these_images(folder, manifest):
+    """Whether the manifest beside labels, if there is one, names these training images. Raises UserError: others."""
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        return False
+    try:
+        differences = manifest_differences(manifest, json.loads(path.read_text()), splits=("train",))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} is no manifest of a data set; expected the file that train_prepare.py writes beside "
+                        "its labels. Make them again, or remove the file if the labels are not its own")
+    if differences:
+        raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "
+                        f"{'; '.join(differences)}. Make them with train_prepare.py on this data set, or set "
+                        "PSEUDO_LABEL_DIR")
+    return True
 
 
 def _without_gaps(labels):

@@ -60,7 +60,7 @@ def run_prepare(model, banks, settings, tester, output_dir, log, facts):
     """train_prepare.py: contrastive stage without texts; saves the labels of the last epoch's clustering."""
     report, evaluation = run_contrast("prepare", model, banks, settings, tester, output_dir, log, facts)
     folder = Path(output_dir) / "pseudo_labels"
-    save_pseudo_labels(folder, {m: report.pseudo_labels[m].labels for m in Modality})
+    save_pseudo_labels(folder, {m: report.pseudo_labels[m].labels for m in Modality}, facts["manifest"])
     log.info(f"pseudo labels written to {folder}")
     return evaluation
 
