@@ -1,0 +1,212 @@
+"""SYSU-MM01: order, both protocols, shared arrays, counts, and one test per defect of a tree."""
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from data import sysu
+from data.images import open_bank
+from data.manifest import data_manifest, manifest_differences
+from tests.trees import edit, permutation_file, sysu_tree, write_image
+from utils.errors import UserError
+from utils.modality import Modality
+
+
+@pytest.fixture
+def root(tmp_path):
+    return sysu_tree(tmp_path / "SYSU")
+
+
+def load(root):
+    return sysu.load(root, check_counts=False)
+
+
+def shown(data, modality, positions):
+    return [data.test[modality].paths[p] for p in positions]
+
+
+def test_files_sort_by_person_camera_name(root):
+    data = load(root)
+    rgb = data.train[Modality.RGB]
+    assert rgb.paths == tuple(f"cam{c}/{p:04d}/{n:04d}.jpg" for p in (1, 2, 3) for c in (1, 2, 4, 5) for n in (1, 2))
+    assert rgb.persons.tolist() == [p for p in (1, 2, 3) for _ in range(8)]
+    assert data.test[Modality.IR].cameras.tolist() == [3, 3, 6, 6] * 3
+
+
+def test_python_galleries_are_those_of_a_seeded_module(root):
+    data = load(root)
+    before = random.getstate()
+    retrieval = data.retrieval("indoor", 3)
+    assert random.getstate() == before
+    assert retrieval.protocol == "SYSU-MM01 indoor-search single-shot, Python seeds 0-2"
+    for trial, gallery in zip(retrieval.trials, retrieval.galleries):
+        random.seed(trial)
+        assert shown(data, Modality.RGB, gallery) == [
+            random.choice([f"cam{c}/{p:04d}/{n:04d}.jpg" for n in (1, 2)]) for p in (4, 5, 6) for c in (1, 2)]
+    random.setstate(before)
+
+
+def test_first_mode_is_the_default(root):
+    assert load(root).retrieval().mode == "all"
+    with pytest.raises(UserError, match="TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor"):
+        load(root).retrieval("v2t")
+
+
+@pytest.mark.parametrize("shots", [1, 10])
+def test_original_galleries_are_the_first_numbers_of_each_permutation(root, shots):
+    rows = permutation_file(root)
+    data = load(root)
+    retrieval = data.retrieval("all", 3, "original", shots)
+    kind = {1: "single-shot", 10: "10-shot"}[shots]
+    assert retrieval.protocol == f"SYSU-MM01 all-search {kind}, original permutations 1-3"
+    for trial, gallery in zip(retrieval.trials, retrieval.galleries):
+        assert shown(data, Modality.RGB, gallery) == [
+            f"cam{c}/{p:04d}/{n:04d}.jpg" for p in (4, 5, 6) for c in (1, 2, 4, 5)
+            for n in rows[c - 1][p - 1][trial - 1][:shots]]
+
+
+def test_original_protocol_skips_places_without_images(root):
+    permutation_file(root)
+    shutil.rmtree(root / "cam4" / "0005")
+    data = load(root)
+    gallery = data.retrieval("all", 1, "original", 1).galleries[0]
+    assert len(gallery) == 11 and not any("cam4/0005" in path for path in shown(data, Modality.RGB, gallery))
+
+
+def test_original_protocol_refuses_what_it_cannot_do(root):
+    with pytest.raises(UserError, match="rand_perm_cam.mat is missing"):
+        load(root).retrieval("all", 1, "original", 1)
+    (root / "exp" / "rand_perm_cam.mat").write_text("nothing of the kind")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(root).retrieval("all", 1, "original", 1)
+    permutation_file(root, persons=5)
+    with pytest.raises(UserError, match="no permutations for person 6 in camera 1"):
+        load(root).retrieval("all", 1, "original", 1)
+    permutation_file(root, images=3)
+    with pytest.raises(UserError, match="permutes 3 images of person 4 in camera 1, but the folder holds 2"):
+        load(root).retrieval("all", 1, "original", 1)
+    permutation_file(root)
+    with pytest.raises(UserError, match="holds 3 trials; TEST.TRIALS is 4"):
+        load(root).retrieval("all", 4, "original", 1)
+    with pytest.raises(UserError, match="TEST.PROTOCOL python with TEST.SHOTS 10"):
+        load(root).retrieval("all", 1, "python", 10)
+
+
+def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
+    data = load(root)
+    monkeypatch.setattr(sysu.SysuDataSet, "published", data.measured())
+    assert len(sysu.load(root).train[Modality.IR]) == 12
+    monkeypatch.setattr(sysu.SysuDataSet, "published", {**data.measured(), "training persons": 395,
+                                                        "training IR images": 11909})
+    with pytest.raises(UserError, match="holds 3 training persons instead of 395; 12 training IR images instead of "
+                                        "11,909. Unpack"):
+        sysu.load(root)
+
+
+def test_counts_name_cameras(root):
+    assert "SYSU-MM01 train ir: 3 persons, 12 images (6 of camera 3, 6 of camera 6)" in load(root).counts()
+
+
+@pytest.mark.parametrize("break_tree, sentence", [
+    (lambda root: shutil.rmtree(root / "cam3"), "cam3 is missing"),
+    (lambda root: (root / "exp" / "val_id.txt").unlink(), "val_id.txt is missing"),
+    (lambda root: (root / "exp" / "test_id.txt").write_text(""), "test_id.txt is empty"),
+    (lambda root: (root / "exp" / "test_id.txt").write_text("4,five"), "something else than numbers"),
+    (lambda root: edit(root / "exp" / "test_id.txt", "4", "3,4"), r"persons \[3\] .* in training and test"),
+    (lambda root: [shutil.rmtree(root / f"cam{c}" / f"{p:04d}") for c in (3, 6) for p in (1, 2, 3)],
+     "holds no ir training image"),
+    (lambda root: [path.rename(path.with_suffix(".gif")) for path in root.glob("cam*/000[456]/*.jpg")],
+     "holds no rgb test image"),
+], ids=["camera", "id file", "empty ids", "words", "overlap", "no training images", "wrong extension"])
+def test_broken_trees_are_refused(root, break_tree, sentence):
+    break_tree(root)
+    with pytest.raises(UserError, match=sentence):
+        load(root)
+
+
+def test_missing_root(tmp_path):
+    with pytest.raises(UserError, match="data root .* is missing"):
+        load(tmp_path / "nowhere")
+
+
+def test_hidden_and_foreign_files_are_no_images(root):
+    before = load(root).train[Modality.RGB].paths
+    for name in ("._0001.jpg", "Thumbs.db", "0001.jpg.part"):
+        (root / "cam1" / "0001" / name).write_bytes(b"x")
+    (root / "cam1" / "0002" / "0003.JPG").write_bytes((root / "cam1" / "0002" / "0001.jpg").read_bytes())
+    after = load(root).train[Modality.RGB].paths
+    assert set(after) - set(before) == {"cam1/0002/0003.JPG"}
+
+
+@pytest.fixture
+def shared(root):
+    """A tree whose training images are arrays alone, in absolute paths of another machine."""
+    data = load(root)
+    for images in data.train.values():
+        open_bank(images, root, root, "train", 32, 16)
+        file = root / f"train_{images.modality.value}_resized_path.npy"
+        np.save(file, np.array([f"/elsewhere/SYSU-MM01/{path}" for path in images.paths]))
+    for path in root.glob("cam*/000[123]"):
+        shutil.rmtree(path)
+    return root, data
+
+
+def test_training_from_shared_arrays(shared):
+    root, before = shared
+    after = load(root)
+    for m in Modality:
+        assert after.train[m].paths == before.train[m].paths
+        assert after.train[m].persons.tolist() == before.train[m].persons.tolist()
+        bank = open_bank(after.train[m], root, root, "train", 32, 16)
+        assert bank.batch([0, 3]).shape == (2, 3, 32, 16)
+    assert len(after.notes) == 2 and "rgb training images come from" in after.notes[0]
+    with pytest.raises(UserError, match="INPUT.HEIGHT 96 and INPUT.WIDTH 48. Set them to 32 and 16"):
+        open_bank(after.train[Modality.RGB], root, root, "train", 96, 48)
+
+
+def test_shared_arrays_are_the_same_data_as_their_folders(shared, tmp_path):
+    root, _ = shared
+    whole = data_manifest(load(sysu_tree(tmp_path / "whole")))
+    assert manifest_differences(data_manifest(load(root)), whole) == []
+
+
+def rewrite(root, name, change):
+    path = root / f"train_ir_resized_{name}.npy"
+    np.save(path, change(np.load(path)))
+
+
+@pytest.mark.parametrize("name, change, sentence", [
+    ("img", lambda a: a.astype(np.float32), "holds float32 of shape"),
+    ("img", lambda a: a[..., 0], "expected uint8"),
+    ("img", lambda a: a[:-1], "holds 11 images"),
+    ("label", lambda a: a[:-1], r"\(11,\) labels"),
+    ("label", lambda a: a[::-1].copy() % 2, "disagree about who is who"),
+    ("path", lambda a: a[::-1], "expected paths sorted by"),
+    ("path", lambda a: np.char.replace(a, "cam", "kamera"), "expected file paths in the layout"),
+    ("path", lambda a: np.char.replace(a, "/0003/", "/0004/"), "1 persons outside the training id files"),
+    ("path", lambda a: np.char.replace(a, "cam6", "cam5"), "1 cameras that are not ir|expected paths sorted"),
+], ids=["type", "shape", "images", "labels", "label order", "path order", "paths", "test person", "camera"])
+def test_shared_arrays_are_checked(shared, name, change, sentence):
+    root, _ = shared
+    rewrite(root, name, change)
+    with pytest.raises(UserError, match=sentence):
+        load(root)
+
+
+def test_shared_arrays_come_in_threes(shared):
+    root, _ = shared
+    (root / "train_ir_resized_path.npy").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(root)
+    (root / "train_ir_resized_path.npy").unlink()
+    with pytest.raises(UserError, match="path.npy is missing beside"):
+        load(root)
+
+
+def test_folders_win_over_arrays(root):
+    for images in load(root).train.values():
+        open_bank(images, root, root, "train", 32, 16)
+    write_image(root / "cam1" / "0001" / "0003.jpg", np.random.default_rng(9))
+    data = load(root)
+    assert len(data.train[Modality.RGB]) == 25 and not data.notes
