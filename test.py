@@ -10,6 +10,7 @@ from pathlib import Path
 
 from configs.build import Parts, parse_arguments
 from configs.defaults import load_config
+from data.manifest import manifest_differences
 from model.cclnet import CCLNet
 from model.checkpoint import model_from_checkpoint
 from model.clip import load_clip
@@ -31,7 +32,7 @@ def main():
     size = config.INPUT.HEIGHT, config.INPUT.WIDTH
     parts = Parts(config, "test")
     if not arguments.allow_other_data:
-        check_same_data(content, path, parts.data.name, config.DATASET.TRIAL)
+        check_same_data(content, path, parts.facts())
     if path:
         model, what = model_from_checkpoint(content, path, *size), path
     else:
@@ -40,7 +41,7 @@ def main():
     if released_state(content) is not None:
         parts.log.info(f"{path}: {describe_released(content)}")
     with precision(config.PRECISION, parts.device):
-        evaluations = evaluate_all(model.to(parts.device), parts.data, parts.banks("test"), parts.retrievals,
+        evaluations = evaluate_all(parts.place(model), parts.data, parts.banks("test"), parts.retrievals,
                                    config.TEST.BATCH_SIZE)
     report(parts, content, what, evaluations)
 
@@ -52,16 +53,23 @@ def _settings(content):
     return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), size))} if size else content.get("config")
 
 
-def check_same_data(content, path, dataset, trial):
+def check_same_data(content, path, facts):
     """Refuse a test on other data than the checkpoint's: its training persons could be among the test persons.
 
-    Raises: UserError: the checkpoint remembers another data set or trial.
+    Args: facts: what a checkpoint of this configuration would remember, {"dataset", "trial", "manifest"}.
+    Raises: UserError: the checkpoint remembers another data set or trial, or other images.
     """
+    dataset, trial = facts["dataset"], facts["trial"]
     trained = content.get("dataset", dataset), content.get("trial", trial)
     if trained != (dataset, trial):
         raise UserError(f"checkpoint {path} was trained on {trained[0]} trial {trained[1]}, not on {dataset} trial "
                         f"{trial}, whose test persons it may have seen in training; set DATASET.NAME, DATASET.ROOT and "
                         "DATASET.TRIAL to its own, or add --allow_other_data to test across data on purpose")
+    differences = manifest_differences(facts["manifest"], content.get("manifest", facts["manifest"]))
+    if differences:
+        raise UserError(f"checkpoint {path} was trained on another copy of {dataset}: here are "
+                        f"{'; '.join(differences)}. Set DATASET.ROOT to the images of the training run, or add "
+                        "--allow_other_data to test across data on purpose")
 
 
 def report(parts, content, what, evaluations):
@@ -72,7 +80,7 @@ def report(parts, content, what, evaluations):
     selection = content.get("selected", "last epoch")
     if released_state(content) is not None:
         selection = "as released"
-    facts = {"dataset_trial": parts.config.DATASET.TRIAL, "checkpoint": what, "epoch": int(content.get("epoch", 0)),
+    facts = {"dataset_trial": parts.facts()["trial"], "checkpoint": what, "epoch": int(content.get("epoch", 0)),
              "selection": selection if content else "no training"}
     results = [metrics_record(evaluation, parts.data, **facts) for evaluation in evaluations]
     output = Path(parts.config.OUTPUT_DIR) / "metrics.json"

@@ -237,12 +237,27 @@ def test_wrong_files_are_refused(ours, clip_file, tmp_path):
 
 
 def test_script_refuses_other_data_unless_asked(ours, tree, tmp_path, monkeypatch):
-    arguments = ["--resume_path", ours, *overrides(tree, tmp_path), "TEST.MODE", "both"]
-    with pytest.raises(UserError, match="was trained on SYSU-MM01 trial 1, not on SYSU-MM01 trial 2"):
-        run_script(monkeypatch, *arguments, "DATASET.TRIAL", "2")
+    content = torch.load(ours, weights_only=True)
+    torch.save({**content, "dataset": "RegDB", "trial": 3}, tmp_path / "regdb.pth")
+    arguments = ["--resume_path", tmp_path / "regdb.pth", *overrides(tree, tmp_path), "TEST.MODE", "both"]
+    with pytest.raises(UserError, match="was trained on RegDB trial 3, not on SYSU-MM01"):
+        run_script(monkeypatch, *arguments)
     assert not (tmp_path / "metrics.json").exists()
-    run_script(monkeypatch, "--allow_other_data", *arguments, "DATASET.TRIAL", "2")
+    run_script(monkeypatch, "--allow_other_data", *arguments)
     record = json.loads((tmp_path / "metrics.json").read_text())
-    assert record["dataset_trial"] == 2 and [r["mode"] for r in record["results"]] == ["all", "indoor"]
+    assert [r["mode"] for r in record["results"]] == ["all", "indoor"] and record["epoch"] == 7
     assert record["mode"] == "all" and record["rank1"] == record["results"][0]["rank1"]
     assert record["results"][1]["per_trial"][1]["trial"] == 1
+
+
+def test_another_trial_or_other_images_are_other_data():
+    def manifest(digest):
+        return {"train": {"rgb": {"images": 9, "paths": digest, "files": ""}}, "test": {}}
+
+    facts = {"dataset": "RegDB", "trial": 2, "manifest": manifest("a")}
+    script.check_same_data(facts, "x.pth", facts)
+    script.check_same_data({}, "x.pth", facts)
+    with pytest.raises(UserError, match="trained on RegDB trial 2, not on RegDB trial 3.*--allow_other_data"):
+        script.check_same_data(facts, "x.pth", {**facts, "trial": 3})
+    with pytest.raises(UserError, match="another copy of RegDB: here are train rgb images of other names"):
+        script.check_same_data({**facts, "manifest": manifest("b")}, "x.pth", facts)
