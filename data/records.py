@@ -109,8 +109,8 @@ class DataSet(ABC):
             line = (f"{self.name} {split} {images.modality.value}: {count_persons([images])} persons, "
                     f"{len(images):,} images")
             cameras, sizes = np.unique(images.cameras, return_counts=True)
-            per_camera = ", ".join(f"{size:,} of camera {camera}" for camera, size in zip(cameras, sizes))
-            lines.append(f"{line} ({per_camera})" if len(cameras) > 1 else line)
+            per_camera = ", ".join(f"{camera}: {size:,}" for camera, size in zip(cameras, sizes))
+            lines.append(f"{line} (camera {per_camera})" if len(cameras) > 1 else line)
         return lines
 
     def measured(self):

@@ -105,7 +105,7 @@ def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
 
 
 def test_counts_name_cameras(root):
-    assert "SYSU-MM01 train ir: 3 persons, 12 images (6 of camera 3, 6 of camera 6)" in load(root).counts()
+    assert "SYSU-MM01 train ir: 3 persons, 12 images (camera 3: 6, 6: 6)" in load(root).counts()
 
 
 @pytest.mark.parametrize("break_tree, sentence", [

@@ -1,0 +1,150 @@
+"""Decoding of every kind of image, the cache, and the manifest of a data set."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import images as module
+from data import sysu
+from data.images import open_bank, read_image
+from data.manifest import data_manifest, manifest_differences
+from processor.pseudo_labels import find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
+from tests.trees import sysu_tree, write_image
+from utils.errors import UserError
+from utils.modality import Modality
+
+GREY = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (32, 1))       # (32, 16), dark to bright
+
+
+def save(folder, mode, ending):
+    path = folder / f"{mode.replace(';', '')}{ending}"
+    if mode == "I;16":
+        Image.fromarray(GREY.astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(GREY).convert(mode).save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode, ending", [
+    ("RGB", ".png"), ("RGB", ".jpg"), ("L", ".bmp"), ("L", ".jpg"), ("LA", ".png"), ("RGBA", ".png"), ("P", ".png"),
+    ("I;16", ".png"), ("CMYK", ".jpg")])
+def test_every_mode_becomes_rgb(tmp_path, mode, ending):
+    image = read_image(save(tmp_path, mode, ending), 32, 16)
+    assert image.shape == (32, 16, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - GREY[..., None]).max() <= 8
+
+
+def test_content_decides_where_the_ending_is_wrong(tmp_path):
+    save(tmp_path, "RGB", ".png").rename(tmp_path / "a.jpg")
+    assert np.array_equal(read_image(tmp_path / "a.jpg", 32, 16), np.repeat(GREY[..., None], 3, axis=2))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def become_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    (truncate, "does not decode"), (lambda path: path.write_bytes(b""), "does not decode"),
+    (link_to_itself, "does not decode|cannot be reached"), (become_folder, "does not decode"),
+    (lambda path: path.unlink(), "is missing")], ids=["truncated", "empty", "link loop", "folder", "missing"])
+def test_damaged_files_are_named(tmp_path, damage, sentence):
+    root = sysu_tree(tmp_path / "SYSU")
+    images = sysu.load(root, check_counts=False).train[Modality.RGB]
+    damage(root / images.paths[2])
+    with pytest.raises(UserError, match=f"{images.paths[2]} .*({sentence})"):
+        open_bank(images, root, root, "train", 32, 16)
+    assert not (root / "train_rgb_resized_img.npy").exists()
+
+
+def test_cache_is_written_once_and_again_after_a_change(tmp_path, monkeypatch):
+    root = sysu_tree(tmp_path / "SYSU")
+    images = sysu.load(root, check_counts=False).test[Modality.IR]
+    decoded = []
+    monkeypatch.setattr(module, "read_image", lambda path, *size: decoded.append(path) or read_image(path, *size))
+    for _ in range(2):
+        bank = open_bank(images, root, root, "test", 32, 16)
+        assert len(decoded) == len(images)
+    assert np.array_equal(bank.images[5], read_image(root / images.paths[5], 32, 16))
+    write_image(root / images.paths[0], np.random.default_rng(5))
+    open_bank(images, root, root, "test", 32, 16)
+    assert len(decoded) == 2 * len(images)
+    (root / "test_ir_resized_img.npy").write_bytes(b"cut off")
+    open_bank(images, root, root, "test", 32, 16)
+    assert len(decoded) == 3 * len(images)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A data set and an equal copy of it."""
+    return [sysu.load(sysu_tree(tmp_path / name / "SYSU"), check_counts=False) for name in "ab"]
+
+
+def again(data):
+    return sysu.load(data.root, check_counts=False)
+
+
+def test_manifest_is_that_of_a_copy_elsewhere(two):
+    first, second = map(data_manifest, two)
+    assert first == second and first["train"]["ir"]["images"] == 12
+    assert manifest_differences(first, second) == []
+
+
+def test_manifest_tells_other_data(two):
+    here = data_manifest(two[0])
+    (two[1].root / "cam3" / "0001" / "0001.jpg").unlink()
+    assert manifest_differences(here, data_manifest(again(two[1]))) == ["12 train ir images instead of 11"]
+    (two[1].root / "cam3" / "0001" / "0009.jpg").write_bytes(b"x")
+    assert manifest_differences(here, data_manifest(again(two[1]))) == [
+        "train ir images of other names or in another order"]
+    write_image(two[0].root / "cam1" / "0004" / "0001.jpg", np.random.default_rng(7), "L")
+    assert manifest_differences(data_manifest(two[0]), here) == ["test rgb images of other sizes"]
+
+
+def labels_of(data, folder, manifest):
+    sizes = {m: len(images) for m, images in data.train.items()}
+    save_pseudo_labels(folder, {m: np.arange(n) // 2 - 1 for m, n in sizes.items()}, manifest)
+    return sizes
+
+
+def test_pseudo_labels_of_other_images_are_refused(two, tmp_path):
+    data = two[0]
+    manifest = data_manifest(data)
+    sizes = labels_of(data, tmp_path, manifest)
+    labels, known = load_pseudo_labels(tmp_path, sizes, manifest)
+    assert known and labels[Modality.IR].tolist() == [-1, -1, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    other = {**manifest, "train": {**manifest["train"], "rgb": {**manifest["train"]["rgb"], "paths": "another"}}}
+    with pytest.raises(UserError, match="made on other images: this data set has train rgb images of other names"):
+        load_pseudo_labels(tmp_path, sizes, other)
+    test_only = {**manifest, "test": {"rgb": {}, "ir": {}}}
+    assert load_pseudo_labels(tmp_path, sizes, test_only)[1]
+
+
+def test_pseudo_labels_without_a_manifest_are_accepted_by_length(two, tmp_path):
+    manifest = data_manifest(two[0])
+    sizes = labels_of(two[0], tmp_path, manifest)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match="manifest.json is no manifest"):
+        load_pseudo_labels(tmp_path, sizes, manifest)
+    (tmp_path / "manifest.json").unlink()
+    assert not load_pseudo_labels(tmp_path, sizes, manifest)[1]
+    with pytest.raises(UserError, match="hold 24 labels, but the data set has 25"):
+        load_pseudo_labels(tmp_path, {Modality.RGB: 25, Modality.IR: 12}, manifest)
+
+
+def test_pseudo_labels_beside_the_images_come_last(two, tmp_path):
+    data = two[0]
+    with pytest.raises(UserError, match="were looked for in .*run/pseudo_labels and .*SYSU/pseudo_labels"):
+        find_pseudo_labels("", tmp_path / "run", data.label_dirs())
+    labels_of(data, data.root / "pseudo_labels", data_manifest(data))
+    assert find_pseudo_labels("", tmp_path / "run", data.label_dirs()) == data.root / "pseudo_labels"
+    labels_of(data, tmp_path / "run" / "pseudo_labels", data_manifest(data))
+    assert find_pseudo_labels("", tmp_path / "run", data.label_dirs()) == tmp_path / "run" / "pseudo_labels"
