@@ -1,21 +1,23 @@
 """Stage 2: learn a text prompt per pseudo label, then fine-tune a fresh CLIP's image side with it.
 
-    python train_clip.py [--config_file configs/sysu.yml] [KEY VALUE ...]
+    python train_clip.py [--config_file configs/sysu.yml] [--fresh] [KEY VALUE ...]
 
 The pseudo labels come from PSEUDO_LABEL_DIR if set, else from OUTPUT_DIR, else from ROOT/pseudo_labels.
+The same command again goes on where a stopped run was.
 """
 from configs.build import Parts, contrast_settings, parse_arguments, prompt_settings
 from configs.defaults import load_config
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
-from processor.pseudo_labels import find_pseudo_labels, load_pseudo_labels
+from processor.pseudo_labels import find_pseudo_labels, labels_digest, load_pseudo_labels
 from processor.stages import run_clip
 from utils.errors import exit_on_user_error
+from utils.resume import StopRequest
 
 
 def main():
     """Run the stage that the command line describes."""
-    arguments = parse_arguments(__doc__)
+    arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     config = load_config(arguments.config_file, arguments.overrides)
     parts = Parts(config, "train_clip")
     folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, parts.data.label_dirs())
@@ -24,12 +26,13 @@ def main():
     clip = load_clip(config.MODEL.CLIP_WEIGHTS)
     model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
     text = TextTower(clip).to(parts.device)
-    parts.start()
-    parts.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
-                   "as many as training images; no manifest says which images they were made on"))
-    run_clip(model, text, parts.banks("train"), labels, prompt_settings(config),
-             contrast_settings(config, config.FINETUNE.EPOCHS), config.FINETUNE.LABEL_SMOOTHING, parts.tester(),
-             config.OUTPUT_DIR, parts.log, parts.facts())
+    with StopRequest() as stop:
+        run = parts.start_training("clip", stop, arguments.fresh, ("model_*", "clip_state*"),
+                                   pseudo_labels=labels_digest(labels))
+        run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
+                     "as many as training images; no manifest says which images they were made on"))
+        run_clip(model, text, parts.banks("train"), labels, prompt_settings(config),
+                 contrast_settings(config, config.FINETUNE.EPOCHS), config.FINETUNE.LABEL_SMOOTHING, run)
 
 
 if __name__ == "__main__":

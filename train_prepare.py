@@ -1,6 +1,8 @@
 """Stage 1: cluster CLIP's image features per modality while training with a cluster memory; save pseudo labels.
 
-    python train_prepare.py [--config_file configs/sysu.yml] [KEY VALUE ...]
+    python train_prepare.py [--config_file configs/sysu.yml] [--fresh] [KEY VALUE ...]
+
+The same command again goes on where a stopped run was.
 """
 from configs.build import Parts, contrast_settings, parse_arguments
 from configs.defaults import load_config
@@ -8,18 +10,19 @@ from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.stages import run_prepare
 from utils.errors import exit_on_user_error
+from utils.resume import StopRequest
 
 
 def main():
     """Run the stage that the command line describes."""
-    arguments = parse_arguments(__doc__)
+    arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     config = load_config(arguments.config_file, arguments.overrides)
     parts = Parts(config, "train_prepare")
     clip = load_clip(config.MODEL.CLIP_WEIGHTS)
     model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
-    parts.start()
-    run_prepare(model, parts.banks("train"), contrast_settings(config, config.PREPARE.EPOCHS), parts.tester(),
-                config.OUTPUT_DIR, parts.log, parts.facts())
+    with StopRequest() as stop:
+        run = parts.start_training("prepare", stop, arguments.fresh, ("prepare_*", "pseudo_labels"))
+        run_prepare(model, parts.banks("train"), contrast_settings(config, config.PREPARE.EPOCHS), run)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,17 @@ from data.registry import open_dataset
 from processor.contrast import ContrastSettings
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
+from processor.run import Run, set_aside, state_file
 from processor.stages import Tester
 from utils.checkpoint import write_atomically
+from utils.errors import UserError
 from utils.modality import Modality
+from utils.resume import lock_folder
 from utils.runtime import open_log, pick_device
+
+# Settings that may differ when a run goes on: they change neither weights nor labels. More epochs may be asked for.
+MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT", "DATASET.CACHE_DIR",
+              "PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 
 
 def parse_arguments(description, switches=None, **options):
@@ -61,6 +68,26 @@ class Parts:
         for line in (*self.data.counts(), *self.data.notes):
             self.log.info(line)
 
+    def start_training(self, name, stop, fresh, own_files, **more_facts):
+        """Take the folder, find the state to go on from, check that it fits, and begin: the `Run`.
+
+        Args:
+            name: of the state file; stop: `StopRequest`; fresh: keep old files aside instead of going on from them;
+            own_files: patterns of what the script writes; more_facts: further things that must not have changed.
+        Raises: UserError: another run has the folder, or the state is of another configuration or other data.
+        """
+        config = self.config
+        self._lock = lock_folder(config.OUTPUT_DIR)
+        aside = set_aside(config.OUTPUT_DIR, own_files) if fresh else None
+        content, warning = state_file(config.OUTPUT_DIR, name).load()
+        facts = {**self.facts(), **more_facts}
+        check_resumable(content, facts, config.OUTPUT_DIR)
+        self.start()
+        for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}"):
+            if line:
+                self.log.info(line)
+        return Run(name, config.OUTPUT_DIR, self.log, self.tester(), facts, stop, config.CHECKPOINT.MINUTES, content)
+
     @cached_property
     def manifest(self):
         """The `data_manifest` of the run's images."""
@@ -85,6 +112,31 @@ class Parts:
         """What every checkpoint remembers of the run."""
         return {"config": as_dict(self.config), "dataset": self.data.name, "trial": self.config.DATASET.TRIAL,
                 "manifest": self.manifest}
+
+
+def check_resumable(content, facts, folder):
+    """Refuse to go on from a state (content of a state file, or None) of other settings, data or labels.
+
+    Raises: UserError: names the key that changed.
+    """
+    if content is None:
+        return
+    advice = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
+    old, new = _flat(content["config"]), _flat(facts["config"])
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE):
+            raise UserError(f"the run in {folder} was started with {key} {old.get(key)!r}, now it is "
+                            f"{new.get(key)!r}. {advice}")
+    for key in facts.keys() - {"config"}:
+        if content.get(key) != facts[key]:
+            raise UserError(f"the run in {folder} was started with another {key} than it has now. {advice}")
+
+
+def _flat(tree, prefix=""):
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
 
 
 def contrast_settings(config, epochs):

@@ -84,6 +84,9 @@ _C.TEST.TRIALS = 10                  # galleries; RegDB has one, all images
 _C.TEST.EVERY = 10                   # epochs between evaluations during training; the last is always evaluated
 _C.TEST.BATCH_SIZE = 64
 
+_C.CHECKPOINT = CfgNode()
+_C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
+
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("fp32", "tf32", "bf16"),
            "MEMORY.SWAP_ORDER": ("released", "simultaneous"), "TEST.PROTOCOL": ("python", "original"),
            "TEST.SHOTS": (1, 10)}
@@ -94,7 +97,8 @@ NUMBERS = (    # what is expected, the test, the keys
       "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH")),
     ("0 or more", lambda v: v >= 0,
      ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
-      "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR")),
+      "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR",
+      "CHECKPOINT.MINUTES")),
     ("a number above 0", lambda v: v > 0, ("MEMORY.TEMPERATURE", "PROMPT.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
     ("a number from 0 to 1", lambda v: 0 <= v <= 1,
      ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",

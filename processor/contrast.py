@@ -70,7 +70,7 @@ class EpochReport:
     """What happened in an epoch."""
 
     epoch: int
-    pseudo_labels: dict         # Modality -> PseudoLabels, made at the start of the epoch
+    labels: dict                # Modality -> (N,) int64 pseudo labels, made at the start of the epoch
     losses: dict                # name -> mean over the iterations
     lr: float
     iterations: int
@@ -79,59 +79,115 @@ class EpochReport:
     matched: float              # mean pairs per swap; 0 without swapping
 
 
-def contrast_epochs(model, banks, settings, guidance=None):
-    """Train `model` in place; yields an `EpochReport` after each epoch, with the model in training mode.
+class ContrastStage:
+    """The training loop, one epoch after the other.
+
+    Every random number is drawn from a stream named by seed, purpose, epoch and iteration, so `state_dict` needs no
+    random state: a stage that was stopped after any iteration goes on exactly as it would have.
 
     Args:
-        model: `CCLNet` on its device; banks: Modality -> `ImageBank` of the training images;
+        model: `CCLNet` on its device, trained in place; banks: Modality -> `ImageBank` of the training images;
         settings: `ContrastSettings`; guidance: `TextGuidance` or None.
-    Raises:
-        UserError: all images of a modality are outliers. FloatingPointError: a loss is not finite.
     """
-    optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
-    for epoch in range(1, settings.epochs + 1):
-        started = time.perf_counter()
-        lr = set_lr(optimizer, warmup_step_factor(epoch, settings.warmup_epochs, settings.warmup_factor,
-                                                  settings.lr_steps, settings.lr_gamma))
-        with precision(settings.precision, banks[Modality.RGB].device):
-            pseudo = {m: make_pseudo_labels(model, banks[m], m, settings.cluster, settings.embed_batch_size)
+
+    def __init__(self, model, banks, settings, guidance=None):
+        self.model, self.banks, self.settings, self.guidance = model, banks, settings, guidance
+        self.optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay,
+                                         settings.bias_lr_factor)
+        self.epoch = 1              # the epoch that comes next or is under way
+        self.iteration = 0          # its iterations done
+        self.labels = None          # Modality -> (N,) pseudo labels of the epoch under way, None before it starts
+        self.memories = None        # Modality -> ClusterMemory, likewise
+        self.totals = {}            # name -> sum over the iterations done
+
+    def epochs(self, after_step=lambda: None):
+        """Train all epochs that are left; yields an `EpochReport` after each. `after_step()` runs after iterations.
+
+        Raises:
+            UserError: all images of a modality are outliers. FloatingPointError: a loss is not finite.
+        """
+        while self.epoch <= self.settings.epochs:
+            started = time.perf_counter()
+            s = self.settings
+            lr = set_lr(self.optimizer, warmup_step_factor(self.epoch, s.warmup_epochs, s.warmup_factor, s.lr_steps,
+                                                           s.lr_gamma))
+            if self.labels is None:
+                self._cluster()
+            report = self._train(after_step)
+            report.lr, report.seconds = lr, time.perf_counter() - started
+            self.epoch, self.iteration, self.labels, self.memories, self.totals = self.epoch + 1, 0, None, None, {}
+            yield report
+
+    def _cluster(self):
+        """Start the epoch: pseudo labels from the model as it is, memories from their centroids."""
+        s = self.settings
+        with precision(s.precision, self.banks[Modality.RGB].device):
+            pseudo = {m: make_pseudo_labels(self.model, self.banks[m], m, s.cluster, s.embed_batch_size)
                       for m in Modality}
-        report = _train_epoch(model, banks, settings, guidance, optimizer, epoch, pseudo)
-        report.lr, report.seconds = lr, time.perf_counter() - started
-        yield report
+        self.labels = {m: pseudo[m].labels for m in Modality}
+        self.memories = {m: ClusterMemory(pseudo[m].centroids, s.temperature, s.momentum) for m in Modality}
 
+    def _train(self, after_step):
+        s = self.settings
+        batch_size = s.clusters_per_batch * s.instances
+        iterations = iterations_per_epoch(*(int((self.labels[m] >= 0).sum()) for m in Modality), batch_size)
+        batches = {m: cluster_batches(self.labels[m], s.clusters_per_batch, s.instances, iterations,
+                                      numpy_rng(s.seed, "sampler", m.value, self.epoch)) for m in Modality}
+        self.model.train()
+        started, first = time.perf_counter(), self.iteration
+        for iteration in tqdm(range(first, iterations), desc=f"epoch {self.epoch}", initial=first, total=iterations,
+                              leave=False, disable=None, unit="batch"):
+            for name, value in self._step({m: batches[m][iteration] for m in Modality}).items():
+                self.totals[name] = self.totals.get(name, 0) + value
+            self.iteration = iteration + 1
+            after_step()
+        means = {name: float(total) / iterations for name, total in self.totals.items()}
+        matched = means.pop("matched", 0.0)
+        return EpochReport(self.epoch, self.labels, means, 0.0, iterations,
+                           2 * batch_size * (iterations - first) / (time.perf_counter() - started), 0.0, matched)
 
-def _train_epoch(model, banks, settings, guidance, optimizer, epoch, pseudo):
-    memories = {m: ClusterMemory(pseudo[m].centroids, settings.temperature, settings.momentum) for m in Modality}
-    batch_size = settings.clusters_per_batch * settings.instances
-    iterations = iterations_per_epoch(*(int((pseudo[m].labels >= 0).sum()) for m in Modality), batch_size)
-    batches = {m: cluster_batches(pseudo[m].labels, settings.clusters_per_batch, settings.instances, iterations,
-                                  numpy_rng(settings.seed, "sampler", m.value, epoch)) for m in Modality}
-    model.train()
-    totals, matched = {}, 0
-    started = time.perf_counter()
-    for iteration in tqdm(range(iterations), desc=f"epoch {epoch}", leave=False, disable=None, unit="batch"):
-        positions = {m: batches[m][iteration] for m in Modality}
-        images = {m: augment(banks[m].batch(positions[m]), settings.augmentation[m],
-                             numpy_rng(settings.seed, "augment", m.value, epoch, iteration)) for m in Modality}
-        labels = {m: torch.from_numpy(pseudo[m].labels[positions[m]]) for m in Modality}
-        with precision(settings.precision, banks[Modality.RGB].device):
-            losses, features = contrast_losses(model, memories, images, labels, positions, guidance)
-        _check_finite(losses, epoch, iteration)
-        optimizer.zero_grad(set_to_none=True)
+    def _step(self, positions):
+        """One optimiser step on the images at positions (Modality -> (B,)): its losses by name."""
+        s = self.settings
+        images = {m: augment(self.banks[m].batch(positions[m]), s.augmentation[m],
+                             numpy_rng(s.seed, "augment", m.value, self.epoch, self.iteration)) for m in Modality}
+        labels = {m: torch.from_numpy(self.labels[m][positions[m]]) for m in Modality}
+        with precision(s.precision, self.banks[Modality.RGB].device):
+            losses, features = contrast_losses(self.model, self.memories, images, labels, positions, self.guidance)
+        _check_finite(losses, self.epoch, self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
-        optimizer.step()
+        self.optimizer.step()
         for m in Modality:
-            memories[m].update(features[m], labels[m])
-        if epoch >= settings.swap_epoch:
-            pairs = swap(memories[Modality.RGB], memories[Modality.IR], labels[Modality.RGB], labels[Modality.IR],
-                         settings.swap_scale, settings.swap_order)
-            matched += len(pairs[0])
-        for name, value in losses.items():
-            totals[name] = totals.get(name, 0) + value.detach()
-    seconds = time.perf_counter() - started
-    return EpochReport(epoch, pseudo, {k: float(v) / iterations for k, v in totals.items()}, 0.0, iterations,
-                       2 * batch_size * iterations / seconds, 0.0, matched / iterations)
+            self.memories[m].update(features[m], labels[m])
+        numbers = {name: value.detach() for name, value in losses.items()}
+        if self.epoch >= s.swap_epoch:
+            pairs, _ = swap(self.memories[Modality.RGB], self.memories[Modality.IR], labels[Modality.RGB],
+                            labels[Modality.IR], s.swap_scale, s.swap_order)
+            numbers["matched"] = len(pairs)
+        return numbers
+
+    def state_dict(self):
+        """All that the rest of the stage depends on, beside data and settings."""
+        return {"epoch": self.epoch, "iteration": self.iteration, "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "labels": self.labels and {m.value: torch.from_numpy(v) for m, v in self.labels.items()},
+                "prototypes": self.memories and {m.value: v.prototypes for m, v in self.memories.items()},
+                "totals": {name: float(total) for name, total in self.totals.items()}}
+
+    def load_state_dict(self, state):
+        """Go on where the stage that gave `state` was."""
+        s, device = self.settings, self.banks[Modality.RGB].device
+        self.epoch, self.iteration, self.totals = state["epoch"], state["iteration"], dict(state["totals"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.labels = state["labels"] and {m: state["labels"][m.value].cpu().numpy() for m in Modality}
+        self.memories = None
+        if state["prototypes"]:
+            prototypes = {m: state["prototypes"][m.value].to(device) for m in Modality}
+            self.memories = {m: ClusterMemory(p, s.temperature, s.momentum) for m, p in prototypes.items()}
+            for m, memory in self.memories.items():
+                memory.prototypes = prototypes[m]      # to the bit: normalising again would change the last one
 
 
 def contrast_losses(model, memories, images, labels, positions=None, guidance=None):

@@ -40,43 +40,70 @@ class PromptReport:
     seconds: float
 
 
-def new_prompts(labels, text, seed):
-    """Untrained prompts for the clusters in labels (Modality -> (N,) int64): Modality -> `PromptLearner`."""
-    device = text.positional_embedding.device
-    return {m: PromptLearner(int(labels[m].max()) + 1, m, text, torch_rng(seed, "prompts", m.value)).to(device)
-            for m in Modality}
-
-
-def prompt_epochs(model, text, prompts, banks, labels, settings):
-    """Train the prompts in place; yields a `PromptReport` after each epoch. Nothing else learns.
+class PromptStage:
+    """The training loop of the prompts; nothing else learns.
 
     Args:
-        model: the `CCLNet` before fine-tuning; text: `TextTower`; prompts: Modality -> `PromptLearner`;
-        banks: Modality -> `ImageBank`; labels: Modality -> (N,) int64, images of label -1 are left out.
+        model: the `CCLNet` before fine-tuning; text: `TextTower`; banks: Modality -> `ImageBank`;
+        labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out; settings: `PromptSettings`.
     """
-    kept = {m: np.flatnonzero(labels[m] >= 0) for m in Modality}
-    images = {m: embed(model, banks[m], m, "projection", kept[m], settings.embed_batch_size) for m in Modality}
-    labels = {m: torch.from_numpy(labels[m][kept[m]]).to(images[m].device) for m in Modality}
-    optimizer = torch.optim.Adam([p for m in Modality for p in prompts[m].parameters()],
-                                 lr=settings.lr, weight_decay=settings.weight_decay)
-    schedule = prompt_schedule(optimizer, settings.epochs, settings.lr_min, settings.warmup_lr, settings.warmup_epochs)
-    for epoch in range(1, settings.epochs + 1):
-        started = time.perf_counter()
-        schedule.step(epoch)
-        batches = paired_batches({m: len(kept[m]) for m in Modality}, settings.batch_size,
-                                 numpy_rng(settings.seed, "prompt batches", epoch))
-        total = 0
-        for batch in tqdm(batches, desc=f"prompt epoch {epoch}", leave=False, disable=None, unit="batch"):
-            loss = prompt_loss(text, prompts, {m: images[m][batch[m]] for m in Modality},
-                               {m: labels[m][batch[m]] for m in Modality}, settings.temperature)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the prompt loss is {float(loss.detach())} in epoch {epoch}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-        yield PromptReport(epoch, float(total) / len(batches), optimizer.param_groups[0]["lr"],
-                           time.perf_counter() - started)
+
+    def __init__(self, model, text, banks, labels, settings):
+        self.model, self.text, self.banks, self.labels, self.settings = model, text, banks, labels, settings
+        device = text.positional_embedding.device
+        self.prompts = {m: PromptLearner(int(labels[m].max()) + 1, m, text,
+                                         torch_rng(settings.seed, "prompts", m.value)).to(device) for m in Modality}
+        self.optimizer = torch.optim.Adam([p for m in Modality for p in self.prompts[m].parameters()],
+                                          lr=settings.lr, weight_decay=settings.weight_decay)
+        self.epoch = 1              # the epoch that comes next
+
+    def epochs(self, after_step=lambda: None):
+        """Train all epochs that are left; yields a `PromptReport` after each. `after_step()` runs after iterations.
+
+        Raises: FloatingPointError: the loss is not finite.
+        """
+        s = self.settings
+        if self.epoch > s.epochs:
+            return
+        kept = {m: np.flatnonzero(self.labels[m] >= 0) for m in Modality}
+        images = {m: embed(self.model, self.banks[m], m, "projection", kept[m], s.embed_batch_size) for m in Modality}
+        labels = {m: torch.from_numpy(self.labels[m][kept[m]]).to(images[m].device) for m in Modality}
+        schedule = prompt_schedule(self.optimizer, s.epochs, s.lr_min, s.warmup_lr, s.warmup_epochs)
+        while self.epoch <= s.epochs:
+            started = time.perf_counter()
+            schedule.step(self.epoch)
+            batches = paired_batches({m: len(kept[m]) for m in Modality}, s.batch_size,
+                                     numpy_rng(s.seed, "prompt batches", self.epoch))
+            total = 0
+            for batch in tqdm(batches, desc=f"prompt epoch {self.epoch}", leave=False, disable=None, unit="batch"):
+                total += self._step({m: images[m][batch[m]] for m in Modality},
+                                    {m: labels[m][batch[m]] for m in Modality})
+                after_step()
+            report = PromptReport(self.epoch, float(total) / len(batches), self.optimizer.param_groups[0]["lr"],
+                                  time.perf_counter() - started)
+            self.epoch += 1
+            yield report
+
+    def _step(self, images, labels):
+        loss = prompt_loss(self.text, self.prompts, images, labels, self.settings.temperature)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the prompt loss is {float(loss.detach())} in epoch {self.epoch}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def state_dict(self):
+        """All that the epochs left depend on, beside data and settings."""
+        return {"epoch": self.epoch, "optimizer": self.optimizer.state_dict(),
+                "prompts": {m.value: self.prompts[m].state_dict() for m in Modality}}
+
+    def load_state_dict(self, state):
+        """Go on after the last epoch that the stage which gave `state` had finished."""
+        self.epoch = state["epoch"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for m in Modality:
+            self.prompts[m].load_state_dict(state["prompts"][m.value])
 
 
 def paired_batches(sizes, batch_size, rng):

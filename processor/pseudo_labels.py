@@ -1,4 +1,5 @@
 """Pseudo labels: made by clustering features, saved and read as .npy files."""
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,11 @@ def _made_on_these_images(folder, manifest):
                         f"{'; '.join(differences)}. Make them with train_prepare.py on this data set, or set "
                         "PSEUDO_LABEL_DIR")
     return True
+
+
+def labels_digest(labels):
+    """SHA-256 of both modalities' labels (Modality -> (N,) int64), to tell whether they changed."""
+    return hashlib.sha256(b"".join(labels[m].tobytes() for m in Modality)).hexdigest()
 
 
 def _without_gaps(labels):

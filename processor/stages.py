@@ -1,14 +1,11 @@
-"""The stages as the scripts call them: train, log every epoch, evaluate now and then, save."""
-from pathlib import Path
+"""The stages as the scripts call them: train, log every epoch, test now and then, save."""
+import torch
 
-from processor.contrast import TextGuidance, contrast_epochs
+from processor.contrast import ContrastStage, TextGuidance
 from processor.evaluate import evaluate, format_table, metrics_record
-from processor.prompt import new_prompts, prompt_epochs, text_features
+from processor.prompt import PromptStage, text_features
 from processor.pseudo_labels import save_pseudo_labels
-from utils.checkpoint import save_checkpoint
 from utils.modality import Modality
-
-FORMAT = "cclnet-1"
 
 
 class Tester:
@@ -30,58 +27,92 @@ class Tester:
         return evaluate(model, self.data, self.banks, self.retrieval, self.batch_size)
 
 
-def run_contrast(name, model, banks, settings, tester, output_dir, log, facts, guidance=None, extra=None):
-    """Train a contrastive stage; write NAME_last.pth after every epoch and NAME_best.pth after the best test.
-
-    Args:
-        name: "prepare" or "model", first part of the file names; facts: dict stored in every checkpoint
-        (configuration, data set); extra: further entries of the checkpoint, such as prompts.
-    Returns:
-        The `EpochReport` of the last epoch and the last `Evaluation`.
-    """
-    output_dir, best = Path(output_dir), -1.0
-    for report in contrast_epochs(model, banks, settings, guidance):
-        log.info(epoch_line(name, report, settings.epochs))
-        content = {"format": FORMAT, "stage": name, "epoch": report.epoch, "state_dict": _on_host(model.state_dict()),
-                   "losses": report.losses, **facts, **(extra or {})}
-        if tester.is_due(report.epoch, settings.epochs):
-            evaluation = tester(model)
-            content["metrics"] = metrics_record(evaluation, tester.data)
-            log.info(f"epoch {report.epoch}, {evaluation.protocol}\n"
-                     + format_table([{"what": name, **evaluation.mean()}]))
-            if evaluation.mean()["rank1"] > best:
-                best = evaluation.mean()["rank1"]
-                save_checkpoint(output_dir / f"{name}_best.pth", {**content, "selected": "best Rank-1 on test data"})
-        save_checkpoint(output_dir / f"{name}_last.pth", content)
-    return report, evaluation
-
-
-def run_prepare(model, banks, settings, tester, output_dir, log, facts):
+def run_prepare(model, banks, settings, run):
     """train_prepare.py: contrastive stage without texts; saves the labels of the last epoch's clustering."""
-    report, evaluation = run_contrast("prepare", model, banks, settings, tester, output_dir, log, facts)
-    folder = Path(output_dir) / "pseudo_labels"
-    save_pseudo_labels(folder, {m: report.pseudo_labels[m].labels for m in Modality}, facts["manifest"])
-    log.info(f"pseudo labels written to {folder}")
-    return evaluation
+    stage = ContrastStage(model, banks, settings)
+    if run.resumed:
+        stage.load_state_dict(run.resumed["contrast"])
+
+    def save_labels(report):
+        folder = run.output_dir / "pseudo_labels"
+        save_pseudo_labels(folder, report.labels, run.facts["manifest"])
+        run.log.info(f"pseudo labels written to {folder}")
+
+    _run_contrast("prepare", stage, run, lambda: {"contrast": stage.state_dict()}, at_end=save_labels)
 
 
-def run_clip(model, text, banks, labels, prompt_settings, contrast_settings, smoothing, tester, output_dir, log, facts):
-    """train_clip.py: prompt stage, then the contrastive stage guided by the texts of the learned prompts."""
-    prompts = new_prompts(labels, text, prompt_settings.seed)
-    for report in prompt_epochs(model, text, prompts, banks, labels, prompt_settings):
-        log.info(f"prompts {report.epoch}/{prompt_settings.epochs} | loss {report.loss:.4f} | lr {report.lr:.2e} | "
-                 f"{report.seconds:.1f} s")
-    guidance = TextGuidance(text_features(text, prompts), labels, smoothing)
-    extra = {"prompts": {m.value: _on_host(prompts[m].state_dict()) for m in Modality}}
-    _, evaluation = run_contrast("model", model, banks, contrast_settings, tester, output_dir, log, facts, guidance,
-                                 extra)
-    return evaluation
+def run_clip(model, text, banks, labels, prompt_settings, contrast_settings, smoothing, run):
+    """train_clip.py: prompt stage, then the contrastive stage guided by the texts of the learned prompts.
+
+    Args: labels: Modality -> (N,) pseudo labels of train_prepare.py; smoothing: of the image-to-text loss.
+    """
+    prompts = PromptStage(model, text, banks, labels, prompt_settings)
+    if run.resumed:
+        prompts.load_state_dict(run.resumed["prompt"])
+    _run_prompts(prompts, run)
+    guidance = TextGuidance(text_features(text, prompts.prompts), labels, smoothing)
+    stage = ContrastStage(model, banks, contrast_settings, guidance)
+    if "contrast" in run.resumed:
+        stage.load_state_dict(run.resumed["contrast"])
+    _run_contrast("model", stage, run, lambda: {"prompt": prompts.state_dict(), "contrast": stage.state_dict()},
+                  {"prompts": {m.value: _on_host(prompts.prompts[m].state_dict()) for m in Modality}})
+
+
+def _run_prompts(stage, run):
+    # A stop within an epoch goes back to the epoch's start: an epoch of prompts takes seconds.
+    at_epoch_start = {"prompt": _on_host(stage.state_dict())}
+    check = run.after_step(lambda: dict(at_epoch_start))
+    for report in stage.epochs(check):
+        run.log.info(f"prompts {report.epoch}/{stage.settings.epochs} | loss {report.loss:.4f} | lr {report.lr:.2e} | "
+                     f"{report.seconds:.1f} s")
+        run.record("prompt", epoch=report.epoch, loss=report.loss, lr=report.lr, seconds=report.seconds)
+        at_epoch_start["prompt"] = _on_host(stage.state_dict())
+        run.save(at_epoch_start)
+
+
+def _run_contrast(name, stage, run, snapshot, extra=None, at_end=lambda report: None):
+    """Train the epochs left; NAME_last.pth after every epoch, NAME_best.pth after the best test so far.
+
+    Args: snapshot: gives the states of the script's stages; extra: further entries of the checkpoints;
+        at_end: called with the last epoch's report, before that epoch counts as done.
+    """
+    epochs = stage.settings.epochs
+    if stage.epoch > epochs:
+        run.log.info(f"all {epochs} epochs were trained already; add --fresh to start over")
+    elif stage.epoch > 1 or stage.iteration:
+        run.log.info(f"going on with epoch {stage.epoch}, iteration {stage.iteration + 1}")
+    for report in stage.epochs(run.after_step(snapshot)):
+        run.log.info(epoch_line(name, report, epochs))
+        content = {"stage": name, "epoch": report.epoch, "state_dict": _on_host(stage.model.state_dict()),
+                   **(extra or {})}
+        if run.tester.is_due(report.epoch, epochs):
+            evaluation = run.tester(stage.model)
+            content["metrics"] = metrics_record(evaluation, run.tester.data)
+            run.log.info(f"epoch {report.epoch}, {evaluation.protocol}\n"
+                         + format_table([{"what": name, **evaluation.mean()}]))
+            if evaluation.mean()["rank1"] > run.best:
+                run.best = evaluation.mean()["rank1"]
+                run.save_model(f"{name}_best", {**content, "selected": "best Rank-1 on test data"})
+        run.save_model(f"{name}_last", content)
+        run.record(name, **epoch_numbers(report), **({"test": content["metrics"]} if "metrics" in content else {}))
+        if report.epoch == epochs:
+            at_end(report)
+        run.save(snapshot())
+
+
+def epoch_numbers(report):
+    """An `EpochReport` as plain numbers, for metrics.jsonl."""
+    clusters = {f"clusters_{m.value}": int(labels.max()) + 1 for m, labels in report.labels.items()}
+    outliers = {f"outliers_{m.value}": int((labels < 0).sum()) for m, labels in report.labels.items()}
+    return {"epoch": report.epoch, **report.losses, **clusters, **outliers, "lr": report.lr,
+            "matched": report.matched, "images_per_second": report.images_per_second, "seconds": report.seconds}
 
 
 def epoch_line(name, report, epochs):
     """One tidy line about an epoch."""
-    clusters = ", ".join(f"{m.value} {p.clusters} clusters {p.outliers} outliers"
-                         for m, p in report.pseudo_labels.items())
+    numbers = epoch_numbers(report)
+    clusters = ", ".join(f"{m} {numbers[f'clusters_{m}']} clusters {numbers[f'outliers_{m}']} outliers"
+                         for m in (modality.value for modality in report.labels))
     losses = " ".join(f"{k} {v:.4f}" for k, v in report.losses.items())
     left = report.seconds * (epochs - report.epoch)
     swapped = f" | {report.matched:.0f} pairs matched" if report.matched else ""
@@ -90,6 +121,9 @@ def epoch_line(name, report, epochs):
 
 
 def _on_host(state):
-    return {k: v.detach().cpu() for k, v in state.items()}
-
-
+    """A state dict's tensors as copies on the host, at any depth."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {k: _on_host(v) for k, v in state.items()}
+    return [_on_host(v) for v in state] if isinstance(state, list) else state

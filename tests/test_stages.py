@@ -1,5 +1,6 @@
 """The loops themselves, on tiny data: what moves, what does not, and when."""
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from data.augment import Augmentation
 from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
-from processor.contrast import ContrastSettings, TextGuidance, contrast_epochs
-from processor.prompt import PromptSettings, new_prompts, prompt_epochs, text_features
+from processor.contrast import ContrastSettings, ContrastStage, TextGuidance
+from processor.prompt import PromptSettings, PromptStage, text_features
 from processor.pseudo_labels import ClusterSettings
 from utils.modality import Modality
 
@@ -51,11 +52,11 @@ def test_contrast_stage(model, banks, monkeypatch):
     swapped = []
     monkeypatch.setattr(contrast, "swap", lambda *a, real=contrast.swap: swapped.append(1) or real(*a))
     start, reports = weights(model), []
-    for report in contrast_epochs(model, banks, SETTINGS):
+    for report in ContrastStage(model, banks, SETTINGS).epochs():
         reports.append((report, len(swapped)))
     assert [r.epoch for r, _ in reports] == [1, 2, 3]
     for report, _ in reports:
-        labelled = max(int((p.labels >= 0).sum()) for p in report.pseudo_labels.values())
+        labelled = max(int((labels >= 0).sum()) for labels in report.labels.values())
         assert report.iterations == labelled // 4 + 1
         assert set(report.losses) == {"loss_rgb", "loss_ir"}
     counts = [count for _, count in reports]
@@ -70,7 +71,7 @@ def test_same_seed_same_run(clip, banks):
     runs = []
     for _ in range(2):
         model = CCLNet(clip.visual, HEIGHT, WIDTH)
-        *_, report = contrast_epochs(model, banks, dataclasses.replace(SETTINGS, epochs=2))
+        *_, report = ContrastStage(model, banks, dataclasses.replace(SETTINGS, epochs=2)).epochs()
         runs.append((report.losses, weights(model)))
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
 
@@ -78,8 +79,8 @@ def test_same_seed_same_run(clip, banks):
 def test_first_epoch_follows_the_clusters_of_the_untrained_model(model, banks):
     from processor.pseudo_labels import make_pseudo_labels
     expected = make_pseudo_labels(model, banks[Modality.IR], Modality.IR, SETTINGS.cluster)
-    report = next(iter(contrast_epochs(model, banks, SETTINGS)))
-    np.testing.assert_array_equal(report.pseudo_labels[Modality.IR].labels, expected.labels)
+    report = next(ContrastStage(model, banks, SETTINGS).epochs())
+    np.testing.assert_array_equal(report.labels[Modality.IR], expected.labels)
     members = expected.labels >= 0
     assert members.sum() >= 20 and expected.clusters >= 3       # the drawn people are separable
     torch.testing.assert_close(expected.centroids.norm(dim=1), torch.ones(expected.clusters))
@@ -90,11 +91,12 @@ def test_prompt_stage_moves_prompts_alone(model, clip, banks):
     labels = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
     labels[Modality.IR][:EACH] = -1
     labels[Modality.IR][EACH:] -= 1
-    prompts = new_prompts(labels, text, seed=1)
+    settings = PromptSettings(epochs=3, batch_size=8, lr=0.01)
+    stage = PromptStage(model, text, banks, labels, settings)
+    prompts = stage.prompts
     assert [len(prompts[m].context) for m in Modality] == [PEOPLE, PEOPLE - 1]
     start = weights(model), weights(text), {m: weights(prompts[m]) for m in Modality}
-    settings = PromptSettings(epochs=3, batch_size=8, lr=0.01)
-    reports = list(prompt_epochs(model, text, prompts, banks, labels, settings))
+    reports = list(stage.epochs())
     assert same(start[0], weights(model)) and same(start[1], weights(text))
     assert not any(torch.equal(start[2][m]["context"], prompts[m].context) for m in Modality)
     assert reports[-1].loss < reports[0].loss
@@ -103,19 +105,19 @@ def test_prompt_stage_moves_prompts_alone(model, clip, banks):
 def test_fine_tuning_moves_the_image_side_alone(model, clip, banks):
     text = TextTower(clip)
     labels = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
-    prompts = new_prompts(labels, text, seed=1)
+    prompts = PromptStage(model, text, banks, labels, PromptSettings()).prompts
     guidance = TextGuidance(text_features(text, prompts), labels)
     start = weights(model), weights(text), {m: weights(prompts[m]) for m in Modality}
-    *_, report = contrast_epochs(model, banks, dataclasses.replace(SETTINGS, epochs=2), guidance)
+    *_, report = ContrastStage(model, banks, dataclasses.replace(SETTINGS, epochs=2), guidance).epochs()
     assert set(report.losses) == {"loss_rgb", "loss_ir", "loss_i2t_rgb", "loss_i2t_ir"}
     assert same(start[1], weights(text)) and all(same(start[2][m], weights(prompts[m])) for m in Modality)
     end = weights(model)
     assert not any(torch.equal(start[0][n], end[n]) for n, p in model.named_parameters() if p.requires_grad)
 
 
-def test_text_of_a_prompt_does_not_depend_on_the_others(clip):
+def test_text_of_a_prompt_does_not_depend_on_the_others(model, clip, banks):
     text = TextTower(clip)
-    prompts = new_prompts({m: np.arange(4) for m in Modality}, text, seed=0)
+    prompts = PromptStage(model, text, banks, {m: np.arange(4) for m in Modality}, PromptSettings()).prompts
     for m in Modality:
         with torch.no_grad():
             torch.testing.assert_close(text(prompts[m]())[2:3], text(prompts[m](torch.tensor([2]))))
@@ -132,4 +134,32 @@ def test_guidance_reads_train_prepares_labels_not_the_epochs():
 def test_non_finite_loss_is_named(model, banks):
     settings = dataclasses.replace(SETTINGS, lr=1e30, epochs=2)
     with pytest.raises(FloatingPointError, match="not finite"):
-        list(contrast_epochs(model, banks, settings))
+        list(ContrastStage(model, banks, settings).epochs())
+
+
+@pytest.mark.parametrize("stop_after", [1, 9, 15])
+def test_contrast_stage_goes_on_to_the_bit(clip, banks, stop_after):
+    """Stop after some iteration, in whichever epoch, carry the state over, and end with the same weights."""
+    whole = CCLNet(clip.visual, HEIGHT, WIDTH)
+    expected = [(r.epoch, r.losses) for r in ContrastStage(whole, banks, SETTINGS).epochs()]
+
+    class Enough(Exception):
+        pass
+
+    steps = []
+
+    def stop():
+        steps.append(1)
+        if len(steps) == stop_after:
+            raise Enough
+
+    first = ContrastStage(CCLNet(clip.visual, HEIGHT, WIDTH), banks, SETTINGS)
+    with pytest.raises(Enough):
+        list(first.epochs(stop))
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second = ContrastStage(CCLNet(clip.visual, HEIGHT, WIDTH), banks, SETTINGS)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    reports = [(r.epoch, r.losses) for r in second.epochs()]
+    assert reports == expected[-len(reports):] and same(weights(whole), weights(second.model))

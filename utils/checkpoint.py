@@ -1,4 +1,5 @@
 """Files that are whole or not there: written to a temporary name, flushed, then renamed."""
+import io
 import json
 import os
 import tempfile
@@ -29,7 +30,7 @@ def write_atomically(path, write):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
@@ -47,7 +48,9 @@ def write_atomically(path, write):
 
 def save_checkpoint(path, content):
     """Save a dict of tensors, numbers, strings and dicts of them."""
-    write_atomically(path, lambda file: torch.save(content, file))
+    buffer = io.BytesIO()
+    torch.save(content, buffer)      # in memory, so that a full disk is an OSError of the write below
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def save_array(path, array):

@@ -1,0 +1,101 @@
+"""What makes a run survive: state files with a checksum, a lock on the folder, and stopping between iterations."""
+import fcntl
+import hashlib
+import io
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from utils.checkpoint import write_atomically
+from utils.errors import UserError
+
+DIGEST_BYTES = 32
+
+
+class StateFile:
+    """A checkpoint to go on from, with its SHA-256 at the end; the one before it is kept as PATH.previous."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.previous = self.path.with_name(self.path.name + ".previous")
+
+    def save(self, content):
+        """Write content (tensors, numbers, text, dicts and lists of them). Raises: UserError: not writable."""
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        payload = buffer.getbuffer()
+        if self.path.exists():
+            os.replace(self.path, self.previous)
+
+        def write(file):
+            file.write(payload)
+            file.write(hashlib.sha256(payload).digest())
+
+        write_atomically(self.path, write)
+
+    def load(self):
+        """The newest content that is whole, and a warning if that is not the newest; (None, None) without files.
+
+        Raises: UserError: files exist, but none is whole.
+        """
+        damaged = []
+        for path in (self.path, self.previous):
+            if path.is_file():
+                content = _read_checked(path)
+                if content is not None:
+                    return content, f"{damaged[0]} is damaged; going on from {path}" if damaged else None
+                damaged.append(path)
+        if damaged:
+            raise UserError(f"{' and '.join(map(str, damaged))} cannot be read: damaged; the run cannot go on from "
+                            "there. Add --fresh to start over and keep the old files aside")
+        return None, None
+
+
+def _read_checked(path):
+    data = path.read_bytes()
+    payload, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        return None
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def lock_folder(folder):
+    """Hold a folder for this process until it ends, however it ends; the returned file must be kept open.
+
+    Raises: UserError: a living process holds it, or the folder cannot be written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = open(Path(folder) / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror or error}); choose another")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"another run is writing to {folder}; wait for it, or choose another OUTPUT_DIR")
+    for left_over in Path(folder).glob(".*.partial"):      # of a process that was killed while writing
+        left_over.unlink()
+    return file
+
+
+class StopRequest:
+    """Within this context SIGTERM and Ctrl-C are noted instead of obeyed; a second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.signal_number = None
+
+    def __enter__(self):
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame):
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
