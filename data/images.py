@@ -112,7 +112,7 @@ def in_parallel(function, items, description):
     """[function(item) for item in items] on all cores, with a progress bar; for work that releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(tqdm(pool.map(function, items), total=len(items), unit="image", desc=description, mininterval=1,
-                         leave=False))
+                         leave=False, disable=None))
 
 
 def _decode_all(image_set, root, out):
