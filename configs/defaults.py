@@ -13,7 +13,7 @@ _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it be
 _C.SEED = 1
 _C.DEVICE = "auto"                   # auto | cuda | cpu
 _C.PRECISION = "fp32"                # fp32 | tf32 | bf16: of the image side's forward and backward pass
-_C.PSEUDO_LABEL_DIR = ""             # train_clip.py: "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels
+_C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels (RegDB: trialN in it)
 
 _C.DATASET = CfgNode()
 _C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | demo

@@ -47,6 +47,25 @@ def test_python_galleries_are_those_of_a_seeded_module(root):
     random.setstate(before)
 
 
+def test_selection_is_that_of_the_released_code(golden, tmp_path):
+    selection = golden.json("sysu_selection")
+    for camera, images in selection["images_per_camera_and_id"].items():
+        for person, count in images.items():
+            (tmp_path / camera / person).mkdir(parents=True)
+            for number in range(1, count + 1):
+                (tmp_path / camera / person / f"{number:04d}.jpg").touch()
+    persons = {int(person) for images in selection["images_per_camera_and_id"].values() for person in images}
+    first, *others = sorted(persons - set(selection["test_ids"]))
+    (tmp_path / "exp").mkdir()
+    for split, ids in (("train", others), ("val", [first]), ("test", selection["test_ids"])):
+        (tmp_path / "exp" / f"{split}_id.txt").write_text(",".join(map(str, ids)))
+    data = load(tmp_path)
+    for mode, expected in selection["selection"].items():
+        retrieval = data.retrieval(mode, len(expected["gallery"]))
+        assert shown(data, Modality.IR, retrieval.query) == expected["query"]
+        assert [shown(data, Modality.RGB, gallery) for gallery in retrieval.galleries] == expected["gallery"]
+
+
 def test_first_mode_is_the_default(root):
     assert load(root).retrieval().mode == "all"
     with pytest.raises(UserError, match="TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor"):
