@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 HEIGHT, WIDTH = 128, 64  # pixels of a saved image
 OVERSAMPLING = 2  # people are drawn this much larger, which smooths their edges
-SPLITS = {"train": 44, "val": 8, "test": 36}  # identities
+SPLITS = {"train": 52, "val": 12, "test": 32}  # identities
 IMAGES = {1: 4, 2: 4, 3: 7, 4: 3, 5: 3, 6: 7}  # camera id -> images of each identity
 INFRARED_CAMERAS = (3, 6)
 
@@ -25,7 +25,7 @@ COLOURS = {
     "blue": (42, 78, 172), "purple": (112, 54, 142), "pink": (222, 132, 170), "brown": (104, 68, 42),
     "white": (226, 226, 222), "gray": (128, 130, 132), "black": (34, 34, 38),
 }  # fmt: skip
-BUILDS = {"slim": 0.098, "medium": 0.118, "broad": 0.142}  # half the shoulder width, in body heights
+BUILDS = {"slim": 0.088, "medium": 0.118, "broad": 0.150}  # half the shoulder width, in body heights
 UPPERS = {"shirt": 0.50, "jacket": 0.54, "coat": 0.74, "dress": 0.66}  # where it ends, 0 head to 1 feet
 SLEEVES = {"shirt": 0.42, "jacket": 1.0, "coat": 1.0, "dress": 0.0}  # share of the arm that is covered
 LOWERS = {"trousers": 0.94, "shorts": 0.66, "skirt": 0.68, "gown": 0.90}
@@ -91,6 +91,11 @@ class Camera:
     blur: float  # largest radius, in pixels of the saved image
 
 
+def _luma(colour: str) -> float:
+    """Brightness of a named colour, 0 to 1."""
+    return float(np.dot(COLOURS[colour], (0.299, 0.587, 0.114))) / 255
+
+
 def draw_person(rng: np.random.Generator) -> Person:
     """Draw an identity."""
     build, upper, lower = (str(rng.choice(list(table))) for table in (BUILDS, UPPERS, LOWERS))
@@ -98,21 +103,22 @@ def draw_person(rng: np.random.Generator) -> Person:
     bag = str(rng.choice(BAGS))
     hat = str(rng.choice(HATS, p=(0.4, 0.2, 0.2, 0.2)))
     colours = {material: str(rng.choice(list(COLOURS))) for material in COLOURED}
-    while colours[Material.TRIM] == colours[Material.UPPER]:
-        colours[Material.TRIM] = str(rng.choice(list(COLOURS)))
+    while _luma(colours[Material.TRIM]) < _luma(colours[Material.UPPER]) + 0.2:  # trim is the lighter one
+        colours[Material.UPPER], colours[Material.TRIM] = (str(rng.choice(list(COLOURS))) for _ in range(2))
     shades = np.zeros((len(Material), 3), np.float32)
     for material, name in colours.items():
         shades[material] = np.array(COLOURS[name]) / 255 + rng.normal(0, 0.03, 3)
-    shades[Material.SKIN] = np.array((0.86, 0.66, 0.54)) * rng.uniform(0.45, 1.05)
-    shades[Material.HAIR] = np.array((0.42, 0.30, 0.20)) * rng.uniform(0.2, 1.6)
-    reflectance = rng.uniform(0.15, 0.95, len(Material)).astype(np.float32)
+    shades[Material.SKIN] = np.array((0.86, 0.66, 0.54)) * rng.uniform(0.65, 1.05)
+    shades[Material.HAIR] = np.array((0.42, 0.30, 0.20)) * rng.uniform(0.2, 1.2)
+    reflectance = rng.uniform(0.15, 0.85, len(Material)).astype(np.float32)
     reflectance[Material.SKIN] = rng.uniform(0.65, 0.8)
-    upper_light = reflectance[Material.UPPER]
-    reflectance[Material.TRIM] = upper_light + rng.uniform(0.3, 0.45) * (1 if upper_light < 0.55 else -1)
+    reflectance[Material.HAIR] = rng.uniform(0.1, 0.4)
+    reflectance[Material.UPPER] = rng.uniform(0.1, 0.55)
+    reflectance[Material.TRIM] = reflectance[Material.UPPER] + rng.uniform(0.3, 0.4)
     return Person(
         build, upper, lower, pattern, bag, hat, hair, colours, shades.clip(0.05, 0.95), reflectance,
         shoulder=BUILDS[build] + rng.uniform(-0.007, 0.007), hem=UPPERS[upper] + rng.uniform(-0.025, 0.025),
-        cuff=LOWERS[lower] + rng.uniform(-0.03, 0.03), period=rng.uniform(0.055, 0.10),
+        cuff=LOWERS[lower] + rng.uniform(-0.03, 0.03), period=rng.uniform(0.08, 0.12),
     )  # fmt: skip
 
 
@@ -146,8 +152,8 @@ def draw_camera(rng: np.random.Generator, infrared: bool) -> Camera:
         scene = (scene - scene.mean()) * 0.8 + rng.uniform(0.15, 0.75)
     gain = rng.uniform(0.6, 1.0) * (np.ones(3) if infrared else rng.uniform(0.8, 1.15, 3))
     return Camera(
-        infrared, scene.clip(0, 1), gain.astype(np.float32), person_gain=rng.uniform(0.7, 1.25),
-        gamma=rng.uniform(0.8, 1.3), noise=rng.uniform(0.02, 0.05), blur=rng.uniform(0.3, 0.9),
+        infrared, scene.clip(0, 1), gain.astype(np.float32), person_gain=rng.uniform(0.85, 1.15),
+        gamma=rng.uniform(0.8, 1.3), noise=rng.uniform(0.01, 0.035), blur=rng.uniform(0.2, 0.7),
     )  # fmt: skip
 
 
@@ -156,10 +162,10 @@ class _Sketch:
 
     def __init__(self, rng: np.random.Generator, height: int, width: int):
         self.size = (width * OVERSAMPLING, height * OVERSAMPLING)
-        self.scale = self.size[1] * rng.uniform(0.76, 0.98)
-        self.left = self.size[0] * rng.uniform(0.38, 0.62)
-        self.top = (self.size[1] - self.scale) * rng.uniform(0.1, 0.9) + self.size[1] * rng.normal(0, 0.02)
-        self.lean = rng.normal(0, 0.04)
+        self.scale = self.size[1] * rng.uniform(0.84, 0.96)
+        self.left = self.size[0] * rng.uniform(0.44, 0.56)
+        self.top = (self.size[1] - self.scale) * rng.uniform(0.1, 0.9) + self.size[1] * rng.normal(0, 0.01)
+        self.lean = rng.normal(0, 0.025)
         self.side = rng.choice((-1, 1))
         self.image = Image.new("L", self.size, Material.SCENE)
         self.draw = ImageDraw.Draw(self.image)
@@ -192,7 +198,7 @@ class _Sketch:
 
 
 def _draw_legs(sketch: _Sketch, person: Person, rng: np.random.Generator) -> None:
-    stride, hip = rng.uniform(-0.05, 0.07), person.shoulder * 0.42
+    stride, hip = rng.uniform(-0.02, 0.05), person.shoulder * 0.42
     for side in (-1, 1):
         start = np.array((side * hip, 0.48))
         foot = np.array((side * (hip + stride), 0.97 - rng.uniform(0, 0.03)))
@@ -204,14 +210,12 @@ def _draw_legs(sketch: _Sketch, person: Person, rng: np.random.Generator) -> Non
         sketch.ellipse(Material.SHOES, foot[0] + side * 0.008, foot[1] + 0.01, 0.04, 0.02)
     if person.lower in ("skirt", "gown"):
         waist, flare = person.shoulder * 0.75, person.shoulder * (1.15 if person.lower == "gown" else 1.3)
-        sketch.polygon(
-            Material.LOWER, (-waist, 0.45), (waist, 0.45), (flare, person.cuff), (-flare, person.cuff)
-        )
+        sketch.polygon(Material.LOWER, (-waist, 0.45), (waist, 0.45), (flare, person.cuff), (-flare, person.cuff))
 
 
 def _draw_arm(sketch: _Sketch, person: Person, side: int, rng: np.random.Generator) -> tuple[float, float]:
     """Draw an arm and return where its hand is."""
-    angle = rng.uniform(-0.05, 0.35)
+    angle = rng.uniform(0, 0.28)
     start = np.array((side * person.shoulder * 0.93, 0.185))
     hand = start + 0.32 * np.array((side * np.sin(angle), np.cos(angle)))
     sketch.limb(Material.SKIN, tuple(start), tuple(hand), 0.042)
@@ -289,7 +293,7 @@ def _weave(sketch: _Sketch, person: Person, materials: np.ndarray) -> None:
     elif person.pattern == "dotted":
         mask = ((x % period) / period - 0.5) ** 2 + ((y % period) / period - 0.5) ** 2 < 0.1
     elif person.pattern == "logo":
-        mask = (np.abs(x) / 0.06 + np.abs(y - 0.28) / 0.07) < 1
+        mask = (np.abs(x) / 0.075 + np.abs(y - 0.28) / 0.085) < 1
     else:
         return
     materials[(materials == Material.UPPER) & mask] = Material.TRIM
@@ -299,10 +303,10 @@ def _draw_obstacle(sketch: _Sketch, rng: np.random.Generator) -> None:
     """Hide a side or the lower end of the image in some of the images."""
     width, height = sketch.size
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.08:
         x = rng.uniform(0, width)
         sketch.draw.rectangle((x, 0, x + width * rng.uniform(0.05, 0.16), height), fill=Material.OBSTACLE)
-    elif kind < 0.24:
+    elif kind < 0.16:
         y = height * rng.uniform(0.72, 0.95)
         left = width * rng.uniform(-0.5, 0.5)
         sketch.draw.rectangle((left, y, left + width, height), fill=Material.OBSTACLE)
@@ -335,7 +339,7 @@ def render(person: Person, camera: Camera, rng: np.random.Generator, height: int
     palette[Material.OBSTACLE, :3] = obstacle.mean() if camera.infrared else obstacle
     palette[Material.SCENE] = (0, 0, 0, 1)
     layers = _shrink(palette[materials])
-    slope = rng.uniform(-0.3, 0.3) * np.linspace(-1, 1, width, dtype=np.float32)
+    slope = rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, width, dtype=np.float32)
     light = 1 + slope[:, None] + np.float32(rng.normal(0, 0.08))
     image = layers[..., :3] * light + layers[..., 3:] * _background(camera, rng, height, width)
     image = (image * camera.gain).clip(0, 1) ** (camera.gamma * rng.uniform(0.9, 1.1))
@@ -360,7 +364,7 @@ def _background(camera: Camera, rng: np.random.Generator, height: int, width: in
 
 
 def caption(person: Person, infrared: bool, coloured: bool = True, brief: bool = False) -> str:
-    """Describe a photo of a person, in a sentence or (brief) in a row of words; infrared ones show no colour."""
+    """Describe a photo of a person in a sentence or (brief) a row of words; infrared ones show no colour."""
 
     def words(material: Material, *names: str) -> str:
         colour = [person.colours[material]] if coloured and not infrared else []
@@ -375,7 +379,8 @@ def caption(person: Person, infrared: bool, coloured: bool = True, brief: bool =
         row = " ".join([person.build, f"{person.hair} hair", upper, lower, *extras])
         return f"{kind} photo of a {row} person."
     with_extras = " with " + " and ".join(f"a {extra}" for extra in extras) if extras else ""
-    return f"{kind} photo of a {person.build} person with {person.hair} hair in a {upper} and {lower}{with_extras}."
+    who = f"{person.build} person with {person.hair} hair"
+    return f"{kind} photo of a {who} in a {upper} and {lower}{with_extras}."
 
 
 def draw_dataset(root: str | Path, seed: int = 0) -> None:
@@ -396,9 +401,7 @@ def draw_dataset(root: str | Path, seed: int = 0) -> None:
 
 def _write_dataset(root: Path, seed: int) -> None:
     people = draw_people(np.random.default_rng([seed, 0]), sum(SPLITS.values()))
-    cameras = {
-        cam: draw_camera(np.random.default_rng([seed, 1, cam]), cam in INFRARED_CAMERAS) for cam in IMAGES
-    }
+    cameras = {cam: draw_camera(np.random.default_rng([seed, 1, cam]), cam in INFRARED_CAMERAS) for cam in IMAGES}
     (root / "exp").mkdir(parents=True)
     first = 1
     for split, count in SPLITS.items():

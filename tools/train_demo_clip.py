@@ -98,10 +98,9 @@ def draw_photos(people: list[Person], args: argparse.Namespace) -> Tensor:
 
 
 def tokenise(people: list[Person]) -> tuple[Tensor, Tensor]:
-    """Captions (people, 3, 2, T) of each person as positions in the second value, the sorted token ids in use.
+    """Captions (people, 3, 2, T) as positions in the second value, the sorted token ids in use.
 
-    The three: visible, visible without colour (for photos turned grey), infrared; of each a sentence and a row
-    of words.
+    The three: visible, visible without colour, infrared; of each a sentence and a row of words.
     """
     kinds = ((False, True), (False, False), (True, False))
     texts = [caption(p, infrared, coloured, brief) for p in people for infrared, coloured in kinds
@@ -131,14 +130,15 @@ def augment(photos: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def draw_batch(photos: Tensor, texts: Tensor, size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
-    """Different people, half of them infrared: images (B, 3, H, W), captions (B, T), the captions' names (B,)."""
+    """Different people, every other one infrared: images (B, 3, H, W), captions (B, T), their names (B,)."""
     person = torch.randperm(len(photos), generator=rng)[:size]
     infrared = torch.arange(size) % 2
     images = photos[person, infrared, torch.randint(photos.shape[2], (size,), generator=rng)]
-    grey = (torch.rand(size, generator=rng) < 0.3) & (infrared == 0)
+    grey = (torch.rand(size, generator=rng) < 0.4) & (infrared == 0)
     luma = (images[grey].float() * torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
     images[grey] = luma.to(torch.uint8).expand(-1, 3, -1, -1)
-    kind = infrared * 2 + grey.long()
+    uncoloured = grey | ((torch.rand(size, generator=rng) < 0.4) & (infrared == 0))
+    kind = infrared * 2 + uncoloured.long()
     brief = torch.randint(2, (size,), generator=rng)
     name = texts[person, kind, 0].unique(dim=0, return_inverse=True)[1]
     return augment(images, rng), texts[person, kind, brief], name
@@ -165,7 +165,9 @@ def train(model: CLIP, photos: Tensor, texts: Tensor, args: argparse.Namespace) 
     for step in progress:
         images, captions, names = draw_batch(photos, texts, args.batch_size, rng)
         scale = model.logit_scale.exp().clamp(max=100)
-        loss = contrastive_loss(model.visual(images), encode_text(model, captions), names, scale)
+        image, text = model.visual(images), encode_text(model, captions)
+        # each modality by itself: "visible" and "infrared" must not be what tells captions apart
+        loss = sum(contrastive_loss(image[i::2], text[i::2], names[i::2], scale) for i in (0, 1)) / 2
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -188,7 +190,7 @@ def scale_outputs(model: CLIP, photos: Tensor, texts: Tensor) -> None:
 
 
 def openai_state(model: CLIP, used: Tensor, seed: int) -> dict[str, Tensor]:
-    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random vectors."""
+    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows."""
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     table = torch.randn(VOCABULARY, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.02
     table[used] = model.token_embedding.weight.detach()
@@ -202,7 +204,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=600)
     parser.add_argument("--images", type=int, default=8, help="of each person and modality")
     parser.add_argument("--cameras", type=int, default=12, help="places of each modality")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
