@@ -72,6 +72,14 @@ def ours(model, clip_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def exported(ours):
+    """The same in the released format."""
+    out = ours.with_name("released.pth")
+    main([str(ours), str(out)])
+    return out
+
+
+@pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """Four persons in SYSU-MM01's layout; 3 and 4 are the test persons."""
     root = tmp_path_factory.mktemp("tree")
@@ -145,10 +153,8 @@ def test_exact_released_file_is_tested_without_clip(tmp_path, tree, monkeypatch,
     assert record["epoch"] == 57 and record["selection"] == "as released" and 0 < record["rank1"] <= 1
 
 
-def test_export_has_the_released_names_and_reads_back(ours, model, clip_file, tmp_path):
-    out = tmp_path / "released.pth"
-    main([str(ours), str(out)])
-    content = load_checkpoint(out)
+def test_export_has_the_released_names_and_reads_back(exported, model, clip_file):
+    content = load_checkpoint(exported)
     assert set(content) == {"state_dict", "cmc", "mAP", "mINP", "epoch"}
     assert content["cmc"].shape == (20,) and content["cmc"][4] == 0.6 and content["mAP"] == 0.4
     expected = json.loads((GOLDEN / "released_checkpoint_keys.json").read_text())
@@ -164,7 +170,7 @@ def test_export_has_the_released_names_and_reads_back(ours, model, clip_file, tm
     assert state["prompt_learner.cls_ctx_rgb"].shape == (5, 4, 64)
     assert state["prompt_learner.token_prefix_ir"].shape == (1, 6, 64)
     assert state["prompt_learner.token_suffix_ir"].shape == (1, 67, 64)
-    read = model_from_checkpoint(content, out, HEIGHT, WIDTH)
+    read = model_from_checkpoint(content, exported, HEIGHT, WIDTH)
     assert torch.equal(features(read), features(model))
     clip = load_clip(str(clip_file))
     assert torch.equal(state["visible_module.visible.layer1.0.conv1.weight"], clip.visual.layer1[0].conv1.weight)
@@ -181,9 +187,8 @@ def test_export_of_a_prepare_checkpoint_has_one_prompt_per_modality(ours, clip_f
     assert "states no results" in describe_released(written)
 
 
-def test_unused_weights_prompts_and_prefix_do_not_matter(ours, model, tmp_path):
-    main([str(ours), str(tmp_path / "released.pth")])
-    content = load_checkpoint(tmp_path / "released.pth")
+def test_unused_weights_prompts_and_prefix_do_not_matter(exported, model):
+    content = load_checkpoint(exported)
     state = {name: value if our_name(name) else torch.full_like(value, 3)
              for name, value in content["state_dict"].items()}
     state["prompt_learner.cls_ctx_rgb"] = torch.zeros(395, 4, 64)
@@ -193,10 +198,9 @@ def test_unused_weights_prompts_and_prefix_do_not_matter(ours, model, tmp_path):
 
 
 @pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_numpy_values_of_numpy_1_and_2(core, ours, tmp_path):
-    main([str(ours), str(tmp_path / "made.pth")])
+def test_numpy_values_of_numpy_1_and_2(core, exported, tmp_path):
     made = np._core.multiarray.scalar.__module__.encode()
-    path = rewritten(tmp_path / "made.pth", tmp_path / "renamed.pth", made, core)
+    path = rewritten(exported, tmp_path / "renamed.pth", made, core)
     content = load_checkpoint(path)
     assert content["mAP"] == 0.4 and content["cmc"][0] == 0.5 and content["epoch"] == 7
 
@@ -212,9 +216,8 @@ def test_pickled_code_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_wrong_files_are_refused(ours, clip_file, tmp_path):
-    main([str(ours), str(tmp_path / "released.pth")])
-    content = load_checkpoint(tmp_path / "released.pth")
+def test_wrong_files_are_refused(exported, ours, tmp_path):
+    content = load_checkpoint(exported)
     with pytest.raises(UserError, match="18 map cells"):
         model_from_checkpoint(content, "x.pth", 288, 144)
     damaged = dict(content["state_dict"])
@@ -227,7 +230,7 @@ def test_wrong_files_are_refused(ours, clip_file, tmp_path):
     with pytest.raises(UserError, match="holds no image side"):
         model_from_checkpoint({"weights": 1}, "x.pth", HEIGHT, WIDTH)
     with pytest.raises(UserError, match="released format already"):
-        main([str(tmp_path / "released.pth"), str(tmp_path / "again.pth")])
+        main([str(exported), str(tmp_path / "again.pth")])
     with pytest.raises(UserError, match="the checkpoint itself"):
         main([str(ours), str(ours)])
     other = tmp_path / "other.pt"

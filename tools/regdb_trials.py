@@ -26,7 +26,7 @@ from utils.errors import UserError, exit_on_user_error  # noqa: E402
 
 TRIALS = tuple(range(1, 11))
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
-NO_TRAINING = ("OUTPUT_DIR", "DEVICE", "DATASET.CACHE_DIR", "TEST")    # settings that do not change what is learned
+NO_TRAINING = ("OUTPUT_DIR", "DEVICE", "DATASET.CACHE_DIR", "CHECKPOINT", "TEST")    # what learning does not depend on
 
 
 def parse_arguments(arguments=None):
@@ -107,9 +107,9 @@ def _reached(config, name, epochs):
         return False
     content = load_checkpoint(path)
     wanted, found = (dict(_flat(tree)) for tree in (as_dict(config), content.get("config", {})))
-    other = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    other = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
     if other:
-        raise UserError(f"{path} was trained with {other[0]} {found.get(other[0])}, not {wanted.get(other[0])}"
+        raise UserError(f"{path} was trained with {other[0]} {found[other[0]]}, not {wanted[other[0]]}"
                         f"{f' ({len(other)} settings differ)' if len(other) > 1 else ''}; give the same settings, or "
                         "another OUTPUT_DIR, or delete the folder")
     return content.get("epoch") == epochs
