@@ -4,7 +4,7 @@ The distance is that of Zhong et al., "Re-ranking Person Re-identification with 
 (CVPR 2017), as the clustering methods of the field use it. Everything up to DBSCAN is torch on the device
 of the features: neighbours are (N, k1), the encoding V and the distances <= eps are sparse.
 
-    neighbours = k_nearest(x, k1)                     # exact, FAISS or torch
+    neighbours = k_nearest(x, k1)                     # exact, or approximate
     V = reciprocal_encoding(x, neighbours)            # sparse (N, N), rows sum to 1
     V = query_expansion(V, neighbours, k2)            # mean of V over the first k2 neighbours
     distances = jaccard_graph(V, eps)                 # sparse (N, N), entries <= eps
@@ -17,14 +17,16 @@ import torch.nn.functional as F
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
+from utils.runtime import precision
+
 try:
     import faiss
 except ImportError:  # the torch search below takes its place
     faiss = None
 
-# Elements of the largest temporary tensor; bounds the memory above the features to some hundred MB.
-CHUNK_ELEMENTS = 1 << 23
-PAIR_ELEMENTS = 1 << 20     # the same where memory is read at random: small enough for the cache
+BLOCK_ROWS = 1024           # rows of one matrix product of the search
+PROBES = 16                 # lists that the approximate search visits
+PIECE_ELEMENTS = 1 << 18    # of temporary tensors that are read at random: small enough for the cache
 
 
 class SparseRows(NamedTuple):
@@ -43,14 +45,14 @@ class Neighbours(NamedTuple):
     similarity: torch.Tensor  # (N, k) float32, inner products
 
 
-def cluster(features, k1, k2, eps, min_samples):
+def cluster(features, k1, k2, eps, min_samples, search="exact"):
     """DBSCAN on the k-reciprocal Jaccard distance of features.
 
     Args:
         features: (N, D) float32 array or tensor; rows are L2-normalised here if they are not yet.
         k1: neighbours that count as near; k2: neighbours whose encodings are averaged (1: none are).
         eps: largest Jaccard distance of two neighbours, in [0, 1]; min_samples: neighbours (itself
-            included) that make a core point.
+            included) that make a core point; search: how neighbours are found, see `k_nearest`.
     Returns:
         (N,) int64 array of labels from 0 on; -1 marks outliers.
     Raises:
@@ -63,34 +65,45 @@ def cluster(features, k1, k2, eps, min_samples):
         return np.empty(0, dtype=np.int64)
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or Inf; clustering needs finite values")
-    distances = jaccard_distances(features, k1, k2, eps)
+    distances = jaccard_distances(features, k1, k2, eps, search)
     labels = DBSCAN(eps=max(eps, 1e-12), min_samples=min_samples, metric="precomputed").fit_predict(distances)
     return labels.astype(np.int64)
 
 
 @torch.no_grad()
-def jaccard_distances(features, k1, k2, eps):
+def jaccard_distances(features, k1, k2, eps, search="exact"):
     """Jaccard distances <= eps as a scipy CSR matrix (N, N); exact zeros (the diagonal) are stored."""
-    features = F.normalize(features.float(), dim=1)
-    neighbours = k_nearest(features, k1)
-    encoding = reciprocal_encoding(features, neighbours, k1)
-    encoding = query_expansion(encoding, neighbours.index[:, :k2])
-    return jaccard_graph(encoding, eps)
+    with precision("fp32", features.device):
+        features = F.normalize(features.float(), dim=1)
+        neighbours = k_nearest(features, k1, search)
+        encoding = reciprocal_encoding(features, neighbours, k1)
+        encoding = query_expansion(encoding, neighbours.index[:, :k2])
+        return jaccard_graph(encoding, eps)
 
 
-def k_nearest(features, k):
-    """The k largest inner products of each row of features (N, D) with all rows: `Neighbours`."""
+def k_nearest(features, k, search="exact"):
+    """The k largest inner products of each row of features (N, D) with all rows: `Neighbours`.
+
+    Args:
+        features: L2-normalised; search: "exact", or "lists" where N * N products take too long: rows meet only those
+            of the nearest lists of an inverted file, and some neighbours are missed.
+    Raises:
+        ValueError: search is unknown.
+    """
     k = min(k, len(features))
-    if faiss is not None and (features.device.type == "cpu" or faiss.get_num_gpus() > 0):
+    if search == "lists":
+        return _k_nearest_lists(features, k)
+    if search != "exact":
+        raise ValueError(f"search {search!r} is unknown; choose exact or lists")
+    if faiss is not None and features.device.type == "cuda" and faiss.get_num_gpus() > 0:
         return _k_nearest_faiss(features, k)
     return _k_nearest_torch(features, k)
 
 
 def _k_nearest_faiss(features, k):
+    index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0,
+                                   faiss.IndexFlatIP(features.shape[1]))
     x = features.cpu().numpy()
-    index = faiss.IndexFlatIP(x.shape[1])
-    if features.device.type == "cuda":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(x)
     similarity, neighbour = index.search(x, k)
     return Neighbours(torch.from_numpy(neighbour).to(features.device),
@@ -98,26 +111,71 @@ def _k_nearest_faiss(features, k):
 
 
 def _k_nearest_torch(features, k):
-    rows = max(1, CHUNK_ELEMENTS * 4 // len(features))
-    parts = [torch.topk(block @ features.T, k, dim=1) for block in features.split(rows)]
-    return Neighbours(torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts]))
+    """Each product once: a block of rows meets the rows from its first on, and both sides keep their best."""
+    n = len(features)
+    index = torch.zeros(n, k, dtype=torch.int64, device=features.device)
+    best = torch.full((n, k), -torch.inf, device=features.device)
+    for start in range(0, n, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, n)
+        product = features[start:stop] @ features[start:].T
+        _keep_best(index[start:stop], best[start:stop], product, start)
+        for later in range(stop, n, BLOCK_ROWS):
+            part = slice(later, later + BLOCK_ROWS)
+            tile = product[:, later - start:later - start + BLOCK_ROWS].T.contiguous()
+            _keep_best(index[part], best[part], tile, start)
+    return Neighbours(index, best)
+
+
+def _keep_best(index, best, product, first):
+    """Merge products (R, C) with columns first .. first + C - 1 into the best k so far, in place."""
+    value, column = torch.topk(product, min(best.shape[1], product.shape[1]), dim=1)
+    value, order = torch.topk(torch.cat([best, value], 1), best.shape[1], dim=1)
+    best.copy_(value)
+    index.copy_(torch.cat([index, column + first], 1).gather(1, order))
+
+
+def _k_nearest_lists(features, k):
+    """Search among the rows of the PROBES lists nearest to a row's own list; lists come from spherical k-means."""
+    n = len(features)
+    centres = _spherical_kmeans(features, max(1, round(2 * n ** 0.5)))
+    owner = torch.cat([(block @ centres.T).argmax(1) for block in features.split(BLOCK_ROWS)])
+    size = torch.bincount(owner, minlength=len(centres))
+    members = torch.argsort(owner, stable=True).split(size.tolist())
+    nearest = torch.argsort(centres @ centres.T, dim=1, descending=True)
+    enough = (torch.cumsum(size[nearest], 1) < k).sum(1) + 1          # lists that hold k rows
+    index = torch.empty(n, k, dtype=torch.int64, device=features.device)
+    similarity = torch.empty(n, k, device=features.device)
+    for own, near, probes in zip(members, nearest.tolist(), enough.clamp(min=PROBES).tolist()):
+        candidates = torch.cat([members[i] for i in near[:probes]])
+        product = features.index_select(0, own) @ features.index_select(0, candidates).T
+        similarity[own], column = torch.topk(product, k, dim=1)
+        index[own] = candidates[column]
+    return Neighbours(index, similarity)
+
+
+def _spherical_kmeans(features, count, iterations=5, sample_per_centre=32):
+    """Centres (count, D) of unit length of a sample of features (N, D); the draw is always the same."""
+    generator = torch.Generator().manual_seed(0)
+    sample = features[torch.randperm(len(features), generator=generator)[:count * sample_per_centre]
+                      .to(features.device)]
+    centres = sample[:count].clone()
+    for _ in range(iterations):
+        owner = torch.cat([(block @ centres.T).argmax(1) for block in sample.split(BLOCK_ROWS)])
+        centres = F.normalize(centres.mul_(1e-3).index_add_(0, owner, sample), dim=1)    # an empty one stays
+    return centres
 
 
 def _reciprocal(index, k):
     """Mark which of the first k neighbours of each row have that row among their own first k: (N, k) bool."""
-    near = index[:, :k]
-    rows = max(1, CHUNK_ELEMENTS // near.shape[1] ** 2)
-    own = torch.arange(len(near), device=near.device)
-    return torch.cat([(near[part] == i[:, None, None]).any(2)
-                      for part, i in zip(near.split(rows), own.split(rows))])
+    near, own = index[:, :k], torch.arange(len(index), device=index.device)[:, None]
+    return torch.isin(own * len(index) + near, near * len(index) + own)
 
 
 def reciprocal_encoding(features, neighbours, k1):
     """The encoding V: softmax of -(2 - 2 cos) over each row's expanded k-reciprocal neighbours.
 
-    A row's k1-reciprocal neighbours are joined by the half-size reciprocal set of each of them if more than
-    2/3 of that set is reciprocal to the row already. As in the released code, the half-size set reads
-    round(k1 / 2) + 1 columns, the row itself being the first.
+    As in the released code, the half-size reciprocal set of a neighbour reads round(k1 / 2) + 1 columns, the row
+    itself being the first.
 
     Args:
         features: (N, D), L2-normalised; neighbours: the first k1 of each row.
@@ -126,40 +184,54 @@ def reciprocal_encoding(features, neighbours, k1):
     """
     index, similarity = neighbours
     n, k = index.shape
-    half = min(int(np.around(k1 / 2)) + 1, k)
-    is_near, is_half = _reciprocal(index, k), _reciprocal(index, half)
-    # Absent members are marked -1 and -2, which never equal one another.
-    near = torch.where(is_near, index, -1).int()
-    halves = torch.where(is_half, index[:, :half], -2).int()
-    half_size = is_half.sum(1)
-
-    added = []
-    for start in range(0, n, max(1, CHUNK_ELEMENTS // (k * k * half))):
-        part = slice(start, start + max(1, CHUNK_ELEMENTS // (k * k * half)))
-        candidates = halves[index[part]]                                           # (b, k, half)
-        inside = (candidates[..., None] == near[part][:, None, None, :]).any(3)    # (b, k, half)
-        enough = inside.sum(2) * 3 > half_size[index[part]] * 2
-        new = (enough & is_near[part])[..., None] & ~inside & (candidates >= 0)
-        row = torch.nonzero(new)[:, 0] + start
-        added.append(row * n + candidates[new])
-    key = torch.unique(torch.cat(added))
-    row, column = key // n, key % n
-    cosine = _row_products(features, row, column)
-
+    is_near, is_half = _reciprocal(index, k), _reciprocal(index, min(int(np.around(k1 / 2)) + 1, k))
     own, slot = torch.nonzero(is_near, as_tuple=True)
-    key = torch.cat([own * n + index[own, slot], key])
-    cosine = torch.cat([similarity[own, slot], cosine])
+    near = index[is_near]
+    added = _half_set_members(own, near, index[:, :is_half.shape[1]][is_half], is_half.sum(1))
+
+    key = torch.cat([own * n + near, added])
+    cosine = torch.cat([similarity[is_near], _row_products(features, added // n, added % n)])
     # A row that is nobody's reciprocal neighbour (many exact duplicates) encodes itself.
     alone = torch.nonzero(~is_near.any(1))[:, 0]
     key, cosine = torch.cat([key, alone * (n + 1)]), torch.cat([cosine, cosine.new_ones(len(alone))])
-    order = torch.argsort(key)
-    return _softmax_rows(_sparse_rows(key[order], cosine[order], n))
+    key, order = torch.sort(key)
+    return _softmax_rows(_sparse_rows(key, cosine.index_select(0, order), n))
+
+
+def _half_set_members(own, near, half, half_size):
+    """What the half-size sets of its neighbours add to each row's reciprocal neighbours.
+
+    A set counts if more than 2/3 of it are reciprocal neighbours of the row already.
+
+    Args: own, near: (M,) each row (ascending) and its reciprocal neighbours; half: the half-size sets of all rows one
+        after the other; half_size: (N,) their lengths.
+    Returns: ascending keys row * N + column, without repeats.
+    """
+    n = len(half_size)
+    half_start = torch.cumsum(half_size, 0) - half_size
+    rows = max(1, PIECE_ELEMENTS // n)
+    bounds = torch.searchsorted(own, torch.arange(0, n + rows, rows, device=own.device)).tolist()
+    is_member = torch.zeros(rows * n, dtype=torch.bool, device=own.device)
+    added = [own.new_empty(0)]
+    for block, (first, last) in enumerate(zip(bounds, bounds[1:])):
+        base, candidate = (own[first:last] - block * rows) * n, near[first:last]
+        is_member[base + candidate] = True
+        size = half_size.index_select(0, candidate)
+        position, pair = _ragged(half_start.index_select(0, candidate), size)
+        key = half.index_select(0, position).add_(base.index_select(0, pair))
+        inside = is_member.index_select(0, key)
+        overlap = torch.zeros_like(size).index_add_(0, pair, inside.long())
+        new = (overlap * 3 > size * 2).index_select(0, pair) & ~inside
+        added.append(torch.unique(key[new]) + block * rows * n)
+        is_member[base + candidate] = False
+    return torch.cat(added)
 
 
 def _row_products(features, row, column):
     """Inner products of features[row] with features[column]: (M,)."""
-    size = max(1, CHUNK_ELEMENTS // features.shape[1])
-    parts = [(features[r] * features[c]).sum(1) for r, c in zip(row.split(size), column.split(size))]
+    size = max(1, PIECE_ELEMENTS // features.shape[1])
+    parts = [torch.linalg.vecdot(features.index_select(0, r), features.index_select(0, c))
+             for r, c in zip(row.split(size), column.split(size))]
     return torch.cat(parts) if parts else features.new_empty(0)
 
 
@@ -175,14 +247,14 @@ def _softmax_rows(cosine):
     """Softmax of -(2 - 2 cos) over each row; exponents are at most 0, so nothing overflows."""
     weight = torch.exp(2 * cosine.value - 2)
     total = torch.zeros(len(cosine.start) - 1, device=weight.device).index_add_(0, cosine.row, weight)
-    return cosine._replace(value=weight / total[cosine.row])
+    return cosine._replace(value=weight / total.index_select(0, cosine.row))
 
 
 def _ragged(start, count):
     """Positions start[e] .. start[e] + count[e] - 1 for all e in turn, and the e of each."""
-    owner = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+    owner = torch.repeat_interleave(count)
     first = torch.cumsum(count, 0) - count
-    return torch.arange(len(owner), device=count.device) + (start - first)[owner], owner
+    return (start - first).index_select(0, owner) + torch.arange(len(owner), device=count.device), owner
 
 
 def query_expansion(encoding, near):
@@ -191,13 +263,15 @@ def query_expansion(encoding, near):
     if k2 <= 1:
         return encoding
     size = encoding.start.diff()
-    rows = max(1, int(CHUNK_ELEMENTS / max(1.0, size.float().mean().item() * k2)))
+    rows = max(1, int(PIECE_ELEMENTS / max(1.0, size.float().mean().item() * k2)))
     keys, values = [], []
     for start in range(0, n, rows):
-        block = near[start:start + rows]
-        position, owner = _ragged(encoding.start[block.flatten()], size[block.flatten()])
-        key, where = torch.unique((owner // k2 + start) * n + encoding.column[position], return_inverse=True)
-        values.append(torch.zeros(len(key), device=key.device).index_add_(0, where, encoding.value[position]))
+        block = near[start:start + rows].flatten()
+        position, owner = _ragged(encoding.start.index_select(0, block), size.index_select(0, block))
+        key, order = torch.sort((owner // k2 + start) * n + encoding.column.index_select(0, position))
+        key, where = torch.unique_consecutive(key, return_inverse=True)
+        value = encoding.value.index_select(0, position.index_select(0, order))
+        values.append(torch.zeros(len(key), device=key.device).scatter_add_(0, where, value))
         keys.append(key)
     return _sparse_rows(torch.cat(keys), torch.cat(values) / k2, n)
 
@@ -205,36 +279,45 @@ def query_expansion(encoding, near):
 def jaccard_graph(encoding, eps):
     """Distances 1 - s / (2 - s) <= eps, s = sum_j min(V_ij, V_kj), as a scipy CSR matrix (N, N).
 
-    Only rows that share a column meet: each entry (i, j) is paired with the later entries of column j, and a
-    block of rows i sums its minima in a dense (block, N) buffer.
+    Only rows that share a column meet: each entry (i, j) is paired with the later entries (k, j) of its column, and
+    a block of rows i sums its minima in a dense buffer over the rows k from the block's first on.
     """
     n = len(encoding.start) - 1
     by_column = torch.argsort(encoding.column, stable=True)      # columns ascend, rows ascend within
-    row_of, value_of = encoding.row[by_column], encoding.value[by_column]
+    row_of, value_of = encoding.row.index_select(0, by_column), encoding.value.index_select(0, by_column)
     column_end = torch.cumsum(torch.bincount(encoding.column, minlength=n), 0)
-    place = torch.empty_like(by_column)
-    place[by_column] = torch.arange(len(by_column), device=by_column.device)
-    count = column_end[encoding.column] - place - 1              # later entries of the column
+    after = torch.empty_like(by_column)
+    after[by_column] = torch.arange(1, len(by_column) + 1, device=by_column.device)
+    count = column_end.index_select(0, encoding.column) - after  # later entries of the column
 
-    work = torch.zeros(n + 1, dtype=torch.int64)
-    work[1:] = torch.cumsum(count, 0)[encoding.start[1:] - 1].cpu()
-    rows, columns, distances = [], [], []
-    first = 0
-    while first < n:
-        last = int(torch.searchsorted(work, work[first] + PAIR_ELEMENTS, right=True)) - 1
-        last = min(max(last, first + 1), first + max(1, PAIR_ELEMENTS // n), n)
+    least_shared = max(0.0, 2 * (1 - eps) / (2 - eps) - 1e-5)    # a little less than distance eps needs
+    found = []
+    for first, last in _row_blocks(torch.cumsum(count, 0)[encoding.start[1:] - 1].cpu().numpy()):
+        width = n - first
         entries = slice(int(encoding.start[first]), int(encoding.start[last]))
-        position, owner = _ragged(place[entries] + 1, count[entries])
-        least = torch.minimum(encoding.value[entries][owner], value_of[position])
-        key = (encoding.row[entries] - first)[owner] * n + row_of[position]
-        shared = torch.zeros((last - first) * n, device=key.device).index_add_(0, key, least).view(-1, n)
-        distance = 1 - shared / (2 - shared)
-        i, k = torch.nonzero((distance <= eps) & (shared > 0), as_tuple=True)
-        rows.append((i + first).cpu())
-        columns.append(k.cpu())
-        distances.append(distance[i, k].clamp_(min=0).cpu())
+        position, owner = _ragged(after[entries], count[entries])
+        least = torch.minimum(encoding.value[entries].index_select(0, owner), value_of.index_select(0, position))
+        key = ((encoding.row[entries] - first) * width - first).index_select(0, owner)
+        key += row_of.index_select(0, position)
+        shared = least.new_zeros((last - first) * width).scatter_add_(0, key, least)
+        near = torch.nonzero(shared > least_shared)[:, 0]
+        shared = shared.index_select(0, near)
+        distance = (1 - shared / (2 - shared)).clamp_(min=0)
+        near, distance = near[distance <= eps], distance[distance <= eps]
+        found.append((near // width + first, near % width + first, distance))
+    return _symmetric(*(torch.cat(part).cpu().numpy() for part in zip(*found)), n)
+
+
+def _row_blocks(pairs):
+    """Consecutive rows (first, last) with few pairs and a small dense buffer; pairs: (N,) those up to each row."""
+    n, first = len(pairs), 0
+    while first < n:
+        before = pairs[first - 1] if first else 0
+        last = min(int(np.searchsorted(pairs, before + PIECE_ELEMENTS, side="right")),
+                   first + 2 * PIECE_ELEMENTS // (n - first))
+        last = min(max(last, first + 1), n)
+        yield first, last
         first = last
-    return _symmetric(torch.cat(rows).numpy(), torch.cat(columns).numpy(), torch.cat(distances).numpy(), n)
 
 
 def _symmetric(row, column, distance, n):
