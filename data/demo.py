@@ -19,6 +19,7 @@ OVERSAMPLING = 2  # people are drawn this much larger, which smooths their edges
 SPLITS = {"train": 52, "val": 12, "test": 32}  # identities
 IMAGES = {1: 4, 2: 4, 3: 7, 4: 3, 5: 3, 6: 7}  # camera id -> images of each identity
 INFRARED_CAMERAS = (3, 6)
+CAMERA_VARIATION = 0.5  # see draw_camera
 
 COLOURS = {
     "red": (186, 38, 44), "orange": (226, 124, 36), "yellow": (222, 200, 62), "green": (52, 130, 62),
@@ -132,10 +133,18 @@ def draw_people(rng: np.random.Generator, count: int) -> list[Person]:
     return people
 
 
-def draw_camera(rng: np.random.Generator, infrared: bool) -> Camera:
-    """Draw a place with a wall, a floor and things standing there."""
+def draw_camera(rng: np.random.Generator, infrared: bool, variation: float = 1.0) -> Camera:
+    """Draw a place with a wall, a floor and things standing there.
+
+    variation: how far light, tint and contrast of cameras may lie apart; 1 is what the small CLIP was trained on.
+    """
+
+    def within(low: float, high: float, *size: int):
+        """Uniform in the range (low, high), narrowed to the share `variation` around its middle."""
+        return (low + high) / 2 + (rng.uniform(low, high, size or None) - (low + high) / 2) * variation
+
     height, width = int(HEIGHT * 1.25), int(WIDTH * 1.5)
-    wall, floor = rng.uniform(50, 205, (2, 1)) + rng.normal(0, 28, (2, 3))
+    wall, floor = within(50, 205, 2, 1) + rng.normal(0, 28, (2, 3))
     wall, floor = wall.clip(0, 255), floor.clip(0, 255)
     canvas = Image.new("RGB", (width, height), tuple(wall.astype(int)))
     draw = ImageDraw.Draw(canvas)
@@ -149,11 +158,11 @@ def draw_camera(rng: np.random.Generator, infrared: bool) -> Camera:
     scene = np.asarray(canvas.filter(ImageFilter.GaussianBlur(0.7)), np.float32) / 255
     if infrared:
         scene = np.repeat(scene.mean(2, keepdims=True), 3, 2)
-        scene = (scene - scene.mean()) * 0.8 + rng.uniform(0.15, 0.75)
-    gain = rng.uniform(0.6, 1.0) * (np.ones(3) if infrared else rng.uniform(0.8, 1.15, 3))
+        scene = (scene - scene.mean()) * 0.8 + within(0.15, 0.75)
+    gain = within(0.6, 1.0) * (np.ones(3) if infrared else within(0.8, 1.15, 3))
     return Camera(
-        infrared, scene.clip(0, 1), gain.astype(np.float32), person_gain=rng.uniform(0.85, 1.15),
-        gamma=rng.uniform(0.8, 1.3), noise=rng.uniform(0.01, 0.035), blur=rng.uniform(0.2, 0.7),
+        infrared, scene.clip(0, 1), gain.astype(np.float32), person_gain=within(0.85, 1.15),
+        gamma=within(0.8, 1.3), noise=rng.uniform(0.01, 0.035), blur=rng.uniform(0.2, 0.7),
     )  # fmt: skip
 
 
@@ -401,7 +410,8 @@ def draw_dataset(root: str | Path, seed: int = 0) -> None:
 
 def _write_dataset(root: Path, seed: int) -> None:
     people = draw_people(np.random.default_rng([seed, 0]), sum(SPLITS.values()))
-    cameras = {cam: draw_camera(np.random.default_rng([seed, 1, cam]), cam in INFRARED_CAMERAS) for cam in IMAGES}
+    cameras = {cam: draw_camera(np.random.default_rng([seed, 1, cam]), cam in INFRARED_CAMERAS, CAMERA_VARIATION)
+               for cam in IMAGES}
     (root / "exp").mkdir(parents=True)
     first = 1
     for split, count in SPLITS.items():
