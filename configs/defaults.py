@@ -1,7 +1,9 @@
 """Every setting, with its default: the released recipe for SYSU-MM01. The .yml files hold only what differs."""
 import ast
 import difflib
+import math
 import os
+import reprlib
 
 import yaml
 from yacs.config import CfgNode
@@ -185,7 +187,7 @@ def _find(config, name, source):
 def _set(config, name, value, source):
     old = _find(config, name, source)
     if isinstance(old, CfgNode):
-        raise UserError(f"{source} sets the section {name} to {value!r}; expected one of its keys, as in "
+        raise UserError(f"{source} sets the section {name} to {reprlib.repr(value)}; expected one of its keys, as in "
                         f"{name}.{next(iter(old))}")
     if isinstance(old, float) and type(value) is int:
         value = float(value)
@@ -194,8 +196,8 @@ def _set(config, name, value, source):
     if isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)                    # a folder may be named 2024
     if type(value) is not type(old):
-        raise UserError(f"{source} sets {name} to {value!r} ({type(value).__name__}); expected {type(old).__name__}, "
-                        f"such as {old!r}")
+        raise UserError(f"{source} sets {name} to {reprlib.repr(value)} ({type(value).__name__}); expected "
+                        f"{type(old).__name__}, such as {old!r}")
     node = config
     *sections, key = name.split(".")
     for section in sections:
@@ -211,5 +213,9 @@ def _check_values(config):
     for expected, is_right, names in NUMBERS:
         for name in names:
             value = _find(config, name, "")
-            if not is_right(value):
+            if not (is_right(value) and math.isfinite(value)):
                 raise UserError(f"{name} is {value}; expected {expected}")
+    if not config.OUTPUT_DIR.strip():
+        raise UserError("OUTPUT_DIR is empty; expected a folder such as runs/sysu")
+    if not all(type(step) is int for step in config.OPTIM.STEPS):
+        raise UserError(f"OPTIM.STEPS is {config.OPTIM.STEPS}; expected a list of epochs such as [30, 50]")

@@ -1,4 +1,5 @@
 """Decoded images, held once: resized to one size, uint8, in .npy files that are memory-mapped when read."""
+import fcntl
 import hashlib
 import json
 import os
@@ -13,16 +14,20 @@ from tqdm import tqdm
 from data.manifest import file_stat
 from utils.errors import UserError
 
+MAX_PIXELS = 50_000_000     # of one image file: a few kilobytes can claim to be gigabytes
+
 
 class ImageBank:
     """The resized images of one modality and split.
 
-    Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted.
+    Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted; paths: (N,) names
+        for messages, or none.
     """
 
-    def __init__(self, images, device="cpu"):
+    def __init__(self, images, device="cpu", paths=()):
         self.images = images
         self.device = torch.device(device)
+        self.paths = paths
 
     def __len__(self):
         return len(self.images)
@@ -50,12 +55,12 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu"):
             raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
                             f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
                             f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
-        return ImageBank(images, device)
+        return ImageBank(images, device, image_set.paths)
     cache = CacheFiles(Path(cache_dir), split, image_set.modality.value)
     manifest = _cache_manifest(image_set, root, height, width)
     if not cache.is_current(manifest, shape):
         cache.write(image_set, root, manifest, height, width)
-    return ImageBank(np.load(cache.images, mmap_mode="r"), device)
+    return ImageBank(np.load(cache.images, mmap_mode="r"), device, image_set.paths)
 
 
 class CacheFiles:
@@ -80,23 +85,37 @@ class CacheFiles:
             return False
 
     def write(self, image_set, root, manifest, height, width):
-        """Decode all images into new files; the manifest is written last, so a broken run is seen as stale."""
+        """Decode all images into new files, unless another run has just done so.
+
+        The manifest is written last, so a broken run is seen as stale.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.manifest.unlink(missing_ok=True)
-            partial = self.images.with_suffix(".partial")
-            images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
-                                               shape=(len(image_set), height, width, 3))
-            _decode_all(image_set, root, images)
-            images.flush()
-            del images
-            os.replace(partial, self.images)
-            np.save(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
-            np.save(self.paths, np.array(image_set.paths))
-            self.manifest.write_text(json.dumps(manifest))
+            with open(self.folder / ".cache.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self.is_current(manifest, (len(image_set), height, width, 3)):
+                    self._write(image_set, root, manifest, height, width)
         except OSError as error:
             raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
                             "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
+
+    def _write(self, image_set, root, manifest, height, width):
+        self.manifest.unlink(missing_ok=True)
+        partial = self.images.with_suffix(".partial")
+        try:
+            images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
+                                               shape=(len(image_set), height, width, 3))
+            if hasattr(os, "posix_fallocate"):
+                with open(partial, "r+b") as file:      # a full disk is an error here, and a crash in mapped memory
+                    os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+            _decode_all(image_set, root, images)
+            images.flush()
+            os.replace(partial, self.images)
+        finally:
+            partial.unlink(missing_ok=True)
+        np.save(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
+        np.save(self.paths, np.array(image_set.paths))
+        self.manifest.write_text(json.dumps(manifest))
 
 
 def _cache_manifest(image_set, root, height, width):
@@ -140,6 +159,8 @@ def decode_image(path):
     try:
         with Image.open(path) as image:
             mode = image.mode
+            if image.width * image.height > MAX_PIXELS:     # before anything is decoded
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
             if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
                 image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
             return image.convert("RGB"), mode

@@ -3,6 +3,7 @@
 Weights are OpenAI's RN50 or any OpenAI-format CLIP with a ModifiedResNet image tower: widths and depths are read
 from the shapes of the weights.
 """
+import hashlib
 import os
 import warnings
 from urllib.error import URLError
@@ -92,6 +93,15 @@ def _check_clip(state, path):
         if not torch.isfinite(value).all():
             raise UserError(f"CLIP weights {path} hold NaN or Inf in {name}; expected finite values. "
                             "Download the file again")
+
+
+def weights_digest(clip):
+    """SHA-256 of the weights of a CLIP, to tell whether a file of the same name changed."""
+    digest = hashlib.sha256()
+    for name, value in sorted(clip.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def build_image_tower(state):

@@ -54,6 +54,32 @@ def evaluate_all(model, data, banks, retrievals, batch_size=64):
     return [_rank(data, retrieval, used, features) for retrieval in retrievals]
 
 
+def check_matches(data, retrieval):
+    """Refuse a test that cannot be scored before anything is trained: places stand for all of their images.
+
+    Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
+    """
+    m = retrieval.query_modality
+
+    def places(images, positions):
+        return np.unique(np.stack([images.persons[positions], images.cameras[positions]]), axis=1)
+
+    (query_ids, query_cams) = places(data.test[m], retrieval.query)
+    for trial in retrieval.galleries:
+        gallery_ids, gallery_cams = places(data.test[m.other], trial)
+        _scored(np.zeros((len(query_ids), len(gallery_ids))), query_ids, gallery_ids, query_cams, gallery_cams, data,
+                retrieval)
+
+
+def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, retrieval):
+    """`rank_metrics` whose errors name the test."""
+    try:
+        return rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, retrieval.rule)
+    except ValueError as error:
+        raise UserError(f"the {retrieval.protocol} test of {data.root} cannot be scored: {error}; expected test "
+                        "persons with images of both modalities. Check the test ids")
+
+
 def _rank(data, retrieval, used, features):
     """The `Evaluation` of features (Modality -> (U, D)) of the test images at positions used (Modality -> (U,))."""
     m = retrieval.query_modality
@@ -65,13 +91,8 @@ def _rank(data, retrieval, used, features):
     results = []
     for trial in retrieval.galleries:
         columns = np.searchsorted(shown, trial)
-        try:
-            results.append(rank_metrics(distance[:, columns], queries.persons[retrieval.query],
-                                        candidates.persons[trial], queries.cameras[retrieval.query],
-                                        candidates.cameras[trial], retrieval.rule))
-        except ValueError as error:
-            raise UserError(f"the {retrieval.protocol} test of {data.root} cannot be scored: {error}; expected test "
-                            "persons with images of both modalities. Check the test ids")
+        results.append(_scored(distance[:, columns], queries.persons[retrieval.query], candidates.persons[trial],
+                               queries.cameras[retrieval.query], candidates.cameras[trial], data, retrieval))
     return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results))
 
 

@@ -4,6 +4,7 @@ import torch
 from tqdm import tqdm
 
 from data.augment import normalise
+from processor.finite import NonFinite
 
 
 def embed(model, bank, modality, head="feature", indices=None, batch_size=64):
@@ -15,7 +16,7 @@ def embed(model, bank, modality, head="feature", indices=None, batch_size=64):
     Returns:
         float32 tensor on the model's device.
     Raises:
-        FloatingPointError: an embedding is not finite.
+        NonFinite: an embedding is not finite.
     """
     indices = np.arange(len(bank)) if indices is None else np.asarray(indices)
     was_training = model.training
@@ -30,6 +31,6 @@ def embed(model, bank, modality, head="feature", indices=None, batch_size=64):
     embedded = torch.cat(parts)      # an ordinary tensor, which autograd may keep
     broken = (~torch.isfinite(embedded).all(dim=1)).nonzero()[:, 0]
     if len(broken):
-        raise FloatingPointError(f"{head}s of {len(broken)} {modality.value} images are not finite, the first at "
-                                 f"position {int(indices[broken[0].item()])}")
+        raise NonFinite(f"the {head} of {len(broken)} {modality.value} image{'s' if len(broken) > 1 else ''}",
+                        {modality: (bank, indices[broken.cpu().numpy()])})
     return embedded

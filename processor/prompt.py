@@ -9,6 +9,7 @@ from tqdm import tqdm
 from loss.image_text import supervised_contrast
 from model.prompt import PromptLearner
 from processor.features import embed
+from processor.finite import check_losses, check_weights
 from utils.modality import Modality
 from utils.optim import prompt_schedule
 from utils.seeding import numpy_rng, torch_rng
@@ -55,12 +56,14 @@ class PromptStage:
                                          torch_rng(settings.seed, "prompts", m.value)).to(device) for m in Modality}
         self.optimizer = torch.optim.Adam([p for m in Modality for p in self.prompts[m].parameters()],
                                           lr=settings.lr, weight_decay=settings.weight_decay)
+        self.schedule = prompt_schedule(self.optimizer, settings.epochs, settings.lr_min, settings.warmup_lr,
+                                        settings.warmup_epochs)     # before any state is loaded: it reads the lr
         self.epoch = 1              # the epoch that comes next
 
     def epochs(self, after_step=lambda: None):
         """Train all epochs that are left; yields a `PromptReport` after each. `after_step()` runs after iterations.
 
-        Raises: FloatingPointError: the loss is not finite.
+        Raises: NonFinite: a projection, the loss or a prompt is not finite.
         """
         s = self.settings
         if self.epoch > s.epochs:
@@ -68,26 +71,28 @@ class PromptStage:
         kept = {m: np.flatnonzero(self.labels[m] >= 0) for m in Modality}
         images = {m: embed(self.model, self.banks[m], m, "projection", kept[m], s.embed_batch_size) for m in Modality}
         labels = {m: torch.from_numpy(self.labels[m][kept[m]]).to(images[m].device) for m in Modality}
-        schedule = prompt_schedule(self.optimizer, s.epochs, s.lr_min, s.warmup_lr, s.warmup_epochs)
         while self.epoch <= s.epochs:
             started = time.perf_counter()
-            schedule.step(self.epoch)
+            self.schedule.step(self.epoch)
             batches = paired_batches({m: len(kept[m]) for m in Modality}, s.batch_size,
                                      numpy_rng(s.seed, "prompt batches", self.epoch))
             total = 0
-            for batch in tqdm(batches, desc=f"prompt epoch {self.epoch}", leave=False, disable=None, unit="batch"):
+            for iteration, batch in enumerate(tqdm(batches, desc=f"prompt epoch {self.epoch}", leave=False,
+                                                   disable=None, unit="batch"), start=1):
+                positions = {m: kept[m][batch[m].numpy()] for m in Modality}
                 total += self._step({m: images[m][batch[m]] for m in Modality},
-                                    {m: labels[m][batch[m]] for m in Modality})
+                                    {m: labels[m][batch[m]] for m in Modality}, positions, iteration)
                 after_step()
+            for m in Modality:
+                check_weights(self.prompts[m].state_dict(), self.banks, positions, epoch=self.epoch)
             report = PromptReport(self.epoch, float(total) / len(batches), self.optimizer.param_groups[0]["lr"],
                                   time.perf_counter() - started)
             self.epoch += 1
             yield report
 
-    def _step(self, images, labels):
+    def _step(self, images, labels, positions, iteration):
         loss = prompt_loss(self.text, self.prompts, images, labels, self.settings.temperature)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the prompt loss is {float(loss.detach())} in epoch {self.epoch}")
+        check_losses({"prompt loss": loss}, images, self.banks, positions, epoch=self.epoch, iteration=iteration)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from data.manifest import manifest_differences
 from processor.features import embed
-from utils.checkpoint import save_array, save_json
+from utils.checkpoint import load_array, save_array, save_json
 from utils.clustering import cluster
 from utils.errors import UserError
 from utils.modality import Modality
 
 MANIFEST_NAME = "manifest.json"
+MANY_OUTLIERS = 0.9
 FILE_NAMES = {m: f"train_{m.value}_resized_pseudo_label.npy" for m in Modality}
 
 
@@ -61,6 +62,21 @@ def make_pseudo_labels(model, bank, modality, settings, batch_size=64):
     return PseudoLabels(labels, centroids(features, labels))
 
 
+def collapse_warnings(labels):
+    """Sentences on clusterings (Modality -> (N,) labels, not all -1) from which little can be learned, if any."""
+    warnings = []
+    for m, array in labels.items():
+        clusters, outliers = int(array.max()) + 1, float((array < 0).mean())
+        if clusters == 1:
+            warnings.append(f"warning: all clustered {m.value} images are in one cluster, so there is nothing to tell "
+                            "apart; try a smaller CLUSTER.EPS, a smaller CLUSTER.K1, or a lower OPTIM.LR")
+        if outliers > MANY_OUTLIERS:
+            warnings.append(f"warning: {outliers:.0%} of the {m.value} images are outliers and train nothing; "
+                            "try a larger CLUSTER.EPS, a smaller CLUSTER.MIN_SAMPLES, CLUSTER.K1 near the images per "
+                            "person and modality, or a lower OPTIM.LR")
+    return warnings
+
+
 def centroids(features, labels):
     """Mean of the features (N, D) of each label, L2-normalised: (K, D); -1 is left out."""
     members = torch.from_numpy(np.flatnonzero(labels >= 0)).to(features.device)
@@ -104,8 +120,8 @@ def load_pseudo_labels(folder, sizes, manifest):
     for modality, name in FILE_NAMES.items():
         path = Path(folder) / name
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = load_array(path)
+        except ValueError as error:
             raise UserError(f"pseudo labels {path} cannot be read ({error}); expected a .npy array of integers. Make "
                             "them again with train_prepare.py")
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or (array.size and array.min() < -1):
@@ -115,6 +131,9 @@ def load_pseudo_labels(folder, sizes, manifest):
             raise UserError(f"pseudo labels {path} hold {len(array)} labels, but the data set has {sizes[modality]} "
                             f"{modality.value} training images; make them with train_prepare.py on this data set, or "
                             "set PSEUDO_LABEL_DIR")
+        if array.size and array.max() >= np.iinfo(np.int64).max:
+            raise UserError(f"pseudo labels {path} hold {array.max()}; expected cluster numbers. Make them again with "
+                            "train_prepare.py")
         if (array < 0).all():
             raise UserError(f"pseudo labels {path} are all -1 (outliers); expected some clusters. Make them again with "
                             "train_prepare.py and a larger CLUSTER.EPS")

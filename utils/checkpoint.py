@@ -22,9 +22,10 @@ RELEASED_LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.the
                       "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
 
 
-def write_atomically(path, write):
+def write_atomically(path, write, keep=None):
     """Call write(file) on a temporary binary file beside path, flush it to disk, and rename it to path.
 
+    Args: keep: name that the file which path was until now gets, once the new one is whole; None removes it.
     Raises: UserError: the folder is not writable or the disk is full; path keeps its old content.
     """
     path = Path(path)
@@ -37,13 +38,25 @@ def write_atomically(path, write):
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(partial, 0o644)
+            if keep is not None and path.exists():
+                os.replace(path, keep)
             os.replace(partial, path)
         except BaseException:
             os.unlink(partial)
             raise
+        _flush_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); free space or choose a writable "
                         "OUTPUT_DIR")
+
+
+def _flush_folder(folder):
+    """Bring a rename to disk, so that it outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_checkpoint(path, content):
@@ -56,6 +69,20 @@ def save_checkpoint(path, content):
 def save_array(path, array):
     """Save a .npy file."""
     write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def load_array(path):
+    """The array of a .npy file, whose header may lie about its size; no pickled object is executed.
+
+    Raises: ValueError: the file is missing, damaged, or no plain .npy array.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of several arrays")
+        return np.array(array)
+    except (OSError, EOFError, OverflowError, SyntaxError) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__)
 
 
 def save_json(path, content):

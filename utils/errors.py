@@ -1,5 +1,12 @@
 """Mistakes of the user: one sentence that says what was found, what was expected and what to do."""
+import argparse
+import errno
 import sys
+
+import torch
+
+# What the machine may refuse at any moment; any other OSError would be a defect and keeps its traceback.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
 
 
 class UserError(Exception):
@@ -14,13 +21,39 @@ class Stopped(Exception):
         self.exit_code = 128 + signal_number
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are `UserError`s; its description keeps its line breaks."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
+
+    def error(self, message):
+        """Raises UserError."""
+        raise UserError(f"the command line is not understood: {message}; {self.prog} --help lists what it may hold")
+
+
 def exit_on_user_error(main):
     """Run `main()`; a UserError becomes its sentence on stderr and exit code 2, Stopped a clear last line."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(f"error: {error}", 2)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+        _exit(stop, stop.exit_code)
+    except KeyboardInterrupt:
+        _exit("stopped at once; the same command goes on from the last state that was saved, if there is one", 130)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        found = " ".join(str(error).split())[:160] or "no further memory was given"
+        _exit(f"error: memory is exhausted ({found}); lower SAMPLER.INSTANCES or TEST.BATCH_SIZE, use smaller images, "
+              "or free memory", 2)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        _exit(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}); free space or change "
+              "its permissions, and run the same command again", 2)
+
+
+def _exit(last_line, code):
+    print(last_line, file=sys.stderr)
+    sys.exit(code)

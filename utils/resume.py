@@ -2,8 +2,9 @@
 import fcntl
 import hashlib
 import io
-import os
+import platform
 import signal
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -26,19 +27,17 @@ class StateFile:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         payload = buffer.getbuffer()
-        if self.path.exists():
-            os.replace(self.path, self.previous)
 
         def write(file):
             file.write(payload)
             file.write(hashlib.sha256(payload).digest())
 
-        write_atomically(self.path, write)
+        write_atomically(self.path, write, keep=self.previous)
 
     def load(self):
         """The newest content that is whole, and a warning if that is not the newest; (None, None) without files.
 
-        Raises: UserError: files exist, but none is whole.
+        Raises: UserError: files exist, but none is whole, or one is not from here.
         """
         damaged = []
         for path in (self.path, self.previous):
@@ -54,11 +53,27 @@ class StateFile:
 
 
 def _read_checked(path):
-    data = path.read_bytes()
+    """The content of a state file; None if its checksum is wrong."""
+    advice = "Move it away, or add --fresh to start over and keep the old files aside"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"state file {path} cannot be read ({error.strerror or error}); expected a readable file. "
+                        f"{advice}")
     payload, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
         return None
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:     # torch raises many kinds; a whole file that is not ours was put there
+        raise UserError(f"state file {path} cannot be read safely ({' '.join(str(error).split())[:120]}); expected "
+                        f"tensors, numbers and text alone. {advice}")
+
+
+def versions():
+    """What a result may depend on beside data and settings: name -> version."""
+    return {"python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "open_clip_torch")}}
 
 
 def lock_folder(folder):
@@ -73,9 +88,12 @@ def lock_folder(folder):
         raise UserError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror or error}); choose another")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        raise UserError(f"another run is writing to {folder}; wait for it, or choose another OUTPUT_DIR")
+        if isinstance(error, BlockingIOError):
+            raise UserError(f"another run is writing to {folder}; wait for it, or choose another OUTPUT_DIR")
+        raise UserError(f"OUTPUT_DIR {folder} cannot be locked ({error.strerror or error}), so that two runs could "
+                        "mix there; choose a folder on another disk")
     for left_over in Path(folder).glob(".*.partial"):      # of a process that was killed while writing
         left_over.unlink()
     return file

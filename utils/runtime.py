@@ -37,6 +37,14 @@ class _BarSafeHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose failure (a full disk) ends the run with a sentence, instead of a traceback per line."""
+
+    def handleError(self, record):
+        """Raise what `emit` caught."""
+        raise
+
+
 def open_log(output_dir, name):
     """A logger that prints to the console and appends to OUTPUT_DIR/log.txt.
 
@@ -50,7 +58,7 @@ def open_log(output_dir, name):
     logger.propagate = False
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8")
+        file = _LogFile(Path(output_dir) / "log.txt", encoding="utf-8")
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {output_dir} cannot be written ({error.strerror or error}); choose another")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
