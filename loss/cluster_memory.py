@@ -45,20 +45,29 @@ class ClusterMemory:
 
         Args: x: (B, D); labels: (B,), on the host where possible (they decide the order of the rounds).
         """
-        x = F.normalize(x.detach().float(), dim=1)
-        labels = labels.cpu().numpy()
-        for samples in _rounds(labels):
-            clusters = torch.from_numpy(labels[samples]).to(x.device)
-            mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[samples.tolist()]
-            self.prototypes[clusters] = F.normalize(mixed, dim=1)
+        clusters, samples, sizes = _rounds(labels.cpu().numpy())
+        clusters, samples = (torch.from_numpy(v).to(x.device) for v in (clusters, samples))
+        x = F.normalize(x.detach().float(), dim=1).index_select(0, samples) * (1 - self.momentum)
+        mixed = self.prototypes.index_select(0, clusters)
+        for block in x.split(sizes):
+            row = mixed[:len(block)].mul_(self.momentum).add_(block)
+            row.div_(torch.linalg.vector_norm(row, dim=1, keepdim=True).clamp_(min=1e-12))
+        self.prototypes.index_copy_(0, clusters, mixed)
 
 
 def _rounds(labels):
-    """Split sample positions so that round r holds the r-th sample of every label: list of arrays."""
-    order = np.argsort(labels, kind="stable")
-    _, first, count = np.unique(labels[order], return_index=True, return_counts=True)
-    occurrence = np.arange(len(labels)) - np.repeat(first, count)
-    return [order[occurrence == r] for r in range(count.max(initial=0))]
+    """Round r holds the r-th sample of every label that has one, most frequent labels first.
+
+    Returns: labels without repeats, in that order; sample positions, round after round; the size of each round (list).
+    """
+    distinct, inverse, count = np.unique(labels, return_inverse=True, return_counts=True)
+    by_count = np.argsort(-count, kind="stable")
+    place = np.empty_like(by_count)
+    place[by_count] = np.arange(len(by_count))
+    order = np.argsort(inverse, kind="stable")
+    occurrence = np.empty_like(order)
+    occurrence[order] = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
+    return distinct[by_count], np.lexsort((place[inverse], occurrence)), np.bincount(occurrence).tolist()
 
 
 @torch.no_grad()

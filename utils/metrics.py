@@ -55,36 +55,58 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
     hidden = _ignored(protocol, query_ids, gallery_ids,
                       *(None if c is None else np.asarray(c) for c in (query_cams, gallery_cams)))
 
-    order = np.argsort(distance, axis=1, kind="stable")
-    match = gallery_ids[order] == query_ids[:, None]
-    seen = np.ones_like(match) if hidden is None else ~np.take_along_axis(hidden, order, axis=1)
-    match &= seen
-    valid = match.any(axis=1)
-    if not valid.any():
+    order = _ascending(distance)
+    match = gallery_ids.astype(np.int64)[order] == query_ids[:, None]
+    seen = None if hidden is None else ~np.take_along_axis(hidden, order, axis=1)
+    if seen is not None:
+        match &= seen
+    query, place = np.divmod(np.flatnonzero(match), match.shape[1])       # true matches, nearest first within a query
+    valid, start, total = np.unique(query, return_index=True, return_counts=True)
+    if not len(valid):
         raise ValueError("no query has a match in the gallery")
-    order, match, seen = order[valid], match[valid], seen[valid]
-
-    rank = np.cumsum(seen, axis=1)                              # 1-based, among the images seen
-    hits = np.cumsum(match, axis=1)
-    total = hits[:, -1]
-    average_precision = np.where(match, hits / np.maximum(rank, 1), 0).sum(axis=1) / total
-    hardest = np.where(match, rank, 0).max(axis=1)
-    if protocol == "regdb":
-        first, longest = np.argmax(match, axis=1), rank.shape[1]
-    else:
-        first, longest = _identities_before(order, seen, query_ids[valid], gallery_ids)
+    rank = 1 + place                                   # 1-based, among the images seen
+    if seen is not None:
+        rank = np.cumsum(seen, axis=1, dtype=np.int32)[query, place]
+    hits = np.arange(len(rank)) - np.repeat(start, total) + 1
+    average_precision = np.add.reduceat(hits / rank, start) / total
+    hardest = rank[start + total - 1]
+    first, longest = place[start], distance.shape[1]
+    if protocol != "regdb":
+        column_id = np.unique(gallery_ids, return_inverse=True)[1]
+        first = _identities_before(order[valid], None if seen is None else seen[valid], first, column_id)
+        longest = _longest_list(None if hidden is None else hidden[valid], column_id)
     cmc = np.cumsum(np.bincount(first, minlength=longest)[:longest]) / len(first)
     return RankMetrics(cmc[:MAX_RANK], float(average_precision.mean()), float((total / hardest).mean()))
 
 
-def _identities_before(order, seen, query_ids, gallery_ids):
-    """How many other identities come before each query's own: (Q,); and the longest list of identities."""
-    size = order.shape[1]
-    position = np.empty_like(order)
-    np.put_along_axis(position, order, np.where(seen, np.arange(size), size), axis=1)
-    ids, column_id = np.unique(gallery_ids, return_inverse=True)
-    by_id = np.argsort(column_id, kind="stable")
-    starts = np.searchsorted(column_id[by_id], np.arange(len(ids)))
-    best = np.minimum.reduceat(position[:, by_id], starts, axis=1)          # (Q, identities)
-    own = np.take_along_axis(best, np.searchsorted(ids, query_ids)[:, None], axis=1)
-    return (best < own).sum(axis=1), int((best < size).sum(axis=1).max())
+def _ascending(distance):
+    """np.argsort(distance, axis=1, kind="stable"), for float32 by sorting value and column as one integer: faster."""
+    if distance.dtype != np.float32:
+        return np.argsort(distance, axis=1, kind="stable")
+    column_bits = distance.shape[1].bit_length()
+    bits = (distance + np.float32(0)).view(np.int32)                # -0 becomes 0
+    key = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)      # ascends as the floats do
+    key <<= column_bits
+    key |= np.arange(distance.shape[1])
+    key.sort(axis=1)
+    key &= (1 << column_bits) - 1
+    return key
+
+
+def _identities_before(order, seen, first, column_id):
+    """How many identities come before each query's first match, each counted once: (Q,)."""
+    before = np.arange(order.shape[1]) < first[:, None]
+    if seen is not None:
+        before &= seen
+    query, place = np.divmod(np.flatnonzero(before), before.shape[1])
+    met = np.zeros((len(order), column_id.max() + 1), dtype=bool)
+    met[query, column_id[order[query, place]]] = True
+    return met.sum(axis=1)
+
+
+def _longest_list(hidden, column_id):
+    """The most identities that any query sees."""
+    if hidden is None:
+        return column_id.max() + 1
+    of_identity = np.eye(column_id.max() + 1, dtype=np.float32)[column_id]          # (G, identities)
+    return int(((~hidden).astype(np.float32) @ of_identity > 0).sum(axis=1).max())
