@@ -1,0 +1,151 @@
+"""The released way of each step, written plainly from the method's description: the slow side of every comparison."""
+import math
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import DBSCAN
+from torchvision import transforms
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def jaccard_distance(features, k1, k2, nearest):
+    """Dense k-reciprocal Jaccard distance (N, N), row by row.
+
+    Args: features: (N, D) float32 array, unit length; nearest: (N, k1) int array, each row's neighbours in order.
+    """
+    n, half_k = len(features), int(np.around(k1 / 2)) + 1
+    full = [_reciprocal(nearest, i, k1) for i in range(n)]
+    half = [_reciprocal(nearest, i, half_k) for i in range(n)]
+    encoding = np.zeros((n, n), np.float32)
+    for i in range(n):
+        members = full[i]
+        for candidate in full[i]:
+            if len(np.intersect1d(half[candidate], full[i])) > 2 / 3 * len(half[candidate]):
+                members = np.append(members, half[candidate])
+        members = np.unique(members)
+        weight = np.exp(2 * (features[members] @ features[i]) - 2)
+        encoding[i, members] = weight / weight.sum()
+    if k2 > 1:
+        encoding = np.stack([encoding[nearest[i, :k2]].mean(0) for i in range(n)])
+    holders = [np.flatnonzero(encoding[:, j]) for j in range(n)]
+    distance = np.zeros((n, n), np.float32)
+    for i in range(n):
+        shared = np.zeros(n, np.float32)
+        for j in np.flatnonzero(encoding[i]):
+            shared[holders[j]] += np.minimum(encoding[i, j], encoding[holders[j], j])
+        distance[i] = 1 - shared / (2 - shared)
+    return np.maximum(distance, 0)
+
+
+def _reciprocal(nearest, i, k):
+    """Those of the first k neighbours of row i that have it among their own first k; itself where there are none."""
+    forward = nearest[i, :k]
+    mutual = forward[(nearest[forward, :k] == i).any(1)]
+    return mutual if len(mutual) else np.array([i])
+
+
+def cluster(features, k1, k2, eps, min_samples, nearest):
+    """DBSCAN on the dense distance: (N,) labels."""
+    distance = jaccard_distance(features, k1, k2, nearest)
+    return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(distance)
+
+
+def memory_update(prototypes, x, labels, momentum=0.1):
+    """The sequential update, one sample at a time, in place."""
+    for sample, label in zip(x, labels):
+        prototypes[label] = momentum * prototypes[label] + (1 - momentum) * sample
+        prototypes[label] /= prototypes[label].norm()
+
+
+def memory_swap(rgb, ir, labels_rgb, labels_ir, scale=0.1):
+    """Hungarian matching of all prototypes, then one matched pair at a time, in place."""
+    similarity = (rgb @ ir.T).cpu().numpy()
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    for r, i in zip(rows, columns):
+        if similarity[r, i] < 0:
+            continue
+        old = ir[i].clone()
+        if r in labels_rgb:
+            rgb[r] = scale * rgb[r] + (1 - scale) * old
+            rgb[r] /= rgb[r].norm()
+        if i in labels_ir:
+            ir[i] = scale * old + (1 - scale) * rgb[r]
+            ir[i] /= ir[i].norm()
+
+
+def memory_loss(x, prototypes, labels, temperature=0.05):
+    """Cross entropy against all prototypes."""
+    return F.cross_entropy(F.normalize(x, dim=1) @ prototypes.T / temperature, labels)
+
+
+def epoch_batches(labels, clusters, instances, iterations):
+    """Batches by lists: the positions of every cluster are looked for in all labels for every cluster drawn."""
+    positions = {}
+    for position, label in enumerate(labels):
+        if label >= 0:
+            positions.setdefault(int(label), []).append(position)
+    names, batches = sorted(positions), []
+    for _ in range(iterations):
+        batch = []
+        for name in np.random.choice(names, clusters, replace=False):
+            batch += list(np.random.choice(np.flatnonzero(labels == name), instances, replace=True))
+        batches.append(batch)
+    return batches
+
+
+class Erase:
+    """Random erasing of a normalised image (3, H, W) with the channel means."""
+
+    def __init__(self, p):
+        self.p = p
+
+    def __call__(self, image):
+        """Erase in place with probability p."""
+        if random.random() > self.p:
+            return image
+        for _ in range(100):
+            area = random.uniform(0.02, 0.4) * image.shape[1] * image.shape[2]
+            aspect = random.uniform(0.3, 1 / 0.3)
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h < image.shape[1] and w < image.shape[2]:
+                top, left = random.randint(0, image.shape[1] - h), random.randint(0, image.shape[2] - w)
+                for channel, mean in enumerate(MEAN):
+                    image[channel, top:top + h, left:left + w] = mean
+                return image
+        return image
+
+
+def sysu_transform(height, width):
+    """The RGB augmentation of SYSU-MM01 on one image (H, W, 3) uint8, by Pillow."""
+    return transforms.Compose([
+        Image.fromarray, transforms.RandomGrayscale(0.5), transforms.Pad(10), transforms.RandomCrop((height, width)),
+        transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD), Erase(0.5)])
+
+
+def augment(images, transform):
+    """(B, H, W, 3) uint8 array -> (B, 3, H, W), one image at a time."""
+    return torch.stack([transform(image) for image in images])
+
+
+def rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
+    """(cmc, mAP, mINP) of a distance matrix (Q, G), one query at a time."""
+    orders = np.argsort(distance, axis=1, kind="stable")
+    cmcs, precisions, penalties = [], [], []
+    for q, order in enumerate(orders):
+        if protocol == "sysu":
+            order = order[~((query_cams[q] == 3) & (gallery_cams[order] == 2))]
+        match = gallery_ids[order] == query_ids[q]
+        if not match.any():
+            continue
+        places = np.flatnonzero(match) + 1
+        precisions.append((np.arange(1, len(places) + 1) / places).mean())
+        penalties.append(len(places) / places[-1])
+        if protocol == "sysu":
+            match = match[np.sort(np.unique(gallery_ids[order], return_index=True)[1])]
+        cmcs.append(np.maximum.accumulate(match)[:20].astype(float))
+    return np.mean(cmcs, 0), np.mean(precisions), np.mean(penalties)
