@@ -1,5 +1,5 @@
 """Test-time retrieval: every image embedded once, then as many trials as wanted."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Evaluation:
     mode: str
     trials: tuple           # trial numbers
     per_trial: tuple        # `RankMetrics` of each
+    features: dict = field(default=None, repr=False, compare=False)    # Modality -> (U,) positions, (U, D) features
 
     def mean(self):
         """{"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}: means over the trials."""
@@ -51,7 +52,8 @@ def evaluate_all(model, data, banks, retrievals, batch_size=64):
         used[m] = np.unique(np.concatenate([np.concatenate([r.query] if r.query_modality is m else r.galleries)
                                             for r in retrievals]))
         features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size)
-    return [_rank(data, retrieval, used, features) for retrieval in retrievals]
+    return [replace(_rank(data, retrieval, used, features), features={m: (used[m], features[m]) for m in Modality})
+            for retrieval in retrievals]
 
 
 def check_matches(data, retrieval):

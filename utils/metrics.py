@@ -18,8 +18,8 @@ class RankMetrics(NamedTuple):
     mINP: float
 
 
-def _ignored(protocol, query_ids, gallery_ids, query_cams, gallery_cams):
-    """Gallery images that a query does not see: (Q, G) bool, or None."""
+def ignored(protocol, query_ids, gallery_ids, query_cams, gallery_cams):
+    """Gallery images that a query does not see: (Q, G) bool, or None if it sees all; arguments as `rank_metrics`."""
     if protocol == "regdb":
         return None
     if query_cams is None or gallery_cams is None:
@@ -52,7 +52,7 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
                          "gallery images were given")
     if np.isnan(distance).any():
         raise ValueError("distances hold NaN")
-    hidden = _ignored(protocol, query_ids, gallery_ids,
+    hidden = ignored(protocol, query_ids, gallery_ids,
                       *(None if c is None else np.asarray(c) for c in (query_cams, gallery_cams)))
 
     order = _ascending(distance)
