@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -17,3 +17,8 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(PY) -m ruff check .
+
+# The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
+bench: .venv/installed
+	for name in sampler memory augment metrics train_step clustering epoch; do \
+		OMP_WAIT_POLICY=passive $(PY) -m benchmarks.bench_$$name || exit 1; done
