@@ -11,7 +11,7 @@ from benchmarks.harness import Results, Row, measure, peak_memory
 from utils.clustering import cluster, k_nearest
 
 SIZE, DIM, K1, K2, EPS, MIN_SAMPLES = 22258, 2048, 30, 6, 0.6, 4
-CASES = {"clear clusters": 0.8, "blurred clusters": 1.8}       # length of the noise beside centroids of length 1
+CASES = {"clear clusters": 0.8, "blurred clusters": 3.0}       # length of the noise beside centroids of length 1
 
 
 def draw(n, noise, seed=0):

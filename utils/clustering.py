@@ -230,7 +230,7 @@ def _half_set_members(own, near, half, half_size):
 def _row_products(features, row, column):
     """Inner products of features[row] with features[column]: (M,)."""
     size = max(1, PIECE_ELEMENTS // features.shape[1])
-    parts = [torch.linalg.vecdot(features.index_select(0, r), features.index_select(0, c))
+    parts = [(features.index_select(0, r) * features.index_select(0, c)).sum(1)
              for r, c in zip(row.split(size), column.split(size))]
     return torch.cat(parts) if parts else features.new_empty(0)
 
