@@ -115,6 +115,9 @@ def load_config(config_file=None, overrides=(), base=None):
     Raises: UserError: unreadable file, unknown key (names the nearest), wrong type or value.
     """
     config = _C.clone()
+    if base and not isinstance(base, dict):
+        raise UserError(f"the checkpoint holds {reprlib.repr(base)} as its configuration; expected sections of keys. "
+                        "Train or download it again")
     if base:
         _merge(config, base, "the checkpoint's configuration")
     if config_file:

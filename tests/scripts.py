@@ -1,0 +1,36 @@
+"""The three scripts on miniature data, called in this process as the command line calls them."""
+import importlib.util
+import sys
+from pathlib import Path
+
+from utils.errors import exit_on_user_error
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = {"DEVICE": "cpu", "DATASET.CHECK_COUNTS": "False", "INPUT.HEIGHT": "32", "INPUT.WIDTH": "16", "INPUT.PAD": "2",
+         "CLUSTER.K1": "8", "CLUSTER.K2": "3", "CLUSTER.MIN_SAMPLES": "2", "SAMPLER.CLUSTERS": "2",
+         "SAMPLER.INSTANCES": "2", "MEMORY.SWAP_EPOCH": "2", "OPTIM.WARMUP_EPOCHS": "2", "PROMPT.BATCH_SIZE": "8",
+         "PREPARE.EPOCHS": "1", "PROMPT.EPOCHS": "1", "FINETUNE.EPOCHS": "1", "TEST.TRIALS": "2"}
+
+
+def load(name):
+    """A script of the repository's root as a module ("test" is a package of Python itself)."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", REPOSITORY / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings(**changes):
+    """KEY VALUE words of a small run; in the names of changes "__" stands for a dot."""
+    words = {**SMALL, **{key.replace("__", "."): str(value) for key, value in changes.items()}}
+    return [word for pair in words.items() for word in pair]
+
+
+def call(module, arguments):
+    """A script's exit code."""
+    sys.argv = [f"{module.__name__.removesuffix('_script')}.py", *map(str, arguments)]
+    try:
+        exit_on_user_error(module.main)
+    except SystemExit as end:
+        return end.code
+    return 0
