@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import time
@@ -98,11 +97,6 @@ def _peak_of(function, arguments):
 def _status(name):
     """A size of this process in bytes, from the kernel's own record."""
     return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-
-def peak_resident():
-    """Most bytes this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def device_name():
