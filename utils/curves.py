@@ -1,0 +1,110 @@
+"""Which curves a report shows of the numbers in metrics.jsonl."""
+from dataclasses import dataclass
+
+from utils.figures import MODALITY_COLOURS, MODALITY_NAMES, MUTED, SERIES, Chart, Line
+
+STAGES = {"prepare": "train_prepare.py", "prompt": "train_clip.py, prompts", "model": "train_clip.py, fine-tuning"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A chart to be: keys: label -> key in a row ("test/rank1": of the dict "test"); scale multiplies its numbers.
+
+    `positive`: only epochs whose number is above 0 are drawn; `top`: of the axis.
+    """
+
+    name: str
+    title: str
+    unit: str
+    keys: dict
+    scale: float = 1.0
+    top: float | None = None
+    positive: bool = False
+
+
+def _both(key):
+    return {name: f"{key}_{modality}" for modality, name in MODALITY_NAMES.items()}
+
+
+CURVES = (
+    Curve("test", "Test", "%", {"Rank-1": "test/rank1", "mAP": "test/mAP", "mINP": "test/mINP"}, 100),
+    Curve("loss", "Loss of the memory", "mean of the epoch", _both("loss")),
+    Curve("loss_i2t", "Image-to-text loss", "mean of the epoch", _both("loss_i2t")),
+    Curve("prompt_loss", "Loss of the prompts", "mean of the epoch", {"loss": "loss"}),
+    Curve("clusters", "Clusters", "number", _both("clusters")),
+    Curve("outliers", "Outliers", "images without a cluster", _both("outliers")),
+    Curve("ari", "ARI", "1 is perfect", _both("ari"), top=1),
+    Curve("nmi", "NMI", "1 is perfect", _both("nmi"), top=1),
+    Curve("purity", "Purity", "%", _both("purity"), 100, 100),
+    Curve("matching_accuracy", "Clusters matched rightly", "% of pairs", {"pairs": "matching_accuracy"}, 100, 100),
+    Curve("matched", "Matched pairs", "per swap", {"pairs": "matched"}, positive=True),
+    Curve("matched_similarity", "Similarity of pairs", "mean cosine before a swap", {"pairs": "matched_similarity"},
+          positive=True),
+    Curve("cluster_size_median", "Cluster size", "median, images", {n: f"cluster_size_{m}_median"
+                                                                  for m, n in MODALITY_NAMES.items()}),
+    Curve("cluster_size_max", "Largest cluster", "images", {n: f"cluster_size_{m}_max"
+                                                          for m, n in MODALITY_NAMES.items()}),
+    Curve("lr", "Learning rate", "in 1/10,000", {"rate": "lr"}, 1e4),
+    Curve("images_per_second", "Speed", "images/s", {"speed": "images_per_second"}),
+    Curve("seconds", "Time", "s per epoch", {"time": "seconds"}),
+    Curve("memory", "Peak memory", "GiB", {"process": "memory_gb", "GPU": "gpu_memory_gb"}),
+)
+
+
+def value(row, key):
+    """The number of a row under a key such as "lr" or "test/rank1"; None if it has none."""
+    for part in key.split("/"):
+        row = row.get(part) if isinstance(row, dict) else None
+    return row if isinstance(row, (int, float)) else None
+
+
+def points(rows, stage, key, curve):
+    """(epochs, numbers) of a key in a stage's rows."""
+    found = [(row["epoch"], curve.scale * value(row, key)) for row in rows
+             if row["stage"] == stage and value(row, key) is not None]
+    found = [point for point in found if point[1] > 0 or not curve.positive]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def stage_charts(rows, stage):
+    """The `Chart`s of one stage of a run, in the order of CURVES; those without numbers are left out."""
+    charts = []
+    swaps = [row["epoch"] for row in rows if row["stage"] == stage and row.get("matched")]
+    for curve in CURVES:
+        lines = []
+        for index, (label, key) in enumerate(curve.keys.items()):
+            x, y = points(rows, stage, key, curve)
+            modality = key.removesuffix("_median").removesuffix("_max").rpartition("_")[2]
+            if x:
+                lines.append(Line(label, x, y, MODALITY_COLOURS.get(modality, SERIES[2 + index])))
+        if lines and curve.name == "clusters":
+            lines += _persons(rows, stage)
+        if lines:
+            begins = swaps and swaps[0] > 1 and curve.name in ("test", "loss", "clusters", "ari", "matching_accuracy")
+            charts.append(Chart(f"{stage}_{curve.name}", curve.title, tuple(lines), curve.unit, top=curve.top,
+                                mark=(swaps[0], "swapping begins") if begins else ()))
+    return charts
+
+
+def _persons(rows, stage):
+    """The number of persons, as a dashed line under the clusters, where it is known."""
+    known = [row for row in rows if row["stage"] == stage and row.get("clusters_per_person_rgb")]
+    x = [row["epoch"] for row in known]
+    y = [round(row["clusters_rgb"] / row["clusters_per_person_rgb"]) for row in known]
+    return [Line("persons", x, y, MUTED, "--")] if x else []
+
+
+def comparison_charts(runs, stage):
+    """Charts of one stage with a line per run. Args: runs: run's name -> rows of its metrics.jsonl."""
+    charts = []
+    for curve in CURVES:
+        for label, key in curve.keys.items():
+            lines = []
+            for index, (name, rows) in enumerate(runs.items()):
+                x, y = points(rows, stage, key, curve)
+                if x:
+                    lines.append(Line(name, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else "--"))
+            if lines:
+                title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
+                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top))
+    return charts
