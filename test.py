@@ -6,6 +6,7 @@ Settings are those of the checkpoint unless a file or KEY VALUE pairs change the
 recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path CLIP is tested as
 it is.
 """
+from functools import partial
 from pathlib import Path
 
 from configs.build import Parts, parse_arguments
@@ -16,6 +17,8 @@ from model.checkpoint import model_from_checkpoint
 from model.clip import load_clip
 from model.released import describe_released, released_input_size
 from processor.evaluate import evaluate_all, format_table, metrics_record
+from processor.ranking import save_rankings
+from processor.report_data import retrieval_content, save_report
 from utils.checkpoint import load_checkpoint, released_state, save_json
 from utils.errors import UserError, exit_on_user_error
 from utils.runtime import precision
@@ -25,7 +28,8 @@ def main():
     """Run the test that the command line describes."""
     arguments = parse_arguments(
         __doc__, resume_path="checkpoint of train_prepare.py or train_clip.py, or a released one",
-        switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on"})
+        switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on",
+                  "save_ranking": "write the ranked lists as CSV and the features as .npz"})
     path = arguments.resume_path
     content = load_checkpoint(path) if path else {}
     config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
@@ -40,10 +44,15 @@ def main():
     parts.start()
     if released_state(content) is not None:
         parts.log.info(f"{path}: {describe_released(content)}")
+    banks = parts.banks("test")
     with precision(config.PRECISION, parts.device):
-        evaluations = evaluate_all(parts.place(model), parts.data, parts.banks("test"), parts.retrievals,
-                                   config.TEST.BATCH_SIZE)
+        evaluations = evaluate_all(parts.place(model), parts.data, banks, parts.retrievals, config.TEST.BATCH_SIZE)
     report(parts, content, what, evaluations)
+    if arguments.save_ranking:
+        for file in save_rankings(config.OUTPUT_DIR, parts.data, parts.retrievals, evaluations):
+            parts.log.info(f"written to {file}")
+    save_report(config.OUTPUT_DIR, parts.log, "test",
+                partial(retrieval_content, "test", parts.data, banks, parts.retrievals, evaluations))
 
 
 def _settings(content):

@@ -8,7 +8,7 @@ The same command again goes on where a stopped run was.
 from configs.build import Parts, contrast_settings, parse_arguments, prompt_settings
 from configs.defaults import load_config
 from model.cclnet import CCLNet
-from model.clip import TextTower, load_clip
+from model.clip import TextTower, load_clip, weights_digest
 from processor.pseudo_labels import find_pseudo_labels, labels_digest, load_pseudo_labels
 from processor.stages import run_clip
 from utils.errors import exit_on_user_error
@@ -26,12 +26,14 @@ def main():
     clip = load_clip(config.MODEL.CLIP_WEIGHTS)
     model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
     text = TextTower(clip).to(parts.device)
+    banks = parts.banks("train")
     with StopRequest() as stop:
-        run = parts.start_training("clip", stop, arguments.fresh, ("model_*", "clip_state*"),
-                                   pseudo_labels=labels_digest(labels))
+        own_files = ("model_*", "clip_state*", "tensorboard/prompt", "tensorboard/model")
+        run = parts.start_training("clip", stop, arguments.fresh, own_files, pseudo_labels=labels_digest(labels),
+                                   clip_weights=weights_digest(clip))
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
-        run_clip(model, text, parts.banks("train"), labels, prompt_settings(config),
+        run_clip(model, text, banks, labels, prompt_settings(config),
                  contrast_settings(config, config.FINETUNE.EPOCHS), config.FINETUNE.LABEL_SMOOTHING, run)
 
 

@@ -7,7 +7,7 @@ The same command again goes on where a stopped run was.
 from configs.build import Parts, contrast_settings, parse_arguments
 from configs.defaults import load_config
 from model.cclnet import CCLNet
-from model.clip import load_clip
+from model.clip import load_clip, weights_digest
 from processor.stages import run_prepare
 from utils.errors import exit_on_user_error
 from utils.resume import StopRequest
@@ -20,9 +20,11 @@ def main():
     parts = Parts(config, "train_prepare")
     clip = load_clip(config.MODEL.CLIP_WEIGHTS)
     model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
+    banks = parts.banks("train")
     with StopRequest() as stop:
-        run = parts.start_training("prepare", stop, arguments.fresh, ("prepare_*", "pseudo_labels"))
-        run_prepare(model, parts.banks("train"), contrast_settings(config, config.PREPARE.EPOCHS), run)
+        own_files = ("prepare_*", "pseudo_labels", "tensorboard/prepare")
+        run = parts.start_training("prepare", stop, arguments.fresh, own_files, clip_weights=weights_digest(clip))
+        run_prepare(model, banks, contrast_settings(config, config.PREPARE.EPOCHS), run)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 """From the configuration tree to parts that take plain arguments: what the three scripts have in common."""
-import argparse
 from functools import cached_property
 from pathlib import Path
 
@@ -11,19 +10,23 @@ from data.images import open_bank
 from data.manifest import data_manifest
 from data.registry import open_dataset
 from processor.contrast import ContrastSettings
+from processor.diagnosis import known_persons
+from processor.evaluate import check_matches
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
-from processor.run import Run, set_aside, state_file
+from processor.run import FORMAT, Run, set_aside, state_file
 from processor.stages import Tester
 from utils.checkpoint import write_atomically
-from utils.errors import UserError
+from utils.errors import Parser, UserError
 from utils.modality import Modality
-from utils.resume import lock_folder
+from utils.resume import lock_folder, versions
 from utils.runtime import open_log, pick_device
 
-# Settings that may differ when a run goes on: they change neither weights nor labels. More epochs may be asked for.
+# Settings that may differ when a run goes on: they decide neither weights nor labels. More epochs may be asked for.
+# DEVICE and TEST.BATCH_SIZE change the order of additions, so the last bits.
 MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT", "DATASET.CACHE_DIR",
-              "PREPARE.EPOCHS", "FINETUNE.EPOCHS")
+              "DATASET.CHECK_COUNTS")
+MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 
 
 def parse_arguments(description, switches=None, **options):
@@ -31,15 +34,15 @@ def parse_arguments(description, switches=None, **options):
 
     Args: switches: name -> help of flags without a value; options: name -> help of flags with one.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description)
     parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
     for name, help_text in options.items():
         parser.add_argument(f"--{name}", help=help_text)
     for name, help_text in (switches or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=help_text)
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE",
                         help="single settings, as in SEED 2 TEST.MODE indoor")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 class Parts:
@@ -56,6 +59,8 @@ class Parts:
         modes = self.data.modes if config.TEST.MODE == "both" else (config.TEST.MODE,)
         self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS, config.TEST.PROTOCOL, config.TEST.SHOTS)
                            for mode in modes]
+        for retrieval in self.retrievals:
+            check_matches(self.data, retrieval)
         self.name = name
         self.log = None
 
@@ -76,17 +81,18 @@ class Parts:
             own_files: patterns of what the script writes; more_facts: further things that must not have changed.
         Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
-        config = self.config
+        config, tester = self.config, self.tester()
+        facts = {**self.facts(), **more_facts}
         self._lock = lock_folder(config.OUTPUT_DIR)
         aside = set_aside(config.OUTPUT_DIR, own_files) if fresh else None
         content, warning = state_file(config.OUTPUT_DIR, name).load()
-        facts = {**self.facts(), **more_facts}
-        check_resumable(content, facts, config.OUTPUT_DIR)
+        changes = check_resumable(content, facts, config.OUTPUT_DIR) if content is not None else []
         self.start()
-        for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}"):
+        for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes):
             if line:
                 self.log.info(line)
-        return Run(name, config.OUTPUT_DIR, self.log, self.tester(), facts, stop, config.CHECKPOINT.MINUTES, content)
+        return Run(name, config.OUTPUT_DIR, self.log, tester, facts, stop, config.CHECKPOINT.MINUTES, content,
+                   known_persons(self.data.train))
 
     @cached_property
     def manifest(self):
@@ -115,21 +121,33 @@ class Parts:
 
 
 def check_resumable(content, facts, folder):
-    """Refuse to go on from a state (content of a state file, or None) of other settings, data or labels.
+    """Refuse to go on from a state (content of a state file) of other settings, data, weights or labels.
 
+    Returns: lines on what changed and may change, for the log.
     Raises: UserError: names the key that changed.
     """
-    if content is None:
-        return
     advice = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
-    old, new = _flat(content["config"]), _flat(facts["config"])
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
+                        "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
+    old, new, changes = _flat(content["config"]), _flat(facts["config"]), []
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE):
-            raise UserError(f"the run in {folder} was started with {key} {old.get(key)!r}, now it is "
-                            f"{new.get(key)!r}. {advice}")
+        before, now = old.get(key), new.get(key)
+        if before == now:
+            continue
+        if key in MAY_GROW and now < before:
+            raise UserError(f"the run in {folder} was started with {key} {before}, now it is {now}; only more epochs "
+                            f"may be asked for. {advice}")
+        if key not in MAY_GROW and not key.startswith(MAY_CHANGE):
+            raise UserError(f"the run in {folder} was started with {key} {before!r}, now it is {now!r}. {advice}")
+        changes.append(f"going on with {key} {now!r} instead of {before!r}")
     for key in facts.keys() - {"config"}:
         if content.get(key) != facts[key]:
-            raise UserError(f"the run in {folder} was started with another {key} than it has now. {advice}")
+            raise UserError(f"the run in {folder} was started with other {key.replace('_', ' ')} than it has now. "
+                            f"{advice}")
+    here = versions()
+    return changes + [f"warning: going on with {name} {here.get(name)} instead of {version}; the last bits may differ"
+                      for name, version in content.get("versions", {}).items() if here.get(name) != version]
 
 
 def _flat(tree, prefix=""):

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from data.augment import Augmentation, augment
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cluster_memory import ClusterMemory, swap
+from loss.cluster_memory import ClusterMemory, match_prototypes, swap
 from loss.image_text import image_to_text
+from processor.finite import NonFinite, check_losses, check_weights
 from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from utils.modality import Modality
 from utils.optim import image_optimizer, set_lr, warmup_step_factor
@@ -77,6 +78,8 @@ class EpochReport:
     images_per_second: float    # of the training iterations alone
     seconds: float              # all of the epoch
     matched: float              # mean pairs per swap; 0 without swapping
+    similarity: float           # mean cosine of the pairs before they are mixed; 0 without swapping
+    pairs: tuple                # (M,) RGB and (M,) IR clusters that the memories match at its end, (M,) their cosine
 
 
 class ContrastStage:
@@ -99,12 +102,13 @@ class ContrastStage:
         self.labels = None          # Modality -> (N,) pseudo labels of the epoch under way, None before it starts
         self.memories = None        # Modality -> ClusterMemory, likewise
         self.totals = {}            # name -> sum over the iterations done
+        self.positions = {}         # Modality -> (B,) images of the last step
 
     def epochs(self, after_step=lambda: None):
         """Train all epochs that are left; yields an `EpochReport` after each. `after_step()` runs after iterations.
 
         Raises:
-            UserError: all images of a modality are outliers. FloatingPointError: a loss is not finite.
+            UserError: all images of a modality are outliers. NonFinite: a loss, feature or weight is not finite.
         """
         while self.epoch <= self.settings.epochs:
             started = time.perf_counter()
@@ -121,9 +125,12 @@ class ContrastStage:
     def _cluster(self):
         """Start the epoch: pseudo labels from the model as it is, memories from their centroids."""
         s = self.settings
-        with precision(s.precision, self.banks[Modality.RGB].device):
-            pseudo = {m: make_pseudo_labels(self.model, self.banks[m], m, s.cluster, s.embed_batch_size)
-                      for m in Modality}
+        try:
+            with precision(s.precision, self.banks[Modality.RGB].device):
+                pseudo = {m: make_pseudo_labels(self.model, self.banks[m], m, s.cluster, s.embed_batch_size)
+                          for m in Modality}
+        except NonFinite as error:
+            raise NonFinite(error.term, error.images, epoch=self.epoch)
         self.labels = {m: pseudo[m].labels for m in Modality}
         self.memories = {m: ClusterMemory(pseudo[m].centroids, s.temperature, s.momentum) for m in Modality}
 
@@ -137,14 +144,22 @@ class ContrastStage:
         started, first = time.perf_counter(), self.iteration
         for iteration in tqdm(range(first, iterations), desc=f"epoch {self.epoch}", initial=first, total=iterations,
                               leave=False, disable=None, unit="batch"):
-            for name, value in self._step({m: batches[m][iteration] for m in Modality}).items():
+            self.positions = {m: batches[m][iteration] for m in Modality}
+            for name, value in self._step(self.positions).items():
                 self.totals[name] = self.totals.get(name, 0) + value
             self.iteration = iteration + 1
             after_step()
+        self._check_weights()
         means = {name: float(total) / iterations for name, total in self.totals.items()}
-        matched = means.pop("matched", 0.0)
+        matched, similarity = means.pop("matched", 0.0), means.pop("similarity", 0.0)
         return EpochReport(self.epoch, self.labels, means, 0.0, iterations,
-                           2 * batch_size * (iterations - first) / (time.perf_counter() - started), 0.0, matched)
+                           2 * batch_size * (iterations - first) / (time.perf_counter() - started), 0.0, matched,
+                           similarity, self._matching())
+
+    def _matching(self):
+        rgb, ir = match_prototypes(*(self.memories[m] for m in Modality))
+        cosine = (self.memories[Modality.RGB].prototypes[rgb] * self.memories[Modality.IR].prototypes[ir]).sum(dim=1)
+        return rgb, ir, cosine.cpu().numpy()
 
     def _step(self, positions):
         """One optimiser step on the images at positions (Modality -> (B,)): its losses by name."""
@@ -154,7 +169,7 @@ class ContrastStage:
         labels = {m: torch.from_numpy(self.labels[m][positions[m]]) for m in Modality}
         with precision(s.precision, self.banks[Modality.RGB].device):
             losses, features = contrast_losses(self.model, self.memories, images, labels, positions, self.guidance)
-        _check_finite(losses, self.epoch, self.iteration)
+        check_losses(losses, features, self.banks, positions, epoch=self.epoch, iteration=self.iteration + 1)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         self.optimizer.step()
@@ -162,13 +177,20 @@ class ContrastStage:
             self.memories[m].update(features[m], labels[m])
         numbers = {name: value.detach() for name, value in losses.items()}
         if self.epoch >= s.swap_epoch:
-            pairs, _ = swap(self.memories[Modality.RGB], self.memories[Modality.IR], labels[Modality.RGB],
-                            labels[Modality.IR], s.swap_scale, s.swap_order)
-            numbers["matched"] = len(pairs)
+            before = {m: self.memories[m].prototypes.clone() for m in Modality}
+            rgb, ir = swap(self.memories[Modality.RGB], self.memories[Modality.IR], labels[Modality.RGB],
+                           labels[Modality.IR], s.swap_scale, s.swap_order)
+            numbers["matched"] = len(rgb)
+            cosine = (before[Modality.RGB][rgb] * before[Modality.IR][ir]).sum(dim=1)
+            numbers["similarity"] = cosine.mean() if len(rgb) else 0.0
         return numbers
 
+    def _check_weights(self):
+        check_weights(self.model.state_dict(), self.banks, self.positions, epoch=self.epoch, iteration=self.iteration)
+
     def state_dict(self):
-        """All that the rest of the stage depends on, beside data and settings."""
+        """All that the rest of the stage depends on, beside data and settings. Raises: NonFinite: weights are not."""
+        self._check_weights()
         return {"epoch": self.epoch, "iteration": self.iteration, "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "labels": self.labels and {m.value: torch.from_numpy(v) for m, v in self.labels.items()},
@@ -205,10 +227,3 @@ def contrast_losses(model, memories, images, labels, positions=None, guidance=No
         for m, projections in zip(Modality, model.projection(feature_map).split(sizes)):
             losses[f"loss_i2t_{m.value}"] = guidance.loss(projections, m, positions[m])
     return losses, features
-
-
-def _check_finite(losses, epoch, iteration):
-    values = torch.stack(list(losses.values())).detach()
-    if not torch.isfinite(values).all():
-        found = ", ".join(f"{name} {float(value):.4g}" for name, value in zip(losses, values))
-        raise FloatingPointError(f"a loss is not finite in epoch {epoch}, iteration {iteration + 1}: {found}")

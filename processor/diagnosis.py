@@ -47,7 +47,7 @@ def cluster_quality(labels, persons):
 def matching_accuracy(pairs, labels, persons):
     """Share of matched clusters whose most frequent persons agree; 0 without a pair.
 
-    Args: pairs: (M,) RGB clusters and (M,) IR clusters; labels, persons: Modality -> (N,).
+    Args: pairs: (M,) RGB clusters, (M,) IR clusters, what else there is of them; labels, persons: Modality -> (N,).
     """
     first, second = (majority(labels[m], persons[m])[0][clusters] for m, clusters in zip(Modality, pairs))
     return float((first == second).mean()) if len(first) else 0.0

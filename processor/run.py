@@ -6,7 +6,8 @@ from pathlib import Path
 
 from utils.checkpoint import save_checkpoint, write_atomically
 from utils.errors import Stopped
-from utils.resume import StateFile
+from utils.events import EventLog
+from utils.resume import StateFile, versions
 
 FORMAT = "cclnet-1"
 
@@ -18,12 +19,15 @@ class Run:
         name: "prepare" or "clip", of the state file; output_dir: folder of all files; log: logger;
         tester: `processor.evaluate.Tester`; facts: dict stored in every checkpoint (configuration, data set);
         stop: `utils.resume.StopRequest`; minutes: between state files within an epoch;
-        content: of the state file to go on from, None for a new run.
+        content: of the state file to go on from, None for a new run;
+        persons: Modality -> (N,) identities of the training images, for the diagnosis alone; None where unknown.
     """
 
-    def __init__(self, name, output_dir, log, tester, facts, stop, minutes=10.0, content=None):
+    def __init__(self, name, output_dir, log, tester, facts, stop, minutes=10.0, content=None, persons=None):
         self.output_dir = Path(output_dir)
         self.log, self.tester, self.facts, self.stop, self.minutes = log, tester, facts, stop, minutes
+        self.persons = persons
+        self.events = EventLog(self.output_dir / "tensorboard")
         self.state_file = state_file(output_dir, name)
         self.saved_at = time.monotonic()
         content = content or {}
@@ -34,7 +38,7 @@ class Run:
     def save(self, stages):
         """Write the state file: stages is a dict of the stages' `state_dict`s."""
         self.state_file.save({"format": FORMAT, "stages": stages, "best": self.best, "history": self.history,
-                              **self.facts})
+                              "versions": versions(), **self.facts})
         self.saved_at = time.monotonic()
 
     def after_step(self, stages):
@@ -52,8 +56,12 @@ class Run:
                 self.save(stages())
         return check
 
-    def record(self, stage, **numbers):
-        """Add an epoch's numbers to metrics.jsonl, a line per epoch of every stage."""
+    def record(self, stage, distributions=None, **numbers):
+        """Add an epoch's numbers to metrics.jsonl, a line per epoch of every stage, and to the TensorBoard files.
+
+        Args: distributions: name -> (N,) values, for TensorBoard alone; numbers: "epoch" and others.
+        """
+        self.events.add(stage, numbers["epoch"], {k: v for k, v in numbers.items() if k != "epoch"}, distributions)
         self.history.append({"stage": stage, **numbers})
         path, mine = self.output_dir / "metrics.jsonl", {row["stage"] for row in self.history}
         old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

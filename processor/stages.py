@@ -1,10 +1,16 @@
 """The stages as the scripts call them: train, log every epoch, test now and then, save."""
+from functools import partial
+
+import numpy as np
 import torch
 
 from processor.contrast import ContrastStage, TextGuidance
+from processor.diagnosis import diagnose
 from processor.evaluate import evaluate, format_table, metrics_record
 from processor.prompt import PromptStage, text_features
-from processor.pseudo_labels import save_pseudo_labels
+from processor.pseudo_labels import collapse_warnings, save_pseudo_labels
+from processor.report_data import save_report, stage_content
+from utils.events import memory_use
 from utils.modality import Modality
 
 
@@ -17,6 +23,11 @@ class Tester:
         self.retrieval = retrieval
         self.batch_size = batch_size
         self.every = every
+
+    @property
+    def device(self):
+        """Where the test images go."""
+        return self.banks[Modality.RGB].device
 
     def is_due(self, epoch, epochs):
         """Every few epochs, and after the last."""
@@ -65,7 +76,8 @@ def _run_prompts(stage, run):
     for report in stage.epochs(check):
         run.log.info(f"prompts {report.epoch}/{stage.settings.epochs} | loss {report.loss:.4f} | lr {report.lr:.2e} | "
                      f"{report.seconds:.1f} s")
-        run.record("prompt", epoch=report.epoch, loss=report.loss, lr=report.lr, seconds=report.seconds)
+        run.record("prompt", epoch=report.epoch, loss=report.loss, lr=report.lr, seconds=report.seconds,
+                   **memory_use(stage.text.positional_embedding.device))
         at_epoch_start["prompt"] = _on_host(stage.state_dict())
         run.save(at_epoch_start)
 
@@ -82,7 +94,11 @@ def _run_contrast(name, stage, run, snapshot, extra=None, at_end=lambda report: 
     elif stage.epoch > 1 or stage.iteration:
         run.log.info(f"going on with epoch {stage.epoch}, iteration {stage.iteration + 1}")
     for report in stage.epochs(run.after_step(snapshot)):
-        run.log.info(epoch_line(name, report, epochs))
+        numbers = {**epoch_numbers(report), **diagnose(report.labels, report.pairs, run.persons),
+                   **memory_use(run.tester.device)}
+        run.log.info(epoch_line(name, report, epochs, numbers))
+        for warning in collapse_warnings(report.labels):
+            run.log.info(warning)
         content = {"stage": name, "epoch": report.epoch, "state_dict": _on_host(stage.model.state_dict()),
                    **(extra or {})}
         if run.tester.is_due(report.epoch, epochs):
@@ -94,28 +110,43 @@ def _run_contrast(name, stage, run, snapshot, extra=None, at_end=lambda report: 
                 run.best = evaluation.mean()["rank1"]
                 run.save_model(f"{name}_best", {**content, "selected": "best Rank-1 on test data"})
         run.save_model(f"{name}_last", content)
-        run.record(name, **epoch_numbers(report), **({"test": content["metrics"]} if "metrics" in content else {}))
+        run.record(name, cluster_sizes(report.labels), **numbers,
+                   **({"test": content["metrics"]} if "metrics" in content else {}))
         if report.epoch == epochs:
             at_end(report)
         run.save(snapshot())
+        if report.epoch == epochs:
+            save_report(run.output_dir, run.log, name, partial(
+                stage_content, name, run.tester.data, run.tester.banks, run.tester.retrieval, evaluation,
+                stage.banks, report, run.persons))
 
 
 def epoch_numbers(report):
     """An `EpochReport` as plain numbers, for metrics.jsonl."""
     clusters = {f"clusters_{m.value}": int(labels.max()) + 1 for m, labels in report.labels.items()}
     outliers = {f"outliers_{m.value}": int((labels < 0).sum()) for m, labels in report.labels.items()}
-    return {"epoch": report.epoch, **report.losses, **clusters, **outliers, "lr": report.lr,
-            "matched": report.matched, "images_per_second": report.images_per_second, "seconds": report.seconds}
+    sizes = {f"{name}_{what}": float(function(values)) for name, values in cluster_sizes(report.labels).items()
+             for what, function in (("median", np.median), ("max", np.max))}
+    return {"epoch": report.epoch, **report.losses, **clusters, **outliers, **sizes, "lr": report.lr,
+            "matched": report.matched, "matched_similarity": report.similarity,
+            "images_per_second": report.images_per_second, "seconds": report.seconds}
 
 
-def epoch_line(name, report, epochs):
-    """One tidy line about an epoch."""
-    numbers = epoch_numbers(report)
+def cluster_sizes(labels):
+    """{"cluster_size_rgb", "cluster_size_ir"}: (K,) images per cluster of labels (Modality -> (N,))."""
+    return {f"cluster_size_{m.value}": np.bincount(values[values >= 0]) for m, values in labels.items()}
+
+
+def epoch_line(name, report, epochs, numbers):
+    """One tidy line about an epoch with the numbers of `epoch_numbers` and, where there is one, its diagnosis."""
     clusters = ", ".join(f"{m} {numbers[f'clusters_{m}']} clusters {numbers[f'outliers_{m}']} outliers"
                          for m in (modality.value for modality in report.labels))
     losses = " ".join(f"{k} {v:.4f}" for k, v in report.losses.items())
     left = report.seconds * (epochs - report.epoch)
     swapped = f" | {report.matched:.0f} pairs matched" if report.matched else ""
+    if "ari_rgb" in numbers:
+        swapped += (f" | ARI {numbers['ari_rgb']:.2f} {numbers['ari_ir']:.2f}, "
+                    f"{100 * numbers['matching_accuracy']:.0f}% of pairs right")
     return (f"{name} {report.epoch}/{epochs} | {losses} | {clusters}{swapped} | lr {report.lr:.2e} | "
             f"{report.images_per_second:.0f} images/s | {report.seconds:.1f} s, {left / 60:.0f} min left")
 

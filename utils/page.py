@@ -28,7 +28,8 @@ border-radius:8px;padding:5px 12px;cursor:pointer;white-space:nowrap}
 .panel{min-width:0;padding:10px 12px} .panel>svg{display:block;width:100%;height:auto}
 svg text{font-family:system-ui,-apple-system,"Segoe UI",sans-serif!important}
 svg .named:hover{filter:brightness(1.25) drop-shadow(0 0 2px var(--ink))}
-.scroll{overflow-x:auto;margin-bottom:12px} table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto;margin-bottom:12px}
+table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:5px 12px;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{color:var(--muted);font-weight:600} td:first-child,th:first-child,.text{text-align:left}
 .list{display:flex;gap:4px;overflow-x:auto;padding:4px 2px 8px;align-items:flex-start}

@@ -1,0 +1,138 @@
+"""Cluster quality by hand-built cases, and the proof that identities stay out of training."""
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from data.images import ImageBank
+from data.records import DataSet, ImageSet, Retrieval
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from processor.contrast import ContrastSettings
+from processor.diagnosis import cluster_quality, diagnose, known_persons, majority, matching_accuracy
+from processor.pseudo_labels import ClusterSettings
+from processor.run import Run
+from processor.stages import Tester as ModelTester
+from processor.stages import run_prepare
+from utils.events import flat_numbers
+from utils.modality import Modality
+
+PERSONS = np.repeat([7, 8, 9], 4)
+HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
+
+
+def test_perfect_clusters():
+    quality = cluster_quality(np.repeat([2, 0, 1], 4), PERSONS)
+    assert quality == {"ari": 1, "nmi": pytest.approx(1), "purity": 1, "clusters_per_person": 1, "outlier_share": 0}
+
+
+def test_worst_clusters():
+    quality = cluster_quality(np.tile([0, 1, 2, 3], 3), PERSONS)         # every cluster shows every person once
+    assert quality["ari"] < 0 and quality["nmi"] == pytest.approx(0, abs=1e-9)
+    assert quality["purity"] == pytest.approx(1 / 3) and quality["clusters_per_person"] == pytest.approx(4 / 3)
+
+
+def test_outliers_count_in_their_share_alone():
+    labels = np.repeat([0, 1, -1], 4)
+    assert cluster_quality(labels, PERSONS) == {"ari": 1, "nmi": pytest.approx(1), "purity": 1,
+                                                "clusters_per_person": pytest.approx(2 / 3),
+                                                "outlier_share": pytest.approx(1 / 3)}
+
+
+def test_majority():
+    persons, counts = majority(np.array([0, 0, 0, 1, 1, -1]), np.array([5, 5, 4, 4, 3, 9]))
+    assert persons.tolist() == [5, 3] and counts.tolist() == [2, 1]
+
+
+def test_matching_accuracy():
+    labels = {Modality.RGB: np.repeat([0, 1, 2], 4), Modality.IR: np.repeat([2, 1, 0], 4)}
+    persons = {m: PERSONS for m in Modality}
+    pairs = np.array([0, 1, 2]), np.array([2, 1, 0])
+    assert matching_accuracy(pairs, labels, persons) == 1
+    assert matching_accuracy((pairs[0], pairs[0]), labels, persons) == pytest.approx(1 / 3)
+    assert matching_accuracy((np.array([], int),) * 2, labels, persons) == 0
+    assert diagnose(labels, pairs, persons)["matching_accuracy"] == 1 and diagnose(labels, pairs, None) == {}
+
+
+def test_persons_that_nobody_knows():
+    known = ImageSet.from_rows(Modality.RGB, [("a", 1, 1), ("b", 2, 1)])
+    unknown = ImageSet.from_rows(Modality.IR, [("a", 0, 1), ("b", 0, 1)])
+    assert known_persons({Modality.RGB: known, Modality.IR: unknown}) is None
+    assert known_persons({Modality.RGB: known})[Modality.RGB].tolist() == [1, 2]
+
+
+def test_flat_numbers():
+    assert dict(flat_numbers({"a": 1, "b": {"c": 2.5, "d": "text", "e": [1]}, "f": True})) == {"a": 1, "b/c": 2.5}
+
+
+class TinyData(DataSet):
+    """Five people, six images each and modality; train and test are the same images."""
+
+    modes = ("all",)
+
+    def _retrieval(self, mode, trials, protocol, shots):
+        everyone = np.arange(PEOPLE * EACH)
+        return Retrieval("tiny", mode, "regdb", Modality.IR, everyone, (everyone,), (0,))
+
+
+@pytest.fixture(scope="module")
+def banks():
+    rng = np.random.default_rng(0)
+    looks = rng.integers(0, 256, (PEOPLE, HEIGHT // 4, WIDTH // 4, 3)).repeat(4, 1).repeat(4, 2)
+    images = np.clip(looks.repeat(EACH, 0) + rng.normal(0, 8, (PEOPLE * EACH, HEIGHT, WIDTH, 3)), 0, 255)
+    return {m: ImageBank(images.astype(np.uint8)) for m in Modality}
+
+
+def tiny_data(order):
+    """The data set, its training identities put in another order."""
+    persons = np.repeat(np.arange(PEOPLE), EACH)
+    sets = {m: ImageSet.from_rows(m, [(f"{m.value}/{i}.png", p, 1) for i, p in enumerate(persons)]) for m in Modality}
+    shuffled = {m: dataclasses.replace(images, persons=images.persons[order]) for m, images in sets.items()}
+    return TinyData("tiny", Path("."), shuffled, sets)
+
+
+def train(folder, clip_file, banks, order):
+    """train_prepare.py's stage with the identities in an order: its checkpoint, labels and metrics."""
+    data = tiny_data(order)
+    settings = ContrastSettings(epochs=2, cluster=ClusterSettings(k1=5, k2=2), swap_epoch=2, clusters_per_batch=2,
+                                instances=2, warmup_epochs=1)
+    tester = ModelTester(data, banks, data.retrieval())
+    run = Run("prepare", folder, logging.getLogger("test"), tester, {"manifest": {}},
+              SimpleNamespace(signal_number=None), persons=known_persons(data.train))
+    run_prepare(CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH), banks, settings, run)
+    labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, metrics
+
+
+def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):
+    """Shuffled identities change the diagnosis, and not a bit of weights, labels and losses."""
+    shuffled = np.random.default_rng(0).permutation(PEOPLE * EACH)
+    weights, labels, metrics = train(tmp_path / "a", tiny_clip_file, banks, np.arange(PEOPLE * EACH))
+    others, other_labels, other_metrics = train(tmp_path / "b", tiny_clip_file, banks, shuffled)
+    assert all(torch.equal(weights[k], others[k]) for k in weights) and labels == other_labels and len(labels) == 2
+    for row, other in zip(metrics, other_metrics):
+        assert row["loss_rgb"] == other["loss_rgb"] and row["matched_similarity"] == other["matched_similarity"]
+        assert row["ari_rgb"] > other["ari_rgb"] and row["purity_ir"] > other["purity_ir"]
+    assert metrics[0]["matched_similarity"] == 0 < metrics[1]["matched_similarity"] <= 1
+    assert len(list((tmp_path / "a/tensorboard/prepare").glob("events.*"))) == 1
+
+
+def test_event_files_hold_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from utils.events import EventLog
+    for first in (1, 2):                   # the second log goes on with an epoch that had been written already
+        log = EventLog(tmp_path)
+        for epoch in (first, first + 1):
+            log.add("prepare", epoch, {"loss": 1.0 / (epoch + first), "test": {"rank1": 0.5}}, {"size": np.arange(9)})
+    events = EventAccumulator(str(tmp_path / "prepare"))
+    events.Reload()
+    assert {"loss", "test/rank1"} <= set(events.Tags()["scalars"]) and "size" in events.Tags()["histograms"]
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3]
+    assert events.Scalars("loss")[1].value == 0.25
