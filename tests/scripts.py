@@ -34,3 +34,8 @@ def call(module, arguments):
     except SystemExit as end:
         return end.code
     return 0
+
+
+def without_report(monkeypatch):
+    """Leave out the page of pictures at the end of a run: it takes longer than a miniature run."""
+    monkeypatch.setattr("processor.stages.save_report", lambda *arguments: None, raising=False)

@@ -21,7 +21,9 @@ OF_A_RUN = ("config.yml", "log.txt", ".lock")      # what a run that began may l
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        scripts.without_report(monkeypatch)
+        yield
     torch.set_num_threads(threads)
 
 
