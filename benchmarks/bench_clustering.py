@@ -4,11 +4,10 @@ import time
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_rand_score
 
 from benchmarks import reference
 from benchmarks.harness import Results, Row, measure, peak_memory
-from utils.clustering import cluster, k_nearest
+from utils.clustering import cluster
 
 SIZE, DIM, K1, K2, EPS, MIN_SAMPLES = 22258, 2048, 30, 6, 0.6, 4
 CASES = {"clear clusters": 0.8, "blurred clusters": 3.0}       # length of the noise beside centroids of length 1
@@ -43,16 +42,16 @@ def product(x, rows=1024):
         block @ x.T
 
 
-def run(x, search="exact"):
+def run(x):
     """`cluster` at the settings released for SYSU-MM01."""
-    return cluster(x, K1, K2, EPS, MIN_SAMPLES, search)
+    return cluster(x, K1, K2, EPS, MIN_SAMPLES)
 
 
-def prepare(n, noise, search="exact"):
+def prepare(n, noise):
     """For `peak_memory`: features are drawn, the rest is measured; a small run first loads the libraries."""
-    run(draw(500, noise), search)
+    run(draw(500, noise))
     x = draw(n, noise)
-    return lambda: run(x, search)
+    return lambda: run(x)
 
 
 def same_partition(a, b):
@@ -83,26 +82,18 @@ def compare(repeats, dense):
     results.save()
 
 
-def sizes(counts, search):
-    """Time, memory and labels at several sizes; "lists" is set against the exact search."""
-    results = Results(f"clustering sizes ({search})")
+def sizes(counts):
+    """Time, memory and labels at several sizes."""
+    results = Results("clustering sizes")
     for n in counts:
         x = torch.from_numpy(draw(n, CASES["blurred clusters"]))
         started = time.perf_counter()
-        labels = run(x, search)
+        labels = run(x)
         seconds = time.perf_counter() - started
-        note = f"{labels.max() + 1} clusters, {(labels < 0).mean():.0%} outliers"
-        if search == "exact":
-            note += f", peak {peak_memory(prepare, n, CASES['blurred clusters']) / 1e9:.2f} GB above the features"
-            results.add(Row(f"cluster() of {n} x {DIM}", seconds, note=note))
-            continue
-        exact, found = (k_nearest(x, K1, s).index.numpy() for s in ("exact", search))
-        recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(exact, found)]) / K1
-        same = adjusted_rand_score(run(x), labels)
-        slow = measure(lambda v=x: k_nearest(v, K1), 1, 0)
-        fast = measure(lambda v=x: k_nearest(v, K1, search), 1, 0)
-        results.add(Row(f"search of {n} x {DIM}; reference: exact", fast, slow,
-                        note=f"recall {recall:.3f}, adjusted Rand index of the labels {same:.3f}; {note}"))
+        memory = peak_memory(prepare, n, CASES["blurred clusters"]) / 1e9
+        results.add(Row(f"cluster() of {n} x {DIM}", seconds,
+                        note=f"{labels.max() + 1} clusters, {(labels < 0).mean():.0%} outliers, peak {memory:.2f} GB "
+                             "above the features"))
     results.save()
 
 
@@ -110,12 +101,11 @@ def main():
     """Run and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", help="only these sizes, instead of the comparison")
-    parser.add_argument("--search", default="exact", choices=("exact", "lists"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dense", action="store_true", help="run the dense N x N reference too (minutes, 6 GB)")
     arguments = parser.parse_args()
     if arguments.sizes:
-        sizes(arguments.sizes, arguments.search)
+        sizes(arguments.sizes)
     else:
         compare(arguments.repeats, arguments.dense)
 

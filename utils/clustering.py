@@ -4,7 +4,7 @@ The distance is that of Zhong et al., "Re-ranking Person Re-identification with 
 (CVPR 2017), as the clustering methods of the field use it. Everything up to DBSCAN is torch on the device
 of the features: neighbours are (N, k1), the encoding V and the distances <= eps are sparse.
 
-    neighbours = k_nearest(x, k1)                     # exact, or approximate
+    neighbours = k_nearest(x, k1)                     # exact, FAISS or torch
     V = reciprocal_encoding(x, neighbours)            # sparse (N, N), rows sum to 1
     V = query_expansion(V, neighbours, k2)            # mean of V over the first k2 neighbours
     distances = jaccard_graph(V, eps)                 # sparse (N, N), entries <= eps
@@ -25,7 +25,6 @@ except ImportError:  # the torch search below takes its place
     faiss = None
 
 BLOCK_ROWS = 1024           # rows of one matrix product of the search
-PROBES = 16                 # lists that the approximate search visits
 PIECE_ELEMENTS = 1 << 18    # of temporary tensors that are read at random: small enough for the cache
 
 
@@ -45,14 +44,14 @@ class Neighbours(NamedTuple):
     similarity: torch.Tensor  # (N, k) float32, inner products
 
 
-def cluster(features, k1, k2, eps, min_samples, search="exact"):
+def cluster(features, k1, k2, eps, min_samples):
     """DBSCAN on the k-reciprocal Jaccard distance of features.
 
     Args:
         features: (N, D) float32 array or tensor; rows are L2-normalised here if they are not yet.
         k1: neighbours that count as near; k2: neighbours whose encodings are averaged (1: none are).
         eps: largest Jaccard distance of two neighbours, in [0, 1]; min_samples: neighbours (itself
-            included) that make a core point; search: how neighbours are found, see `k_nearest`.
+            included) that make a core point.
     Returns:
         (N,) int64 array of labels from 0 on; -1 marks outliers.
     Raises:
@@ -65,45 +64,38 @@ def cluster(features, k1, k2, eps, min_samples, search="exact"):
         return np.empty(0, dtype=np.int64)
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or Inf; clustering needs finite values")
-    distances = jaccard_distances(features, k1, k2, eps, search)
+    distances = jaccard_distances(features, k1, k2, eps)
     labels = DBSCAN(eps=max(eps, 1e-12), min_samples=min_samples, metric="precomputed").fit_predict(distances)
     return labels.astype(np.int64)
 
 
 @torch.no_grad()
-def jaccard_distances(features, k1, k2, eps, search="exact"):
+def jaccard_distances(features, k1, k2, eps):
     """Jaccard distances <= eps as a scipy CSR matrix (N, N); exact zeros (the diagonal) are stored."""
     with precision("fp32", features.device):
         features = F.normalize(features.float(), dim=1)
-        neighbours = k_nearest(features, k1, search)
+        neighbours = k_nearest(features, k1)
         encoding = reciprocal_encoding(features, neighbours, k1)
         encoding = query_expansion(encoding, neighbours.index[:, :k2])
         return jaccard_graph(encoding, eps)
 
 
-def k_nearest(features, k, search="exact"):
-    """The k largest inner products of each row of features (N, D) with all rows: `Neighbours`.
+def k_nearest(features, k):
+    """The k largest inner products of each row of features (N, D), L2-normalised, with all rows: `Neighbours`.
 
-    Args:
-        features: L2-normalised; search: "exact", or "lists" where N * N products take too long: rows meet only those
-            of the nearest lists of an inverted file, and some neighbours are missed.
-    Raises:
-        ValueError: search is unknown.
+    Exact: by FAISS where it is installed (on the GPU where FAISS and the features are), else by torch.
     """
     k = min(k, len(features))
-    if search == "lists":
-        return _k_nearest_lists(features, k)
-    if search != "exact":
-        raise ValueError(f"search {search!r} is unknown; choose exact or lists")
-    if faiss is not None and features.device.type == "cuda" and faiss.get_num_gpus() > 0:
+    if faiss is not None and (features.device.type == "cpu" or faiss.get_num_gpus() > 0):
         return _k_nearest_faiss(features, k)
     return _k_nearest_torch(features, k)
 
 
 def _k_nearest_faiss(features, k):
-    index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0,
-                                   faiss.IndexFlatIP(features.shape[1]))
     x = features.cpu().numpy()
+    index = faiss.IndexFlatIP(x.shape[1])
+    if features.device.type == "cuda":
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(x)
     similarity, neighbour = index.search(x, k)
     return Neighbours(torch.from_numpy(neighbour).to(features.device),
@@ -132,37 +124,6 @@ def _keep_best(index, best, product, first):
     value, order = torch.topk(torch.cat([best, value], 1), best.shape[1], dim=1)
     best.copy_(value)
     index.copy_(torch.cat([index, column + first], 1).gather(1, order))
-
-
-def _k_nearest_lists(features, k):
-    """Search among the rows of the PROBES lists nearest to a row's own list; lists come from spherical k-means."""
-    n = len(features)
-    centres = _spherical_kmeans(features, max(1, round(2 * n ** 0.5)))
-    owner = torch.cat([(block @ centres.T).argmax(1) for block in features.split(BLOCK_ROWS)])
-    size = torch.bincount(owner, minlength=len(centres))
-    members = torch.argsort(owner, stable=True).split(size.tolist())
-    nearest = torch.argsort(centres @ centres.T, dim=1, descending=True)
-    enough = (torch.cumsum(size[nearest], 1) < k).sum(1) + 1          # lists that hold k rows
-    index = torch.empty(n, k, dtype=torch.int64, device=features.device)
-    similarity = torch.empty(n, k, device=features.device)
-    for own, near, probes in zip(members, nearest.tolist(), enough.clamp(min=PROBES).tolist()):
-        candidates = torch.cat([members[i] for i in near[:probes]])
-        product = features.index_select(0, own) @ features.index_select(0, candidates).T
-        similarity[own], column = torch.topk(product, k, dim=1)
-        index[own] = candidates[column]
-    return Neighbours(index, similarity)
-
-
-def _spherical_kmeans(features, count, iterations=5, sample_per_centre=32):
-    """Centres (count, D) of unit length of a sample of features (N, D); the draw is always the same."""
-    generator = torch.Generator().manual_seed(0)
-    sample = features[torch.randperm(len(features), generator=generator)[:count * sample_per_centre]
-                      .to(features.device)]
-    centres = sample[:count].clone()
-    for _ in range(iterations):
-        owner = torch.cat([(block @ centres.T).argmax(1) for block in sample.split(BLOCK_ROWS)])
-        centres = F.normalize(centres.mul_(1e-3).index_add_(0, owner, sample), dim=1)    # an empty one stays
-    return centres
 
 
 def _reciprocal(index, k):
