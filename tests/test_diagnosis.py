@@ -1,16 +1,13 @@
 """Cluster quality by hand-built cases, and the proof that identities stay out of training."""
-import dataclasses
 import json
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from data.images import ImageBank
-from data.records import DataSet, ImageSet, Retrieval
+from data.records import ImageSet
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.contrast import ContrastSettings
@@ -19,11 +16,11 @@ from processor.pseudo_labels import ClusterSettings
 from processor.run import Run
 from processor.stages import Tester as ModelTester
 from processor.stages import run_prepare
+from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_banks, tiny_data
 from utils.events import flat_numbers
 from utils.modality import Modality
 
 PERSONS = np.repeat([7, 8, 9], 4)
-HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
 
 
 def test_perfect_clusters():
@@ -70,30 +67,9 @@ def test_flat_numbers():
     assert dict(flat_numbers({"a": 1, "b": {"c": 2.5, "d": "text", "e": [1]}, "f": True})) == {"a": 1, "b/c": 2.5}
 
 
-class TinyData(DataSet):
-    """Five people, six images each and modality; train and test are the same images."""
-
-    modes = ("all",)
-
-    def _retrieval(self, mode, trials, protocol, shots):
-        everyone = np.arange(PEOPLE * EACH)
-        return Retrieval("tiny", mode, "regdb", Modality.IR, everyone, (everyone,), (0,))
-
-
 @pytest.fixture(scope="module")
 def banks():
-    rng = np.random.default_rng(0)
-    looks = rng.integers(0, 256, (PEOPLE, HEIGHT // 4, WIDTH // 4, 3)).repeat(4, 1).repeat(4, 2)
-    images = np.clip(looks.repeat(EACH, 0) + rng.normal(0, 8, (PEOPLE * EACH, HEIGHT, WIDTH, 3)), 0, 255)
-    return {m: ImageBank(images.astype(np.uint8)) for m in Modality}
-
-
-def tiny_data(order):
-    """The data set, its training identities put in another order."""
-    persons = np.repeat(np.arange(PEOPLE), EACH)
-    sets = {m: ImageSet.from_rows(m, [(f"{m.value}/{i}.png", p, 1) for i, p in enumerate(persons)]) for m in Modality}
-    shuffled = {m: dataclasses.replace(images, persons=images.persons[order]) for m, images in sets.items()}
-    return TinyData("tiny", Path("."), shuffled, sets)
+    return tiny_banks()
 
 
 def train(folder, clip_file, banks, order):
@@ -112,8 +88,8 @@ def train(folder, clip_file, banks, order):
 
 def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):
     """Shuffled identities change the diagnosis, and not a bit of weights, labels and losses."""
-    shuffled = np.random.default_rng(0).permutation(PEOPLE * EACH)
-    weights, labels, metrics = train(tmp_path / "a", tiny_clip_file, banks, np.arange(PEOPLE * EACH))
+    shuffled = np.random.default_rng(0).permutation(IMAGES)
+    weights, labels, metrics = train(tmp_path / "a", tiny_clip_file, banks, np.arange(IMAGES))
     others, other_labels, other_metrics = train(tmp_path / "b", tiny_clip_file, banks, shuffled)
     assert all(torch.equal(weights[k], others[k]) for k in weights) and labels == other_labels and len(labels) == 2
     for row, other in zip(metrics, other_metrics):

@@ -1,0 +1,67 @@
+"""Search a folder of images with a model that was never trained: the copy of a query comes first."""
+import shutil
+
+import pytest
+import torch
+
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from tests.tiny import HEIGHT, WIDTH, tiny_banks
+from utils import search
+from utils.errors import UserError
+from utils.modality import Modality
+
+
+@pytest.fixture(scope="module")
+def words(tiny_clip_file, tmp_path_factory):
+    """A command line: checkpoint, a gallery with folders in it, a query."""
+    from PIL import Image
+    folder = tmp_path_factory.mktemp("search")
+    for number, pixels in enumerate(tiny_banks()[Modality.RGB].images[::6]):
+        (folder / f"gallery/person{number}").mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / f"gallery/person{number}/a.png")
+    model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    torch.save({"state_dict": model.state_dict(), "config": {"INPUT": {"HEIGHT": HEIGHT, "WIDTH": WIDTH}}},
+               folder / "model.pth")
+    shutil.copy(folder / "gallery/person3/a.png", folder / "query.png")
+    (folder / "gallery/notes.txt").write_text("no image")
+    return {"--checkpoint": folder / "model.pth", "--gallery": folder / "gallery", "--query": folder / "query.png",
+            "--output": folder / "found", "--count": 3, "--device": "cpu"}
+
+
+def call(words, monkeypatch, **changes):
+    words = {**words, **{f"--{name}": value for name, value in changes.items()}}
+    monkeypatch.setattr("sys.argv", ["search", *(str(word) for pair in words.items() for word in pair)])
+    search.main()
+
+
+def test_search_twice(words, monkeypatch, capsys):
+    call(words, monkeypatch)
+    first = capsys.readouterr().out
+    assert "5 visible images\n" in first and first.index("person3/a.png") < first.index("   2 ")
+    assert len(list(words["--output"].glob("features-*.npy"))) == 1
+    text = (words["--output"] / "search.html").read_text()
+    assert text.count("data:image/jpeg") == 4 and "person3" in text
+    call(words, monkeypatch)
+    again = capsys.readouterr().out
+    assert "features from the last search" in again and again.splitlines()[1:] == first.splitlines()[1:]
+
+
+def test_a_changed_folder_is_embedded_again(words, monkeypatch, capsys, tmp_path):
+    gallery = shutil.copytree(words["--gallery"], tmp_path / "gallery")
+    call(words, monkeypatch, gallery=gallery)
+    shutil.copy(words["--query"], gallery / "b.png")
+    call(words, monkeypatch, gallery=gallery)
+    assert "6 visible images\n" in capsys.readouterr().out
+
+
+def test_bad_input(words, monkeypatch, tmp_path):
+    for changes, message in (({"gallery": tmp_path}, "holds no image"), ({"gallery": tmp_path / "x"}, "is no folder"),
+                             ({"query": tmp_path / "x.png"}, "is missing"), ({"count": 0}, "expected 1 or more"),
+                             ({"query_modality": "sonar"}, "not understood"),
+                             ({"checkpoint": words["--query"]}, "cannot be read safely")):
+        with pytest.raises(UserError, match=message):
+            call(words, monkeypatch, **changes)
+    (tmp_path / "broken.jpg").write_text("no image")
+    with pytest.raises(UserError, match="does not decode"):
+        call(words, monkeypatch, gallery=tmp_path)
