@@ -103,7 +103,7 @@ def test_comparison(runs):
     text = (runs[0] / "first/comparison.html").read_text()
     assert "Comparison of 2 runs" in text
     assert "SEED" in text and "DATASET.NAME" not in text      # the settings that differ, and no others
-    assert text.count("<title>first</title>") == text.count("<title>second</title>") > 5
+    assert text.count("<title>first</title>") == text.count("<title>second</title>") + 2 > 20   # the CMC of two tests
 
 
 def test_a_report_never_stops_a_run(tmp_path, caplog):
