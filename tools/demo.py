@@ -39,6 +39,7 @@ def run_seed(seed, overrides):
     run("test.py", "--resume_path", output / "prepare_last.pth", "OUTPUT_DIR", folders[1])
     run("train_clip.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
     run("test.py", "--resume_path", output / "model_last.pth", "OUTPUT_DIR", folders[2])
+    run("-m", "utils.report", output)       # once more, now with the last test in its table
     return [json.loads((ROOT / folder / "metrics.json").read_text()) for folder in folders]
 
 
@@ -68,6 +69,7 @@ def main():
     for seed in arguments.seeds:
         print(f"  runs/demo/seed{seed}/  pseudo_labels/ prepare_last.pth model_last.pth log.txt config.yml "
               "test_*/metrics.json")
+    print("to look at: " + " ".join(f"runs/demo/seed{seed}/report.html" for seed in arguments.seeds))
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ def _clusters(content):
                                                "cluster's.</p>" if content["known"] else "</p>")
     if content["pairs"]:
         text += ("<h3>Matched pairs, the most alike" + (" right and wrong ones" if content["known"] else "") + "</h3>"
+                 "<p>The similarity is that of the memories after the epoch, in which swapping has mixed pairs.</p>"
                  + page.panels([page.pair(pair) for pair in content["pairs"]], wide=True))
     for kind, title in (("largest", "Largest clusters"), ("impure", "Most impure clusters")):
         for modality, name in MODALITY_NAMES.items():
