@@ -17,6 +17,7 @@ from model.checkpoint import model_from_checkpoint
 from model.clip import load_clip
 from model.released import describe_released, released_input_size
 from processor.evaluate import evaluate_all, format_table, metrics_record
+from processor.finite import non_finite_report
 from processor.ranking import save_rankings
 from processor.report_data import retrieval_content, save_report
 from utils.checkpoint import load_checkpoint, released_state, save_json
@@ -41,11 +42,11 @@ def main():
         model, what = model_from_checkpoint(content, path, *size), path
     else:
         model, what = CCLNet(load_clip(config.MODEL.CLIP_WEIGHTS).visual, *size).eval(), "CLIP as it is"
+    banks = parts.banks("test")
     parts.start()
     if released_state(content) is not None:
         parts.log.info(f"{path}: {describe_released(content)}")
-    banks = parts.banks("test")
-    with precision(config.PRECISION, parts.device):
+    with precision(config.PRECISION, parts.device), non_finite_report(config.OUTPUT_DIR):
         evaluations = evaluate_all(parts.place(model), parts.data, banks, parts.retrievals, config.TEST.BATCH_SIZE)
     report(parts, content, what, evaluations)
     if arguments.save_ranking:

@@ -116,7 +116,7 @@ def load_config(config_file=None, overrides=(), base=None):
     """
     config = _C.clone()
     if base and not isinstance(base, dict):
-        raise UserError(f"the checkpoint holds {reprlib.repr(base)} as its configuration; expected sections of keys. "
+        raise UserError(f"the checkpoint holds {_short(base)} as its configuration; expected sections of keys. "
                         "Train or download it again")
     if base:
         _merge(config, base, "the checkpoint's configuration")
@@ -151,6 +151,12 @@ def _read_yaml(path):
         raise UserError(f"configuration file {path} holds a {type(content).__name__}; expected KEY: value lines such "
                         "as in configs/sysu.yml")
     return content or {}
+
+
+def _short(value):
+    """The repr of a value for a message, however large what a file holds is."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _parse(text):
@@ -190,7 +196,7 @@ def _find(config, name, source):
 def _set(config, name, value, source):
     old = _find(config, name, source)
     if isinstance(old, CfgNode):
-        raise UserError(f"{source} sets the section {name} to {reprlib.repr(value)}; expected one of its keys, as in "
+        raise UserError(f"{source} sets the section {name} to {_short(value)}; expected one of its keys, as in "
                         f"{name}.{next(iter(old))}")
     if isinstance(old, float) and type(value) is int:
         value = float(value)
@@ -199,7 +205,7 @@ def _set(config, name, value, source):
     if isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)                    # a folder may be named 2024
     if type(value) is not type(old):
-        raise UserError(f"{source} sets {name} to {reprlib.repr(value)} ({type(value).__name__}); expected "
+        raise UserError(f"{source} sets {name} to {_short(value)} ({type(value).__name__}); expected "
                         f"{type(old).__name__}, such as {old!r}")
     node = config
     *sections, key = name.split(".")

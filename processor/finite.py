@@ -50,7 +50,7 @@ def non_finite_report(output_dir):
         path = Path(output_dir) / FILE_NAME
         save_json(path, error.record())
         raise UserError(f"{error}; the images concerned are listed in {path}. Look at them, lower OPTIM.LR or "
-                        "PROMPT.LR, or set PRECISION fp32; the last state that was saved is sound")
+                        "PROMPT.LR, or set PRECISION fp32; what was saved before is sound")
 
 
 def check_losses(losses, features, banks, positions, **when):

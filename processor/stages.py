@@ -7,6 +7,7 @@ import torch
 from processor.contrast import ContrastStage, TextGuidance
 from processor.diagnosis import diagnose
 from processor.evaluate import evaluate, format_table, metrics_record
+from processor.finite import non_finite_report
 from processor.prompt import PromptStage, text_features
 from processor.pseudo_labels import collapse_warnings, save_pseudo_labels
 from processor.report_data import save_report, stage_content
@@ -49,7 +50,8 @@ def run_prepare(model, banks, settings, run):
         save_pseudo_labels(folder, report.labels, run.facts["manifest"])
         run.log.info(f"pseudo labels written to {folder}")
 
-    _run_contrast("prepare", stage, run, lambda: {"contrast": stage.state_dict()}, at_end=save_labels)
+    with non_finite_report(run.output_dir):
+        _run_contrast("prepare", stage, run, lambda: {"contrast": stage.state_dict()}, at_end=save_labels)
 
 
 def run_clip(model, text, banks, labels, prompt_settings, contrast_settings, smoothing, run):
@@ -60,13 +62,14 @@ def run_clip(model, text, banks, labels, prompt_settings, contrast_settings, smo
     prompts = PromptStage(model, text, banks, labels, prompt_settings)
     if run.resumed:
         prompts.load_state_dict(run.resumed["prompt"])
-    _run_prompts(prompts, run)
-    guidance = TextGuidance(text_features(text, prompts.prompts), labels, smoothing)
-    stage = ContrastStage(model, banks, contrast_settings, guidance)
-    if "contrast" in run.resumed:
-        stage.load_state_dict(run.resumed["contrast"])
-    _run_contrast("model", stage, run, lambda: {"prompt": prompts.state_dict(), "contrast": stage.state_dict()},
-                  {"prompts": {m.value: _on_host(prompts.prompts[m].state_dict()) for m in Modality}})
+    with non_finite_report(run.output_dir):
+        _run_prompts(prompts, run)
+        guidance = TextGuidance(text_features(text, prompts.prompts), labels, smoothing)
+        stage = ContrastStage(model, banks, contrast_settings, guidance)
+        if "contrast" in run.resumed:
+            stage.load_state_dict(run.resumed["contrast"])
+        _run_contrast("model", stage, run, lambda: {"prompt": prompts.state_dict(), "contrast": stage.state_dict()},
+                      {"prompts": {m.value: _on_host(prompts.prompts[m].state_dict()) for m in Modality}})
 
 
 def _run_prompts(stage, run):

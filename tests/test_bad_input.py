@@ -14,7 +14,7 @@ import torch
 import trees
 
 SCRIPTS = {name: scripts.load(name) for name in ("train_prepare", "train_clip", "test")}
-OF_A_RUN = ("config.yml", "log.txt", ".lock")      # what a run that began may leave; never a result
+OF_A_RUN = ("config.yml", "log.txt", ".lock", "non_finite.json")      # what a run that began may leave; never a result
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +93,8 @@ DATA = [
     case("every match is hidden", "test", broken.same_place_only, "no query has a match in the gallery"),
     case("original protocol without its file", "test", lambda p: p.set(TEST__PROTOCOL="original"), "rand_perm_cam.mat"),
     case("all images are outliers", "train_prepare", lambda p: p.set(CLUSTER__MIN_SAMPLES=99), "Raise CLUSTER.EPS",
+         began=True),
+    case("a learning rate that explodes", "train_prepare", lambda p: p.set(OPTIM__LR=1e30), "non_finite.json",
          began=True),
     case("EPS 0", "train_prepare", lambda p: p.set(CLUSTER__EPS=0, CLUSTER__MIN_SAMPLES=4), "Raise CLUSTER.EPS",
          began=True),

@@ -1,19 +1,24 @@
 """The loops themselves, on tiny data: what moves, what does not, and when."""
 import dataclasses
 import io
+import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import processor.contrast as contrast
+import processor.features as features
 from data.augment import Augmentation
 from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
 from processor.contrast import ContrastSettings, ContrastStage, TextGuidance
+from processor.finite import NonFinite, non_finite_report
 from processor.prompt import PromptSettings, PromptStage, text_features
-from processor.pseudo_labels import ClusterSettings
+from processor.pseudo_labels import ClusterSettings, collapse_warnings
+from utils.errors import UserError
 from utils.modality import Modality
 
 HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
@@ -163,3 +168,84 @@ def test_contrast_stage_goes_on_to_the_bit(clip, banks, stop_after):
     second.load_state_dict(torch.load(buffer, weights_only=True))
     reports = [(r.epoch, r.losses) for r in second.epochs()]
     assert reports == expected[-len(reports):] and same(weights(whole), weights(second.model))
+
+
+def poisoned(banks, modality, position):
+    """Banks with names, and a normalisation that makes one image NaN."""
+    named = {m: ImageBank(bank.images, paths=[f"{m.value}/{i}.jpg" for i in range(len(bank))])
+             for m, bank in banks.items()}
+    target = named[modality].batch([position])[0].float().mean()
+
+    def normalise(images, real=features.normalise):
+        images, out = images.float(), real(images)
+        out[(images.mean((1, 2, 3)) - target).abs() < 1e-6] = float("nan")
+        return out
+
+    return named, normalise
+
+
+def test_non_finite_feature_names_its_image(model, banks, monkeypatch, tmp_path):
+    named, normalise = poisoned(banks, Modality.RGB, 7)
+    monkeypatch.setattr(features, "normalise", normalise)
+    with pytest.raises(UserError, match=r"the feature of 1 rgb image is not finite in epoch 1; .*non_finite.json"):
+        with non_finite_report(tmp_path):
+            list(ContrastStage(model, named, SETTINGS).epochs())
+    record = json.loads((tmp_path / "non_finite.json").read_text())
+    assert record == {"term": "the feature of 1 rgb image", "epoch": 1,
+                      "rgb": {"images": 1, "positions": [7], "paths": ["rgb/7.jpg"]}}
+
+
+def test_non_finite_loss_names_epoch_iteration_and_images(model, banks, monkeypatch, tmp_path):
+    named, _ = poisoned(banks, Modality.RGB, 0)
+    real, calls = contrast.contrast_losses, []
+
+    def losses(*arguments):
+        values, found = real(*arguments)
+        calls.append(arguments[4])
+        if len(calls) == 3:
+            found[Modality.RGB] = found[Modality.RGB].detach().clone()
+            found[Modality.RGB][1] = float("inf")
+            values["loss_rgb"] = values["loss_rgb"] * float("nan")
+        return values, found
+
+    monkeypatch.setattr(contrast, "contrast_losses", losses)
+    with pytest.raises(UserError, match="loss_rgb is not finite in epoch 1, iteration 3; "):
+        with non_finite_report(tmp_path):
+            list(ContrastStage(model, named, SETTINGS).epochs())
+    record, position = json.loads((tmp_path / "non_finite.json").read_text()), int(calls[2][Modality.RGB][1])
+    assert record["rgb"] == {"images": 1, "positions": [position], "paths": [f"rgb/{position}.jpg"]}
+    assert record["losses"]["loss_rgb"] == "nan" and float(record["losses"]["loss_ir"]) > 0
+
+
+def test_broken_weights_are_never_saved(model, banks):
+    stage = ContrastStage(model, banks, SETTINGS)
+    steps = []
+
+    def break_it():
+        steps.append(1)
+        if len(steps) == 2:
+            next(model.trunk.parameters()).data[0] = float("nan")
+            stage.state_dict()
+
+    with pytest.raises(NonFinite, match="weight trunk.layer1.0.conv1.weight is not finite in epoch 1, iteration 2"):
+        list(stage.epochs(break_it))
+
+
+def test_non_finite_prompt_loss_is_named(model, clip, banks):
+    text = TextTower(clip)
+    stage = PromptStage(model, text, banks, {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality},
+                        PromptSettings(epochs=2, batch_size=8))
+    stage.prompts[Modality.RGB].context.data[:] = float("inf")
+    with pytest.raises(NonFinite, match="prompt loss is not finite in epoch 1, iteration 1"):
+        list(stage.epochs())
+
+
+@pytest.mark.parametrize("labels, words", [
+    (np.zeros(20, int), "all clustered rgb images are in one cluster.*smaller CLUSTER.EPS"),
+    (np.where(np.arange(40) < 3, np.arange(40), -1), "92% of the rgb images are outliers.*larger CLUSTER.EPS"),
+])
+def test_collapse_is_said_in_words(labels, words):
+    healthy = np.arange(20) % 4
+    warnings = collapse_warnings({Modality.RGB: labels, Modality.IR: healthy})
+    assert len(warnings) == 1 and re.search(words, warnings[0])
+    assert collapse_warnings({m: healthy for m in Modality}) == []

@@ -1,0 +1,134 @@
+"""Files that try to run code or to exhaust the machine: each gives an error, and nothing is run."""
+import hashlib
+import io
+import os
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from configs.defaults import load_config
+from data.arrays import shared_array
+from data.images import read_image
+from model.clip import load_clip
+from processor.pseudo_labels import FILE_NAMES, load_pseudo_labels
+from utils.checkpoint import load_checkpoint, write_atomically
+from utils.errors import UserError
+from utils.modality import Modality
+from utils.resume import StateFile
+
+
+class Attack:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """The folder that must not appear."""
+    folder = tmp_path / "ran"
+    yield folder
+    assert not folder.exists()
+
+
+def test_the_attack_is_one(tmp_path):
+    pickle.loads(pickle.dumps(Attack(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("load", [load_checkpoint, load_clip], ids=["checkpoint", "CLIP weights"])
+def test_weights(load, old_format, trap, tmp_path):
+    path = str(tmp_path / "bad.pth")
+    torch.save({"state_dict": {"visual.proj": Attack(trap)}}, path, _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(UserError, match="cannot be read"):
+        load(path)
+
+
+def test_bare_pickle(trap, tmp_path):
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps(Attack(trap)))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(tmp_path / "bad.pth")
+
+
+def test_state_file_with_a_right_checksum(trap, tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"stages": Attack(trap)}, buffer)
+    payload = buffer.getvalue()
+    (tmp_path / "prepare_state.pth").write_bytes(payload + hashlib.sha256(payload).digest())
+    with pytest.raises(UserError, match="cannot be read safely"):
+        StateFile(tmp_path / "prepare_state.pth").load()
+
+
+def test_pseudo_labels(trap, tmp_path):
+    for name in FILE_NAMES.values():
+        np.save(tmp_path / name, np.array([Attack(trap)] * 3, dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_pseudo_labels(tmp_path, {m: 3 for m in Modality}, {})
+
+
+def test_shared_images(trap, tmp_path):
+    for part in ("img", "label", "path"):
+        np.save(tmp_path / f"train_rgb_resized_{part}.npy", np.array([Attack(trap)] * 3, dtype=object),
+                allow_pickle=True)
+    with pytest.raises(UserError, match="cannot be read"):
+        shared_array(tmp_path, Modality.RGB, lambda path: (path, 1, 1))
+
+
+@pytest.mark.parametrize("text", ["SEED: !!python/object/apply:os.mkdir ['{}']", "!!python/object/new:os.mkdir ['{}']",
+                                  "OUTPUT_DIR: !!python/name:os.system"])
+def test_configuration(text, trap, tmp_path):
+    (tmp_path / "bad.yml").write_text(text.format(trap))
+    with pytest.raises(UserError, match="expected YAML"):
+        load_config(tmp_path / "bad.yml")
+
+
+def test_command_line_is_data(trap):
+    assert load_config(overrides=["OUTPUT_DIR", f"__import__('os').mkdir('{trap}')"]).OUTPUT_DIR.startswith("__import")
+
+
+def test_yaml_that_grows(tmp_path):
+    """Aliases of aliases: a few lines that stand for 10 ** 9 words."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in zip("abcdefgh", "bcdefghi")]
+    (tmp_path / "bad.yml").write_text("\n".join(["SEED: &s", *(f"  {line}" for line in lines)]))
+    with pytest.raises(UserError, match="bad.yml sets SEED") as caught:
+        load_config(tmp_path / "bad.yml")
+    assert len(str(caught.value)) < 1000
+
+
+def test_image_bomb(tmp_path):
+    """A PNG of a few hundred bytes that claims 60,000 x 60,000 pixels."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+                                        + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match="bomb.png does not decode"):
+        read_image(tmp_path / "bomb.png", 32, 16)
+
+
+def test_array_that_claims_more_than_it_holds(tmp_path):
+    for name in FILE_NAMES.values():
+        header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % 10 ** 15
+        header += b" " * (117 - len(header)) + b"\n"
+        (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(80))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_pseudo_labels(tmp_path, {m: 10 for m in Modality}, {})
+
+
+def test_links_are_not_written_through(tmp_path):
+    """A file that someone links to another place is replaced, the other place is not touched."""
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "ours").symlink_to(tmp_path / "theirs")
+    write_atomically(tmp_path / "ours", lambda file: file.write(b"ours"))
+    assert (tmp_path / "theirs").read_text() == "theirs" and (tmp_path / "ours").read_bytes() == b"ours"
