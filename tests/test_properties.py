@@ -1,0 +1,149 @@
+"""What must hold for any input: clustering, memory, metrics, batches and augmentation, with drawn cases."""
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.augment import MEAN, STD, Augmentation, augment
+from data.sampler import cluster_batches, iterations_per_epoch
+from loss.cluster_memory import ClusterMemory, match_prototypes, swap
+from utils.clustering import cluster
+from utils.metrics import rank_metrics
+
+always_the_same = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+seeds = st.integers(0, 2 ** 32 - 1)
+
+
+def groups(seed, people, each, spread):
+    """Unit vectors around random centres: (people * each, 16) float32."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(people, 16)).repeat(each, 0) + spread * rng.normal(size=(people * each, 16))
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+def same_partition(a, b):
+    """Whether two labellings say the same, up to the clusters' numbers; -1 is -1."""
+    pairs = set(zip(a.tolist(), b.tolist()))
+    return ((a < 0) == (b < 0)).all() and len({p[0] for p in pairs}) == len({p[1] for p in pairs}) == len(pairs)
+
+
+@always_the_same
+@given(seeds, st.integers(2, 6), st.integers(2, 8), st.floats(0.05, 0.8), st.integers(2, 12), st.integers(1, 4),
+       st.sampled_from([0.4, 0.6, 0.8]))
+def test_permutation_permutes_the_clusters(seed, people, each, spread, k1, k2, eps):
+    """With min_samples 2 no point lies on a border, where DBSCAN goes by order."""
+    features = groups(seed, people, each, spread)
+    order = np.random.default_rng(seed + 1).permutation(len(features))
+    labels = cluster(features, k1, k2, eps, 2)
+    assert same_partition(labels[order], cluster(features[order], k1, k2, eps, 2))
+
+
+@always_the_same
+@given(seeds, st.integers(2, 6), st.integers(2, 8), st.floats(0.05, 0.8), st.integers(2, 4),
+       st.sampled_from([0.4, 0.6]))
+def test_duplicated_points_share_a_cluster(seed, people, each, spread, copies, eps):
+    features = groups(seed, people, each, spread)
+    labels = cluster(np.concatenate([features] * copies), 4 * copies, 1, eps, 2).reshape(copies, -1)
+    assert (labels >= 0).all() and (labels == labels[0]).all()
+
+
+@always_the_same
+@given(seeds, st.integers(1, 40), st.integers(1, 60), st.floats(0, 1), st.integers(1, 5))
+def test_labels_count_from_zero_without_gaps(seed, people, k1, eps, min_samples):
+    labels = cluster(groups(seed, people, 3, 0.4), k1, 3, eps, min_samples)
+    assert labels.dtype == np.int64 and len(labels) == 3 * people
+    assert set(labels[labels >= 0].tolist()) == set(range(labels.max() + 1))
+
+
+def memories(seed, rgb, ir):
+    generator = torch.Generator().manual_seed(seed)
+    return [ClusterMemory(torch.randn(k, 8, generator=generator)) for k in (rgb, ir)], generator
+
+
+@always_the_same
+@given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.floats(0, 1),
+       st.sampled_from(["released", "simultaneous"]))
+def test_memory_rows_are_unit_and_classes_outside_the_batch_stay(seed, rgb, ir, batch, scale, order):
+    pair, generator = memories(seed, rgb, ir)
+    labels = [torch.randint(0, k, (batch,), generator=generator) for k in (rgb, ir)]
+    before = [memory.prototypes.clone() for memory in pair]
+    for memory, y in zip(pair, labels):
+        memory.update(torch.randn(batch, 8, generator=generator), y)
+    between = [memory.prototypes.clone() for memory in pair]
+    matched = match_prototypes(*pair)
+    swap(*pair, *labels, scale, order)
+    for memory, y, first, second, clusters in zip(pair, labels, before, between, matched):
+        outside = [c for c in range(len(first)) if c not in y]
+        assert torch.equal(memory.prototypes[outside], first[outside])       # swapping, too, asks for the batch
+        unmatched = [c for c in range(len(first)) if c not in clusters]
+        assert torch.equal(memory.prototypes[unmatched], second[unmatched])
+        torch.testing.assert_close(memory.prototypes.norm(dim=1), torch.ones(len(first)))
+
+
+@always_the_same
+@given(seeds, st.integers(1, 12), st.integers(1, 5), st.sampled_from(["sysu", "regdb", "llcm"]))
+def test_perfect_ranking(seed, people, each, protocol):
+    gallery = np.random.default_rng(seed).permutation(np.arange(people).repeat(each))
+    query = np.arange(people)
+    cameras = np.full(people, 6), np.full(len(gallery), 1)
+    best = rank_metrics((query[:, None] != gallery[None]).astype(float), query, gallery, *cameras, protocol)
+    assert (best.cmc == 1).all() and best.mAP == best.mINP == 1
+
+
+@always_the_same
+@given(seeds, st.integers(2, 12), st.integers(1, 5))
+def test_worst_ranking_has_its_closed_form(seed, people, each):
+    """All matches last, at ranks n - m + 1 ... n: AP is the mean of i / (n - m + i), INP m / n."""
+    gallery = np.random.default_rng(seed).permutation(np.arange(people).repeat(each))
+    query, n = np.arange(people), people * each
+    worst = rank_metrics((query[:, None] == gallery[None]).astype(float), query, gallery, protocol="regdb")
+    assert np.isclose(worst.mAP, np.mean([i / (n - each + i) for i in range(1, each + 1)]))
+    assert np.isclose(worst.mINP, each / n) and (worst.cmc[:n - each] == 0).all()
+    once = rank_metrics((query[:, None] == gallery[None]).astype(float), query, gallery, np.full(people, 6),
+                        np.full(n, 1), "sysu")
+    assert (once.cmc[:people - 1] == 0).all() and (people > 20 or once.cmc[people - 1] == 1)
+
+
+@always_the_same
+@given(seeds, st.integers(1, 6), st.integers(2, 20), st.booleans())
+def test_ties_keep_the_order_of_the_gallery(seed, queries, size, as_float32):
+    """All distances equal: the ranking is the gallery as it stands; a coarser grid of distances changes nothing."""
+    rng = np.random.default_rng(seed)
+    gallery = rng.integers(0, 4, size)
+    query = rng.choice(gallery, queries)
+    kind = np.float32 if as_float32 else np.float64
+    tied = rank_metrics(np.zeros((queries, size), kind), query, gallery, protocol="regdb")
+    rising = rank_metrics(np.arange(size, dtype=kind)[None].repeat(queries, 0), query, gallery, protocol="regdb")
+    assert tied.mAP == rising.mAP and (tied.cmc == rising.cmc).all() and tied.mINP == rising.mINP
+    coarse = rng.integers(0, 3, (queries, size)).astype(kind)
+    broken = coarse * size + np.arange(size, dtype=kind)             # ties broken by the gallery's order
+    assert rank_metrics(coarse, query, gallery, protocol="regdb").mAP == rank_metrics(broken, query, gallery,
+                                                                                       protocol="regdb").mAP
+
+
+@always_the_same
+@given(seeds, st.lists(st.integers(-1, 12), min_size=1, max_size=60).filter(lambda x: max(x) >= 0), st.integers(1, 6),
+       st.integers(1, 6))
+def test_batches_are_p_times_k_with_valid_labels(seed, labels, clusters, instances):
+    labels = np.array(labels)
+    iterations = iterations_per_epoch(int((labels >= 0).sum()), 0, clusters * instances)
+    batches = cluster_batches(labels, clusters, instances, iterations, np.random.default_rng(seed))
+    assert batches.shape == (iterations, clusters * instances)
+    drawn = labels[batches].reshape(iterations, clusters, instances)
+    assert (drawn >= 0).all() and (drawn == drawn[:, :, :1]).all()
+    if len(set(labels[labels >= 0].tolist())) >= clusters:
+        assert all(len(set(row)) == clusters for row in drawn[:, :, 0].tolist())
+
+
+@always_the_same
+@given(seeds, st.integers(1, 5), st.integers(1, 24), st.integers(1, 24), st.floats(0, 1), st.floats(0, 1),
+       st.integers(0, 12), st.floats(0, 1))
+def test_augmentation_keeps_shape_and_range(seed, batch, height, width, grey, flip, pad, erase):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (batch, 3, height, width), dtype=np.uint8))
+    kept = images.clone()
+    out = augment(images, Augmentation(grey, flip, pad, erase), rng)
+    assert out.shape == images.shape and out.dtype == torch.float32 and torch.equal(images, kept)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    low, high = -mean / std, (1 - mean) / std                        # black and white; MEAN, the fill, lies between
+    assert (out >= low - 1e-4).all() and (out <= high + 1e-4).all()
