@@ -141,6 +141,13 @@ def test_ranked_lists_as_files(runs, tmp_path):
         assert arrays["ir_paths"][distance[0].argmin()] == rows[0]["gallery"]
 
 
+def test_files_of_another_kind(tmp_path, monkeypatch):
+    (tmp_path / "metrics.json").write_text('{"rank1": 0.5}')
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
+    with pytest.raises(UserError, match="do not hold what the stages write"):
+        report.main()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("name, size", [("report", "390,844"), ("comparison", "1300,900")])
 def test_in_a_browser(runs, tmp_path, name, size):

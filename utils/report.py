@@ -53,8 +53,9 @@ def read_run(folder):
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py")
     lines = _read(folder / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], [])
-    found = [folder / "metrics.json", *sorted(folder.glob("[!o]*/metrics.json"))]
-    tests = {str(path.parent.relative_to(folder)): _read(path, json.loads, None) for path in found if path.is_file()}
+    found = [path for path in (folder / "metrics.json", *sorted(folder.glob("*/metrics.json"))) if path.is_file()]
+    tests = {str(path.parent.relative_to(folder)): _read(path, json.loads, None) for path in found
+             if not path.parent.name.startswith("old-")}
     parts = {name: _read(folder / "report_data" / f"{name}.json", json.loads, None) for name in PARTS}
     parts = {name: content for name, content in parts.items() if content}
     if not (lines or tests or parts):
@@ -236,12 +237,14 @@ def write_comparison(folders, output=None, figures_dir=None):
     runs = {}
     for folder in folders:
         run = read_run(folder)
-        name = next(n for n in (run.folder.resolve().name, str(run.folder)) if n not in runs)
-        runs[name] = run
+        names = run.folder.resolve().name, str(run.folder), f"{run.folder} ({len(runs) + 1})"
+        runs[next(name for name in names if name not in runs)] = run
     figures = Figures()
     rows = [(f"{name}, {what}", protocol, numbers) for name, run in runs.items()
             for what, protocol, numbers in result_rows(run)]
-    sections = [("results", "Results", _results_table(rows)),
+    protocols = {protocol for _, protocol, _ in rows}
+    note = "<p>Numbers of different protocols do not compare.</p>" if len(protocols) > 1 else ""
+    sections = [("results", "Results", note + _results_table(rows) if rows else ""),
                 ("differences", "Settings that differ", _differences(runs)),
                 ("cmc", "CMC", figures.charts(_common_cmc(runs)))]
     for stage, title in STAGES.items():
@@ -282,10 +285,13 @@ def main():
     parser.add_argument("--output", help="the comparison's file")
     parser.add_argument("--figures", metavar="DIR", help="write the figures as PNG and PDF too")
     arguments = parser.parse_args()
-    if len(arguments.folders) == 1:
-        print(f"written to {write_report(arguments.folders[0], arguments.figures)}")
-    else:
-        print(f"written to {write_comparison(arguments.folders, arguments.output, arguments.figures)}")
+    try:
+        path = (write_report(arguments.folders[0], arguments.figures) if len(arguments.folders) == 1 else
+                write_comparison(arguments.folders, arguments.output, arguments.figures))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"the files of {' and '.join(arguments.folders)} do not hold what the stages write (missing or "
+                        f"of another kind: {error}); expected files of this version. Run the stages again")
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def write_page(arguments, found):
         shown = [page.picture(_add(images, query), "query", "query", str(query))]
         shown += [page.picture(_add(images, path), f"{d:.3f}<br>{page.escape(path.parent.name)}", "", str(path))
                   for path, d in nearest_images]
-        sections.append((f"query{number}", Path(query).name,
+        sections.append((f"query{number}", query,
                          f'<div class="panel"><div class="list">{"".join(shown)}</div></div>'))
     path = Path(arguments.output) / "search.html"
     text = page.page(f"Search in {arguments.gallery}", f"{arguments.checkpoint}; the number is the cosine distance",
