@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench soak
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -22,3 +22,8 @@ lint: .venv/installed
 bench: .venv/installed
 	for name in sampler memory augment metrics train_step clustering epoch; do \
 		OMP_WAIT_POLICY=passive $(PY) -m benchmarks.bench_$$name || exit 1; done
+
+# Kills and resumes of the demo for SOAK_MINUTES; prints what happened and fails if a result differs.
+SOAK_MINUTES ?= 20
+soak: .venv/installed
+	$(PY) tools/soak.py --minutes $(SOAK_MINUTES)
