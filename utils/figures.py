@@ -94,7 +94,7 @@ def chart_figure(chart):
             axes.set_ylim(bottom=0)
         if chart.mark:
             axes.axvline(chart.mark[0], color=MUTED, linewidth=1, linestyle=":")
-            axes.text(chart.mark[0], 0.88, f" {chart.mark[1]}", color=MUTED, fontsize=8,
+            axes.text(chart.mark[0], 0.1, f" {chart.mark[1]}", color=MUTED, fontsize=8,
                       bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
                       transform=axes.get_xaxis_transform())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
