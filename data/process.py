@@ -3,7 +3,6 @@
     python data/process.py --dataset sysu --root dataset/SYSU-MM01              counts, then the cache
     python data/process.py --dataset sysu --root dataset/SYSU-MM01 --check      every file, writes nothing
 """
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,12 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # the script
 from data.images import open_bank  # noqa: E402
 from data.registry import OPENERS, open_dataset  # noqa: E402
 from data.verify import verify  # noqa: E402
-from utils.errors import exit_on_user_error  # noqa: E402
+from utils.errors import Parser, exit_on_user_error  # noqa: E402
 
 
 def parse_arguments():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--dataset", required=True, choices=sorted(OPENERS))
     parser.add_argument("--root", required=True, help="folder of the data set")
     parser.add_argument("--trial", type=int, default=1, help="the split, for data sets that have several")

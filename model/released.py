@@ -4,7 +4,6 @@
 
 writes a checkpoint of train_prepare.py or train_clip.py in the released format.
 """
-import argparse
 import math
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from model.cclnet import STRIDE, CCLNet
 from model.clip import TextTower, load_clip, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from utils.checkpoint import load_checkpoint, released_state, save_checkpoint
-from utils.errors import UserError, exit_on_user_error
+from utils.errors import Parser, UserError, exit_on_user_error
 from utils.modality import Modality
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
@@ -140,7 +139,7 @@ def _released_prompts(prompts, clip):
 
 def main(arguments=None):
     """Write a checkpoint of ours in the released format."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", help="written by train_prepare.py or train_clip.py")
     parser.add_argument("out", help="the file to write")
     parser.add_argument("--clip_weights", help="openai or a file; those of the training run if left out")

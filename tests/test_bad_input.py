@@ -207,3 +207,15 @@ def test_bad_input(row, finished, tiny_clip_file, tmp_path, capsys):
 def test_the_table_is_long_enough():
     table = CONFIGURATION + DATA + WEIGHTS + LABELS + CHECKPOINTS + COMMAND_LINE
     assert len(table) >= 40 and len({row.id for row in table}) == len(table)
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--dataset", "market", "--root", "x"], "invalid choice: 'market'"),
+    (["--dataset", "sysu"], "--root"),
+    (["--dataset", "sysu", "--root", "no/such"], "data root no/such is missing"),
+    (["--dataset", "regdb", "--root", ".", "--trial", "eleven"], "invalid int value: 'eleven'"),
+])
+def test_bad_words_for_process(words, sentence, capsys):
+    assert scripts.call(scripts.load("data/process"), words) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and "\n" not in said and sentence in said

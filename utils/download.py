@@ -5,7 +5,6 @@
 
 An interrupted download resumes where it stopped when the same command is run again.
 """
-import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from utils.checkpoint import RELEASED_LANDMARKS, load_checkpoint, released_state
-from utils.errors import UserError, exit_on_user_error
+from utils.errors import Parser, UserError, exit_on_user_error
 
 FILE_URL = "https://drive.google.com/uc?id={id}"                   # for programs
 FILE_PAGE = "https://drive.google.com/file/d/{id}/view"            # for people
@@ -179,7 +178,7 @@ def _refuse_web_page(path):
 
 def main(arguments=None):
     """Run the download that the command line describes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("name", nargs="?", help=", ".join(ASSETS))
     parser.add_argument("--root", help="folder of the data set, for pseudo labels")
     parser.add_argument("--output_dir", default="runs/released", help="where checkpoints go")
