@@ -33,7 +33,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE
 
 def start(script, folder, overrides):
     """Start a script of the demo in a folder: its process, output appended to FOLDER/out.txt."""
-    command = [sys.executable, script, "--config_file", "configs/demo.yml", *EPOCHS, "CHECKPOINT.MINUTES", "0.05",
+    command = [sys.executable, script, "--config_file", str(FOLDER / "demo.yml"), *EPOCHS, "CHECKPOINT.MINUTES", "0.05",
                *overrides, "OUTPUT_DIR", str(folder)]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "out.txt", "a") as out:
@@ -101,6 +101,8 @@ def main():
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     arguments = parser.parse_args()
     shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    shutil.copy(ROOT / "configs" / "demo.yml", FOLDER)      # who edits it meanwhile does not disturb the soak
     rng, started, whole = random.Random(arguments.seed), time.time(), FOLDER / "whole"
     for script in SCRIPTS:
         finish(start(script, whole, arguments.overrides), whole)
