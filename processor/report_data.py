@@ -155,7 +155,9 @@ def _map(data, features):
     persons = numpy_rng(0, "report map").permutation(_test_persons(data, features))[:MAPPED_PERSONS]
     drawn = _sample(data, features, persons, MAPPED_IMAGES)
     values = np.concatenate([rows(features, m, drawn[m]) for m in Modality])
-    points = TSNE(init="pca", random_state=0, perplexity=min(30.0, (len(values) - 1) / 3)).fit_transform(values)
+    points = np.zeros((len(values), 2))
+    if np.ptp(values, axis=0).max() > 1e-6:      # scikit-learn crashes where a collapsed model gives one feature to all
+        points = TSNE(init="pca", random_state=0, perplexity=min(30.0, (len(values) - 1) / 3)).fit_transform(values)
     return {"points": np.round(points, 2).tolist(),
             "persons": np.concatenate([data.test[m].persons[drawn[m]] for m in Modality]).tolist(),
             "modalities": [m.value for m in Modality for _ in drawn[m]]}
