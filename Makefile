@@ -1,5 +1,7 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both make .venv from requirements.txt first, once.
 PYTHON ?= python3
+# Threads that wait by spinning slow one another down tenfold where several processes share the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 PY := .venv/bin/python
 
 .PHONY: demo test lint bench soak
