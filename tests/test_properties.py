@@ -29,9 +29,12 @@ def same_partition(a, b):
 
 @always_the_same
 @given(seeds, st.integers(2, 6), st.integers(2, 8), st.floats(0.05, 0.8), st.integers(2, 12), st.integers(1, 4),
-       st.sampled_from([0.4, 0.6, 0.8]))
+       st.sampled_from([0.4137, 0.6137, 0.8137]))
 def test_permutation_permutes_the_clusters(seed, people, each, spread, k1, k2, eps):
-    """With min_samples 2 no point lies on a border, where DBSCAN goes by order."""
+    """With min_samples 2 no point lies on a border, where DBSCAN goes by order.
+
+    Means of k2 encodings give distances such as exactly 0.4, where rounding decides; eps avoids those.
+    """
     features = groups(seed, people, each, spread)
     order = np.random.default_rng(seed + 1).permutation(len(features))
     labels = cluster(features, k1, k2, eps, 2)
