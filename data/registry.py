@@ -16,7 +16,7 @@ def _open_llcm(root, trial, check_counts):
 def _open_demo(root, trial, check_counts):
     if not Path(root).exists():
         demo.draw_dataset(root, seed=trial - 1)
-    return sysu.load(root, name="demo", check_counts=False)
+    return sysu.load(root, "demo", kind=sysu.OtherPeople)
 
 
 OPENERS = {"sysu": _open_sysu, "regdb": regdb.load, "llcm": _open_llcm, "demo": _open_demo}

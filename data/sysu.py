@@ -50,11 +50,18 @@ class SysuDataSet(DataSet):
                                          for mode, cameras in GALLERY_CAMERAS.items()}}
 
 
-def load(root, name="SYSU-MM01", check_counts=True):
+class OtherPeople(SysuDataSet):
+    """Other images in SYSU-MM01's layout: no counts are published of them."""
+
+    published = {}
+
+
+def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
     """Read the folders of a data set in SYSU-MM01's layout.
 
     Args:
-        root: the folder; name: of the data set, for tables; check_counts: compare with the published counts.
+        root: the folder; name: of the data set, for tables; check_counts: compare with the published counts;
+        kind: `SysuDataSet` or `OtherPeople`.
     Returns:
         `SysuDataSet`; images sorted by person, camera, file name.
     Raises:
@@ -76,7 +83,7 @@ def load(root, name="SYSU-MM01", check_counts=True):
                   for m, images in train.items() if images.array)
     test = {m: require_images(find_images(root, m, test_ids, cameras), root, test_ids, cameras, "test")
             for m, cameras in CAMERAS.items()}
-    data = SysuDataSet(name, root, train, test, notes=notes)
+    data = kind(name, root, train, test, notes=notes)
     return data.check_counts() if check_counts else data
 
 

@@ -229,3 +229,9 @@ def test_folders_win_over_arrays(root):
     write_image(root / "cam1" / "0001" / "0003.jpg", np.random.default_rng(9))
     data = load(root)
     assert len(data.train[Modality.RGB]) == 25 and not data.notes
+
+
+def test_other_people_in_the_layout_have_no_published_counts(tmp_path):
+    sysu_tree(tmp_path / "own")
+    data = sysu.load(tmp_path / "own", "own people", kind=sysu.OtherPeople)
+    assert data.name == "own people" and not data.differences()
