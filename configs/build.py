@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from configs.defaults import as_dict
+from configs.defaults import as_dict, flat
 from data.augment import Augmentation
 from data.images import open_bank
 from data.manifest import data_manifest
@@ -130,7 +130,7 @@ def check_resumable(content, facts, folder):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
                         "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
-    old, new, changes = _flat(content["config"]), _flat(facts["config"]), []
+    old, new, changes = flat(content["config"]), flat(facts["config"]), []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)
         if before == now:
@@ -148,13 +148,6 @@ def check_resumable(content, facts, folder):
     here = versions()
     return changes + [f"warning: going on with {name} {here.get(name)} instead of {version}; the last bits may differ"
                       for name, version in content.get("versions", {}).items() if here.get(name) != version]
-
-
-def _flat(tree, prefix=""):
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def contrast_settings(config, epochs):

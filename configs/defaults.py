@@ -138,6 +138,14 @@ def as_dict(config):
     return {k: as_dict(v) if isinstance(v, CfgNode) else v for k, v in config.items()}
 
 
+def flat(tree, prefix=""):
+    """Nested dicts as one: {"SECTION.KEY": value}."""
+    keys = {}
+    for key, value in tree.items():
+        keys.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return keys
+
+
 def _read_yaml(path):
     if not os.path.isfile(path):
         raise UserError(f"configuration file {path} is missing; expected a .yml file such as configs/sysu.yml")

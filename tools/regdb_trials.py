@@ -18,7 +18,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))     # the script lies one folder below the imports
 
-from configs.defaults import as_dict, load_config  # noqa: E402
+from configs.defaults import as_dict, flat, load_config  # noqa: E402
 from processor.evaluate import RANKS  # noqa: E402
 from processor.pseudo_labels import FILE_NAMES  # noqa: E402
 from utils.checkpoint import load_checkpoint, save_json  # noqa: E402
@@ -106,7 +106,7 @@ def _reached(config, name, epochs):
     if not path.is_file():
         return False
     content = load_checkpoint(path)
-    wanted, found = (dict(_flat(tree)) for tree in (as_dict(config), content.get("config", {})))
+    wanted, found = (_learned_with(tree) for tree in (as_dict(config), content.get("config", {})))
     other = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
     if other:
         raise UserError(f"{path} was trained with {other[0]} {found[other[0]]}, not {wanted[other[0]]}"
@@ -115,12 +115,10 @@ def _reached(config, name, epochs):
     return content.get("epoch") == epochs
 
 
-def _flat(tree, prefix=""):
-    """The ("SECTION.KEY", value) pairs that change what is learned."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if name not in NO_TRAINING:
-            yield from _flat(value, f"{name}.") if isinstance(value, dict) else ((name, value),)
+def _learned_with(tree):
+    """{"SECTION.KEY": value} of the settings that change what is learned."""
+    return {key: value for key, value in flat(tree).items()
+            if key not in NO_TRAINING and key.split(".")[0] not in NO_TRAINING}
 
 
 def _read_results(path):
