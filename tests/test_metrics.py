@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from utils import metrics
 from utils.metrics import rank_metrics
 
 
@@ -30,15 +31,23 @@ def naive(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
 
 
 @pytest.mark.parametrize("protocol", ["sysu", "regdb", "llcm"])
-@pytest.mark.parametrize("seed", range(4))
-def test_against_a_loop(protocol, seed):
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(12))
+def test_against_a_loop(protocol, kind, seed, monkeypatch):
+    """Ties, both zeros, infinities, queries without a match, hidden images, and any number of blocks."""
     rng = np.random.default_rng(seed)
-    query_ids, gallery_ids = rng.integers(0, 30, 80), rng.integers(3, 33, 150)     # some queries have no match
-    query_cams, gallery_cams = rng.choice([3, 6], 80), rng.choice([1, 2, 3, 6], 150)
-    distance = rng.random((80, 150)).round(2)                                      # with ties
+    queries, size, people = rng.integers(1, 80), rng.integers(20, 150), rng.integers(3, 40)
+    query_ids, gallery_ids = rng.integers(0, people, queries), rng.integers(2, people + 2, size)
+    query_ids[0] = gallery_ids[0]                                      # at least one match, of a camera that is shown
+    query_cams, gallery_cams = rng.choice([3, 6], queries), np.r_[1, rng.choice([1, 2, 3, 6], size - 1)]
+    levels = np.array([-np.inf, -1.5, -1, -0.1, -0.0, 0.0, 0.1, 0.3, 1, np.inf])
+    distance = rng.choice(levels, (queries, size)) if seed % 2 else rng.normal(size=(queries, size)).round(seed)
+    distance = distance.astype(kind)
+    monkeypatch.setattr(metrics, "CACHED", int(rng.choice([1, 400, 2 ** 16])))
     result = rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
     cmc, mean_ap, minp = naive(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
     np.testing.assert_allclose(result.cmc, cmc[:len(result.cmc)], atol=1e-12)
+    assert (cmc[len(result.cmc):] == 1).all()
     assert result.mAP == pytest.approx(mean_ap, abs=1e-12) and result.mINP == pytest.approx(minp, abs=1e-12)
 
 
@@ -54,7 +63,15 @@ def test_perfect_and_worst_ranking():
     ((np.zeros((2, 2)), [0, 1], [2, 3]), "no query has a match"),
     ((np.zeros((2, 3)), [0, 1], [0, 1]), "shape"),
     ((np.full((2, 2), np.nan), [0, 1], [0, 1]), "NaN"),
+    ((np.zeros((0, 2)), [], [0, 1]), "no query has a match"),
+    ((np.zeros((2, 0)), [0, 1], []), "no query has a match"),
 ])
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         rank_metrics(*arguments, protocol="regdb")
+
+
+@pytest.mark.parametrize("cameras, message", [((None, [1, 1]), "needs query_cams"), (([3, 3, 3], [1, 1]), "cameras")])
+def test_cameras_are_checked(cameras, message):
+    with pytest.raises(ValueError, match=message):
+        rank_metrics(np.zeros((2, 2)), [0, 1], [0, 1], *cameras, "sysu")

@@ -1,4 +1,4 @@
-"""Retrieval metrics: CMC, mAP and mINP, under the rule of each data set, without a loop over queries.
+"""Retrieval metrics: CMC, mAP and mINP, under the rule of each data set, a block of queries at a time.
 
 mAP averages the precision at each true match. mINP (Ye et al., "Deep Learning for Person Re-identification: A
 Survey and Outlook", TPAMI 2021) is the number of matches over the rank of the hardest one.
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_RANK = 20
+CACHED = 2 ** 16       # distances ranked at a time, so that they stay in the cache
 
 
 class RankMetrics(NamedTuple):
@@ -41,7 +42,8 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
     Returns:
         `RankMetrics` over the queries that have a match.
     Raises:
-        ValueError: shapes disagree, a distance is NaN, the protocol is unknown, or no query has a match.
+        ValueError: shapes disagree, cameras are missing, a distance is NaN, the protocol is unknown, or no query has
+            a match.
     """
     if protocol not in ("sysu", "regdb", "llcm"):
         raise ValueError(f"protocol {protocol!r} is unknown; choose sysu, regdb or llcm")
@@ -52,61 +54,80 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
                          "gallery images were given")
     if np.isnan(distance).any():
         raise ValueError("distances hold NaN")
-    hidden = ignored(protocol, query_ids, gallery_ids,
-                      *(None if c is None else np.asarray(c) for c in (query_cams, gallery_cams)))
+    query_cams, gallery_cams = (None if c is None else np.asarray(c) for c in (query_cams, gallery_cams))
+    for cameras, ids in ((query_cams, query_ids), (gallery_cams, gallery_ids)):
+        if protocol != "regdb" and cameras is not None and cameras.shape != ids.shape:
+            raise ValueError(f"cameras have shape {cameras.shape}; their images have ids of shape {ids.shape}")
 
-    order = _ascending(distance)
-    match = gallery_ids.astype(np.int64)[order] == query_ids[:, None]
-    seen = None if hidden is None else ~np.take_along_axis(hidden, order, axis=1)
-    if seen is not None:
-        match &= seen
-    query, place = np.divmod(np.flatnonzero(match), match.shape[1])       # true matches, nearest first within a query
-    valid, start, total = np.unique(query, return_index=True, return_counts=True)
-    if not len(valid):
+    slots = None if protocol == "regdb" else _identity_slots(gallery_ids)
+    rows, parts = max(1, CACHED // max(1, len(gallery_ids))), []
+    for start in range(0, len(query_ids), rows):
+        block = slice(start, start + rows)
+        hidden = ignored(protocol, query_ids[block], gallery_ids,
+                         None if query_cams is None else query_cams[block], gallery_cams)
+        match = query_ids[block, None] == gallery_ids
+        if hidden is not None:
+            match &= ~hidden
+        if match.any():
+            parts.append(_rank(*_keys(distance[block], hidden), match, slots))
+    if not parts:
         raise ValueError("no query has a match in the gallery")
-    rank = 1 + place                                   # 1-based, among the images seen
-    if seen is not None:
-        rank = np.cumsum(seen, axis=1, dtype=np.int32)[query, place]
+    before, length, average_precision, inverse_penalty = (np.concatenate(values) for values in zip(*parts))
+    cmc = np.cumsum(np.bincount(before, minlength=length.max())) / len(before)
+    return RankMetrics(cmc[:MAX_RANK], float(average_precision.mean()), float(inverse_penalty.mean()))
+
+
+def _identity_slots(gallery_ids):
+    """Columns (S, identities): all images of each identity, repeated up to the largest number."""
+    _, identity, count = np.unique(gallery_ids, return_inverse=True, return_counts=True)
+    place = np.minimum(np.arange(count.max(initial=0))[:, None], count - 1)
+    return np.argsort(identity, kind="stable")[np.cumsum(count) - count + place]
+
+
+def _keys(distance, hidden):
+    """One integer per distance, so that a plain sort ranks: distance and column in one, below the query's number.
+
+    Args: distance: (Q, G); hidden: (Q, G) bool or None.
+    Returns: (Q, G) uint64, which ascend by query, distance and column; and (Q, 1), the key of all that is hidden.
+    """
+    queries, size = distance.shape
+    if distance.dtype == np.float32:
+        bits = (distance + np.float32(0)).view(np.int32)                     # -0 becomes 0
+        value = (bits ^ (bits >> 31 | np.int32(-2 ** 31))).view(np.uint32)   # unsigned, ascends as the floats do
+    else:
+        value = np.argsort(np.argsort(distance, axis=1, kind="stable"), axis=1)
+    column_bits = np.uint64(size.bit_length())
+    number = np.arange(queries, dtype=np.uint64)[:, None] << (column_bits + np.uint64(32))
+    last = number | np.uint64(2 ** 32 - 1) << column_bits                    # above infinity
+    keys = value.astype(np.uint64)
+    keys <<= column_bits
+    keys |= number
+    keys |= np.arange(size, dtype=np.uint64)
+    if hidden is not None:
+        np.copyto(keys, last, where=hidden)
+    return keys, last
+
+
+def _rank(keys, last, match, slots):
+    """The numbers of every query that has a match.
+
+    Args: keys, last: of `_keys`; match: (Q, G) bool, with at least one; slots: of `_identity_slots`, or None where CMC
+        counts images.
+    Returns: four arrays (V,): images or identities before the first match, how many the query sees at most, average
+        precision, inverse negative penalty.
+    """
+    size = match.shape[1]
+    query = np.flatnonzero(match) // size
+    valid, start, total = np.unique(query, return_index=True, return_counts=True)
+    nearest = np.sort(keys[match])                     # true matches, nearest first within a query
+    rank = np.searchsorted(np.sort(keys, axis=1).ravel(), nearest) - query * size + 1
     hits = np.arange(len(rank)) - np.repeat(start, total) + 1
     average_precision = np.add.reduceat(hits / rank, start) / total
-    hardest = rank[start + total - 1]
-    first, longest = place[start], distance.shape[1]
-    if protocol != "regdb":
-        column_id = np.unique(gallery_ids, return_inverse=True)[1]
-        first = _identities_before(order[valid], None if seen is None else seen[valid], first, column_id)
-        longest = _longest_list(None if hidden is None else hidden[valid], column_id)
-    cmc = np.cumsum(np.bincount(first, minlength=longest)[:longest]) / len(first)
-    return RankMetrics(cmc[:MAX_RANK], float(average_precision.mean()), float((total / hardest).mean()))
-
-
-def _ascending(distance):
-    """np.argsort(distance, axis=1, kind="stable"), for float32 by sorting value and column as one integer: faster."""
-    if distance.dtype != np.float32:
-        return np.argsort(distance, axis=1, kind="stable")
-    column_bits = distance.shape[1].bit_length()
-    bits = (distance + np.float32(0)).view(np.int32)                # -0 becomes 0
-    key = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)      # ascends as the floats do
-    key <<= column_bits
-    key |= np.arange(distance.shape[1])
-    key.sort(axis=1)
-    key &= (1 << column_bits) - 1
-    return key
-
-
-def _identities_before(order, seen, first, column_id):
-    """How many identities come before each query's first match, each counted once: (Q,)."""
-    before = np.arange(order.shape[1]) < first[:, None]
-    if seen is not None:
-        before &= seen
-    query, place = np.divmod(np.flatnonzero(before), before.shape[1])
-    met = np.zeros((len(order), column_id.max() + 1), dtype=bool)
-    met[query, column_id[order[query, place]]] = True
-    return met.sum(axis=1)
-
-
-def _longest_list(hidden, column_id):
-    """The most identities that any query sees."""
-    if hidden is None:
-        return column_id.max() + 1
-    of_identity = np.eye(column_id.max() + 1, dtype=np.float32)[column_id]          # (G, identities)
-    return int(((~hidden).astype(np.float32) @ of_identity > 0).sum(axis=1).max())
+    before, length = rank[start] - 1, np.full(len(valid), size)
+    if slots is not None:                              # each identity counts once, at its best image
+        best = keys[:, slots[0]]
+        for columns in slots[1:]:
+            np.minimum(best, keys[:, columns], out=best)
+        best = best[valid]
+        before, length = ((best < limit).sum(axis=1) for limit in (nearest[start, None], last[valid]))
+    return before, length, average_precision, total / rank[start + total - 1]
