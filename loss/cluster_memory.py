@@ -9,6 +9,8 @@ The contrastive loss is that of Dai et al., "Cluster Contrast for Unsupervised P
     memory_ir.update(x_ir, y_ir)
     swap(memory_rgb, memory_ir, y_rgb, y_ir, scale)
 """
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,20 +72,30 @@ def _rounds(labels):
     return distinct[by_count], np.lexsort((place[inverse], occurrence)), np.bincount(occurrence).tolist()
 
 
-@torch.no_grad()
-def match_prototypes(memory_rgb, memory_ir):
-    """Hungarian matching (maximum) of all prototypes by inner product; pairs below 0 are dropped.
+class Pairs(NamedTuple):
+    """Matched prototypes of two memories."""
 
-    Returns: two (M,) int64 arrays, RGB clusters ascending and the IR cluster of each.
-    """
-    similarity = (memory_rgb.prototypes @ memory_ir.prototypes.T).cpu().numpy()
+    rgb: np.ndarray     # (M,) int64, RGB clusters, ascending
+    ir: np.ndarray      # (M,) int64, the IR cluster of each
+    cosine: np.ndarray  # (M,) float32, their inner products
+
+
+@torch.no_grad()
+def prototype_similarity(memory_rgb, memory_ir):
+    """Inner products of all prototypes: (K_rgb, K_ir)."""
+    return memory_rgb.prototypes @ memory_ir.prototypes.T
+
+
+def match_prototypes(similarity):
+    """Hungarian matching (maximum) by the inner products (K_rgb, K_ir): `Pairs`; those below 0 are dropped."""
+    similarity = similarity.cpu().numpy()
     rgb, ir = linear_sum_assignment(similarity, maximize=True)
-    keep = similarity[rgb, ir] >= 0
-    return rgb[keep], ir[keep]
+    cosine = similarity[rgb, ir]
+    return Pairs(rgb[cosine >= 0], ir[cosine >= 0], cosine[cosine >= 0])
 
 
 @torch.no_grad()
-def swap(memory_rgb, memory_ir, labels_rgb, labels_ir, scale=0.1, order="released"):
+def swap(memory_rgb, memory_ir, labels_rgb, labels_ir, scale=0.1, order="released", similarity=None):
     """Mix matched prototypes of the two modalities: m_rgb <- normalise(scale m_rgb + (1 - scale) m_ir).
 
     Only clusters that are in this batch change, each in its own memory.
@@ -92,16 +104,29 @@ def swap(memory_rgb, memory_ir, labels_rgb, labels_ir, scale=0.1, order="release
         labels_rgb, labels_ir: (B,) labels of the batch; scale: share that a prototype keeps.
         order: "released": the IR prototype is mixed with the RGB one *after* that has changed, as in the released
             code (an alias there); "simultaneous": both are mixed with the other's old value, as in the paper.
+        similarity: `prototype_similarity` before this step's updates, brought up to date in place; a step changes
+            few of its rows and columns, so keeping it is far cheaper than computing it again, as None does.
     Returns:
-        The pairs of `match_prototypes`.
+        The `Pairs` as they were matched, before they were mixed.
     """
-    rgb, ir = match_prototypes(memory_rgb, memory_ir)
-    in_rgb = np.isin(rgb, labels_rgb.cpu().numpy())
-    in_ir = np.isin(ir, labels_ir.cpu().numpy())
+    if similarity is not None:
+        _refresh(similarity, memory_rgb, memory_ir, labels_rgb, labels_ir)
+    pairs = match_prototypes(prototype_similarity(memory_rgb, memory_ir) if similarity is None else similarity)
+    in_rgb = np.isin(pairs.rgb, labels_rgb.cpu().numpy())
+    in_ir = np.isin(pairs.ir, labels_ir.cpu().numpy())
     source = memory_rgb.prototypes if order == "released" else memory_rgb.prototypes.clone()
-    _mix(memory_rgb.prototypes, rgb[in_rgb], memory_ir.prototypes, ir[in_rgb], scale)
-    _mix(memory_ir.prototypes, ir[in_ir], source, rgb[in_ir], scale)
-    return rgb, ir
+    _mix(memory_rgb.prototypes, pairs.rgb[in_rgb], memory_ir.prototypes, pairs.ir[in_rgb], scale)
+    _mix(memory_ir.prototypes, pairs.ir[in_ir], source, pairs.rgb[in_ir], scale)
+    if similarity is not None:
+        _refresh(similarity, memory_rgb, memory_ir, labels_rgb, labels_ir)
+    return pairs
+
+
+def _refresh(similarity, memory_rgb, memory_ir, labels_rgb, labels_ir):
+    """Compute the rows of the clusters labels_rgb and the columns of the clusters labels_ir anew, in place."""
+    rgb, ir = (torch.unique(y).to(similarity.device) for y in (labels_rgb, labels_ir))
+    similarity[rgb] = memory_rgb.prototypes[rgb] @ memory_ir.prototypes.T
+    similarity[:, ir] = memory_rgb.prototypes @ memory_ir.prototypes[ir].T
 
 
 def _mix(target, rows, source, source_rows, scale):

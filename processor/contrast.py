@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.augment import Augmentation, augment
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cluster_memory import ClusterMemory, match_prototypes, swap
+from loss.cluster_memory import ClusterMemory, Pairs, match_prototypes, prototype_similarity, swap
 from loss.image_text import image_to_text
 from processor.finite import NonFinite, check_losses, check_weights
 from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
@@ -79,7 +79,7 @@ class EpochReport:
     seconds: float              # all of the epoch
     matched: float              # mean pairs per swap; 0 without swapping
     similarity: float           # mean cosine of the pairs before they are mixed; 0 without swapping
-    pairs: tuple                # (M,) RGB and (M,) IR clusters that the memories match at its end, (M,) their cosine
+    pairs: Pairs                # prototypes that match at its end
 
 
 class ContrastStage:
@@ -101,6 +101,7 @@ class ContrastStage:
         self.iteration = 0          # its iterations done
         self.labels = None          # Modality -> (N,) pseudo labels of the epoch under way, None before it starts
         self.memories = None        # Modality -> ClusterMemory, likewise
+        self.similarity = None      # of their prototypes once they are swapped, see `swap`
         self.totals = {}            # name -> sum over the iterations done
         self.positions = {}         # Modality -> (B,) images of the last step
 
@@ -119,7 +120,8 @@ class ContrastStage:
                 self._cluster()
             report = self._train(after_step)
             report.lr, report.seconds = lr, time.perf_counter() - started
-            self.epoch, self.iteration, self.labels, self.memories, self.totals = self.epoch + 1, 0, None, None, {}
+            self.epoch, self.iteration, self.totals = self.epoch + 1, 0, {}
+            self.labels = self.memories = self.similarity = None
             yield report
 
     def _cluster(self):
@@ -142,10 +144,15 @@ class ContrastStage:
                                       numpy_rng(s.seed, "sampler", m.value, self.epoch)) for m in Modality}
         self.model.train()
         started, first = time.perf_counter(), self.iteration
+        images = self._images(batches, first)
         for iteration in tqdm(range(first, iterations), desc=f"epoch {self.epoch}", initial=first, total=iterations,
                               leave=False, disable=None, unit="batch"):
             self.positions = {m: batches[m][iteration] for m in Modality}
-            for name, value in self._step(self.positions).items():
+            labels = {m: torch.from_numpy(self.labels[m][self.positions[m]]) for m in Modality}
+            losses, features = self._optimise(images, labels)
+            images = self._images(batches, iteration + 1)       # a GPU is still busy with the step
+            check_losses(losses, features, self.banks, self.positions, epoch=self.epoch, iteration=iteration + 1)
+            for name, value in {**losses, **self._remember(features, labels)}.items():
                 self.totals[name] = self.totals.get(name, 0) + value
             self.iteration = iteration + 1
             after_step()
@@ -154,36 +161,38 @@ class ContrastStage:
         matched, similarity = means.pop("matched", 0.0), means.pop("similarity", 0.0)
         return EpochReport(self.epoch, self.labels, means, 0.0, iterations,
                            2 * batch_size * (iterations - first) / (time.perf_counter() - started), 0.0, matched,
-                           similarity, self._matching())
+                           similarity,
+                           match_prototypes(prototype_similarity(*(self.memories[m] for m in Modality))))
 
-    def _matching(self):
-        rgb, ir = match_prototypes(*(self.memories[m] for m in Modality))
-        cosine = (self.memories[Modality.RGB].prototypes[rgb] * self.memories[Modality.IR].prototypes[ir]).sum(dim=1)
-        return rgb, ir, cosine.cpu().numpy()
+    def _images(self, batches, iteration):
+        """The augmented images of an iteration: Modality -> (B, 3, H, W); None after the last."""
+        if iteration == len(batches[Modality.RGB]):
+            return None
+        return {m: augment(self.banks[m].batch(batches[m][iteration]), self.settings.augmentation[m],
+                           numpy_rng(self.settings.seed, "augment", m.value, self.epoch, iteration)) for m in Modality}
 
-    def _step(self, positions):
-        """One optimiser step on the images at positions (Modality -> (B,)): its losses by name."""
-        s = self.settings
-        images = {m: augment(self.banks[m].batch(positions[m]), s.augmentation[m],
-                             numpy_rng(s.seed, "augment", m.value, self.epoch, self.iteration)) for m in Modality}
-        labels = {m: torch.from_numpy(self.labels[m][positions[m]]) for m in Modality}
-        with precision(s.precision, self.banks[Modality.RGB].device):
-            losses, features = contrast_losses(self.model, self.memories, images, labels, positions, self.guidance)
-        check_losses(losses, features, self.banks, positions, epoch=self.epoch, iteration=self.iteration + 1)
+    def _optimise(self, images, labels):
+        """One optimiser step: the losses by name, and Modality -> (B, D) features."""
+        with precision(self.settings.precision, self.banks[Modality.RGB].device):
+            losses, features = contrast_losses(self.model, self.memories, images, labels, self.positions, self.guidance)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         self.optimizer.step()
+        return ({name: loss.detach() for name, loss in losses.items()},
+                {m: feature.detach() for m, feature in features.items()})
+
+    def _remember(self, features, labels):
+        """Move the prototypes towards the batch; from the swap epoch on, swap: numbers of the matching by name."""
+        s = self.settings
         for m in Modality:
             self.memories[m].update(features[m], labels[m])
-        numbers = {name: value.detach() for name, value in losses.items()}
-        if self.epoch >= s.swap_epoch:
-            before = {m: self.memories[m].prototypes.clone() for m in Modality}
-            rgb, ir = swap(self.memories[Modality.RGB], self.memories[Modality.IR], labels[Modality.RGB],
-                           labels[Modality.IR], s.swap_scale, s.swap_order)
-            numbers["matched"] = len(rgb)
-            cosine = (before[Modality.RGB][rgb] * before[Modality.IR][ir]).sum(dim=1)
-            numbers["similarity"] = cosine.mean() if len(rgb) else 0.0
-        return numbers
+        if self.epoch < s.swap_epoch:
+            return {}
+        rgb, ir = (self.memories[m] for m in Modality)
+        if self.similarity is None:
+            self.similarity = prototype_similarity(rgb, ir)
+        pairs = swap(rgb, ir, *labels.values(), s.swap_scale, s.swap_order, self.similarity)
+        return {"matched": len(pairs.rgb), "similarity": float(pairs.cosine.mean()) if len(pairs.rgb) else 0.0}
 
     def _check_weights(self):
         check_weights(self.model.state_dict(), self.banks, self.positions, epoch=self.epoch, iteration=self.iteration)
@@ -195,6 +204,7 @@ class ContrastStage:
                 "optimizer": self.optimizer.state_dict(),
                 "labels": self.labels and {m.value: torch.from_numpy(v) for m, v in self.labels.items()},
                 "prototypes": self.memories and {m.value: v.prototypes for m, v in self.memories.items()},
+                "similarity": self.similarity,      # computed anew, it could differ in the last bits
                 "totals": {name: float(total) for name, total in self.totals.items()}}
 
     def load_state_dict(self, state):
@@ -205,6 +215,7 @@ class ContrastStage:
         self.optimizer.load_state_dict(state["optimizer"])
         self.labels = state["labels"] and {m: state["labels"][m.value].cpu().numpy() for m in Modality}
         self.memories = None
+        self.similarity = None if state["similarity"] is None else state["similarity"].to(device)
         if state["prototypes"]:
             prototypes = {m: state["prototypes"][m.value].to(device) for m in Modality}
             self.memories = {m: ClusterMemory(p, s.temperature, s.momentum) for m, p in prototypes.items()}
