@@ -167,5 +167,5 @@ def contrast_settings(config, epochs):
 
 def prompt_settings(config):
     """The `PromptSettings` of a configuration."""
-    return PromptSettings(**{k.lower(): v for k, v in config.PROMPT.items()},
+    return PromptSettings(**{k.lower(): v for k, v in config.PROMPT.items()}, precision=config.PRECISION,
                           embed_batch_size=config.TEST.BATCH_SIZE, seed=config.SEED)

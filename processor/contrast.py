@@ -13,6 +13,7 @@ from data.augment import Augmentation, augment
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cluster_memory import ClusterMemory, Pairs, match_prototypes, prototype_similarity, swap
 from loss.image_text import image_to_text
+from processor.features import embed
 from processor.finite import NonFinite, check_losses, check_weights
 from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from utils.modality import Modality
@@ -90,11 +91,13 @@ class ContrastStage:
 
     Args:
         model: `CCLNet` on its device, trained in place; banks: Modality -> `ImageBank` of the training images;
-        settings: `ContrastSettings`; guidance: `TextGuidance` or None.
+        settings: `ContrastSettings`; guidance: `TextGuidance` or None; first_features: Modality -> (N, D) features of
+        the model as it is, where they are known already.
     """
 
-    def __init__(self, model, banks, settings, guidance=None):
+    def __init__(self, model, banks, settings, guidance=None, first_features=None):
         self.model, self.banks, self.settings, self.guidance = model, banks, settings, guidance
+        self.first_features = first_features
         self.optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay,
                                          settings.bias_lr_factor)
         self.epoch = 1              # the epoch that comes next or is under way
@@ -129,8 +132,10 @@ class ContrastStage:
         s = self.settings
         try:
             with precision(s.precision, self.banks[Modality.RGB].device):
-                pseudo = {m: make_pseudo_labels(self.model, self.banks[m], m, s.cluster, s.embed_batch_size)
-                          for m in Modality}
+                features = self.first_features or {
+                    m: embed(self.model, self.banks[m], m, batch_size=s.embed_batch_size) for m in Modality}
+                self.first_features = None
+                pseudo = {m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality}
         except NonFinite as error:
             raise NonFinite(error.term, error.images, epoch=self.epoch)
         self.labels = {m: pseudo[m].labels for m in Modality}
@@ -209,6 +214,7 @@ class ContrastStage:
 
     def load_state_dict(self, state):
         """Go on where the stage that gave `state` was."""
+        self.first_features = None
         s, device = self.settings, self.banks[Modality.RGB].device
         self.epoch, self.iteration, self.totals = state["epoch"], state["iteration"], dict(state["totals"])
         self.model.load_state_dict(state["model"])

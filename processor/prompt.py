@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from loss.image_text import supervised_contrast
 from model.prompt import PromptLearner
-from processor.features import embed
+from processor.features import embed_heads
 from processor.finite import check_losses, check_weights
 from utils.modality import Modality
 from utils.optim import prompt_schedule
+from utils.runtime import precision
 from utils.seeding import numpy_rng, torch_rng
 
 
@@ -27,6 +28,7 @@ class PromptSettings:
     warmup_epochs: int = 5
     weight_decay: float = 1e-4
     temperature: float = 1.0
+    precision: str = "fp32"
     embed_batch_size: int = 64
     seed: int = 1
 
@@ -59,6 +61,7 @@ class PromptStage:
         self.schedule = prompt_schedule(self.optimizer, settings.epochs, settings.lr_min, settings.warmup_lr,
                                         settings.warmup_epochs)     # before any state is loaded: it reads the lr
         self.epoch = 1              # the epoch that comes next
+        self.features = None        # Modality -> (N, D) of all images, once epochs were trained: the next stage's first
 
     def epochs(self, after_step=lambda: None):
         """Train all epochs that are left; yields a `PromptReport` after each. `after_step()` runs after iterations.
@@ -69,7 +72,11 @@ class PromptStage:
         if self.epoch > s.epochs:
             return
         kept = {m: np.flatnonzero(self.labels[m] >= 0) for m in Modality}
-        images = {m: embed(self.model, self.banks[m], m, "projection", kept[m], s.embed_batch_size) for m in Modality}
+        with precision(s.precision, self.banks[Modality.RGB].device):
+            embedded = {m: embed_heads(self.model, self.banks[m], m, ("projection", "feature"),
+                                       batch_size=s.embed_batch_size) for m in Modality}
+        self.features = {m: embedded[m]["feature"] for m in Modality}
+        images = {m: embedded[m]["projection"][kept[m]] for m in Modality}
         labels = {m: torch.from_numpy(self.labels[m][kept[m]]).to(images[m].device) for m in Modality}
         while self.epoch <= s.epochs:
             started = time.perf_counter()

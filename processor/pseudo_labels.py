@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from data.manifest import manifest_differences
-from processor.features import embed
 from utils.checkpoint import load_array, save_array, save_json
 from utils.clustering import cluster
 from utils.errors import UserError
@@ -48,12 +47,11 @@ class PseudoLabels:
         return int((self.labels < 0).sum())
 
 
-def make_pseudo_labels(model, bank, modality, settings, batch_size=64):
-    """Embed all training images of a modality and cluster them: `PseudoLabels`.
+def make_pseudo_labels(features, modality, settings):
+    """Cluster the features (N, D) of all training images of a modality: `PseudoLabels`.
 
     Raises: UserError: every image is an outlier.
     """
-    features = embed(model, bank, modality, batch_size=batch_size)
     labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "

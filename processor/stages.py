@@ -65,7 +65,8 @@ def run_clip(model, text, banks, labels, prompt_settings, contrast_settings, smo
     with non_finite_report(run.output_dir):
         _run_prompts(prompts, run)
         guidance = TextGuidance(text_features(text, prompts.prompts), labels, smoothing)
-        stage = ContrastStage(model, banks, contrast_settings, guidance)
+        stage = ContrastStage(model, banks, contrast_settings, guidance, prompts.features)
+        prompts.features = None             # the stage drops them after its first clustering
         if "contrast" in run.resumed:
             stage.load_state_dict(run.resumed["contrast"])
         _run_contrast("model", stage, run, lambda: {"prompt": prompts.state_dict(), "contrast": stage.state_dict()},

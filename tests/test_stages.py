@@ -1,4 +1,5 @@
 """The loops themselves, on tiny data: what moves, what does not, and when."""
+import copy
 import dataclasses
 import io
 import json
@@ -17,7 +18,7 @@ from model.clip import TextTower, load_clip
 from processor.contrast import ContrastSettings, ContrastStage, TextGuidance
 from processor.finite import NonFinite, non_finite_report
 from processor.prompt import PromptSettings, PromptStage, text_features
-from processor.pseudo_labels import ClusterSettings, collapse_warnings
+from processor.pseudo_labels import ClusterSettings, collapse_warnings, make_pseudo_labels
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -82,8 +83,7 @@ def test_same_seed_same_run(clip, banks):
 
 
 def test_first_epoch_follows_the_clusters_of_the_untrained_model(model, banks):
-    from processor.pseudo_labels import make_pseudo_labels
-    expected = make_pseudo_labels(model, banks[Modality.IR], Modality.IR, SETTINGS.cluster)
+    expected = make_pseudo_labels(features.embed(model, banks[Modality.IR], Modality.IR), Modality.IR, SETTINGS.cluster)
     report = next(ContrastStage(model, banks, SETTINGS).epochs())
     np.testing.assert_array_equal(report.labels[Modality.IR], expected.labels)
     members = expected.labels >= 0
@@ -105,6 +105,19 @@ def test_prompt_stage_moves_prompts_alone(model, clip, banks):
     assert same(start[0], weights(model)) and same(start[1], weights(text))
     assert not any(torch.equal(start[2][m]["context"], prompts[m].context) for m in Modality)
     assert reports[-1].loss < reports[0].loss
+
+
+def test_first_features_of_the_fine_tuning_are_those_of_the_prompt_stage(model, clip, banks, monkeypatch):
+    labels = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+    prompts = PromptStage(model, TextTower(clip), banks, labels, PromptSettings(epochs=1, batch_size=8))
+    list(prompts.epochs())
+    for m in Modality:
+        assert torch.equal(prompts.features[m], features.embed(model, banks[m], m))
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    expected = next(ContrastStage(copy.deepcopy(model), banks, settings).epochs())
+    monkeypatch.setattr(contrast, "embed", lambda *args, **options: pytest.fail("embedded twice"))
+    report = next(ContrastStage(model, banks, settings, None, prompts.features).epochs())
+    assert report.losses == expected.losses
 
 
 def test_fine_tuning_moves_the_image_side_alone(model, clip, banks):
