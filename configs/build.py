@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from configs.defaults import as_dict, flat
+from configs.defaults import as_dict, flat, load_config
 from data.augment import Augmentation
 from data.images import open_bank
 from data.manifest import data_manifest
@@ -17,6 +17,7 @@ from processor.pseudo_labels import ClusterSettings
 from processor.run import FORMAT, Run, set_aside, state_file
 from processor.stages import Tester
 from utils.checkpoint import write_atomically
+from utils.clustering import check_index
 from utils.errors import Parser, UserError
 from utils.modality import Modality
 from utils.resume import lock_folder, versions
@@ -79,8 +80,10 @@ class Parts:
         Args:
             name: of the state file; stop: `StopRequest`; fresh: keep old files aside instead of going on from them;
             own_files: patterns of what the script writes; more_facts: further things that must not have changed.
-        Raises: UserError: another run has the folder, or the state is of another configuration or other data.
+        Raises: UserError: another run has the folder, the state is of another configuration or other data, or
+            CLUSTER.INDEX needs FAISS.
         """
+        check_index(self.config.CLUSTER.INDEX)
         config, tester = self.config, self.tester()
         facts = {**self.facts(), **more_facts}
         self._lock = lock_folder(config.OUTPUT_DIR)
@@ -130,7 +133,8 @@ def check_resumable(content, facts, folder):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
                         "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
-    old, new, changes = flat(content["config"]), flat(facts["config"]), []
+    old = {**flat(as_dict(load_config())), **flat(content["config"])}    # newer keys had their default's effect
+    new, changes = flat(facts["config"]), []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)
         if before == now:

@@ -13,6 +13,11 @@ import scripts
 import torch
 import trees
 
+from configs.build import check_resumable
+from configs.defaults import as_dict, load_config
+from processor.run import FORMAT
+from utils.errors import UserError
+
 SCRIPTS = {name: scripts.load(name) for name in ("train_prepare", "train_clip", "test")}
 OF_A_RUN = ("config.yml", "log.txt", ".lock", "non_finite.json")      # what a run that began may leave; never a result
 
@@ -72,6 +77,7 @@ CONFIGURATION = [
     case("negative seed", "train_prepare", lambda p: p.set(SEED=-1), "SEED is -1"),
     case("height off the stride", "train_prepare", lambda p: p.set(INPUT__HEIGHT=40), "a multiple of 16"),
     case("unknown precision", "train_prepare", lambda p: p.set(PRECISION="fp16"), "choose fp32 or tf32 or bf16"),
+    case("unknown index", "train_prepare", lambda p: p.set(CLUSTER__INDEX="flat"), "choose exact or ivf or hnsw"),
     case("unknown data set", "train_prepare", lambda p: p.set(DATASET__NAME="market"), "choose sysu, regdb"),
     case("unknown mode", "test", lambda p: p.set(TEST__MODE="v2t"), "all and indoor"),
     case("cuda without a GPU", "train_prepare", lambda p: p.set(DEVICE="cuda"), "set DEVICE to auto or cpu"),
@@ -101,6 +107,8 @@ DATA = [
     case("images of 1 x 1 pixel", "train_prepare", broken.tiny_images, None),
     case("k1 above the number of images", "train_prepare", lambda p: p.set(CLUSTER__K1=10_000, CLUSTER__K2=500), None),
     case("EPS 1", "train_prepare", lambda p: p.set(CLUSTER__EPS=1), None),
+    case("lists of few images", "train_prepare", lambda p: p.set(CLUSTER__INDEX="ivf"), None),
+    case("graph of few images", "train_prepare", lambda p: p.set(CLUSTER__INDEX="hnsw"), None),
     case("batches of one image", "train_prepare", lambda p: p.set(SAMPLER__CLUSTERS=1, SAMPLER__INSTANCES=1), None),
     case("batches larger than the data set", "train_prepare", lambda p: p.set(SAMPLER__CLUSTERS=9), None),
     case("one query without a match", "test", broken.one_query_without_match, None),
@@ -219,3 +227,13 @@ def test_bad_words_for_process(words, sentence, capsys):
     assert scripts.call(scripts.load("data/process"), words) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and sentence in said
+
+
+def test_a_state_from_before_a_key_goes_on_with_its_default():
+    facts = {"config": as_dict(load_config())}
+    old = {"format": FORMAT, "config": as_dict(load_config())}
+    del old["config"]["CLUSTER"]["INDEX"]
+    assert check_resumable(old, facts, "run") == []
+    facts["config"]["CLUSTER"]["INDEX"] = "ivf"
+    with pytest.raises(UserError, match="CLUSTER.INDEX 'exact', now it is 'ivf'"):
+        check_resumable(old, facts, "run")

@@ -2,10 +2,12 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 
 from benchmarks import reference
 from utils import clustering
-from utils.clustering import cluster, jaccard_distances, k_nearest
+from utils.clustering import check_index, cluster, jaccard_distances, k_nearest
+from utils.errors import UserError
 
 
 def features(n, groups, noise=0.6, dim=24, seed=0):
@@ -110,7 +112,69 @@ def test_torch_search_equals_the_faiss_search(monkeypatch):
     assert (found.index == expected.index).float().mean() > 0.999    # rounding may swap two that are as near
 
 
+def assert_complete(neighbours, x, k):
+    """k different rows of each row, itself among them, nearest first, with their true products."""
+    own = torch.arange(len(x))[:, None]
+    assert neighbours.index.shape == (len(x), min(k, len(x)))
+    assert (neighbours.index >= 0).all() and (neighbours.index == own).any(1).all()
+    assert (neighbours.index.sort(1).values.diff(dim=1) > 0).all()
+    torch.testing.assert_close(neighbours.similarity, (x @ x.T).gather(1, neighbours.index), atol=1e-5, rtol=0)
+    assert (neighbours.similarity.diff(dim=1) < 1e-5).all()
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_approximate_search_finds_nearly_the_exact_neighbours_and_labels(index):
+    x = features(1500, 30, noise=0.9, dim=32)
+    exact, found = k_nearest(torch.from_numpy(x), 20), k_nearest(torch.from_numpy(x), 20, index)
+    assert_complete(found, torch.from_numpy(x), 20)
+    assert (found.index[:, :, None] == exact.index[:, None]).any(2).float().mean() > 0.9
+    labels, expected = (cluster(x, 20, 6, 0.6, 4, index=name) for name in (index, "exact"))
+    assert expected.max() > 10 and adjusted_rand_score(labels, expected) > 0.95
+    np.testing.assert_array_equal(cluster(x, 20, 6, 0.6, 4, index), labels)
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 40])
+def test_approximate_search_of_few_images(index, n):
+    x = features(n, 2, seed=n)
+    assert_complete(k_nearest(torch.from_numpy(x), 30, index), torch.from_numpy(x), 30)
+    np.testing.assert_array_equal(cluster(x, 30, 6, 0.6, 2, index), cluster(x, 30, 6, 0.6, 2))
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_approximate_search_of_duplicates(index):
+    image = np.repeat(np.arange(30), 40)                       # more copies than neighbours
+    x = features(30, 30, seed=5)[image]
+    assert_complete(k_nearest(torch.from_numpy(x), 12, index), torch.from_numpy(x), 12)
+    labels = cluster(x, 12, 1, 0.6, 4, index)
+    assert len(set(zip(labels[labels >= 0], image[labels >= 0]))) == labels.max() + 1
+    few = x[::8]                                               # five copies of each
+    np.testing.assert_array_equal(cluster(few, 5, 1, 1e-6, 4, index), np.repeat(np.arange(30), 5))
+    zeros = torch.zeros(50, 8)
+    assert_complete(k_nearest(zeros, 10, index), zeros, 10)
+
+
+def test_what_an_approximate_search_leaves_out_is_searched_exactly(monkeypatch):
+    x = torch.from_numpy(features(50, 4))
+    expected = k_nearest(x, 6)
+    found = clustering.Neighbours(expected.index.clone(), expected.similarity.clone())
+    found.index[3, 4:], found.index[7] = -1, found.index[8]
+    monkeypatch.setattr(clustering, "BLOCK_ROWS", 1)
+    found = clustering._with_themselves(x, found)
+    np.testing.assert_array_equal(found.index, expected.index)
+    torch.testing.assert_close(found.similarity, expected.similarity)
+
+
+def test_approximate_search_needs_faiss(monkeypatch):
+    monkeypatch.setattr(clustering, "faiss", None)
+    check_index("exact")
+    with pytest.raises(UserError, match="CLUSTER.INDEX is hnsw, which needs FAISS.*set CLUSTER.INDEX to exact"):
+        cluster(features(9, 2), 3, 1, 0.5, 2, "hnsw")
+
+
 def test_errors():
+    with pytest.raises(ValueError, match="expected exact, ivf or hnsw"):
+        cluster(features(9, 2), 3, 1, 0.5, 2, "flat")
     with pytest.raises(ValueError, match=r"expected \(N, D\)"):
         cluster(np.zeros(3, np.float32), 2, 1, 0.5, 1)
     with pytest.raises(ValueError, match="NaN or Inf"):

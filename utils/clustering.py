@@ -4,7 +4,7 @@ The distance is that of Zhong et al., "Re-ranking Person Re-identification with 
 (CVPR 2017), as the clustering methods of the field use it. Everything up to DBSCAN is torch on the device
 of the features: neighbours are (N, k1), the encoding V and the distances <= eps are sparse.
 
-    neighbours = k_nearest(x, k1)                     # exact, FAISS or torch
+    neighbours = k_nearest(x, k1, index)              # exact, FAISS or torch; or approximate, FAISS
     V = reciprocal_encoding(x, neighbours)            # sparse (N, N), rows sum to 1
     V = query_expansion(V, neighbours, k2)            # mean of V over the first k2 neighbours
     distances = jaccard_graph(V, eps)                 # sparse (N, N), entries <= eps
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
+from utils.errors import UserError
 from utils.runtime import precision
 
 try:
@@ -26,6 +27,10 @@ except ImportError:  # the torch search below takes its place
 
 BLOCK_ROWS = 1024           # rows of one matrix product of the search
 PIECE_ELEMENTS = 1 << 18    # of temporary tensors that are read at random: small enough for the cache
+IVF_PROBES = 24             # lists that a search reads: finds 95 % of the neighbours of 20,000 hard rows (benchmarks/)
+IVF_SEED, IVF_SAMPLE, IVF_ROUNDS = 0, 32, 10    # of the k-means of its lists: images per list, and iterations
+HNSW_LINKS = 32             # of each row in the graph
+HNSW_SPARE = 16             # candidates that a search keeps beyond k: finds 99 % of them
 
 
 class SparseRows(NamedTuple):
@@ -44,7 +49,7 @@ class Neighbours(NamedTuple):
     similarity: torch.Tensor  # (N, k) float32, inner products
 
 
-def cluster(features, k1, k2, eps, min_samples):
+def cluster(features, k1, k2, eps, min_samples, index="exact"):
     """DBSCAN on the k-reciprocal Jaccard distance of features.
 
     Args:
@@ -52,10 +57,12 @@ def cluster(features, k1, k2, eps, min_samples):
         k1: neighbours that count as near; k2: neighbours whose encodings are averaged (1: none are).
         eps: largest Jaccard distance of two neighbours, in [0, 1]; min_samples: neighbours (itself
             included) that make a core point.
+        index: how neighbours are searched, "exact", "ivf" or "hnsw"; see `k_nearest`.
     Returns:
         (N,) int64 array of labels from 0 on; -1 marks outliers.
     Raises:
-        ValueError: features are not (N, D) or not finite.
+        ValueError: features are not (N, D) or not finite, or the index is unknown.
+        UserError: the index needs FAISS, which is not installed.
     """
     features = torch.as_tensor(features)
     if features.ndim != 2:
@@ -64,42 +71,93 @@ def cluster(features, k1, k2, eps, min_samples):
         return np.empty(0, dtype=np.int64)
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or Inf; clustering needs finite values")
-    distances = jaccard_distances(features, k1, k2, eps)
+    distances = jaccard_distances(features, k1, k2, eps, index)
     labels = DBSCAN(eps=max(eps, 1e-12), min_samples=min_samples, metric="precomputed").fit_predict(distances)
     return labels.astype(np.int64)
 
 
 @torch.no_grad()
-def jaccard_distances(features, k1, k2, eps):
+def jaccard_distances(features, k1, k2, eps, index="exact"):
     """Jaccard distances <= eps as a scipy CSR matrix (N, N); exact zeros (the diagonal) are stored."""
     with precision("fp32", features.device):
         features = F.normalize(features.float(), dim=1)
-        neighbours = k_nearest(features, k1)
+        neighbours = k_nearest(features, k1, index)
         encoding = reciprocal_encoding(features, neighbours, k1)
         encoding = query_expansion(encoding, neighbours.index[:, :k2])
         return jaccard_graph(encoding, eps)
 
 
-def k_nearest(features, k):
+def check_index(index):
+    """Raises: UserError: an index other than "exact" without FAISS."""
+    if index != "exact" and faiss is None:
+        raise UserError(f"CLUSTER.INDEX is {index}, which needs FAISS, and FAISS is not installed here; install the "
+                        "packages of requirements.txt, or set CLUSTER.INDEX to exact")
+
+
+def k_nearest(features, k, index="exact"):
     """The k largest inner products of each row of features (N, D), L2-normalised, with all rows: `Neighbours`.
 
-    Exact: by FAISS where it is installed (on the GPU where FAISS and the features are), else by torch.
+    "exact": by FAISS where it is installed (on the GPU where FAISS and the features are), else by torch. "ivf": reads
+    the rows near the nearest of 4 sqrt(N) centroids; "hnsw": walks a graph of near rows, on the host. These two miss
+    a few neighbours, never the row itself; they pay where N is large.
+
+    Raises: ValueError: unknown index. UserError: `check_index`.
     """
+    check_index(index)
     k = min(k, len(features))
-    if faiss is not None and (features.device.type == "cpu" or faiss.get_num_gpus() > 0):
-        return _k_nearest_faiss(features, k)
-    return _k_nearest_torch(features, k)
+    on_gpu = features.device.type == "cuda" and faiss is not None and faiss.get_num_gpus() > 0
+    if index == "exact":
+        if faiss is None or on_gpu != (features.device.type == "cuda"):
+            return _k_nearest_torch(features, k)
+        return _search_faiss(faiss.IndexFlatIP(features.shape[1]), features, k, on_gpu)
+    if index == "ivf":
+        return _with_themselves(features, _search_faiss(_ivf_index(features), features, k, on_gpu))
+    if index == "hnsw":
+        return _with_themselves(features, _search_faiss(_hnsw_index(features, k), features, k, on_gpu=False))
+    raise ValueError(f"index is {index!r}; expected exact, ivf or hnsw")
 
 
-def _k_nearest_faiss(features, k):
+def _search_faiss(index, features, k, on_gpu):
     x = features.cpu().numpy()
-    index = faiss.IndexFlatIP(x.shape[1])
-    if features.device.type == "cuda":
+    if on_gpu:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(x)
     similarity, neighbour = index.search(x, k)
     return Neighbours(torch.from_numpy(neighbour).to(features.device),
                       torch.from_numpy(similarity).to(features.device))
+
+
+def _ivf_index(features):
+    """A FAISS index of lists of near rows, its centroids found by k-means on a sample of features (N, D)."""
+    n, dim = features.shape
+    lists = min(int(4 * n ** 0.5), n)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = min(IVF_PROBES, lists)
+    index.cp.seed, index.cp.niter = IVF_SEED, IVF_ROUNDS
+    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, IVF_SAMPLE
+    index.train(features.cpu().numpy())
+    return index
+
+
+def _hnsw_index(features, k):
+    """A FAISS index that links each row of features (N, D) with near ones, to be searched for k neighbours."""
+    index = faiss.IndexHNSWFlat(features.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efSearch = k + HNSW_SPARE
+    return index
+
+
+def _with_themselves(features, neighbours):
+    """Rows that an approximate search left short (-1) or without themselves are searched exactly, in place."""
+    index, similarity = neighbours
+    own = torch.arange(len(index), device=index.device)
+    broken = torch.nonzero((index < 0).any(1) | (index != own[:, None]).all(1))[:, 0]
+    for rows in broken.split(BLOCK_ROWS):
+        product = features[rows] @ features.T
+        itself = product.gather(1, rows[:, None])
+        product.scatter_(1, rows[:, None], torch.inf)       # first, however many duplicates it has
+        similarity[rows], index[rows] = torch.topk(product, index.shape[1], dim=1)
+        similarity[rows, 0] = itself[:, 0]
+    return neighbours
 
 
 def _k_nearest_torch(features, k):
