@@ -96,7 +96,7 @@ def _cropped_and_flipped(images, pad, corners, flip, canvas):
 
 
 def _grey_matrix(images):
-    """Takes several pixels, side by side, to their grey values: (3 K, 3 K) for K of `GREY_PIXELS` or a divisor of it."""
+    """Takes K pixels, side by side, to their grey values: (3 K, 3 K); K is `GREY_PIXELS` or a divisor of it."""
     count = math.gcd(GREY_PIXELS, images.shape[1] * images.shape[2])
     luma = torch.tensor(LUMA, device=images.device)[:, None].repeat(1, 3)
     return torch.block_diag(*[luma] * count)
