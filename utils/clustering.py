@@ -249,9 +249,11 @@ def _half_set_members(own, near, half, half_size):
 def _row_products(features, row, column):
     """Inner products of features[row] with features[column]: (M,)."""
     size = max(1, PIECE_ELEMENTS // features.shape[1])
-    parts = [(features.index_select(0, r) * features.index_select(0, c)).sum(1)
-             for r, c in zip(row.split(size), column.split(size))]
-    return torch.cat(parts) if parts else features.new_empty(0)
+    product = features.new_empty(len(row))      # small pieces in a list would keep the freed temporaries from reuse
+    for start in range(0, len(row), size):
+        part = slice(start, start + size)
+        torch.sum(features.index_select(0, row[part]) * features.index_select(0, column[part]), 1, out=product[part])
+    return product
 
 
 def _sparse_rows(key, value, n):
