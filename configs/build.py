@@ -6,7 +6,7 @@ import torch
 
 from configs.defaults import as_dict, flat, load_config
 from data.augment import Augmentation
-from data.images import open_bank
+from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
 from data.registry import open_dataset
 from processor.contrast import ContrastSettings
@@ -26,7 +26,7 @@ from utils.runtime import open_log, pick_device
 # Settings that may differ when a run goes on: they decide neither weights nor labels. More epochs may be asked for.
 # DEVICE and TEST.BATCH_SIZE change the order of additions, so the last bits.
 MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT", "DATASET.CACHE_DIR",
-              "DATASET.CHECK_COUNTS")
+              "DATASET.CACHE", "DATASET.CHECK_COUNTS")
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 
 
@@ -70,7 +70,7 @@ class Parts:
         config = self.config
         self.log = open_log(config.OUTPUT_DIR, self.name)
         write_atomically(Path(config.OUTPUT_DIR) / "config.yml", lambda file: file.write(config.dump().encode()))
-        self.log.info(f"{self.name} on {self.device}, results in {config.OUTPUT_DIR}")
+        self.log.info(f"{self.name} on {self.device}, DATASET.CACHE {self.cache}, results in {config.OUTPUT_DIR}")
         for line in (*self.data.counts(), *self.data.notes):
             self.log.info(line)
 
@@ -106,11 +106,18 @@ class Parts:
         """The model on the device, its convolutions channels-last like the batches of `ImageBank`."""
         return model.to(self.device, memory_format=torch.channels_last)
 
+    @cached_property
+    def cache(self):
+        """Where all images of the run are held: DATASET.CACHE, or what auto comes to."""
+        images = sum(len(images) for _, images in self.data.sets())
+        return pick_cache(self.config.DATASET.CACHE, 3 * images * self.config.INPUT.HEIGHT * self.config.INPUT.WIDTH,
+                          self.device)
+
     def banks(self, split):
         """Modality -> `ImageBank` of the "train" or "test" images."""
         data, config = self.data, self.config
         return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split, config.INPUT.HEIGHT,
-                             config.INPUT.WIDTH, self.device) for m, images in getattr(data, split).items()}
+                             config.INPUT.WIDTH, self.device, self.cache) for m, images in getattr(data, split).items()}
 
     def tester(self):
         """The `Tester` of TEST.MODE, or of the first mode if that is both."""

@@ -23,6 +23,7 @@ _C.DATASET.ROOT = "dataset/SYSU-MM01"
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
 _C.DATASET.CACHE_DIR = ""            # folder of the decoded images (RegDB: of trialN with them); "" = ROOT
+_C.DATASET.CACHE = "auto"            # auto | memory | mmap | device: where they are held (see data/images.py)
 
 _C.INPUT = CfgNode()
 _C.INPUT.HEIGHT = 288
@@ -91,6 +92,7 @@ _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("fp32", "tf32", "bf16"),
+           "DATASET.CACHE": ("auto", "memory", "mmap", "device"),
            "CLUSTER.INDEX": ("exact", "ivf", "hnsw"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
            "TEST.PROTOCOL": ("python", "original"), "TEST.SHOTS": (1, 10)}
 NUMBERS = (    # what is expected, the test, the keys

@@ -1,4 +1,4 @@
-"""Decoded images, held once: resized to one size, uint8, in .npy files that are memory-mapped when read."""
+"""Decoded images, held once: resized to one size, uint8, in .npy files that are memory-mapped or read when opened."""
 import fcntl
 import hashlib
 import json
@@ -15,35 +15,81 @@ from data.manifest import file_stat
 from utils.errors import UserError
 
 MAX_PIXELS = 50_000_000     # of one image file: a few kilobytes can claim to be gigabytes
+FREE_SHARE = 0.25           # of the GPU's free memory, else the host's, that the images of a run may take by themselves
+READ_AT_ONCE = 256          # images on their way into memory
 
 
 class ImageBank:
     """The resized images of one modality and split.
 
     Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted; paths: (N,) names
-        for messages, or none.
+        for messages, or none; cache: "mmap" takes batches from the array as it is, "memory" and "device" from a copy
+        in host memory, pinned if the device is a GPU, or on the device.
     """
 
-    def __init__(self, images, device="cpu", paths=()):
+    def __init__(self, images, device="cpu", paths=(), cache="mmap"):
         self.images = images
         self.device = torch.device(device)
         self.paths = paths
+        self._copy = None if cache == "mmap" else _copied(images, self.device if cache == "device" else "cpu",
+                                                          cache == "memory" and self.device.type == "cuda")
 
     def __len__(self):
         return len(self.images)
 
     def batch(self, indices):
         """Images (B, 3, H, W) uint8 on the device, channels last in memory."""
-        images = torch.from_numpy(np.ascontiguousarray(self.images[np.asarray(indices)]))
-        return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        positions = np.ascontiguousarray(indices)
+        if self._copy is None:
+            images = torch.from_numpy(np.ascontiguousarray(self.images[positions])).to(self.device, non_blocking=True)
+        elif not self._copy.is_pinned():
+            images = self._copy.index_select(0, torch.from_numpy(positions).to(self._copy.device))
+        else:       # pinned: each image goes to the GPU by itself while the host goes on
+            images = torch.empty((len(positions), *self._copy.shape[1:]), dtype=torch.uint8, device=self.device)
+            for image, position in zip(images, positions):
+                image.copy_(self._copy[position], non_blocking=True)
+        return images.permute(0, 3, 1, 2)
 
 
-def open_bank(image_set, root, cache_dir, split, height, width, device="cpu"):
+def _copied(images, device, pinned):
+    """An array (N, H, W, 3), perhaps memory-mapped, as a tensor on a device, pinned in host memory or not."""
+    copy = torch.empty(images.shape, dtype=torch.uint8, device=device, pin_memory=pinned)
+    for start in range(0, len(images), READ_AT_ONCE):       # the host never holds a second copy
+        copy[start:start + READ_AT_ONCE] = torch.from_numpy(np.array(images[start:start + READ_AT_ONCE]))
+    return copy
+
+
+def pick_cache(name, size, device):
+    """Where images of `size` bytes are held, "memory", "mmap" or "device": name itself, unless it is "auto".
+
+    auto: on a GPU if they fit into FREE_SHARE of its free memory, else in host memory if they fit into that share of
+    what is available there, else memory-mapped. On the CPU memory-mapped: the page cache holds them once already.
+    """
+    if name != "auto":
+        return name
+    device = torch.device(device)
+    if device.type != "cuda":
+        return "mmap"
+    if size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "memory" if size <= FREE_SHARE * _available_memory() else "mmap"
+
+
+def _available_memory():
+    """Bytes of host memory that can be had without swapping, by the kernel's estimate; 0 where it gives none."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", cache="mmap"):
     """The `ImageBank` of an image set, from its cache; the cache is written first if it is missing or stale.
 
     Args:
         image_set: `data.records.ImageSet`; root: folder its paths start from; cache_dir: folder of the .npy files;
-        split: "train" or "test", part of their names; height, width: pixels.
+        split: "train" or "test", part of their names; height, width: pixels; device, cache: of `ImageBank`.
     Raises:
         UserError: an image is missing or does not decode, the cache cannot be written, or the images are an array of
             another size.
@@ -55,12 +101,12 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu"):
             raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
                             f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
                             f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
-        return ImageBank(images, device, image_set.paths)
-    cache = CacheFiles(Path(cache_dir), split, image_set.modality.value)
+        return ImageBank(images, device, image_set.paths, cache)
+    files = CacheFiles(Path(cache_dir), split, image_set.modality.value)
     manifest = _cache_manifest(image_set, root, height, width)
-    if not cache.is_current(manifest, shape):
-        cache.write(image_set, root, manifest, height, width)
-    return ImageBank(np.load(cache.images, mmap_mode="r"), device, image_set.paths)
+    if not files.is_current(manifest, shape):
+        files.write(image_set, root, manifest, height, width)
+    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache)
 
 
 class CacheFiles:

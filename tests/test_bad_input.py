@@ -78,6 +78,7 @@ CONFIGURATION = [
     case("height off the stride", "train_prepare", lambda p: p.set(INPUT__HEIGHT=40), "a multiple of 16"),
     case("unknown precision", "train_prepare", lambda p: p.set(PRECISION="fp16"), "choose fp32 or tf32 or bf16"),
     case("unknown index", "train_prepare", lambda p: p.set(CLUSTER__INDEX="flat"), "choose exact or ivf or hnsw"),
+    case("unknown cache", "train_prepare", lambda p: p.set(DATASET__CACHE="disk"), "choose auto or memory or mmap"),
     case("unknown data set", "train_prepare", lambda p: p.set(DATASET__NAME="market"), "choose sysu, regdb"),
     case("unknown mode", "test", lambda p: p.set(TEST__MODE="v2t"), "all and indoor"),
     case("cuda without a GPU", "train_prepare", lambda p: p.set(DEVICE="cuda"), "set DEVICE to auto or cpu"),
@@ -168,6 +169,7 @@ CHECKPOINTS = [
     case("both states damaged", "train_prepare", broken.damaged_states, "Add --fresh"),
     case("state of something else", "train_prepare", broken.foreign_state, "not of this version"),
     case("going on with another test", "train_prepare", lambda p: p.resumed(TEST__TRIALS=1, TEST__EVERY=3), None),
+    case("going on with images held elsewhere", "train_prepare", lambda p: p.resumed(DATASET__CACHE="memory"), None),
     case("going on with more epochs", "train_prepare", lambda p: p.resumed(PREPARE__EPOCHS=2), None),
 ]
 COMMAND_LINE = [

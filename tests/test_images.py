@@ -1,11 +1,12 @@
 """Decoding of every kind of image, the cache, and the manifest of a data set."""
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data import images as module
 from data import sysu
-from data.images import open_bank, read_image
+from data.images import ImageBank, open_bank, pick_cache, read_image
 from data.manifest import data_manifest, manifest_differences
 from processor.pseudo_labels import find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
@@ -80,6 +81,47 @@ def test_cache_is_written_once_and_again_after_a_change(tmp_path, monkeypatch):
     (root / "test_ir_resized_img.npy").write_bytes(b"cut off")
     open_bank(images, root, root, "test", 32, 16)
     assert len(decoded) == 3 * len(images)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("cache", ["memory", "device"])
+def test_batches_are_the_same_wherever_the_images_are_held(tmp_path, monkeypatch, cache, device):
+    root = sysu_tree(tmp_path / "SYSU")
+    images = sysu.load(root, check_counts=False).test[Modality.IR]
+    monkeypatch.setattr(module, "READ_AT_ONCE", 4)
+    mapped = open_bank(images, root, root, "test", 32, 16)
+    bank = open_bank(images, root, root, "test", 32, 16, device, cache)
+    for indices in ([3, 0, 3], np.arange(len(images))[::-1], np.array([1], np.int32), np.array([], int)):
+        batch, expected = bank.batch(indices), mapped.batch(indices)
+        assert batch.dtype == torch.uint8 and batch.device.type == device and torch.equal(batch.cpu(), expected)
+        assert len(indices) == 0 or batch.stride() == expected.stride()
+    bank.batch([0]).zero_()                                             # a batch is its taker's
+    assert torch.equal(bank.batch([0]).cpu(), mapped.batch([0]))
+    assert np.array_equal(bank.images[5], mapped.images[5])             # the report reads single images
+    assert bank._copy.device.type == (device if cache == "device" else "cpu")
+    assert bank._copy.is_pinned() == (device == "cuda" and cache == "memory")
+
+
+def test_auto_holds_images_where_they_leave_room(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000, 9000))
+    monkeypatch.setattr(module, "_available_memory", lambda: 40_000)
+    assert [pick_cache("auto", size, "cuda") for size in (1000, 1001, 10_000, 10_001)] == ["device", "memory", "memory",
+                                                                                         "mmap"]
+    assert pick_cache("auto", 1, "cpu") == "mmap" and pick_cache("device", 10 ** 9, "cpu") == "device"
+    monkeypatch.undo()
+    assert module._available_memory() >= 0
+
+
+@pytest.mark.gpu
+def test_pinned_batches_are_sound_while_the_gpu_is_behind():
+    images = np.random.default_rng(0).integers(0, 256, (64, 96, 48, 3), np.uint8)
+    bank, mapped = ImageBank(images, "cuda", cache="memory"), ImageBank(images, "cuda")
+    busy = torch.ones(4096, 4096, device="cuda")
+    for _ in range(20):
+        busy = busy @ busy / 4096
+    batches = [bank.batch(np.arange(64)[::step]) for step in (-1, 3)]
+    for batch, step in zip(batches, (-1, 3)):
+        assert torch.equal(batch, mapped.batch(np.arange(64)[::step]))
 
 
 @pytest.fixture
