@@ -23,7 +23,7 @@ lint: .venv/installed
 
 # The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
 bench: .venv/installed
-	for name in sampler memory augment metrics train_step clustering epoch; do \
+	for name in sampler memory augment metrics train_step "clustering --dense --repeats 1" epoch; do \
 		$(PY) -m benchmarks.bench_$$name || exit 1; done
 
 # Kills and resumes of the demo for SOAK_MINUTES; prints what happened and fails if a result differs.

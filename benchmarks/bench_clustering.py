@@ -6,7 +6,6 @@
 """
 import argparse
 import multiprocessing
-import re
 import resource
 import time
 
@@ -144,8 +143,7 @@ def plot(measured):
         axes.plot(counts, values, "o-")
         axes.set(xlabel="images", title=name, xlim=0, ylim=0)
         axes.grid(alpha=0.3)
-    stem = re.sub(r"[^a-z0-9]+", "-", harness.device_name().lower()).strip("-")
-    figure.savefig(harness.FOLDER / f"clustering_sizes-{stem}.svg", metadata={"Date": None})
+    figure.savefig(harness.FOLDER / f"clustering_sizes-{harness.device_stem()}.svg", metadata={"Date": None})
 
 
 def timed(function, repeats):

@@ -110,6 +110,11 @@ def device_name():
     return f"{model} ({torch.get_num_threads()} threads)"
 
 
+def device_stem():
+    """The device's name as the stem of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+
+
 def environment():
     """Versions, device, commit and load, saved with every section."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
@@ -141,8 +146,7 @@ class Results:
     def save(self):
         """Write this subject's section, and the table of all sections of this device."""
         FOLDER.mkdir(exist_ok=True)
-        stem = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
-        path = FOLDER / f"{stem}.json"
+        path = FOLDER / f"{device_stem()}.json"
         sections = json.loads(path.read_text()) if path.is_file() else {}
         sections[self.subject] = {"environment": environment(), "rows": [asdict(row) for row in self.rows]}
         path.write_text(json.dumps(sections, indent=1) + "\n")
