@@ -28,7 +28,9 @@ IMAGE_SIZE = (96, 48)  # pixels, height and width
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EMBED_DIM, IMAGE_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 128, 16, 64, 2
 VOCABULARY, CONTEXT = 49408, 77
-IMAGE_NORM, TEXT_NORM = 3.0, 9.0  # mean norms at the end: CCLNet's losses do not normalise
+# Mean norms at the end: CCLNet's losses do not normalise. Texts longer than this satisfy the prompt loss without
+# pointing where their images lie, and then say little across modalities.
+IMAGE_NORM, TEXT_NORM = 3.0, 3.0
 
 
 class ResizedAttentionPool(AttentionPool2d):
