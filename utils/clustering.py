@@ -22,6 +22,7 @@ from utils.runtime import precision
 
 try:
     import faiss
+    import faiss.contrib.torch_utils  # noqa: F401 - lets FAISS take tensors, those on a GPU without a way round the host
 except ImportError:  # the torch search below takes its place
     faiss = None
 
@@ -118,13 +119,12 @@ def k_nearest(features, k, index="exact"):
 
 
 def _search_faiss(index, features, k, on_gpu):
-    x = features.cpu().numpy()
     if on_gpu:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
+    x = features.contiguous() if on_gpu else features.cpu().contiguous()
     index.add(x)
     similarity, neighbour = index.search(x, k)
-    return Neighbours(torch.from_numpy(neighbour).to(features.device),
-                      torch.from_numpy(similarity).to(features.device))
+    return Neighbours(neighbour.to(features.device), similarity.to(features.device))
 
 
 def _ivf_index(features):
@@ -135,7 +135,7 @@ def _ivf_index(features):
     index.nprobe = min(IVF_PROBES, lists)
     index.cp.seed, index.cp.niter = IVF_SEED, IVF_ROUNDS
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, IVF_SAMPLE
-    index.train(features.cpu().numpy())
+    index.train(features.cpu().contiguous())
     return index
 
 
