@@ -1,6 +1,6 @@
 """The whole pipeline on drawn people, and one table of what each stage gained.
 
-    python tools/demo.py [--seeds 1 2 3] [KEY VALUE ...]
+    python tools/demo.py [KEY VALUE ...] [--seeds 1 2 3]
 
 Runs test.py, train_prepare.py, train_clip.py with configs/demo.yml, as a user would, and test.py after each stage.
 With several seeds the table holds mean and standard deviation over them.
