@@ -22,7 +22,6 @@ from processor.ranking import save_rankings
 from processor.report_data import retrieval_content, save_report
 from utils.checkpoint import load_checkpoint, released_state, save_json
 from utils.errors import UserError, exit_on_user_error
-from utils.runtime import precision
 
 
 def main():
@@ -46,8 +45,9 @@ def main():
     parts.start()
     if released_state(content) is not None:
         parts.log.info(f"{path}: {describe_released(content)}")
-    with precision(config.PRECISION, parts.device), non_finite_report(config.OUTPUT_DIR):
-        evaluations = evaluate_all(parts.place(model), parts.data, banks, parts.retrievals, config.TEST.BATCH_SIZE)
+    with non_finite_report(config.OUTPUT_DIR):
+        evaluations = evaluate_all(parts.place(model), parts.data, banks, parts.retrievals, config.TEST.BATCH_SIZE,
+                                   config.PRECISION)
     report(parts, content, what, evaluations)
     if arguments.save_ranking:
         for file in save_rankings(config.OUTPUT_DIR, parts.data, parts.retrievals, evaluations):

@@ -13,7 +13,6 @@ from processor.contrast import ContrastSettings, ContrastStage
 from processor.features import embed
 from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from utils.modality import Modality
-from utils.runtime import precision
 from utils.seeding import numpy_rng
 
 SIZES, PERSONS = {Modality.RGB: 22258, Modality.IR: 11909}, 395
@@ -37,8 +36,7 @@ def parts(model, banks, settings, report, device):
     mode, batch = settings.precision, settings.clusters_per_batch * settings.instances
 
     def embed_all():
-        with precision(mode, device):
-            return {m: embed(model, bank, m, batch_size=EMBED_BATCH) for m, bank in banks.items()}
+        return {m: embed(model, bank, m, batch_size=EMBED_BATCH, mode=mode) for m, bank in banks.items()}
 
     features, images = embed_all(), sum(map(len, banks.values()))
     tower = measure(embedding(model, device, mode, EMBED_BATCH, True)) / EMBED_BATCH * images

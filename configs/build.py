@@ -122,7 +122,8 @@ class Parts:
     def tester(self):
         """The `Tester` of TEST.MODE, or of the first mode if that is both."""
         test = self.config.TEST
-        return Tester(self.data, self.banks("test"), self.retrievals[0], test.BATCH_SIZE, test.EVERY)
+        return Tester(self.data, self.banks("test"), self.retrievals[0], test.BATCH_SIZE, test.EVERY,
+                      self.config.PRECISION)
 
     def facts(self):
         """What every checkpoint remembers of the run."""

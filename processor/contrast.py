@@ -131,13 +131,13 @@ class ContrastStage:
         """Start the epoch: pseudo labels from the model as it is, memories from their centroids."""
         s = self.settings
         try:
-            with precision(s.precision, self.banks[Modality.RGB].device):
-                features = self.first_features or {
-                    m: embed(self.model, self.banks[m], m, batch_size=s.embed_batch_size) for m in Modality}
-                self.first_features = None
-                pseudo = {m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality}
+            features = self.first_features or {
+                m: embed(self.model, self.banks[m], m, batch_size=s.embed_batch_size, mode=s.precision)
+                for m in Modality}
         except NonFinite as error:
             raise NonFinite(error.term, error.images, epoch=self.epoch)
+        self.first_features = None
+        pseudo = {m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality}
         self.labels = {m: pseudo[m].labels for m in Modality}
         self.memories = {m: ClusterMemory(pseudo[m].centroids, s.temperature, s.momentum) for m in Modality}
 

@@ -33,17 +33,17 @@ def trial_numbers(result):
     return {**numbers, "mAP": result.mAP, "mINP": result.mINP}
 
 
-def evaluate(model, data, banks, retrieval, batch_size=64):
+def evaluate(model, data, banks, retrieval, batch_size=64, mode="fp32"):
     """Rank the gallery of every trial by cosine distance: `Evaluation`. Arguments and errors: `evaluate_all`."""
-    return evaluate_all(model, data, banks, [retrieval], batch_size)[0]
+    return evaluate_all(model, data, banks, [retrieval], batch_size, mode)[0]
 
 
-def evaluate_all(model, data, banks, retrievals, batch_size=64):
+def evaluate_all(model, data, banks, retrievals, batch_size=64, mode="fp32"):
     """Several retrievals from one embedding: every image that any of them uses is embedded once.
 
     Args:
         model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images;
-        retrievals: list of `Retrieval`.
+        retrievals: list of `Retrieval`; mode: of `utils.runtime.precision`, for the embedding.
     Returns: list of `Evaluation`, one per retrieval.
     Raises: UserError: a trial's gallery holds nobody of the queries.
     """
@@ -51,7 +51,7 @@ def evaluate_all(model, data, banks, retrievals, batch_size=64):
     for m in Modality:
         used[m] = np.unique(np.concatenate([np.concatenate([r.query] if r.query_modality is m else r.galleries)
                                             for r in retrievals]))
-        features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size)
+        features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size, mode=mode)
     return [replace(_rank(data, retrieval, used, features), features={m: (used[m], features[m]) for m in Modality})
             for retrieval in retrievals]
 

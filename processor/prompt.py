@@ -12,7 +12,6 @@ from processor.features import embed_heads
 from processor.finite import check_losses, check_weights
 from utils.modality import Modality
 from utils.optim import prompt_schedule
-from utils.runtime import precision
 from utils.seeding import numpy_rng, torch_rng
 
 
@@ -72,9 +71,8 @@ class PromptStage:
         if self.epoch > s.epochs:
             return
         kept = {m: np.flatnonzero(self.labels[m] >= 0) for m in Modality}
-        with precision(s.precision, self.banks[Modality.RGB].device):
-            embedded = {m: embed_heads(self.model, self.banks[m], m, ("projection", "feature"),
-                                       batch_size=s.embed_batch_size) for m in Modality}
+        embedded = {m: embed_heads(self.model, self.banks[m], m, ("projection", "feature"),
+                                   batch_size=s.embed_batch_size, mode=s.precision) for m in Modality}
         self.features = {m: embedded[m]["feature"] for m in Modality}
         images = {m: embedded[m]["projection"][kept[m]] for m in Modality}
         labels = {m: torch.from_numpy(self.labels[m][kept[m]]).to(images[m].device) for m in Modality}

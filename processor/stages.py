@@ -18,12 +18,13 @@ from utils.modality import Modality
 class Tester:
     """Evaluates a model on one protocol. Args: as `evaluate`; every: epochs between evaluations."""
 
-    def __init__(self, data, banks, retrieval, batch_size=64, every=10):
+    def __init__(self, data, banks, retrieval, batch_size=64, every=10, mode="fp32"):
         self.data = data
         self.banks = banks
         self.retrieval = retrieval
         self.batch_size = batch_size
         self.every = every
+        self.mode = mode
 
     @property
     def device(self):
@@ -36,7 +37,7 @@ class Tester:
 
     def __call__(self, model):
         """The `Evaluation` of a model."""
-        return evaluate(model, self.data, self.banks, self.retrieval, self.batch_size)
+        return evaluate(model, self.data, self.banks, self.retrieval, self.batch_size, self.mode)
 
 
 def run_prepare(model, banks, settings, run):
