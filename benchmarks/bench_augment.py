@@ -33,8 +33,8 @@ def main():
     plain = measure(lambda: normalise(batch), 15) / BATCH
     results.add(Row("normalise alone, per image", plain, None, bound / BATCH))
     results.add(Row("gathering the batch, per image", measure(lambda: bank.batch(positions), 15) / BATCH))
-    results.save()
     torch.set_num_threads(threads)
+    results.save()
 
 
 if __name__ == "__main__":

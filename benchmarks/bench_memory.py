@@ -5,7 +5,7 @@ from scipy.optimize import linear_sum_assignment
 
 from benchmarks import reference
 from benchmarks.harness import Results, Row, measure
-from loss.cluster_memory import ClusterMemory, prototype_similarity, swap
+from loss.cluster_memory import ClusterMemory, PrototypeSimilarity, swap
 
 RGB, IR, DIM, BATCH = 600, 450, 2048, 64
 
@@ -30,7 +30,7 @@ def steps(device):
     start = [p.to(device) for p in draw(RGB, IR, DIM)]
     batches = [(x.to(device), y) for x, y in (batch(RGB, 1), batch(IR, 2))]
     memories, plain = [ClusterMemory(p) for p in start], [p.clone() for p in start]
-    similarity = prototype_similarity(*memories)        # once per epoch
+    similarity = PrototypeSimilarity(*memories)        # once per epoch
 
     def ours(with_swap):
         for memory, (x, y) in zip(memories, batches):

@@ -52,7 +52,8 @@ class ClusterMemory:
         x = F.normalize(x.detach().float(), dim=1).index_select(0, samples) * (1 - self.momentum)
         mixed = self.prototypes.index_select(0, clusters)
         for block in x.split(sizes):
-            row = mixed[:len(block)].mul_(self.momentum).add_(block)
+            row = mixed[:len(block)]
+            torch.add(block, row, alpha=self.momentum, out=row)
             row.div_(torch.linalg.vector_norm(row, dim=1, keepdim=True).clamp_(min=1e-12))
         self.prototypes.index_copy_(0, clusters, mixed)
 
@@ -80,10 +81,36 @@ class Pairs(NamedTuple):
     cosine: np.ndarray  # (M,) float32, their inner products
 
 
-@torch.no_grad()
-def prototype_similarity(memory_rgb, memory_ir):
-    """Inner products of all prototypes: (K_rgb, K_ir)."""
-    return memory_rgb.prototypes @ memory_ir.prototypes.T
+class PrototypeSimilarity:
+    """Inner products of all prototypes of two memories, kept from swap to swap.
+
+    A step changes few prototypes, so most of the products stay; computing all of them costs more than the rest of a
+    step.
+    """
+
+    def __init__(self, memory_rgb, memory_ir):
+        self.memories = memory_rgb, memory_ir
+        self.values = memory_rgb.prototypes @ memory_ir.prototypes.T      # (K_rgb, K_ir)
+        self.swapped = np.empty(0, np.int64), np.empty(0, np.int64)       # clusters that changed after the last refresh
+
+    def refresh(self, labels_rgb, labels_ir):
+        """The values, (K_rgb, K_ir), where no clusters but those of this batch (B,) and of the last have changed."""
+        batch = tuple(np.unique(labels.cpu().numpy()) for labels in (labels_rgb, labels_ir))
+        rgb, ir = (torch.from_numpy(np.union1d(*pair)).to(self.values.device) for pair in zip(batch, self.swapped))
+        of_rgb, of_ir = (memory.prototypes for memory in self.memories)
+        self.values.index_copy_(0, rgb, of_rgb.index_select(0, rgb) @ of_ir.T)
+        self.values.index_copy_(1, ir, (of_ir.index_select(0, ir) @ of_rgb.T).T)
+        self.swapped = batch                # by what comes after the refresh
+        return self.values
+
+    def state_dict(self):
+        """Products computed anew could differ in the last bits, so they are kept."""
+        return {"values": self.values, "swapped": [torch.from_numpy(clusters) for clusters in self.swapped]}
+
+    def load_state_dict(self, state):
+        """Go on where the one that gave `state` was."""
+        self.values = state["values"].to(self.values.device)
+        self.swapped = tuple(clusters.cpu().numpy() for clusters in state["swapped"])
 
 
 def match_prototypes(similarity):
@@ -104,29 +131,18 @@ def swap(memory_rgb, memory_ir, labels_rgb, labels_ir, scale=0.1, order="release
         labels_rgb, labels_ir: (B,) labels of the batch; scale: share that a prototype keeps.
         order: "released": the IR prototype is mixed with the RGB one *after* that has changed, as in the released
             code (an alias there); "simultaneous": both are mixed with the other's old value, as in the paper.
-        similarity: `prototype_similarity` before this step's updates, brought up to date in place; a step changes
-            few of its rows and columns, so keeping it is far cheaper than computing it again, as None does.
+        similarity: the memories' `PrototypeSimilarity`, the same in every step; None computes all products.
     Returns:
         The `Pairs` as they were matched, before they were mixed.
     """
-    if similarity is not None:
-        _refresh(similarity, memory_rgb, memory_ir, labels_rgb, labels_ir)
-    pairs = match_prototypes(prototype_similarity(memory_rgb, memory_ir) if similarity is None else similarity)
+    similarity = similarity or PrototypeSimilarity(memory_rgb, memory_ir)
+    pairs = match_prototypes(similarity.refresh(labels_rgb, labels_ir))
     in_rgb = np.isin(pairs.rgb, labels_rgb.cpu().numpy())
     in_ir = np.isin(pairs.ir, labels_ir.cpu().numpy())
     source = memory_rgb.prototypes if order == "released" else memory_rgb.prototypes.clone()
     _mix(memory_rgb.prototypes, pairs.rgb[in_rgb], memory_ir.prototypes, pairs.ir[in_rgb], scale)
     _mix(memory_ir.prototypes, pairs.ir[in_ir], source, pairs.rgb[in_ir], scale)
-    if similarity is not None:
-        _refresh(similarity, memory_rgb, memory_ir, labels_rgb, labels_ir)
     return pairs
-
-
-def _refresh(similarity, memory_rgb, memory_ir, labels_rgb, labels_ir):
-    """Compute the rows of the clusters labels_rgb and the columns of the clusters labels_ir anew, in place."""
-    rgb, ir = (torch.unique(y).to(similarity.device) for y in (labels_rgb, labels_ir))
-    similarity[rgb] = memory_rgb.prototypes[rgb] @ memory_ir.prototypes.T
-    similarity[:, ir] = memory_rgb.prototypes @ memory_ir.prototypes[ir].T
 
 
 def _mix(target, rows, source, source_rows, scale):

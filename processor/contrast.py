@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.augment import Augmentation, augment
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cluster_memory import ClusterMemory, Pairs, match_prototypes, prototype_similarity, swap
+from loss.cluster_memory import ClusterMemory, Pairs, PrototypeSimilarity, match_prototypes, swap
 from loss.image_text import image_to_text
 from processor.features import embed
 from processor.finite import NonFinite, check_losses, check_weights
@@ -104,7 +104,7 @@ class ContrastStage:
         self.iteration = 0          # its iterations done
         self.labels = None          # Modality -> (N,) pseudo labels of the epoch under way, None before it starts
         self.memories = None        # Modality -> ClusterMemory, likewise
-        self.similarity = None      # of their prototypes once they are swapped, see `swap`
+        self.similarity = None      # PrototypeSimilarity of the epoch under way, None before its first swap
         self.totals = {}            # name -> sum over the iterations done
         self.positions = {}         # Modality -> (B,) images of the last step
 
@@ -167,7 +167,7 @@ class ContrastStage:
         return EpochReport(self.epoch, self.labels, means, 0.0, iterations,
                            2 * batch_size * (iterations - first) / (time.perf_counter() - started), 0.0, matched,
                            similarity,
-                           match_prototypes(prototype_similarity(*(self.memories[m] for m in Modality))))
+                           match_prototypes(PrototypeSimilarity(*(self.memories[m] for m in Modality)).values))
 
     def _images(self, batches, iteration):
         """The augmented images of an iteration: Modality -> (B, 3, H, W); None after the last."""
@@ -195,7 +195,7 @@ class ContrastStage:
             return {}
         rgb, ir = (self.memories[m] for m in Modality)
         if self.similarity is None:
-            self.similarity = prototype_similarity(rgb, ir)
+            self.similarity = PrototypeSimilarity(rgb, ir)
         pairs = swap(rgb, ir, *labels.values(), s.swap_scale, s.swap_order, self.similarity)
         return {"matched": len(pairs.rgb), "similarity": float(pairs.cosine.mean()) if len(pairs.rgb) else 0.0}
 
@@ -209,7 +209,7 @@ class ContrastStage:
                 "optimizer": self.optimizer.state_dict(),
                 "labels": self.labels and {m.value: torch.from_numpy(v) for m, v in self.labels.items()},
                 "prototypes": self.memories and {m.value: v.prototypes for m, v in self.memories.items()},
-                "similarity": self.similarity,      # computed anew, it could differ in the last bits
+                "similarity": self.similarity and self.similarity.state_dict(),
                 "totals": {name: float(total) for name, total in self.totals.items()}}
 
     def load_state_dict(self, state):
@@ -220,13 +220,15 @@ class ContrastStage:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.labels = state["labels"] and {m: state["labels"][m.value].cpu().numpy() for m in Modality}
-        self.memories = None
-        self.similarity = None if state["similarity"] is None else state["similarity"].to(device)
+        self.memories = self.similarity = None
         if state["prototypes"]:
             prototypes = {m: state["prototypes"][m.value].to(device) for m in Modality}
             self.memories = {m: ClusterMemory(p, s.temperature, s.momentum) for m, p in prototypes.items()}
             for m, memory in self.memories.items():
                 memory.prototypes = prototypes[m]      # to the bit: normalising again would change the last one
+        if state["similarity"]:
+            self.similarity = PrototypeSimilarity(*(self.memories[m] for m in Modality))
+            self.similarity.load_state_dict(state["similarity"])
 
 
 def contrast_losses(model, memories, images, labels, positions=None, guidance=None):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from data.augment import MEAN, STD, Augmentation, augment
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cluster_memory import ClusterMemory, match_prototypes, prototype_similarity, swap
+from loss.cluster_memory import ClusterMemory, PrototypeSimilarity, match_prototypes, swap
 from utils.clustering import cluster
 from utils.metrics import rank_metrics
 
@@ -73,7 +73,7 @@ def test_memory_rows_are_unit_and_classes_outside_the_batch_stay(seed, rgb, ir, 
     for memory, y in zip(pair, labels):
         memory.update(torch.randn(batch, 8, generator=generator), y)
     between = [memory.prototypes.clone() for memory in pair]
-    matched = match_prototypes(prototype_similarity(*pair))
+    matched = match_prototypes(PrototypeSimilarity(*pair).values)
     swap(*pair, *labels, scale, order)
     for memory, y, first, second, clusters in zip(pair, labels, before, between, matched[:2]):
         outside = [c for c in range(len(first)) if c not in y]
