@@ -26,7 +26,8 @@ from utils.errors import UserError, exit_on_user_error  # noqa: E402
 
 TRIALS = tuple(range(1, 11))
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
-NO_TRAINING = ("OUTPUT_DIR", "DEVICE", "DATASET.CACHE_DIR", "CHECKPOINT", "TEST")    # what learning does not depend on
+# What learning does not depend on.
+NO_TRAINING = ("OUTPUT_DIR", "DEVICE", "DATASET.CACHE_DIR", "DATASET.CACHE", "CHECKPOINT", "TEST")
 
 
 def parse_arguments(arguments=None):
