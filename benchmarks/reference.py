@@ -1,7 +1,4 @@
 """The released way of each step, written plainly from the method's description: the slow side of every comparison."""
-import math
-import random
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -98,33 +95,12 @@ def epoch_batches(labels, clusters, instances, iterations):
     return batches
 
 
-class Erase:
-    """Random erasing of a normalised image (3, H, W) with the channel means."""
-
-    def __init__(self, p):
-        self.p = p
-
-    def __call__(self, image):
-        """Erase in place with probability p."""
-        if random.random() > self.p:
-            return image
-        for _ in range(100):
-            area = random.uniform(0.02, 0.4) * image.shape[1] * image.shape[2]
-            aspect = random.uniform(0.3, 1 / 0.3)
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if h < image.shape[1] and w < image.shape[2]:
-                top, left = random.randint(0, image.shape[1] - h), random.randint(0, image.shape[2] - w)
-                for channel, mean in enumerate(MEAN):
-                    image[channel, top:top + h, left:left + w] = mean
-                return image
-        return image
-
-
 def sysu_transform(height, width):
     """The RGB augmentation of SYSU-MM01 on one image (H, W, 3) uint8, by Pillow."""
     return transforms.Compose([
         Image.fromarray, transforms.RandomGrayscale(0.5), transforms.Pad(10), transforms.RandomCrop((height, width)),
-        transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD), Erase(0.5)])
+        transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD),
+        transforms.RandomErasing(0.5)])
 
 
 def augment(images, transform):

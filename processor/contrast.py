@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from data.augment import Augmentation, augment
+from data.augment import Augmentation, apply, draw
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cluster_memory import ClusterMemory, Pairs, PrototypeSimilarity, match_prototypes, swap
 from loss.image_text import image_to_text
@@ -173,8 +173,9 @@ class ContrastStage:
         """The augmented images of an iteration: Modality -> (B, 3, H, W); None after the last."""
         if iteration == len(batches[Modality.RGB]):
             return None
-        return {m: augment(self.banks[m].batch(batches[m][iteration]), self.settings.augmentation[m],
-                           numpy_rng(self.settings.seed, "augment", m.value, self.epoch, iteration)) for m in Modality}
+        images = {m: self.banks[m].batch(batches[m][iteration]) for m in Modality}
+        return {m: apply(images[m], draw(self.settings.augmentation[m], len(images[m]), images[m].shape[2:], numpy_rng(
+            self.settings.seed, "augment", m.value, self.epoch, iteration))) for m in Modality}
 
     def _optimise(self, images, labels):
         """One optimiser step: the losses by name, and Modality -> (B, D) features."""

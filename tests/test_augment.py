@@ -1,51 +1,115 @@
-"""The batched augmentation against one image at a time, with the same draws."""
-import math
-
+"""The augmentation of a batch: one image at a time with the same draws, and torchvision's pipeline in distribution."""
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.stats import chi2_contingency, ks_2samp
+from torchvision import transforms
 
-from data import augment as module
-from data.augment import LUMA, MEAN, STD, Augmentation, augment
+from data.augment import LUMA, MEAN, STD, Augmentation, apply, draw, draw_rectangles, normalise
+
+DRAWS = 8000
+SYSU_RGB, SYSU_IR = Augmentation(0.5, 0.5, 10, 0.5), Augmentation(0.0, 0.5, 10, 0.5)
+REGDB_RGB, REGDB_IR = Augmentation(0.5, 0.0, 0, 0.5), Augmentation(0.0, 0.0, 0, 0.5)
 
 
-def one_by_one(images, policy, rng):
-    """(B, H, W, 3) uint8 -> (B, H, W, 3) float64; draws: corners, flips, greys, erasures, then the rectangles."""
-    batch, height, width, _ = images.shape
-    pad = policy.pad
-    corners = rng.integers(0, 2 * pad + 1, (batch, 2))
-    flip, grey, erase = (rng.random(batch) < chance for chance in (policy.flip, policy.grey, policy.erase))
+def one_by_one(images, plan):
+    """(B, H, W, 3) uint8 -> (B, H, W, 3) float64, by NumPy."""
+    height, width = images.shape[1:3]
+    pad = 12
     out = np.empty(images.shape)
-    for i, (top, left) in enumerate(corners):
-        image = np.pad(images[i].astype(float), ((pad, pad), (pad, pad), (0, 0)))[top:top + height, left:left + width]
-        image = image[:, ::-1] if flip[i] else image
-        image = np.repeat(image @ np.array(LUMA)[:, None], 3, axis=2) if grey[i] else image
+    for i, (grey, corner, flip, (top, left, h, w)) in enumerate(zip(*plan)):
+        image = np.pad(images[i].astype(float), ((pad, pad), (pad, pad), (0, 0)))
+        image = image[pad + corner[0]:pad + corner[0] + height, pad + corner[1]:pad + corner[1] + width]
+        image = image[:, ::-1] if flip else image
+        image = np.repeat(image @ np.array(LUMA)[:, None], 3, axis=2) if grey else image
         out[i] = (image / 255 - MEAN) / STD
-        for _ in range(100 if erase[i] else 0):
-            area, aspect = rng.uniform(0.02, 0.4) * height * width, rng.uniform(0.3, 1 / 0.3)
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if h < height and w < width:
-                top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-                out[i, top:top + h, left:left + w] = MEAN
-                break
+        out[i, top:top + h, left:left + w] = 0
     return out
 
 
-@pytest.mark.parametrize("cached", [1, 3000, 2 ** 17])
 @pytest.mark.parametrize("size", [(7, 5), (9, 6), (32, 16), (1, 1)])
 @pytest.mark.parametrize("policy", [Augmentation(), Augmentation(0.5, 0.5, 3, 0.5), Augmentation(1, 1, 10, 1)])
-def test_equals_one_image_at_a_time(cached, size, policy, monkeypatch):
-    """Whatever the number of images treated together, and however they lie in memory."""
-    monkeypatch.setattr(module, "CACHED", cached)
+def test_equals_one_image_at_a_time(size, policy):
     images = np.random.default_rng(0).integers(0, 256, (11, *size, 3), dtype=np.uint8)
-    expected, after = one_by_one(images, policy, rng := np.random.default_rng(1)), rng.random()
+    plan = draw(policy, 11, size, np.random.default_rng(1))
     channels_last = torch.from_numpy(images).permute(0, 3, 1, 2)
     for given in (channels_last, channels_last.contiguous()):
-        out = augment(given, policy, rng := np.random.default_rng(1))
-        np.testing.assert_allclose(out.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
-        assert rng.random() == after and out.permute(0, 2, 3, 1).is_contiguous()
+        out = apply(given, plan)
+        assert out.dtype == torch.float32
+        np.testing.assert_allclose(out.permute(0, 2, 3, 1), one_by_one(images, plan), atol=1e-5)
 
 
-def test_no_images():
-    assert augment(torch.zeros(0, 3, 8, 4, dtype=torch.uint8), Augmentation(0.5, 0.5, 3, 0.5),
-                   np.random.default_rng(0)).shape == (0, 3, 8, 4)
+def test_a_part_of_a_plan_is_what_the_whole_does_to_those_images():
+    """So that a process can apply its share of what all drew alike."""
+    images = torch.randint(0, 256, (8, 3, 24, 12), dtype=torch.uint8)
+    plan = draw(SYSU_RGB, 8, (24, 12), np.random.default_rng(0))
+    whole = apply(images, plan)
+    parts = [apply(images[rows], plan.part(rows)) for rows in (slice(0, 3), slice(3, 8))]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_normalise_is_torchvisions():
+    images = torch.randint(0, 256, (3, 3, 8, 4), dtype=torch.uint8)
+    expected = transforms.Normalize(MEAN, STD)(images / 255)
+    torch.testing.assert_close(normalise(images), expected)
+    torch.testing.assert_close(apply(images, draw(Augmentation(), 3, (8, 4), np.random.default_rng(0))), expected)
+
+
+@pytest.mark.parametrize("size", [(288, 144), (96, 48), (30, 200)])
+def test_erased_rectangles_are_distributed_as_torchvisions(size):
+    """Area, aspect ratio and place of what is erased, and the share of images in which no try fits."""
+    torch.manual_seed(0)        # get_params reads torch's global generator
+    blank = torch.ones(1, *size)
+    theirs = np.array([transforms.RandomErasing.get_params(blank, (0.02, 0.33), (0.3, 3.3), [0.0])[:4]
+                       for _ in range(DRAWS)])
+    theirs = np.where((theirs[:, 2:3] == size[0]) & (theirs[:, 3:] == size[1]), 0, theirs)      # no try fitted
+    ours = draw_rectangles(DRAWS, size, np.random.default_rng(0))
+    assert ours.dtype == np.int64
+
+    none = [(drawn[:, 2] == 0).sum() for drawn in (ours, theirs)]
+    if any(none):
+        assert chi2_contingency([none, [DRAWS - n for n in none]]).pvalue > 1e-3
+    ours, theirs = (drawn[drawn[:, 2] > 0] for drawn in (ours, theirs))
+    for drawn in (ours, theirs):
+        top, left, h, w = drawn.T
+        assert (top >= 0).all() and (left >= 0).all() and (top + h <= size[0]).all() and (left + w <= size[1]).all()
+    for name, of in {"area": lambda top, left, h, w: h * w, "aspect": lambda top, left, h, w: h / w,
+                     "top": lambda top, left, h, w: top, "left": lambda top, left, h, w: left,
+                     "share of the room above": lambda top, left, h, w: top / (size[0] - h),
+                     "share of the room at the left": lambda top, left, h, w: left / (size[1] - w)}.items():
+        assert ks_2samp(of(*ours.T), of(*theirs.T)).pvalue > 1e-3, name
+
+
+def test_erased_area_and_shape_at_the_released_size():
+    """The released algorithm's averages: 16.3 % of the image, 55.6 % of the rectangles taller than wide."""
+    _, _, h, w = draw_rectangles(40_000, (288, 144), np.random.default_rng(0)).T
+    assert (h * w).mean() / (288 * 144) == pytest.approx(0.163, abs=0.003)
+    assert (h > w).mean() == pytest.approx(0.556, abs=0.01)
+
+
+def pipeline(policy, size):
+    """The released transform of one image (H, W, 3) uint8, from torchvision's parts."""
+    return transforms.Compose([
+        Image.fromarray, transforms.RandomGrayscale(policy.grey), transforms.Pad(policy.pad),
+        transforms.RandomCrop(size), transforms.RandomHorizontalFlip(policy.flip), transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD), transforms.RandomErasing(policy.erase)])
+
+
+@pytest.mark.parametrize("policy", [SYSU_RGB, SYSU_IR, REGDB_RGB, REGDB_IR], ids=["sysu rgb", "sysu ir", "regdb rgb",
+                                                                                 "regdb ir"])
+def test_moments_are_those_of_torchvisions_pipeline(policy):
+    """Mean, standard deviation and skew of every channel in a 4 x 2 grid of places, over many draws of one image."""
+    size, draws = (48, 24), 4000
+    rows, columns = np.mgrid[:48, :24]
+    image = np.stack([40 + 4 * rows, 250 - 8 * columns, 90 + 3 * ((rows + columns) % 40)], axis=2).astype(np.uint8)
+    torch.manual_seed(1)
+    transform = pipeline(policy, size)
+    theirs = torch.stack([transform(image) for _ in range(draws)])
+    given = torch.from_numpy(image).permute(2, 0, 1).expand(draws, -1, -1, -1)
+    ours = apply(given, draw(policy, draws, size, np.random.default_rng(1)))
+    for name, of in {"mean": lambda v: v, "square": lambda v: v ** 2, "cube": lambda v: v ** 3,
+                     "channels together": lambda v: v * v.roll(1, dims=1)}.items():
+        found, expected = (torch.nn.functional.avg_pool2d(of(v.double()), 12) for v in (ours, theirs))
+        error = (found.var(0) / draws + expected.var(0) / draws).sqrt()
+        assert ((found.mean(0) - expected.mean(0)).abs() < 4.5 * error + 0.01).all(), name
