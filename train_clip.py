@@ -34,7 +34,8 @@ def main():
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
         run_clip(model, text, banks, labels, prompt_settings(config),
-                 contrast_settings(config, config.FINETUNE.EPOCHS), config.FINETUNE.LABEL_SMOOTHING, run)
+                 contrast_settings(config, config.FINETUNE.EPOCHS, config.FINETUNE.RESTART_AT_SWAP),
+                 config.FINETUNE.LABEL_SMOOTHING, run)
 
 
 if __name__ == "__main__":

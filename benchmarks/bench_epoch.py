@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.bench_train_step import HEIGHT, WIDTH, embedding, rn50, training
 from benchmarks.harness import Results, Row, measure
-from data.augment import Augmentation, augment
+from data.augment import Augmentation, apply, draw
 from data.images import ImageBank
 from processor.contrast import ContrastSettings, ContrastStage
 from processor.features import embed
@@ -48,7 +48,8 @@ def parts(model, banks, settings, report, device):
               note=f"{report.iterations} iterations, {report.images_per_second:.0f} images/s; bound: the optimiser's "
                    "steps alone on images that lie there")
     positions = {m: np.arange(batch) for m in Modality}
-    augmentation = measure(lambda: [augment(bank.batch(positions[m]), settings.augmentation[m], numpy_rng(0, m.value))
+    augmentation = measure(lambda: [apply(images := bank.batch(positions[m]), draw(
+        settings.augmentation[m], len(images), images.shape[2:], numpy_rng(0, m.value)))
                                     for m, bank in banks.items()])
     yield Row("of it augmentation", augmentation * report.iterations, note="overlaps with the steps on a GPU")
 

@@ -162,8 +162,8 @@ def check_resumable(content, facts, folder):
                       for name, version in content.get("versions", {}).items() if here.get(name) != version]
 
 
-def contrast_settings(config, epochs):
-    """The `ContrastSettings` of a configuration."""
+def contrast_settings(config, epochs, restart=False):
+    """The `ContrastSettings` of a configuration. Args: restart: begin the learning rates anew at the swap epoch."""
     augmentation = {m: Augmentation(grey=config.INPUT.GREY if m is Modality.RGB else 0.0, flip=config.INPUT.FLIP,
                                     pad=config.INPUT.PAD, erase=config.INPUT.ERASE) for m in Modality}
     return ContrastSettings(
@@ -174,7 +174,8 @@ def contrast_settings(config, epochs):
         lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
         lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA, augmentation=augmentation,
-        precision=config.PRECISION, embed_batch_size=config.TEST.BATCH_SIZE, seed=config.SEED)
+        precision=config.PRECISION, embed_batch_size=config.TEST.BATCH_SIZE, seed=config.SEED,
+        restart_epoch=config.MEMORY.SWAP_EPOCH if restart else None)
 
 
 def prompt_settings(config):

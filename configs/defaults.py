@@ -14,7 +14,7 @@ _C = CfgNode()
 _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it becomes DATASET.TRIAL
 _C.SEED = 1
 _C.DEVICE = "auto"                   # auto | cuda | cpu
-_C.PRECISION = "fp32"                # fp32 | tf32 | bf16: of the image side's forward and backward pass
+_C.PRECISION = "released"            # released | fp32 | tf32 | bf16, of the image side (see utils/runtime.py)
 _C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels (RegDB: trialN in it)
 
 _C.DATASET = CfgNode()
@@ -79,19 +79,20 @@ _C.PROMPT.TEMPERATURE = 1.0
 _C.FINETUNE = CfgNode()
 _C.FINETUNE.EPOCHS = 120
 _C.FINETUNE.LABEL_SMOOTHING = 0.1    # of the image-to-text loss
+_C.FINETUNE.RESTART_AT_SWAP = False  # new Adam and new warm-up at MEMORY.SWAP_EPOCH, as RegDB's released code
 
 _C.TEST = CfgNode()
 _C.TEST.MODE = ""                    # all | indoor, RegDB and LLCM v2t | t2v; "" = the first; both: see test.py
 _C.TEST.PROTOCOL = "python"          # how galleries are drawn: python | original (SYSU-MM01's rand_perm_cam.mat)
 _C.TEST.SHOTS = 1                    # gallery images per person and camera: 1 | 10 (with the original protocol)
 _C.TEST.TRIALS = 10                  # galleries; RegDB has one, all images
-_C.TEST.EVERY = 10                   # epochs between evaluations during training; the last is always evaluated
+_C.TEST.EVERY = 5                    # epochs between evaluations during training; the last is always evaluated
 _C.TEST.BATCH_SIZE = 64
 
 _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
 
-CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("fp32", "tf32", "bf16"),
+CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "memory", "mmap", "device"),
            "CLUSTER.INDEX": ("exact", "ivf", "hnsw"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
            "TEST.PROTOCOL": ("python", "original"), "TEST.SHOTS": (1, 10)}

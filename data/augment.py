@@ -85,7 +85,7 @@ def apply(images, plan):
     out = torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, plan.flip)]).float()
     grey = torch.from_numpy(np.flatnonzero(plan.grey)).to(out.device)
     out[grey] = sum(weight * out[grey, channel] for channel, weight in enumerate(LUMA))[:, None]
-    out = _normalised(out)
+    out = normalise(out)
     for image, (top, left, h, w) in zip(out, plan.erased.tolist()):
         image[:, top:top + h, left:left + w] = 0
     return out
@@ -94,11 +94,6 @@ def apply(images, plan):
 def normalise(images):
     """Normalise images without augmentation: scale to [0, 1], minus ImageNet's mean, over its standard deviation.
 
-    Args: images: (B, 3, H, W) uint8. Returns: (B, 3, H, W) float32.
+    Args: images: (B, 3, H, W) in [0, 255]. Returns: (B, 3, H, W) float32.
     """
-    return _normalised(images.float())
-
-
-def _normalised(images):
-    """Normalise float32 images (B, 3, H, W) in [0, 255], in place."""
-    return transforms.normalize(images, [255 * m for m in MEAN], [255 * s for s in STD], inplace=True)
+    return transforms.normalize(images.float(), [255 * m for m in MEAN], [255 * s for s in STD])

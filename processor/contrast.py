@@ -42,6 +42,7 @@ class ContrastSettings:
     warmup_factor: float = 0.01
     lr_steps: tuple = (30, 50)
     lr_gamma: float = 0.1
+    restart_epoch: int | None = None    # from which the optimiser and its learning rates begin anew
     augmentation: dict = field(default_factory=lambda: {m: Augmentation() for m in Modality})
     precision: str = "fp32"
     embed_batch_size: int = 64
@@ -98,8 +99,7 @@ class ContrastStage:
     def __init__(self, model, banks, settings, guidance=None, first_features=None):
         self.model, self.banks, self.settings, self.guidance = model, banks, settings, guidance
         self.first_features = first_features
-        self.optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay,
-                                         settings.bias_lr_factor)
+        self.optimizer = self._new_optimizer()
         self.epoch = 1              # the epoch that comes next or is under way
         self.iteration = 0          # its iterations done
         self.labels = None          # Modality -> (N,) pseudo labels of the epoch under way, None before it starts
@@ -117,15 +117,22 @@ class ContrastStage:
         while self.epoch <= self.settings.epochs:
             started = time.perf_counter()
             s = self.settings
-            lr = set_lr(self.optimizer, warmup_step_factor(self.epoch, s.warmup_epochs, s.warmup_factor, s.lr_steps,
-                                                           s.lr_gamma))
             if self.labels is None:
+                if self.epoch == s.restart_epoch:
+                    self.optimizer = self._new_optimizer()
                 self._cluster()
+            restarted = s.restart_epoch is not None and self.epoch >= s.restart_epoch
+            lr = set_lr(self.optimizer, warmup_step_factor(self.epoch - (s.restart_epoch - 1 if restarted else 0),
+                                                           s.warmup_epochs, s.warmup_factor, s.lr_steps, s.lr_gamma))
             report = self._train(after_step)
             report.lr, report.seconds = lr, time.perf_counter() - started
             self.epoch, self.iteration, self.totals = self.epoch + 1, 0, {}
             self.labels = self.memories = self.similarity = None
             yield report
+
+    def _new_optimizer(self):
+        s = self.settings
+        return image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor)
 
     def _cluster(self):
         """Start the epoch: pseudo labels from the model as it is, memories from their centroids."""

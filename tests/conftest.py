@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 GOLDEN = Path(os.environ.get("CCLNET_GOLDEN", Path(__file__).parent / "golden"))
+GOLDEN_METHODS = Path(os.environ.get("CCLNET_GOLDEN_METHODS", Path(__file__).parent / "golden_methods"))
 
 
 def pytest_runtest_setup(item):
@@ -22,9 +24,13 @@ class Golden:
     def __init__(self, folder):
         self.folder = folder
         self.seed = json.loads((folder / "meta.json").read_text())["seed"]
-        spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
-        self.recipe = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.recipe)
+
+    @cached_property
+    def recipe(self):
+        spec = importlib.util.spec_from_file_location("recipe", self.folder / "recipe.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
 
     def load(self, name):
         return np.load(self.folder / f"{name}.npz", allow_pickle=False)
@@ -39,6 +45,12 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden():
     return Golden(GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def golden_methods():
+    """Numbers of other released codes, and of CCLNet's RegDB release."""
+    return Golden(GOLDEN_METHODS)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.augment import MEAN, Augmentation, augment, normalise
+from data.augment import Augmentation, apply, draw, normalise
 from data.sampler import cluster_batches, iterations_per_epoch
 from processor.prompt import paired_batches
 from utils.modality import Modality
@@ -56,6 +56,10 @@ def images(batch=400, height=32, width=16):
                          dtype=torch.uint8)
 
 
+def augment(x, policy, rng):
+    return apply(x, draw(policy, len(x), x.shape[2:], rng))
+
+
 def test_no_augmentation_is_normalisation_alone():
     x = images(4)
     torch.testing.assert_close(augment(x, Augmentation(), numpy_rng(0)), normalise(x))
@@ -86,13 +90,6 @@ def test_crop_shifts_into_black():
     top = (out == black).all(1).all(2).int().cumprod(1).sum(1)       # black rows above each image
     assert set(top.tolist()) == {0, 1, 2, 3}
     assert 0.45 < float((top == 0).float().mean()) < 0.7             # 4 of 7 offsets
-
-
-def test_erased_area_and_fill():
-    x = images()
-    out = augment(x, Augmentation(erase=1.0), numpy_rng(4))
-    filled = (out == torch.tensor(MEAN).view(1, 3, 1, 1)).all(1).flatten(1).float().mean(1)
-    assert filled.min() > 0.01 and filled.max() < 0.45 and 0.15 < float(filled.mean()) < 0.25
 
 
 def test_same_seed_same_images():

@@ -1,5 +1,6 @@
-"""PRECISION bf16: the image side alone runs in it; weights, memories, losses and distances stay fp32."""
+"""PRECISION: what a GPU rounds; with bf16 weights, memories, losses and distances stay fp32."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import scripts
@@ -7,6 +8,8 @@ import torch
 import trees
 
 import utils.metrics
+from configs.defaults import load_config
+from utils.runtime import precision
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 
@@ -54,3 +57,36 @@ def test_distances_are_not_rounded_to_bf16(words, tmp_path, monkeypatch):
     monkeypatch.setattr("processor.evaluate.rank_metrics", rank_metrics)
     assert scripts.call(scripts.load("test"), [*words, "OUTPUT_DIR", tmp_path / "test"]) == 0
     assert (torch.from_numpy(seen[-1]) != torch.from_numpy(seen[-1]).bfloat16().float()).any()
+
+
+SWITCHES = {"released": ("ieee", "tf32"), "fp32": ("ieee", "ieee"), "tf32": ("tf32", "tf32"), "bf16": ("ieee", "ieee")}
+
+
+@pytest.mark.parametrize("name, expected", SWITCHES.items())
+def test_switches_of_a_gpus_matrix_products_and_convolutions(name, expected, recwarn):
+    """The released numbers were made with TF32 in convolutions and none in matrix products."""
+    new = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    if not hasattr(new[0], "fp32_precision"):
+        pytest.skip("this PyTorch has the older switches alone")
+    before = [owner.fp32_precision for owner in new]
+    with precision(name, torch.device("cpu")):
+        assert tuple(owner.fp32_precision for owner in new) == expected
+        assert torch.is_autocast_enabled("cpu") == (name == "bf16")
+    assert [owner.fp32_precision for owner in new] == before
+    with pytest.raises(KeyError), precision(name, torch.device("cpu")):
+        raise KeyError
+    assert [owner.fp32_precision for owner in new] == before and not recwarn.list
+
+
+@pytest.mark.parametrize("name, expected", SWITCHES.items())
+def test_older_switches_do_the_same(name, expected, monkeypatch):
+    old = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True)),
+                          cudnn=SimpleNamespace(allow_tf32=False))
+    monkeypatch.setattr(torch, "backends", old)
+    with precision(name, torch.device("cpu")):
+        assert (old.cuda.matmul.allow_tf32, old.cudnn.allow_tf32) == tuple(value == "tf32" for value in expected)
+    assert old.cuda.matmul.allow_tf32 and not old.cudnn.allow_tf32
+
+
+def test_the_default_is_the_released_precision():
+    assert load_config().PRECISION == "released"

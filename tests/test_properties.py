@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.augment import MEAN, STD, Augmentation, augment
+from data.augment import MEAN, STD, Augmentation, apply, draw
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cluster_memory import ClusterMemory, PrototypeSimilarity, match_prototypes, swap
 from utils.clustering import cluster
@@ -145,8 +145,8 @@ def test_augmentation_keeps_shape_and_range(seed, batch, height, width, grey, fl
     rng = np.random.default_rng(seed)
     images = torch.from_numpy(rng.integers(0, 256, (batch, 3, height, width), dtype=np.uint8))
     kept = images.clone()
-    out = augment(images, Augmentation(grey, flip, pad, erase), rng)
+    out = apply(images, draw(Augmentation(grey, flip, pad, erase), batch, (height, width), rng))
     assert out.shape == images.shape and out.dtype == torch.float32 and torch.equal(images, kept)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    low, high = -mean / std, (1 - mean) / std                        # black and white; MEAN, the fill, lies between
+    low, high = -mean / std, (1 - mean) / std                        # black and white; 0, the fill, lies between
     assert (out >= low - 1e-4).all() and (out <= high + 1e-4).all()

@@ -17,16 +17,38 @@ def pick_device(name):
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+# How a GPU computes fp32 matrix products and fp32 convolutions: "ieee" is exact, "tf32" keeps 10 bits of each factor.
+# "released" are PyTorch's defaults, with which the released numbers were made. CPUs compute all of them exactly.
+FP32_ON_GPU = {"released": ("ieee", "tf32"), "fp32": ("ieee", "ieee"), "tf32": ("tf32", "tf32"),
+               "bf16": ("ieee", "ieee")}
+
+
 @contextlib.contextmanager
 def precision(name, device):
-    """Run a block in "fp32", "tf32" (fp32 with faster matrix products on GPUs) or "bf16" (autocast)."""
-    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    """Run a block in a precision: a name of FP32_ON_GPU; "bf16" computes in bfloat16 by autocast where that is safe."""
+    switches = _fp32_switches()
+    before = [getattr(owner, switch) for owner, switch, _ in switches]
+    for (owner, switch, spelling), wanted in zip(switches, FP32_ON_GPU[name]):
+        setattr(owner, switch, spelling[wanted])
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+        for (owner, switch, _), value in zip(switches, before):
+            setattr(owner, switch, value)
+
+
+def _fp32_switches():
+    """PyTorch's switches for matrix products and convolutions: two of (owner, attribute, value by our name).
+
+    PyTorch 2.9 brought new ones and warns where the older are used beside them.
+    """
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        spelling = {"ieee": "ieee", "tf32": "tf32"}
+        return ((torch.backends.cuda.matmul, "fp32_precision", spelling),
+                (torch.backends.cudnn.conv, "fp32_precision", spelling))
+    spelling = {"ieee": False, "tf32": True}
+    return ((torch.backends.cuda.matmul, "allow_tf32", spelling), (torch.backends.cudnn, "allow_tf32", spelling))
 
 
 class _BarSafeHandler(logging.Handler):
