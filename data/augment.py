@@ -85,7 +85,7 @@ def apply(images, plan):
     out = torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, plan.flip)]).float()
     grey = torch.from_numpy(np.flatnonzero(plan.grey)).to(out.device)
     out[grey] = sum(weight * out[grey, channel] for channel, weight in enumerate(LUMA))[:, None]
-    out = normalise(out)
+    out = _normalise(out)
     for image, (top, left, h, w) in zip(out, plan.erased.tolist()):
         image[:, top:top + h, left:left + w] = 0
     return out
@@ -96,4 +96,9 @@ def normalise(images):
 
     Args: images: (B, 3, H, W) in [0, 255]. Returns: (B, 3, H, W) float32.
     """
-    return transforms.normalize(images.float(), [255 * m for m in MEAN], [255 * s for s in STD])
+    return _normalise(images.to(torch.float32, copy=True))
+
+
+def _normalise(images):
+    """Normalise float32 images in place."""
+    return transforms.normalize(images, [255 * m for m in MEAN], [255 * s for s in STD], inplace=True)
