@@ -3,25 +3,22 @@
     python test.py --resume_path runs/sysu/model_last.pth [--config_file ...] [KEY VALUE ...]
 
 Settings are those of the checkpoint unless a file or KEY VALUE pairs change them. Released checkpoints are
-recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path CLIP is tested as
-it is.
+recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path baseline CLIP
+is tested.
 """
 from functools import partial
 from pathlib import Path
 
-from configs.build import Parts, parse_arguments
 from configs.defaults import load_config
 from data.manifest import manifest_differences
-from model.cclnet import CCLNet
-from model.checkpoint import model_from_checkpoint
-from model.clip import load_clip
-from model.released import describe_released, released_input_size
-from processor.evaluate import evaluate_all, format_table, metrics_record
-from processor.finite import non_finite_report
-from processor.ranking import save_rankings
-from processor.report_data import retrieval_content, save_report
-from utils.checkpoint import load_checkpoint, released_state, save_json
+from model.released import checkpoint_size, describe_released, model_from_checkpoint, released_state
+from processor.evaluate import evaluate, format_table, metrics_record
+from processor.setup import Setup, parse_arguments
+from utils.checkpoint import load_checkpoint, save_json
 from utils.errors import UserError, exit_on_user_error
+from utils.report.content import retrieval_content
+from utils.report.ranking import save_rankings
+from utils.report.write import save_report
 
 
 def main():
@@ -32,35 +29,31 @@ def main():
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
     path = arguments.resume_path
     content = load_checkpoint(path) if path else {}
-    config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
-    size = config.INPUT.HEIGHT, config.INPUT.WIDTH
-    parts = Parts(config, "test")
+    config = load_config(arguments.config_file, arguments.overrides, base=_settings(content, path))
+    setup = Setup(config, "test")
     if not arguments.allow_other_data:
-        check_same_data(content, path, parts.facts())
+        check_same_data(content, path, setup.facts())
     if path:
-        model, what = model_from_checkpoint(content, path, *size), path
+        model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH))
     else:
-        model, what = CCLNet(load_clip(config.MODEL.CLIP_WEIGHTS).visual, *size).eval(), "CLIP as it is"
-    banks = parts.banks("test")
-    parts.start()
+        model = setup.new_model()
+    banks, log = setup.banks("test"), setup.start()
     if released_state(content) is not None:
-        parts.log.info(f"{path}: {describe_released(content)}")
-    with non_finite_report(config.OUTPUT_DIR):
-        evaluations = evaluate_all(parts.place(model), parts.data, banks, parts.retrievals, config.TEST.BATCH_SIZE,
-                                   config.PRECISION)
-    report(parts, content, what, evaluations)
+        log.info(f"{path}: {describe_released(content)}")
+    evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION)
+    save_results(setup, log, content, path or "baseline CLIP", evaluations)
     if arguments.save_ranking:
-        for file in save_rankings(config.OUTPUT_DIR, parts.data, parts.retrievals, evaluations):
-            parts.log.info(f"written to {file}")
-    save_report(config.OUTPUT_DIR, parts.log, "test",
-                partial(retrieval_content, "test", parts.data, banks, parts.retrievals, evaluations))
+        for file in save_rankings(config.OUTPUT_DIR, setup.data, setup.retrievals, evaluations):
+            log.info(f"written to {file}")
+    save_report(config.OUTPUT_DIR, log, "test",
+                partial(retrieval_content, "test", setup.data, banks, setup.retrievals, evaluations))
 
 
-def _settings(content):
-    """The configuration in a checkpoint; of a released one the size of the images."""
-    released = released_state(content)
-    size = released_input_size(released) if released else None
-    return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), size))} if size else content.get("config")
+def _settings(content, path):
+    """Return the configuration in a checkpoint; of a released one the size of the images."""
+    if released_state(content) is not None:
+        return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), checkpoint_size(content, path)))}
+    return content.get("config")
 
 
 def check_same_data(content, path, facts):
@@ -82,20 +75,23 @@ def check_same_data(content, path, facts):
                         "--allow_other_data to test across data on purpose")
 
 
-def report(parts, content, what, evaluations):
-    """Print the results (list of `Evaluation`) and write metrics.json."""
+def save_results(setup, log, content, what, evaluations):
+    """Print the results and write metrics.json.
+
+    Args: content: of the checkpoint; what: was tested; evaluations: list of `Evaluation`.
+    """
     for evaluation in evaluations:
-        parts.log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
-                       + format_table([{"what": Path(what).name, **evaluation.mean()}]))
+        log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
+                 + format_table([{"what": Path(what).name, **evaluation.mean()}]))
     selection = content.get("selected", "last epoch")
     if released_state(content) is not None:
         selection = "as released"
-    facts = {"dataset_trial": parts.facts()["trial"], "checkpoint": what, "epoch": int(content.get("epoch", 0)),
+    facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what, "epoch": int(content.get("epoch", 0)),
              "selection": selection if content else "no training"}
-    results = [metrics_record(evaluation, parts.data, **facts) for evaluation in evaluations]
-    output = Path(parts.config.OUTPUT_DIR) / "metrics.json"
+    results = [metrics_record(evaluation, setup.data, **facts) for evaluation in evaluations]
+    output = Path(setup.config.OUTPUT_DIR) / "metrics.json"
     save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])
-    parts.log.info(f"written to {output}")
+    log.info(f"written to {output}")
 
 
 if __name__ == "__main__":

@@ -2,29 +2,22 @@
 
     python train_prepare.py [--config_file configs/sysu.yml] [--fresh] [KEY VALUE ...]
 
-The same command again goes on where a stopped run was.
+The same command again resumes a stopped run.
 """
-from configs.build import Parts, contrast_settings, parse_arguments
 from configs.defaults import load_config
-from model.cclnet import CCLNet
-from model.clip import load_clip, weights_digest
-from processor.stages import run_prepare
+from processor.setup import Setup, parse_arguments, train_settings
+from processor.train import train
 from utils.errors import exit_on_user_error
-from utils.resume import StopRequest
 
 
 def main():
     """Run the stage that the command line describes."""
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     config = load_config(arguments.config_file, arguments.overrides)
-    parts = Parts(config, "train_prepare")
-    clip = load_clip(config.MODEL.CLIP_WEIGHTS)
-    model = parts.place(CCLNet(clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH))
-    banks = parts.banks("train")
-    with StopRequest() as stop:
-        own_files = ("prepare_*", "pseudo_labels", "tensorboard/prepare")
-        run = parts.start_training("prepare", stop, arguments.fresh, own_files, clip_weights=weights_digest(clip))
-        run_prepare(model, banks, contrast_settings(config, config.PREPARE.EPOCHS), run)
+    setup = Setup(config, "train_prepare")
+    model, images, tester = setup.new_model(), setup.banks("train"), setup.tester()
+    with setup.training("prepare", ("prepare_*", "pseudo_labels", "tensorboard/prepare"), arguments.fresh) as run:
+        train("prepare", model, images, train_settings(config, config.PREPARE.EPOCHS), run, tester)
 
 
 if __name__ == "__main__":

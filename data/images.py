@@ -37,6 +37,10 @@ class ImageBank:
     def __len__(self):
         return len(self.images)
 
+    def names(self, indices):
+        """Return the names of images for messages; their positions where names are unknown."""
+        return [self.paths[i] if self.paths else f"number {i}" for i in indices]
+
     def batch(self, indices):
         """Images (B, 3, H, W) uint8 on the device, channels last in memory."""
         positions = np.ascontiguousarray(indices)

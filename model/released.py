@@ -1,38 +1,119 @@
-"""The released checkpoint format: our weights under its names, read and written.
-
-    python -m model.released CHECKPOINT OUT.pth [--clip_weights openai|FILE]
-
-writes a checkpoint of train_prepare.py or train_clip.py in the released format.
-"""
+"""From a checkpoint's content to a model, and the released checkpoint format: our weights under its names."""
 import math
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from model.cclnet import STRIDE, CCLNet
-from model.clip import TextTower, load_clip, tokenize
+from model.cclnet import CCLNet
+from model.clip import TextTower, build_image_tower, load_clip, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
-from utils.checkpoint import load_checkpoint, released_state, save_checkpoint
+from model.towers import STRIDE
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import Parser, UserError, exit_on_user_error
 from utils.modality import Modality
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
 MAPPING = (
-    ("stems.rgb.", "visible_module.visible.", ("conv", "bn")),
-    ("stems.ir.", "thermal_module.thermal.", ("conv", "bn")),
-    ("trunk.", "base_resnet.base.", ("layer",)),
-    ("attnpool.", "base_resnet.base.attnpool.", ("",)),
+    ("tower.stems.rgb.", "visible_module.visible.", ("conv", "bn")),
+    ("tower.stems.ir.", "thermal_module.thermal.", ("conv", "bn")),
+    ("tower.layers.", "base_resnet.base.", ("layer",)),
+    ("tower.attnpool.", "base_resnet.base.attnpool.", ("",)),
     ("neck.", "bottleneck.", ("",)),
 )
 # Every released copy of CLIP's image tower, and the stem of ours that has the weights it starts from.
-COPIES = (("thermal_module.thermal.", "stems.ir."), ("visible_module.visible.", "stems.rgb."),
-          ("base_resnet.base.", "stems.rgb."))
+COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visible.", "tower.stems.rgb."),
+          ("base_resnet.base.", "tower.stems.rgb."))
+# Weights that every checkpoint in the released format has.
+LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv1.weight",
+             "base_resnet.base.layer1.0.conv1.weight", "base_resnet.base.layer4.0.conv3.weight",
+             "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
+# Names in checkpoints of this project's first version: its prefix, ours.
+FIRST_NAMES = (("stems.", "tower.stems."), ("trunk.", "tower.layers."), ("attnpool.", "tower.attnpool."))
 TEXT_PARTS = ("positional_embedding", "text_projection", "transformer.", "ln_final.")
 RANKS = (1, 5, 10, 20)
 
 
+def model_from_checkpoint(content, path, height=None, width=None):
+    """Build the `CCLNet` of a checkpoint's content (`utils.checkpoint.load_checkpoint`), in evaluation mode.
+
+    The released format and the names of this project's first version are recognised. Every size but that of the images
+    is read from the weights; CLIP's weights are not needed.
+
+    Args: path: for messages; height, width: pixels of the images; None: those of the checkpoint.
+    Raises: UserError: the content is no checkpoint of an image side, or its sizes do not fit.
+    """
+    if height is None:
+        height, width = checkpoint_size(content, path)
+    state = _our_state(content, path)
+    tokens = len(state["tower.attnpool.positional_embedding"]) - 1
+    if tokens != (height // STRIDE) * (width // STRIDE):
+        raise UserError(f"checkpoint {path} was trained on images of {tokens} map cells; INPUT.HEIGHT {height} and "
+                        f"INPUT.WIDTH {width} give {(height // STRIDE) * (width // STRIDE)}. Use the configuration of "
+                        "the training run")
+    try:
+        broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+        visual = build_image_tower({name.removeprefix("tower.layers.").removeprefix("tower."): value
+                                    for name, value in state.items()})
+        model = CCLNet(visual, height, width)
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+        raise UserError(f"checkpoint {path} does not fit together ({' '.join(str(error).split())[:160]}); expected the "
+                        "weights of one model. Train or download it again")
+    if broken:
+        raise UserError(f"checkpoint {path} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
+                        "download it again")
+    return model.eval()
+
+
+def checkpoint_size(content, path):
+    """Find the size of a checkpoint's images: (height, width) in pixels.
+
+    From its description, its configuration or, in the released format, its position embedding.
+
+    Raises: UserError: it says nothing of them.
+    """
+    released = released_state(content)
+    told = [content.get("model"), (content.get("config") or {}).get("INPUT")]
+    sizes = [released_input_size(released)] if released else [
+        tuple(facts.get(key, facts.get(key.upper())) for key in ("height", "width"))
+        for facts in told if isinstance(facts, dict)]
+    for size in sizes:
+        if size and all(isinstance(pixels, int) for pixels in size):
+            return size
+    raise UserError(f"checkpoint {path} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
+
+
+def _our_state(content, path):
+    """The state dict of a checkpoint under our names. Raises: UserError: it holds no image side."""
+    released = released_state(content)
+    state = content.get("state_dict") if released is None else from_released(released)
+    state = _renamed(state) if isinstance(state, dict) else {}
+    if "tower.attnpool.positional_embedding" not in state:
+        raise UserError(f"checkpoint {path} holds no image side (state_dict with stems, trunk, attnpool and neck); "
+                        "expected a file written by train_prepare.py or train_clip.py, or a released one")
+    return state
+
+
+def _renamed(state):
+    """Translate names of this project's first version in a state dict to ours."""
+    for first, ours in FIRST_NAMES:
+        state = {ours + name.removeprefix(first) if name.startswith(first) else name: value
+                 for name, value in state.items()}
+    return state
+
+
+def released_state(content):
+    """Return the state dict of a checkpoint in the released format, without "module." prefix; None for other content."""
+    state = content.get("state_dict")
+    if not isinstance(state, dict):
+        return None
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    return state if any(name in state for name in LANDMARKS) else None
+
+
 def released_name(our_name):
-    """The released name of one of our weights: "trunk.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias".
+    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias".
 
     Raises: KeyError: `CCLNet` has no such weight.
     """
@@ -53,7 +134,7 @@ def our_name(released_name):
 
 
 def from_released(state):
-    """The state dict of a `CCLNet` in a released one (`utils.checkpoint.released_state`); the rest is left out."""
+    """The state dict of a `CCLNet` in a released one (`released_state`); the rest is left out."""
     return {our_name(name): value for name, value in state.items() if our_name(name)}
 
 
@@ -98,7 +179,7 @@ def to_released(content, clip, height, width):
     Args: content: of `load_checkpoint`; clip: the `open_clip.CLIP` that training began from; height, width: pixels.
     Raises: UserError: the CLIP weights have other sizes than the checkpoint.
     """
-    trained = content["state_dict"]
+    trained = _renamed(content["state_dict"])
     start = {name: value.contiguous() for name, value in CCLNet(clip.visual, height, width).state_dict().items()}
     for name, value in trained.items():
         if name not in start or start[name].shape != value.shape:
@@ -106,8 +187,8 @@ def to_released(content, clip, height, width):
                             "expected the CLIP that training began from. Name it with --clip_weights")
     state = {}
     for copy, stem in COPIES:
-        state.update({copy + name.removeprefix(stem).removeprefix("trunk."): value for name, value in start.items()
-                      if name.startswith((stem, "trunk.", "attnpool."))})
+        state.update({copy + name.removeprefix(stem).removeprefix("tower.layers.").removeprefix("tower."): value
+                      for name, value in start.items() if name.startswith((stem, "tower.layers.", "tower.attnpool."))})
     state.update(_released_prompts(content.get("prompts"), clip))
     state.update({f"text_encoder.{name}": value for name, value in clip.state_dict().items()
                   if name.startswith(TEXT_PARTS)})

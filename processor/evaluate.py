@@ -33,17 +33,37 @@ def trial_numbers(result):
     return {**numbers, "mAP": result.mAP, "mINP": result.mINP}
 
 
-def evaluate(model, data, banks, retrieval, batch_size=64, mode="fp32"):
-    """Rank the gallery of every trial by cosine distance: `Evaluation`. Arguments and errors: `evaluate_all`."""
-    return evaluate_all(model, data, banks, [retrieval], batch_size, mode)[0]
+@dataclass(frozen=True)
+class Tester:
+    """Tests a model while it is trained. `banks`: Modality -> `ImageBank` of the test images; others as `evaluate`."""
+
+    data: object            # `DataSet`
+    banks: dict
+    retrieval: object       # `Retrieval`
+    every: int              # epochs between tests
+    batch_size: int
+    precision: str
+
+    @property
+    def device(self):
+        """Where the test images go."""
+        return self.banks[Modality.RGB].device
+
+    def is_due(self, epoch, epochs):
+        """Tell whether an epoch is tested: every few epochs, and the last."""
+        return epoch == epochs or epoch % self.every == 0
+
+    def __call__(self, model):
+        """Return the `Evaluation` of a model."""
+        return evaluate(model, self.data, self.banks, [self.retrieval], self.batch_size, self.precision)[0]
 
 
-def evaluate_all(model, data, banks, retrievals, batch_size=64, mode="fp32"):
-    """Several retrievals from one embedding: every image that any of them uses is embedded once.
+def evaluate(model, data, banks, retrievals, batch_size, precision):
+    """Rank the galleries of several retrievals by cosine distance; every image that any of them uses is embedded once.
 
     Args:
         model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images;
-        retrievals: list of `Retrieval`; mode: of `utils.runtime.precision`, for the embedding.
+        retrievals: list of `Retrieval`; batch_size, precision: of the embedding.
     Returns: list of `Evaluation`, one per retrieval.
     Raises: UserError: a trial's gallery holds nobody of the queries.
     """
@@ -51,7 +71,8 @@ def evaluate_all(model, data, banks, retrievals, batch_size=64, mode="fp32"):
     for m in Modality:
         used[m] = np.unique(np.concatenate([np.concatenate([r.query] if r.query_modality is m else r.galleries)
                                             for r in retrievals]))
-        features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size, mode=mode)
+        features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size,
+                            precision=precision)["feature"]
     return [replace(_rank(data, retrieval, used, features), features={m: (used[m], features[m]) for m in Modality})
             for retrieval in retrievals]
 

@@ -8,142 +8,148 @@ from tqdm import tqdm
 
 from loss.image_text import supervised_contrast
 from model.prompt import PromptLearner
-from processor.features import embed_heads
-from processor.finite import check_losses, check_weights
+from processor.epoch import on_host
+from processor.features import embed
+from utils.events import memory_use
+from utils.finite import RunningMeans, check_weights
 from utils.modality import Modality
-from utils.optim import prompt_schedule
+from utils.optim import warmup_cosine_lr
 from utils.seeding import numpy_rng, torch_rng
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """The numbers of the stage; the defaults are those released for SYSU-MM01."""
+    """The numbers of the stage; configs/defaults.py explains them."""
 
-    epochs: int = 60
-    batch_size: int = 128
-    lr: float = 3.5e-4
-    lr_min: float = 1e-6
-    warmup_lr: float = 1e-5
-    warmup_epochs: int = 5
-    weight_decay: float = 1e-4
-    temperature: float = 1.0
-    precision: str = "fp32"
-    embed_batch_size: int = 64
-    seed: int = 1
-
-
-@dataclass
-class PromptReport:
-    """What happened in an epoch."""
-
-    epoch: int
-    loss: float      # mean over the batches
+    seed: int
+    epochs: int
+    batch_size: int             # pairs of a visible and an infrared image
     lr: float
-    seconds: float
+    lr_min: float
+    warmup_lr: float
+    warmup_epochs: int
+    weight_decay: float
+    precision: str              # of the images' embedding
+    embed_batch_size: int
 
 
-class PromptStage:
-    """The training loop of the prompts; nothing else learns.
+def learn_prompts(model, text, images, labels, settings, run):
+    """Train the epochs that are left of the prompts; nothing else learns.
 
     Args:
-        model: the `CCLNet` before fine-tuning; text: `TextTower`; banks: Modality -> `ImageBank`;
-        labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out; settings: `PromptSettings`.
+        model: the `CCLNet` before fine-tuning; text: `TextTower`; images: Modality -> `ImageBank`;
+        labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out; settings: `PromptSettings`;
+        run: `processor.run.Run`.
+    Returns: Modality -> `PromptLearner`.
+    Raises: NonFinite: a projection, the loss or a prompt is not finite. Stopped: the run was asked to stop.
     """
+    s, state = settings, run.restore("prompt", PromptState(text, labels, settings))
+    if state.epoch > s.epochs:
+        return state.prompts
+    projections = {m: embed(model, images[m], m, ("projection",), batch_size=s.embed_batch_size,
+                            precision=s.precision)["projection"] for m in Modality}
+    for epoch in run.epochs_left("prompt", state, s.epochs):
+        started, means = time.perf_counter(), RunningMeans()
+        lr = warmup_cosine_lr(epoch, s.epochs, s.lr, s.lr_min, s.warmup_lr, s.warmup_epochs)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        batches = PromptBatches(images, labels, s, epoch)
+        for step in tqdm(range(len(batches)), desc=f"prompt epoch {epoch}", leave=False, disable=None, unit="batch"):
+            batch = batches[step]
+            means.add(step + 1, {"prompt loss": prompt_step(text, state.prompts, state.optimizer, {
+                m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality})}, {})
+            run.stop_if_asked()         # resumes at the epoch's start: an epoch of prompts takes seconds
+        means.check(epoch, batches.names)
+        state.epoch += 1
+        run.save_state("prompt", state.state_dict())
+        loss, seconds = means.means(len(batches))["prompt loss"], time.perf_counter() - started
+        run.log.info(f"prompt {epoch}/{s.epochs} | loss {loss:.4f} | lr {lr:.2e} | {seconds:.1f} s")
+        run.record("prompt", epoch=epoch, loss=loss, lr=lr, seconds=seconds,
+                   **memory_use(text.positional_embedding.device))
+    return state.prompts
 
-    def __init__(self, model, text, banks, labels, settings):
-        self.model, self.text, self.banks, self.labels, self.settings = model, text, banks, labels, settings
-        device = text.positional_embedding.device
-        self.prompts = {m: PromptLearner(int(labels[m].max()) + 1, m, text,
-                                         torch_rng(settings.seed, "prompts", m.value)).to(device) for m in Modality}
-        self.optimizer = torch.optim.Adam([p for m in Modality for p in self.prompts[m].parameters()],
-                                          lr=settings.lr, weight_decay=settings.weight_decay)
-        self.schedule = prompt_schedule(self.optimizer, settings.epochs, settings.lr_min, settings.warmup_lr,
-                                        settings.warmup_epochs)     # before any state is loaded: it reads the lr
-        self.epoch = 1              # the epoch that comes next
-        self.features = None        # Modality -> (N, D) of all images, once epochs were trained: the next stage's first
 
-    def epochs(self, after_step=lambda: None):
-        """Train all epochs that are left; yields a `PromptReport` after each. `after_step()` runs after iterations.
+def prompt_step(text, prompts, optimizer, projections, labels):
+    """Take one step of the optimiser on the prompts; return the loss, a scalar tensor.
 
-        Raises: NonFinite: a projection, the loss or a prompt is not finite.
-        """
-        s = self.settings
-        if self.epoch > s.epochs:
-            return
-        kept = {m: np.flatnonzero(self.labels[m] >= 0) for m in Modality}
-        embedded = {m: embed_heads(self.model, self.banks[m], m, ("projection", "feature"),
-                                   batch_size=s.embed_batch_size, mode=s.precision) for m in Modality}
-        self.features = {m: embedded[m]["feature"] for m in Modality}
-        images = {m: embedded[m]["projection"][kept[m]] for m in Modality}
-        labels = {m: torch.from_numpy(self.labels[m][kept[m]]).to(images[m].device) for m in Modality}
-        while self.epoch <= s.epochs:
-            started = time.perf_counter()
-            self.schedule.step(self.epoch)
-            batches = paired_batches({m: len(kept[m]) for m in Modality}, s.batch_size,
-                                     numpy_rng(s.seed, "prompt batches", self.epoch))
-            total = 0
-            for iteration, batch in enumerate(tqdm(batches, desc=f"prompt epoch {self.epoch}", leave=False,
-                                                   disable=None, unit="batch"), start=1):
-                positions = {m: kept[m][batch[m].numpy()] for m in Modality}
-                total += self._step({m: images[m][batch[m]] for m in Modality},
-                                    {m: labels[m][batch[m]] for m in Modality}, positions, iteration)
-                after_step()
-            for m in Modality:
-                check_weights(self.prompts[m].state_dict(), self.banks, positions, epoch=self.epoch)
-            report = PromptReport(self.epoch, float(total) / len(batches), self.optimizer.param_groups[0]["lr"],
-                                  time.perf_counter() - started)
-            self.epoch += 1
-            yield report
+    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) int64 arrays.
+    """
+    loss = prompt_loss(text, prompts, projections, {
+        m: torch.from_numpy(labels[m]).to(projections[m].device) for m in Modality})
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
-    def _step(self, images, labels, positions, iteration):
-        loss = prompt_loss(self.text, self.prompts, images, labels, self.settings.temperature)
-        check_losses({"prompt loss": loss}, images, self.banks, positions, epoch=self.epoch, iteration=iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+
+def prompt_loss(text, prompts, projections, labels):
+    """Sum the supervised contrast image -> text and text -> image over both modalities.
+
+    The text of a label that repeats in the batch is computed once.
+
+    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) tensors.
+    """
+    loss = 0
+    for m in Modality:
+        distinct, which = torch.unique(labels[m], return_inverse=True)
+        texts = text(prompts[m](distinct))[which]
+        loss = loss + supervised_contrast(projections[m], labels[m], texts, labels[m])
+        loss = loss + supervised_contrast(texts, labels[m], projections[m], labels[m])
+    return loss
+
+
+class PromptState:
+    """What the prompt stage has reached: prompts, optimiser, the next epoch. Args: as `learn_prompts`."""
+
+    def __init__(self, text, labels, settings):
+        s, device = settings, text.positional_embedding.device
+        self.prompts = {m: PromptLearner(int(labels[m].max()) + 1, m, text, torch_rng(s.seed, "prompts", m.value)
+                                         ).to(device) for m in Modality}
+        self.optimizer = torch.optim.Adam([p for m in Modality for p in self.prompts[m].parameters()], lr=s.lr,
+                                          weight_decay=s.weight_decay)
+        self.epoch = 1
 
     def state_dict(self):
-        """All that the epochs left depend on, beside data and settings."""
-        return {"epoch": self.epoch, "optimizer": self.optimizer.state_dict(),
-                "prompts": {m.value: self.prompts[m].state_dict() for m in Modality}}
+        """Return all that the epochs left depend on, beside data and settings. Raises: NonFinite."""
+        for m in Modality:
+            check_weights(self.prompts[m].state_dict(), f"prompt epoch {self.epoch - 1}")
+        return on_host({"epoch": self.epoch, "optimizer": self.optimizer.state_dict(),
+                        "prompts": {m.value: self.prompts[m].state_dict() for m in Modality}})
 
     def load_state_dict(self, state):
-        """Go on after the last epoch that the stage which gave `state` had finished."""
+        """Take over a saved state."""
         self.epoch = state["epoch"]
         self.optimizer.load_state_dict(state["optimizer"])
         for m in Modality:
             self.prompts[m].load_state_dict(state["prompts"][m.value])
 
 
-def paired_batches(sizes, batch_size, rng):
-    """Batches of an epoch: every image of the larger modality once, the other topped up with random repeats.
+class PromptBatches:
+    """Batches of an epoch: every labelled image of the larger modality once, the other topped up with random repeats.
 
-    Args: sizes: Modality -> number of images. Returns: list of Modality -> (b,) positions, b <= batch_size, none empty.
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,); settings: `PromptSettings`; epoch: from 1.
     """
-    longest = max(sizes.values())
-    order = {m: torch.from_numpy(np.concatenate([rng.permutation(n), rng.integers(0, n, longest - n)]))
-             for m, n in sizes.items()}
-    return [{m: order[m][start:start + batch_size] for m in sizes} for start in range(0, longest, batch_size)]
 
+    def __init__(self, images, labels, settings, epoch):
+        self.images, self.size = images, settings.batch_size
+        kept = {m: np.flatnonzero(labels[m] >= 0) for m in Modality}
+        rng, longest = numpy_rng(settings.seed, "prompt batches", epoch), max(map(len, kept.values()))
+        self.order = {m: positions[np.concatenate([rng.permutation(len(positions)), rng.integers(
+            0, len(positions), longest - len(positions))])] for m, positions in kept.items()}
 
-def prompt_loss(text, prompts, images, labels, temperature=1.0):
-    """Sum over both modalities of the supervised contrast image -> text and text -> image.
+    def __len__(self):
+        return -(-len(self.order[Modality.RGB]) // self.size)
 
-    The text of a label that repeats in the batch is computed once.
+    def __getitem__(self, step):
+        """Return the positions in the training set of a step, counted from 0: Modality -> (b,), b <= batch size."""
+        return {m: order[step * self.size:(step + 1) * self.size] for m, order in self.order.items()}
 
-    Args (all Modality -> ...): prompts: `PromptLearner`; images: (B, E) projections; labels: (B,).
-    """
-    loss = 0
-    for m in Modality:
-        distinct, which = torch.unique(labels[m], return_inverse=True)
-        texts = text(prompts[m](distinct))[which]
-        loss = loss + supervised_contrast(images[m], labels[m], texts, labels[m], temperature)
-        loss = loss + supervised_contrast(texts, labels[m], images[m], labels[m], temperature)
-    return loss
+    def names(self, step):
+        """Return the names of the images in a step's batch, for messages."""
+        return [name for m in Modality for name in self.images[m].names(np.unique(self[step][m]))]
 
 
 @torch.no_grad()
 def text_features(text, prompts):
-    """Text features of all clusters: Modality -> (K, E)."""
+    """Compute the text features of all clusters: Modality -> (K, E)."""
     return {m: text(prompts[m]()) for m in Modality}

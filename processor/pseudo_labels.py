@@ -23,46 +23,27 @@ FILE_NAMES = {m: f"train_{m.value}_resized_pseudo_label.npy" for m in Modality}
 class ClusterSettings:
     """Parameters of `utils.clustering.cluster`."""
 
-    k1: int = 30
-    k2: int = 6
-    eps: float = 0.6
-    min_samples: int = 4
-    index: str = "exact"
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """The clusters of one modality."""
-
-    labels: np.ndarray          # (N,) int64, -1 is an outlier
-    centroids: torch.Tensor     # (K, D), mean of the members' features, then L2-normalised
-
-    @property
-    def clusters(self):
-        """K."""
-        return len(self.centroids)
-
-    @property
-    def outliers(self):
-        """Images without a cluster."""
-        return int((self.labels < 0).sum())
+    k1: int
+    k2: int
+    eps: float
+    min_samples: int
 
 
 def make_pseudo_labels(features, modality, settings):
-    """Cluster the features (N, D) of all training images of a modality: `PseudoLabels`.
+    """Cluster the features (N, D) of all training images of a modality: (N,) int64 labels, -1 is an outlier.
 
     Raises: UserError: every image is an outlier.
     """
-    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples, settings.index)
+    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "
                         "CLUSTER.MIN_SAMPLES, or bring CLUSTER.K1 near the images per person and modality")
-    return PseudoLabels(labels, centroids(features, labels))
+    return labels
 
 
 def collapse_warnings(labels):
-    """Sentences on clusterings (Modality -> (N,) labels, not all -1) from which little can be learned, if any."""
+    """Return sentences on clusterings (Modality -> (N,) labels, not all -1) from which little can be learned, if any."""
     warnings = []
     for m, array in labels.items():
         clusters, outliers = int(array.max()) + 1, float((array < 0).mean())
@@ -77,7 +58,7 @@ def collapse_warnings(labels):
 
 
 def centroids(features, labels):
-    """Mean of the features (N, D) of each label, L2-normalised: (K, D); -1 is left out."""
+    """Average the features (N, D) of each label, then L2-normalise: (K, D); -1 is left out."""
     members = torch.from_numpy(np.flatnonzero(labels >= 0)).to(features.device)
     owner = torch.from_numpy(labels[labels >= 0]).to(features.device)
     total = features.new_zeros(int(labels.max()) + 1, features.shape[1]).index_add_(0, owner, features[members])

@@ -1,60 +1,98 @@
-"""A run of one script: its folder, log and tester, what it has reached, and the state it goes on from."""
+"""A training run: output folder, log, checkpoints, page, and the state to resume from."""
 import json
 import shutil
 import time
 from pathlib import Path
 
+from configs.defaults import as_dict, flat, load_config
+from processor.epoch import LastEpoch, on_host
 from utils.checkpoint import save_checkpoint, write_atomically
-from utils.errors import Stopped
+from utils.errors import Stopped, UserError
 from utils.events import EventLog
+from utils.report.write import save_report
 from utils.resume import StateFile, versions
 
-FORMAT = "cclnet-1"
+FORMAT = "cclnet-2"
+MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start of its checkpoints' names
+
+# Settings that may differ when a run is resumed: they decide neither weights nor labels. More epochs may be asked for.
+# DEVICE and TEST.BATCH_SIZE change the order of additions, so the last bits.
+MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT", "DATASET.CACHE_DIR",
+              "DATASET.CACHE", "DATASET.CHECK_COUNTS")
+MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
+ADVICE = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 
 class Run:
-    """Saves, resumes and logs for the stages of one script.
+    """Writes everything of a script's run, and resumes it.
 
     Args:
-        name: "prepare" or "clip", of the state file; output_dir: folder of all files; log: logger;
-        tester: `processor.evaluate.Tester`; facts: dict stored in every checkpoint (configuration, data set);
+        script: "prepare" or "clip", of the state file; output_dir: folder of all files; log: logger;
+        facts: dict stored in every checkpoint (configuration, data set);
         stop: `utils.resume.StopRequest`; minutes: between state files within an epoch;
-        content: of the state file to go on from, None for a new run;
-        persons: Modality -> (N,) identities of the training images, for the diagnosis alone; None where unknown.
+        content: of the state file to resume from, None for a new run.
     """
 
-    def __init__(self, name, output_dir, log, tester, facts, stop, minutes=10.0, content=None, persons=None):
+    def __init__(self, script, output_dir, log, facts, stop, minutes, content=None):
         self.output_dir = Path(output_dir)
-        self.log, self.tester, self.facts, self.stop, self.minutes = log, tester, facts, stop, minutes
-        self.persons = persons
+        self.log, self.facts, self.stop, self.minutes = log, facts, stop, minutes
         self.events = EventLog(self.output_dir / "tensorboard")
-        self.state_file = state_file(output_dir, name)
+        self.state_file = state_file(output_dir, script)
         self.saved_at = time.monotonic()
         content = content or {}
-        self.resumed = content.get("stages", {})        # the stages' states to go on from
+        self.states = content.get("stages", {})         # stage -> its state
         self.best = content.get("best", -1.0)           # Rank-1 of the best checkpoint so far
         self.history = content.get("history", [])       # a dict per finished epoch of this script
 
-    def save(self, stages):
-        """Write the state file: stages is a dict of the stages' `state_dict`s."""
-        self.state_file.save({"format": FORMAT, "stages": stages, "best": self.best, "history": self.history,
+    @property
+    def labels_folder(self):
+        """The folder of the pseudo labels that the run makes."""
+        return self.output_dir / "pseudo_labels"
+
+    def model_file(self, stage, which):
+        """Return the path of a stage's checkpoint. Args: which: "last" or "best"."""
+        return self.output_dir / f"{MODEL_FILES[stage]}_{which}.pth"
+
+    def restore(self, stage, state):
+        """Return the state of a stage, with what an earlier run saved of it, if one did."""
+        saved = self.states.get(stage)
+        if saved:
+            state.load_state_dict(saved)
+        return state
+
+    def epochs_left(self, stage, state, epochs):
+        """Yield state.epoch until it has passed the last one; the loop's body moves it on. Says what is resumed."""
+        if state.epoch > epochs:
+            self.log.info(f"{stage}: all {epochs} epochs were trained already; add --fresh to start over")
+        elif self.states.get(stage):
+            self.log.info(f"{stage}: resuming with epoch {state.epoch}")
+        while state.epoch <= epochs:
+            yield state.epoch
+
+    def save_state(self, stage, state):
+        """Write the state file. Args: state: `state_dict` of a stage; the other stages' are kept."""
+        self.states[stage] = on_host(state)
+        self.state_file.save({"format": FORMAT, "stages": self.states, "best": self.best, "history": self.history,
                               "versions": versions(), **self.facts})
         self.saved_at = time.monotonic()
 
-    def after_step(self, stages):
-        """A callback for the end of an iteration: saves now and then, and when the run shall stop.
+    def checkpoint_if_due(self, stage, state):
+        """Save the state now and then, and when the run shall stop. Raises: Stopped: SIGTERM or Ctrl-C came."""
+        if self.stop.signal_number is not None or time.monotonic() - self.saved_at > 60 * self.minutes:
+            self.save_state(stage, state.state_dict())
+        self.stop_if_asked()
 
-        Args: stages: a function that gives the dict for `save`.
-        Raises: Stopped: SIGTERM or Ctrl-C came.
-        """
-        def check():
-            if self.stop.signal_number is not None:
-                self.save(stages())
-                raise Stopped(f"stopped; the state is in {self.state_file.path}, and the same command goes on from it",
-                              self.stop.signal_number)
-            if time.monotonic() - self.saved_at > 60 * self.minutes:
-                self.save(stages())
-        return check
+    def stop_if_asked(self):
+        """End the run after SIGTERM or Ctrl-C. Raises: Stopped."""
+        if self.stop.signal_number is not None:
+            raise Stopped(f"stopped; the same command resumes from {self.state_file.path}", self.stop.signal_number)
+
+    def is_best(self, rank1):
+        """Tell whether a Rank-1 is the best of the run so far, and remember it."""
+        if rank1 <= self.best:
+            return False
+        self.best = rank1
+        return True
 
     def record(self, stage, distributions=None, **numbers):
         """Add an epoch's numbers to metrics.jsonl, a line per epoch of every stage, and to the TensorBoard files.
@@ -68,14 +106,52 @@ class Run:
         rows = [row for row in old if row["stage"] not in mine] + self.history
         write_atomically(path, lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
-    def save_model(self, name, content):
-        """Write OUTPUT_DIR/NAME.pth with the run's facts."""
-        save_checkpoint(self.output_dir / f"{name}.pth", {"format": FORMAT, **content, **self.facts})
+    def save_model(self, stage, which, content):
+        """Write a stage's checkpoint with the run's facts. Args: which: "last" or "best"."""
+        save_checkpoint(self.model_file(stage, which), {"format": FORMAT, **content, **self.facts})
+
+    def save_page(self, stage, content):
+        """Write a finished stage's part of the page. Args: content: a function that returns it."""
+        save_report(self.output_dir, self.log, stage, content)
+
+    def has_page(self, stage):
+        """Tell whether the page and this stage's part of it are there."""
+        return all((self.output_dir / name).is_file() for name in ("report.html", f"report_data/{stage}.json"))
 
 
-def state_file(output_dir, name):
-    """The `StateFile` of a script's run."""
-    return StateFile(Path(output_dir) / f"{name}_state.pth")
+def state_file(output_dir, script):
+    """Return the `StateFile` of a script's run."""
+    return StateFile(Path(output_dir) / f"{script}_state.pth")
+
+
+def check_resumable(content, facts, folder):
+    """Refuse to resume from a state (content of a state file) of other settings, data, weights or labels.
+
+    Returns: lines on what changed and may change, for the log.
+    Raises: UserError: names the key that changed.
+    """
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
+                        "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
+    old = {**flat(as_dict(load_config())), **flat(content["config"])}    # newer keys had their default's effect
+    new, changes = flat(facts["config"]), []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        if before == now:
+            continue
+        if key in MAY_GROW and now < before:
+            raise UserError(f"the run in {folder} was started with {key} {before}, now it is {now}; only more epochs "
+                            f"may be asked for. {ADVICE}")
+        if key not in MAY_GROW and not key.startswith(MAY_CHANGE):
+            raise UserError(f"the run in {folder} was started with {key} {before!r}, now it is {now!r}. {ADVICE}")
+        changes.append(f"resuming with {key} {now!r} instead of {before!r}")
+    for key in facts.keys() - {"config"}:
+        if content.get(key) != facts[key]:
+            raise UserError(f"the run in {folder} was started with other {key.replace('_', ' ')} than it has now. "
+                            f"{ADVICE}")
+    here = versions()
+    return changes + [f"warning: resuming with {name} {here.get(name)} instead of {version}; the last bits may differ"
+                      for name, version in content.get("versions", {}).items() if here.get(name) != version]
 
 
 def set_aside(output_dir, patterns):

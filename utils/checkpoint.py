@@ -16,10 +16,6 @@ NUMPY_GLOBALS = [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQ
                  *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
                    for name, function in (("scalar", np._core.multiarray.scalar),
                                           ("_reconstruct", np._core.multiarray._reconstruct)))]
-# Weights that every checkpoint in the released format has.
-RELEASED_LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv1.weight",
-                      "base_resnet.base.layer1.0.conv1.weight", "base_resnet.base.layer4.0.conv3.weight",
-                      "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
 
 
 def write_atomically(path, write, keep=None):
@@ -107,12 +103,3 @@ def load_checkpoint(path):
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dict")
     return content
-
-
-def released_state(content):
-    """The state dict of a checkpoint in the released format, without a "module." prefix; None for other content."""
-    state = content.get("state_dict")
-    if not isinstance(state, dict):
-        return None
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    return state if any(name in state for name in RELEASED_LANDMARKS) else None

@@ -18,7 +18,7 @@ from scipy import sparse
 from sklearn.cluster import DBSCAN
 
 from utils.errors import UserError
-from utils.runtime import precision
+from utils.runtime import gpu_rounding
 
 try:
     import faiss
@@ -80,7 +80,7 @@ def cluster(features, k1, k2, eps, min_samples, index="exact"):
 @torch.no_grad()
 def jaccard_distances(features, k1, k2, eps, index="exact"):
     """Jaccard distances <= eps as a scipy CSR matrix (N, N); exact zeros (the diagonal) are stored."""
-    with precision("fp32", features.device):
+    with gpu_rounding("fp32"):
         features = F.normalize(features.float(), dim=1)
         neighbours = k_nearest(features, k1, index)
         encoding = reciprocal_encoding(features, neighbours, k1)

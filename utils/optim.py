@@ -1,12 +1,12 @@
 """Optimisers and learning rates of the released recipe."""
+import math
 from bisect import bisect_right
 
 import torch
-from timm.scheduler import CosineLRScheduler
 
 
-def image_optimizer(named_parameters, lr=3.5e-4, weight_decay=5e-4, bias_lr_factor=2.0):
-    """Adam over (name, parameter) pairs; parameters named "bias" learn at lr * bias_lr_factor."""
+def image_optimizer(named_parameters, lr, weight_decay, bias_lr_factor):
+    """Build Adam over (name, parameter) pairs; parameters named "bias" learn at lr * bias_lr_factor."""
     groups = {False: [], True: []}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
@@ -17,8 +17,8 @@ def image_optimizer(named_parameters, lr=3.5e-4, weight_decay=5e-4, bias_lr_fact
     ], weight_decay=weight_decay)
 
 
-def warmup_step_factor(epoch, warmup_epochs=10, warmup_factor=0.01, steps=(30, 50), gamma=0.1):
-    """The factor on the learning rate in an epoch (from 1): linear warm-up, then * gamma from each step on."""
+def warmup_step_factor(epoch, warmup_epochs, warmup_factor, steps, gamma):
+    """Compute the factor on the learning rate in an epoch (from 1): linear warm-up, then * gamma from each step on."""
     warmup = 1.0
     if epoch < warmup_epochs:
         progress = epoch / warmup_epochs
@@ -33,7 +33,14 @@ def set_lr(optimizer, factor):
     return optimizer.param_groups[0]["lr"]
 
 
-def prompt_schedule(optimizer, epochs, lr_min=1e-6, warmup_lr=1e-5, warmup_epochs=5):
-    """timm's cosine schedule with linear warm-up; call `.step(epoch)` with the epoch's number from 1."""
-    return CosineLRScheduler(optimizer, t_initial=epochs, lr_min=lr_min, warmup_lr_init=warmup_lr,
-                             warmup_t=warmup_epochs, cycle_limit=1, t_in_epochs=True)
+def warmup_cosine_lr(epoch, epochs, lr, lr_min, warmup_lr, warmup_epochs):
+    """Compute the learning rate of an epoch (from 1): linear from warmup_lr, then a cosine from lr to lr_min.
+
+    It is that of timm's CosineLRScheduler stepped with the epoch's number: the cosine counts from epoch 0, so it has
+    begun to fall when the warm-up ends, and the last epoch runs at lr_min.
+    """
+    if epoch < warmup_epochs:
+        return warmup_lr + epoch * (lr - warmup_lr) / warmup_epochs
+    if epoch >= epochs:
+        return lr_min
+    return lr_min + 0.5 * (lr - lr_min) * (1 + math.cos(math.pi * epoch / epochs))

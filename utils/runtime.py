@@ -23,16 +23,20 @@ FP32_ON_GPU = {"released": ("ieee", "tf32"), "fp32": ("ieee", "ieee"), "tf32": (
                "bf16": ("ieee", "ieee")}
 
 
+def autocast(name, device):
+    """Return a context that computes in bfloat16 where that is safe if name is "bf16", and changes nothing otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
 @contextlib.contextmanager
-def precision(name, device):
-    """Run a block in a precision: a name of FP32_ON_GPU; "bf16" computes in bfloat16 by autocast where that is safe."""
+def gpu_rounding(name):
+    """Run a block, forward or backward, with a GPU's fp32 arithmetic of a precision: a name of FP32_ON_GPU."""
     switches = _fp32_switches()
     before = [getattr(owner, switch) for owner, switch, _ in switches]
     for (owner, switch, spelling), wanted in zip(switches, FP32_ON_GPU[name]):
         setattr(owner, switch, spelling[wanted])
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
-            yield
+        yield
     finally:
         for (owner, switch, _), value in zip(switches, before):
             setattr(owner, switch, value)

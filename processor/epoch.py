@@ -1,0 +1,134 @@
+"""The end of an epoch and of a stage: numbers, a line, a test, checkpoints, the page."""
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from processor.evaluate import format_table, metrics_record
+from processor.pseudo_labels import FILE_NAMES, collapse_warnings, save_pseudo_labels
+from utils.diagnosis import diagnose, known_persons
+from utils.events import memory_use
+from utils.modality import Modality
+from utils.report.content import stage_content
+
+
+@dataclass
+class LastEpoch:
+    """What is kept of the last finished epoch, for the page and the pseudo labels."""
+
+    labels: dict            # Modality -> (N,) int64 clusters
+    pairs: tuple            # linked clusters at its end: RGB (M,), IR (M,), similarity (M,)
+    evaluation: object = None       # `Evaluation` of its test, if there was one; not saved
+
+    def state_dict(self):
+        """Return it as tensors."""
+        return {"labels": {m.value: torch.from_numpy(self.labels[m]) for m in Modality},
+                "pairs": [torch.from_numpy(values) for values in self.pairs]}
+
+    @classmethod
+    def from_state_dict(cls, state):
+        """Make it from a saved state."""
+        return cls({m: state["labels"][m.value].cpu().numpy() for m in Modality},
+                   tuple(values.cpu().numpy() for values in state["pairs"]))
+
+
+def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
+    """Log an epoch, test if that is due, save checkpoints, numbers and state.
+
+    Args: state: `TrainState`; epochs: of the stage; lr: learning rate of the epoch; images: trained on in all its
+        steps; extra: further entries of the checkpoints.
+    """
+    now = state.under_way
+    pairs, persons = now.memory.pairs(), known_persons(tester.data.train)
+    numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **diagnose(now.labels, pairs, persons),
+               **memory_use(tester.device)}
+    run.log.info(epoch_line(stage, numbers, epochs))
+    for warning in collapse_warnings(now.labels):
+        run.log.info(warning)
+    last = LastEpoch(now.labels, pairs)
+    if tester.is_due(epoch, epochs):
+        last.evaluation = tester(state.model)
+        run.log.info(f"epoch {epoch}, {last.evaluation.protocol}\n"
+                     + format_table([{"what": stage, **last.evaluation.mean()}]))
+    content = _checkpoint(stage, epoch, state, last, tester, extra)
+    if last.evaluation and run.is_best(last.evaluation.mean()["rank1"]):
+        run.save_model(stage, "best", {**content, "selected": "best Rank-1 on test data"})
+    run.save_model(stage, "last", content)
+    run.record(stage, cluster_sizes(now.labels), **numbers,
+               **({"test": content["metrics"]} if last.evaluation else {}))
+    if stage == "prepare" and epoch == epochs:
+        _save_labels(run, last)
+    state.close_epoch(last)
+    run.save_state(stage, state.state_dict())
+
+
+def finish_stage(stage, state, epochs, run, tester, train_images, extra):
+    """Write the page of a finished stage, and again what was lost since: labels, last checkpoint, page."""
+    last, trained_now = state.last, state.last.evaluation is not None
+    if stage == "prepare" and not all((run.labels_folder / name).is_file() for name in FILE_NAMES.values()):
+        _save_labels(run, last)
+    lost = not run.model_file(stage, "last").is_file()
+    if not trained_now and not lost and run.has_page(stage):
+        return
+    last.evaluation = last.evaluation or tester(state.model)
+    if lost:
+        run.save_model(stage, "last", _checkpoint(stage, epochs, state, last, tester, extra))
+    run.save_page(stage, partial(stage_content, stage, tester.data, tester.banks, tester.retrieval, last.evaluation,
+                                 train_images, last, known_persons(tester.data.train)))
+
+
+def _checkpoint(stage, epoch, state, last, tester, extra):
+    """The content of a checkpoint file, tensors on the host."""
+    metrics = {"metrics": metrics_record(last.evaluation, tester.data)} if last.evaluation else {}
+    return {"stage": stage, "epoch": epoch, "state_dict": on_host(state.model.state_dict()),
+            "model": state.model.describe(), **(extra or {}), **metrics}
+
+
+def _save_labels(run, last):
+    save_pseudo_labels(run.labels_folder, last.labels, run.facts["manifest"])
+    run.log.info(f"pseudo labels written to {run.labels_folder}")
+
+
+def epoch_numbers(epoch, under_way, lr, images, seconds):
+    """Put an epoch into plain numbers, for metrics.jsonl.
+
+    Args: under_way: `UnderWay` after its last step; images: trained on in all its steps; seconds: all of the epoch.
+    """
+    labels, means = under_way.labels, under_way.means.means(under_way.step)
+    matched, similarity = means.pop("matched", 0.0), means.pop("matched_similarity", 0.0)
+    clusters = {f"clusters_{m.value}": int(values.max()) + 1 for m, values in labels.items()}
+    outliers = {f"outliers_{m.value}": int((values < 0).sum()) for m, values in labels.items()}
+    sizes = {f"{name}_{what}": float(function(values)) for name, values in cluster_sizes(labels).items()
+             for what, function in (("median", np.median), ("max", np.max))}
+    return {"epoch": epoch, **means, **clusters, **outliers, **sizes, "lr": lr, "matched": matched,
+            "matched_similarity": similarity, "images_per_second": images / (seconds - under_way.setup_seconds),
+            "seconds": seconds}
+
+
+def cluster_sizes(labels):
+    """Count the images of each cluster: {"cluster_size_rgb": (K,), "cluster_size_ir": (K,)}."""
+    return {f"cluster_size_{m.value}": np.bincount(values[values >= 0]) for m, values in labels.items()}
+
+
+def epoch_line(stage, numbers, epochs):
+    """Write one line about an epoch. Args: numbers: of `epoch_numbers`, and the diagnosis where there is one."""
+    n = numbers
+    losses = " ".join(f"{name} {value:.4f}" for name, value in n.items() if name.startswith("loss"))
+    clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} clusters {n[f'outliers_{m.value}']} outliers"
+                         for m in Modality)
+    swapped = f" | {n['matched']:.0f} pairs matched" if n["matched"] else ""
+    diagnosis = (f" | ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, {100 * n['matching_accuracy']:.0f}% of pairs right"
+                 if "ari_rgb" in n else "")
+    left = n["seconds"] * (epochs - n["epoch"])
+    return (f"{stage} {n['epoch']}/{epochs} | {losses} | {clusters}{swapped}{diagnosis} | lr {n['lr']:.2e} | "
+            f"{n['images_per_second']:.0f} images/s | {n['seconds']:.1f} s, {left / 60:.0f} min left")
+
+
+def on_host(state):
+    """Copy a state dict's tensors to the host, at any depth."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {k: on_host(v) for k, v in state.items()}
+    return [on_host(v) for v in state] if isinstance(state, list) else state

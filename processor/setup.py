@@ -1,0 +1,162 @@
+"""From the configuration tree to objects that take plain arguments: what the three scripts have in common.
+
+A training script takes its folder, finds the state to resume from, checks that it fits, and begins.
+"""
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from configs.defaults import as_dict
+from data.augment import Augmentation
+from data.images import open_bank, pick_cache
+from data.manifest import data_manifest
+from data.registry import open_dataset
+from model.cclnet import CCLNet
+from model.clip import load_clip, weights_digest
+from processor.evaluate import Tester, check_matches
+from processor.prompt import PromptSettings
+from processor.pseudo_labels import ClusterSettings
+from processor.run import Run, check_resumable, set_aside, state_file
+from processor.train import TrainSettings
+from utils.checkpoint import write_atomically
+from utils.errors import Parser
+from utils.modality import Modality
+from utils.resume import StopRequest, lock_folder
+from utils.runtime import open_log, pick_device
+
+
+def parse_arguments(description, switches=None, **options):
+    """Read the command line that all scripts share: [--config_file FILE] [switches] [options] [KEY VALUE ...].
+
+    Args: switches: name -> help of flags without a value; options: name -> help of flags with one.
+    """
+    parser = Parser(description)
+    parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
+    for name, help_text in options.items():
+        parser.add_argument(f"--{name}", help=help_text)
+    for name, help_text in (switches or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=help_text)
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE",
+                        help="single settings, as in SEED 2 TEST.MODE indoor")
+    return parser.parse_intermixed_args()
+
+
+class Setup:
+    """The objects of a script. Nothing is written before every input was found in order.
+
+    Args: config: of `load_config`; script: its name, for the log.
+    """
+
+    def __init__(self, config, script):
+        self.config, self.script = config, script
+        self.device = pick_device(config.DEVICE)
+        self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
+                                 config.DATASET.CHECK_COUNTS)
+        modes = self.data.modes if config.TEST.MODE == "both" else (config.TEST.MODE,)
+        self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS, config.TEST.PROTOCOL) for mode in modes]
+        for retrieval in self.retrievals:
+            check_matches(self.data, retrieval)
+
+    @cached_property
+    def clip(self):
+        """The `open_clip.CLIP` that the run begins with."""
+        return load_clip(self.config.MODEL.CLIP_WEIGHTS)
+
+    def new_model(self):
+        """Build a `CCLNet` with CLIP's weights, on the device."""
+        return self.place(CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH))
+
+    def place(self, model):
+        """Return the model on the device, its convolutions channels-last, which is fastest there."""
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def banks(self, split):
+        """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
+        data, config = self.data, self.config
+        return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split, config.INPUT.HEIGHT,
+                             config.INPUT.WIDTH, self.device, self.cache) for m, images in getattr(data, split).items()}
+
+    @cached_property
+    def cache(self):
+        """Where all images of the run are held: DATASET.CACHE, or what auto comes to."""
+        images = sum(len(images) for _, images in self.data.sets())
+        return pick_cache(self.config.DATASET.CACHE, 3 * images * self.config.INPUT.HEIGHT * self.config.INPUT.WIDTH,
+                          self.device)
+
+    @cached_property
+    def manifest(self):
+        """The `data_manifest` of the run's images."""
+        return data_manifest(self.data)
+
+    def facts(self):
+        """Return what every checkpoint remembers of the run."""
+        return {"config": as_dict(self.config), "dataset": self.data.name, "trial": self.config.DATASET.TRIAL,
+                "manifest": self.manifest}
+
+    def tester(self):
+        """Build the `Tester` of TEST.MODE, or of the first mode if that is both."""
+        test = self.config.TEST
+        return Tester(self.data, self.banks("test"), self.retrievals[0], test.EVERY, test.BATCH_SIZE,
+                      self.config.PRECISION)
+
+    def start(self):
+        """Open the log, write config.yml, print the data set's counts: the logger."""
+        config = self.config
+        log = open_log(config.OUTPUT_DIR, self.script)
+        write_atomically(Path(config.OUTPUT_DIR) / "config.yml", lambda file: file.write(config.dump().encode()))
+        log.info(f"{self.script} on {self.device}, DATASET.CACHE {self.cache}, results in {config.OUTPUT_DIR}")
+        for line in (*self.data.counts(), *self.data.notes):
+            log.info(line)
+        return log
+
+    @contextmanager
+    def training(self, state_name, own_files, fresh, **more_facts):
+        """Take the folder, find the state to resume from, check that it fits, and begin: gives the `Run`.
+
+        Within the context SIGTERM and Ctrl-C end the run at its next step.
+
+        Args:
+            state_name: of the state file; own_files: patterns of what the script writes; fresh: keep old files aside
+            instead of resuming; more_facts: further things that must not have changed.
+        Raises: UserError: another run has the folder, or the state is of another configuration or other data.
+        """
+        config, facts = self.config, {**self.facts(), "clip_weights": weights_digest(self.clip), **more_facts}
+        with StopRequest() as stop, lock_folder(config.OUTPUT_DIR):
+            aside = set_aside(config.OUTPUT_DIR, own_files) if fresh else None
+            content, warning = state_file(config.OUTPUT_DIR, state_name).load()
+            changes = check_resumable(content, facts, config.OUTPUT_DIR) if content is not None else []
+            log = self.start()
+            for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes):
+                if line:
+                    log.info(line)
+            yield Run(state_name, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content)
+
+
+def train_settings(config, epochs, restart=False):
+    """Collect the `TrainSettings` of a configuration.
+
+    Args: epochs: of the stage; restart: whether optimiser and learning rates begin anew at the swap epoch.
+    """
+    augmentation = {m: Augmentation(grey=config.INPUT.GREY if m is Modality.RGB else 0.0, flip=config.INPUT.FLIP,
+                                    pad=config.INPUT.PAD, erase=config.INPUT.ERASE) for m in Modality}
+    return TrainSettings(
+        seed=config.SEED, epochs=epochs, cluster=ClusterSettings(**_lower(config.CLUSTER)), **_lower(config.MEMORY),
+        clusters_per_batch=config.SAMPLER.CLUSTERS, instances=config.SAMPLER.INSTANCES, augmentation=augmentation,
+        lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
+        warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
+        lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
+        restart_epoch=config.MEMORY.SWAP_EPOCH if restart else None,
+        precision=config.PRECISION, embed_batch_size=config.TEST.BATCH_SIZE)
+
+
+def prompt_settings(config):
+    """Collect the `PromptSettings` of a configuration."""
+    return PromptSettings(seed=config.SEED, **_lower(config.PROMPT), precision=config.PRECISION,
+                          embed_batch_size=config.TEST.BATCH_SIZE)
+
+
+def _lower(section):
+    """Return a section's keys in lower case, as arguments."""
+    return {key.lower(): value for key, value in section.items()}

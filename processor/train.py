@@ -1,0 +1,252 @@
+"""The training loop of both contrastive stages: train_prepare.py's, and the fine-tune of train_clip.py.
+
+Every random number is drawn from a stream named by seed, purpose, epoch and iteration, so a state needs no random
+state: a run that was stopped after any iteration resumes exactly.
+"""
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import augment
+from data.sampler import cluster_batches, iterations_per_epoch
+from loss.cross_memory import CrossMemory
+from processor.epoch import LastEpoch, end_of_epoch, finish_stage
+from processor.features import embed
+from processor.pseudo_labels import ClusterSettings, centroids, make_pseudo_labels
+from utils.finite import NonFinite, RunningMeans, check_weights
+from utils.modality import Modality
+from utils.optim import image_optimizer, set_lr, warmup_step_factor
+from utils.runtime import autocast, gpu_rounding
+from utils.seeding import numpy_rng
+
+CHECK_EVERY = 20        # steps between looks at the losses, for which a GPU is waited for
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The numbers of a stage; configs/defaults.py explains them."""
+
+    seed: int
+    epochs: int
+    cluster: ClusterSettings
+    temperature: float
+    momentum: float
+    swap_epoch: int             # the first with swapping
+    swap_scale: float
+    swap_order: str
+    clusters_per_batch: int     # P, of each modality
+    instances: int              # K
+    augmentation: dict          # Modality -> `Augmentation`
+    lr: float
+    bias_lr_factor: float
+    weight_decay: float
+    warmup_epochs: int
+    warmup_factor: float
+    lr_steps: tuple
+    lr_gamma: float
+    restart_epoch: int | None   # from which optimiser and learning rates begin anew; None: never
+    precision: str
+    embed_batch_size: int
+
+    def lr_factor(self, epoch):
+        """Return what the learning rates are multiplied with in an epoch (from 1)."""
+        if self.restart_epoch is not None and epoch >= self.restart_epoch:
+            epoch -= self.restart_epoch - 1
+        return warmup_step_factor(epoch, self.warmup_epochs, self.warmup_factor, self.lr_steps, self.lr_gamma)
+
+    def new_memory(self, start, epoch):
+        """Return the `CrossMemory` of an epoch. Args: start: Modality -> (K, D) centroids."""
+        return CrossMemory(start, self.temperature, self.momentum, epoch >= self.swap_epoch, self.swap_scale,
+                           self.swap_order)
+
+
+def train(stage, model, images, settings, run, tester, guidance=None, extra=None):
+    """Train the epochs that are left of a stage: cluster, start the memories, take steps, test, save.
+
+    Args:
+        stage: "prepare" or "finetune"; model: `CCLNet` on its device, trained in place; images: Modality ->
+        `ImageBank` of the training images; settings: `TrainSettings`; run: `processor.run.Run`;
+        tester: `processor.evaluate.Tester`; guidance: `TextGuidance` or None; extra: further entries of checkpoints.
+    Raises:
+        UserError: all images of a modality are outliers. NonFinite: a loss, feature or weight is not finite.
+        Stopped: the run was asked to stop; its state is saved.
+    """
+    s, state = settings, run.restore(stage, TrainState(model, settings))
+    for epoch in run.epochs_left(stage, state, s.epochs):
+        if state.under_way is None:
+            if epoch == s.restart_epoch:
+                state.renew_optimizer()
+            features = {m: _features(model, images[m], m, s, epoch) for m in Modality}      # 1 features of all images
+            labels = {m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality}   # 2 clusters
+            start = {m: centroids(features[m], labels[m]) for m in Modality}                # 3 prototypes
+            state.under_way = UnderWay(labels, s.new_memory(start, epoch), state.clock.seconds())
+        now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch)
+        lr = set_lr(state.optimizer, s.lr_factor(epoch))
+        model.train()
+        for step in tqdm(range(now.step, len(batches)), desc=f"{stage} epoch {epoch}", initial=now.step,
+                         total=len(batches), leave=False, disable=None, unit="batch"):
+            losses, numbers = train_step(model, state.optimizer, now.memory, batches[step], guidance, s.precision)  # 4
+            now.step = step + 1
+            now.means.add(now.step, losses, numbers)
+            if now.step % CHECK_EVERY == 0 or now.step == len(batches):
+                now.means.check(epoch, batches.names)
+            run.checkpoint_if_due(stage, state)
+        end_of_epoch(stage, epoch, state, s.epochs, lr, len(batches) * batches.size, run, tester, extra)        # 5
+    finish_stage(stage, state, s.epochs, run, tester, images, extra)
+
+
+def train_step(model, optimizer, memory, batch, guidance=None, precision="fp32"):
+    """Take one step of the optimiser on a batch, then let the memories follow.
+
+    Args: memory: `CrossMemory`; batch: `Batch`; guidance: `TextGuidance` or None; precision: of `utils.runtime`.
+    Returns: the losses, name -> scalar tensor; the numbers of the memories' update.
+    """
+    heads = ("feature", "projection") if guidance else ("feature",)
+    rgb, ir = (batch.images[m] for m in Modality)
+    with gpu_rounding(precision):
+        with autocast(precision, rgb.device):
+            out = model(rgb, ir, heads)
+        losses = memory.losses(out["feature"], batch.labels)
+        if guidance:
+            losses |= guidance.losses(out["projection"], batch.positions)
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        optimizer.step()
+        numbers = memory.update(out["feature"], batch.labels)
+    return losses, numbers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """P x K augmented images of each modality (all Modality -> ...)."""
+
+    images: dict        # (B, 3, H, W) float32, normalised
+    labels: dict        # (B,) int64 on the host, clusters of this epoch
+    positions: dict     # (B,) int64 on the host, in the training set
+
+
+class Batches:
+    """The batches of an epoch, made when they are asked for.
+
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: `TrainSettings`; epoch: from 1.
+    """
+
+    def __init__(self, images, labels, settings, epoch):
+        s = self.settings = settings
+        self.images, self.labels, self.epoch = images, labels, epoch
+        per_modality = s.clusters_per_batch * s.instances
+        count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)
+        self.positions = {m: cluster_batches(labels[m], s.clusters_per_batch, s.instances, count,
+                                             numpy_rng(s.seed, "sampler", m.value, epoch)) for m in Modality}
+        self.size = 2 * per_modality        # images of both modalities
+
+    def __len__(self):
+        return len(self.positions[Modality.RGB])
+
+    def __getitem__(self, step):
+        """Return the `Batch` of a step, counted from 0."""
+        positions = {m: rows[step] for m, rows in self.positions.items()}
+        return Batch({m: self._augmented(m, step) for m in Modality},
+                     {m: self.labels[m][positions[m]] for m in Modality}, positions)
+
+    def _augmented(self, modality, step):
+        s, images = self.settings, self.images[modality].batch(self.positions[modality][step])
+        rng = numpy_rng(s.seed, "augment", modality.value, self.epoch, step)
+        return augment.apply(images, augment.draw(s.augmentation[modality], len(images), images.shape[2:], rng))
+
+    def names(self, step):
+        """Return the names of the images in a step's batch, for messages."""
+        return [name for m in Modality for name in self.images[m].names(np.unique(self.positions[m][step]))]
+
+
+class TrainState:
+    """What a stage has reached: weights, optimiser, the next epoch, and what belongs to the epoch under way.
+
+    Args: model: `CCLNet`; settings: `TrainSettings`.
+    """
+
+    def __init__(self, model, settings):
+        self.model, self.settings = model, settings
+        self.renew_optimizer()
+        self.epoch = 1              # the epoch that comes next or is under way
+        self.under_way = None       # `UnderWay`, None before its clusters are made
+        self.last = None            # `LastEpoch`, None before the first epoch's end
+        self.clock = Clock()        # since the epoch began
+
+    def renew_optimizer(self):
+        """Begin with a new optimiser, without memory of earlier steps."""
+        s = self.settings
+        self.optimizer = image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor)
+
+    def close_epoch(self, last):
+        """Go to the next epoch. Args: last: `LastEpoch`, what is kept of this one."""
+        self.epoch, self.under_way, self.last, self.clock = self.epoch + 1, None, last, Clock()
+
+    def state_dict(self):
+        """Return all that the rest of the stage depends on, beside data and settings. Raises: NonFinite."""
+        check_weights(self.model.state_dict(), f"epoch {self.epoch}")
+        return {"epoch": self.epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "under_way": self.under_way and self.under_way.state_dict(), "last": self.last and self.last.state_dict(),
+                "seconds": self.clock.seconds()}
+
+    def load_state_dict(self, state):
+        """Take over a saved state."""
+        self.epoch, self.clock = state["epoch"], Clock(state["seconds"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.last = state["last"] and LastEpoch.from_state_dict(state["last"])
+        self.under_way = None
+        if state["under_way"]:
+            device = next(self.model.parameters()).device
+            prototypes = {m: state["under_way"]["memory"][m.value]["prototypes"].to(device) for m in Modality}
+            self.under_way = UnderWay(None, self.settings.new_memory(prototypes, self.epoch), 0.0)
+            self.under_way.load_state_dict(state["under_way"])
+
+
+class UnderWay:
+    """What belongs to an epoch under way.
+
+    Args: labels: Modality -> (N,) int64 clusters; memory: `CrossMemory`; setup_seconds: what embedding and clustering
+        took.
+    """
+
+    def __init__(self, labels, memory, setup_seconds):
+        self.labels, self.memory, self.setup_seconds = labels, memory, setup_seconds
+        self.step = 0                   # steps done
+        self.means = RunningMeans()
+
+    def state_dict(self):
+        """Return it as tensors and numbers."""
+        return {"labels": {m.value: torch.from_numpy(self.labels[m]) for m in Modality},
+                "memory": self.memory.state_dict(), "setup_seconds": self.setup_seconds, "step": self.step,
+                "means": self.means.state_dict()}
+
+    def load_state_dict(self, state):
+        """Take over a saved state."""
+        self.labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
+        self.memory.load_state_dict(state["memory"])
+        self.setup_seconds, self.step = state["setup_seconds"], state["step"]
+        self.means.load_state_dict(state["means"])
+
+
+class Clock:
+    """Seconds since it was made, and those of an earlier run. Args: before: seconds that the earlier run took."""
+
+    def __init__(self, before=0.0):
+        self.started = time.perf_counter() - before
+
+    def seconds(self):
+        """Return the seconds so far."""
+        return time.perf_counter() - self.started
+
+
+def _features(model, images, modality, settings, epoch):
+    """Embed all training images of a modality: (N, D). Raises: NonFinite: names the epoch too."""
+    try:
+        return embed(model, images, modality, batch_size=settings.embed_batch_size,
+                     precision=settings.precision)["feature"]
+    except NonFinite as error:
+        raise error.at(f"epoch {epoch}")
