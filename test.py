@@ -18,10 +18,11 @@ from model.clip import load_clip
 from model.released import describe_released, released_input_size
 from processor.evaluate import evaluate_all, format_table, metrics_record
 from processor.finite import non_finite_report
-from processor.ranking import save_rankings
-from processor.report_data import retrieval_content, save_report
 from utils.checkpoint import load_checkpoint, released_state, save_json
 from utils.errors import UserError, exit_on_user_error
+from utils.report.content import retrieval_content
+from utils.report.ranking import save_rankings
+from utils.report.write import save_report
 
 
 def main():

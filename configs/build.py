@@ -10,7 +10,6 @@ from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
 from data.registry import open_dataset
 from processor.contrast import ContrastSettings
-from processor.diagnosis import known_persons
 from processor.evaluate import check_matches
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
@@ -18,6 +17,7 @@ from processor.run import FORMAT, Run, set_aside, state_file
 from processor.stages import Tester
 from utils.checkpoint import write_atomically
 from utils.clustering import check_index
+from utils.diagnosis import known_persons
 from utils.errors import Parser, UserError
 from utils.modality import Modality
 from utils.resume import lock_folder, versions

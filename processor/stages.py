@@ -5,14 +5,15 @@ import numpy as np
 import torch
 
 from processor.contrast import ContrastStage, TextGuidance
-from processor.diagnosis import diagnose
 from processor.evaluate import evaluate, format_table, metrics_record
 from processor.finite import non_finite_report
 from processor.prompt import PromptStage, text_features
 from processor.pseudo_labels import collapse_warnings, save_pseudo_labels
-from processor.report_data import save_report, stage_content
+from utils.diagnosis import diagnose
 from utils.events import memory_use
 from utils.modality import Modality
+from utils.report.content import stage_content
+from utils.report.write import save_report
 
 
 class Tester:
@@ -123,7 +124,7 @@ def _run_contrast(name, stage, run, snapshot, extra=None, at_end=lambda report: 
         if report.epoch == epochs:
             save_report(run.output_dir, run.log, name, partial(
                 stage_content, name, run.tester.data, run.tester.banks, run.tester.retrieval, evaluation,
-                stage.banks, report, run.persons))
+                stage.banks, report.labels, report.pairs, run.persons))
 
 
 def epoch_numbers(report):

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from processor.evaluate import _rank
-from processor.ranking import rank_trial, save_rankings
-from processor.report_data import retrieval_content, save_report, stage_content
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
-from utils import report
 from utils.errors import UserError
 from utils.modality import Modality
+from utils.report import __main__ as command
+from utils.report.content import retrieval_content, stage_content
+from utils.report.ranking import rank_trial, save_rankings
+from utils.report.write import NUMBERS, save_report, write_comparison_page, write_run_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Runs in the page when it has loaded; its findings are the title, which --dump-dom prints.
@@ -49,12 +50,11 @@ def make_run(folder, seed):
     rows = [{"stage": stage, "epoch": epoch, "loss": 1 / epoch, "loss_rgb": 2 / epoch, "loss_ir": 3 / epoch, "lr": 1e-4,
              "clusters_rgb": 6, "clusters_ir": 7, "clusters_per_person_rgb": 1.2, "matched": 5.0 * (epoch > 2),
              "ari_rgb": 0.5, "ari_ir": 0.6, "matching_accuracy": 0.1 * epoch,
-             "test": {"protocol": "tiny", **{k: 0.1 * epoch for k in report.NUMBERS}}}
+             "test": {"protocol": "tiny", **{k: 0.1 * epoch for k in NUMBERS}}}
             for stage in ("prepare", "model") for epoch in (1, 2, 3)]
     folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = stage_content("model", data, banks, retrievals(data)[0], evaluations[0], banks,
-                            SimpleNamespace(labels=labels, pairs=pairs),
-                            {m: images.persons for m, images in data.train.items()})
+                            labels, pairs, {m: images.persons for m, images in data.train.items()})
     folder.joinpath("report_data/model.json").write_text(json.dumps(content))
     return data, evaluations
 
@@ -71,7 +71,7 @@ def runs(tmp_path_factory):
     make_run(folder / "second", 2)
     save_report(folder / "first", logging.getLogger("test"), "test",
                 lambda: retrieval_content("test", data, tiny_banks(), retrievals(data), evaluations))
-    report.write_comparison([folder / "first", folder / "second"])
+    write_comparison_page([folder / "first", folder / "second"])
     return folder, data, evaluations
 
 
@@ -92,7 +92,7 @@ def test_figures_as_files(tmp_path, monkeypatch, capsys):
     """The command writes page and figures of a run that has had one epoch so far."""
     tmp_path.joinpath("metrics.jsonl").write_text('{"stage": "prepare", "epoch": 1, "loss_rgb": 3.5, "lr": 1e-4}\n')
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--figures", str(tmp_path / "figures")])
-    report.main()
+    command.main()
     assert capsys.readouterr().out == f"written to {tmp_path / 'report.html'}\n"
     assert (tmp_path / "figures/prepare_loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "figures/prepare_lr.pdf").read_bytes().startswith(b"%PDF")
@@ -118,9 +118,9 @@ def test_folders_without_a_sound_run(tmp_path, name, content):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="cannot be read" if name else "holds no run"):
-        report.write_report(tmp_path)
+        write_run_page(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
-        report.write_report(tmp_path / "elsewhere")
+        write_run_page(tmp_path / "elsewhere")
 
 
 def test_ranked_lists_as_files(runs, tmp_path):
@@ -145,7 +145,7 @@ def test_files_of_another_kind(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text('{"rank1": 0.5}')
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
     with pytest.raises(UserError, match="do not hold what the stages write"):
-        report.main()
+        command.main()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
