@@ -29,7 +29,7 @@ def main():
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
     path = arguments.resume_path
     content = load_checkpoint(path) if path else {}
-    config = load_config(arguments.config_file, arguments.overrides, base=_settings(content, path))
+    config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
     setup = Setup(config, "test")
     if not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
@@ -49,11 +49,12 @@ def main():
                 partial(retrieval_content, "test", setup.data, banks, setup.retrievals, evaluations))
 
 
-def _settings(content, path):
+def _settings(content):
     """Return the configuration in a checkpoint; of a released one the size of the images."""
-    if released_state(content) is not None:
-        return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), checkpoint_size(content, path)))}
-    return content.get("config")
+    if released_state(content) is None:
+        return content.get("config")
+    size = checkpoint_size(content)
+    return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), size))} if size else None
 
 
 def check_same_data(content, path, facts):

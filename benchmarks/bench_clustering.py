@@ -16,8 +16,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from benchmarks import harness, reference
 from benchmarks.harness import Results, Row, measure, peak_memory
-from processor.diagnosis import cluster_quality
 from utils.clustering import cluster, k_nearest
+from utils.diagnosis import cluster_quality
 
 SIZE, DIM, K1, K2, EPS, MIN_SAMPLES = 22258, 2048, 30, 6, 0.6, 4
 LOOKS = 24                  # directions in which persons, and images of one person, differ

@@ -44,7 +44,9 @@ def model_from_checkpoint(content, path, height=None, width=None):
     Raises: UserError: the content is no checkpoint of an image side, or its sizes do not fit.
     """
     if height is None:
-        height, width = checkpoint_size(content, path)
+        height, width = checkpoint_size(content) or (None, None)
+    if height is None:
+        raise UserError(f"checkpoint {path} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
     state = _our_state(content, path)
     tokens = len(state["tower.attnpool.positional_embedding"]) - 1
     if tokens != (height // STRIDE) * (width // STRIDE):
@@ -66,12 +68,10 @@ def model_from_checkpoint(content, path, height=None, width=None):
     return model.eval()
 
 
-def checkpoint_size(content, path):
-    """Find the size of a checkpoint's images: (height, width) in pixels.
+def checkpoint_size(content):
+    """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say.
 
     From its description, its configuration or, in the released format, its position embedding.
-
-    Raises: UserError: it says nothing of them.
     """
     released = released_state(content)
     told = [content.get("model"), (content.get("config") or {}).get("INPUT")]
@@ -81,7 +81,7 @@ def checkpoint_size(content, path):
     for size in sizes:
         if size and all(isinstance(pixels, int) for pixels in size):
             return size
-    raise UserError(f"checkpoint {path} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
+    return None
 
 
 def _our_state(content, path):

@@ -75,7 +75,7 @@ def finish_stage(stage, state, epochs, run, tester, train_images, extra):
     if lost:
         run.save_model(stage, "last", _checkpoint(stage, epochs, state, last, tester, extra))
     run.save_page(stage, partial(stage_content, stage, tester.data, tester.banks, tester.retrieval, last.evaluation,
-                                 train_images, last, known_persons(tester.data.train)))
+                                 train_images, last.labels, last.pairs, known_persons(tester.data.train)))
 
 
 def _checkpoint(stage, epoch, state, last, tester, extra):

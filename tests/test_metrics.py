@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from utils import metrics
-from utils.metrics import rank_metrics
+from utils.metrics import average_precision, cmc, identity_matches, inverse_negative_penalty, rank_gallery, rank_metrics
 
 
 def naive(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
@@ -43,7 +43,7 @@ def test_against_a_loop(protocol, kind, seed, monkeypatch):
     levels = np.array([-np.inf, -1.5, -1, -0.1, -0.0, 0.0, 0.1, 0.3, 1, np.inf])
     distance = rng.choice(levels, (queries, size)) if seed % 2 else rng.normal(size=(queries, size)).round(seed)
     distance = distance.astype(kind)
-    monkeypatch.setattr(metrics, "CACHED", int(rng.choice([1, 400, 2 ** 16])))
+    monkeypatch.setattr(metrics, "QUERIES_AT_ONCE", int(rng.choice([1, 7, 256])))
     result = rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
     cmc, mean_ap, minp = naive(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
     np.testing.assert_allclose(result.cmc, cmc[:len(result.cmc)], atol=1e-12)
@@ -57,6 +57,45 @@ def test_perfect_and_worst_ranking():
     assert best.cmc[0] == best.mAP == best.mINP == 1
     worst = rank_metrics(np.eye(5), ids, ids, protocol="regdb")
     assert worst.cmc[3] == 0 and worst.cmc[4] == 1 and worst.mAP == worst.mINP == pytest.approx(1 / 5)
+
+
+def test_each_formula_by_hand():
+    """Lists of four: both matches first, both last, the first and the last, one in the middle, none."""
+    match = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    np.testing.assert_allclose(average_precision(match), [1, (1 / 3 + 2 / 4) / 2, (1 + 2 / 4) / 2, 1 / 2, np.nan])
+    np.testing.assert_allclose(inverse_negative_penalty(match), [1, 2 / 4, 2 / 4, 1 / 2, 0])
+    np.testing.assert_array_equal(cmc(match), [[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
+    assert cmc(match, 3).shape == (5, 3)
+
+
+def test_identities_count_once():
+    """Two images of person 7 before the query's: among images the match is third, among identities second."""
+    order = rank_gallery(np.array([[0.3, 0.1, 0.2, 0.4]]))
+    assert order.tolist() == [[1, 2, 0, 3]]
+    np.testing.assert_array_equal(identity_matches(order, np.array([5]), np.array([5, 7, 7, 9])), [[0, 1, 0]])
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
+def test_ranked_galleries(kind):
+    """Ties keep the gallery's order; hidden images are last, in the gallery's order, whatever their distance."""
+    assert rank_gallery(np.array([[2, 1, 2, 1, 0]], dtype=kind)).tolist() == [[4, 1, 3, 0, 2]]
+    hidden = np.array([[True, False, False, True, False]])
+    assert rank_gallery(np.array([[0, 1, 2, 0, 1]], dtype=kind), hidden).tolist() == [[1, 4, 2, 0, 3]]
+    if kind is not np.int64:
+        infinite = np.array([[-np.inf, np.inf, 1, np.inf, -np.inf]], dtype=kind)
+        assert rank_gallery(infinite, hidden).tolist() == [[4, 2, 1, 0, 3]]
+
+
+def test_hidden_images_by_hand():
+    """Query of camera 3: the wrong image of camera 2, nearest of all, is not in its list; for camera 6 it is."""
+    distance = np.array([[0.1, 0.3, 0.2]] * 2)
+    ids, cameras = np.array([8, 5, 9]), np.array([2, 1, 1])
+    for camera, rank in ((3, 2), (6, 3)):
+        one = rank_metrics(distance[:1], [5], ids, [camera], cameras, "sysu")
+        assert one.mAP == one.mINP == pytest.approx(1 / rank) and one.cmc.tolist() == [0, rank == 2, 1]
+    own = rank_metrics(distance[:1], [5], np.array([5, 5, 9]), [2], cameras, "llcm")    # its own image is not counted
+    assert own.mAP == pytest.approx(1 / 2) and own.cmc.tolist() == [0, 1]
+    assert rank_metrics(distance[:1], [5], np.array([5, 5, 9]), protocol="regdb").cmc[0] == 1
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -75,3 +114,8 @@ def test_errors(arguments, message):
 def test_cameras_are_checked(cameras, message):
     with pytest.raises(ValueError, match=message):
         rank_metrics(np.zeros((2, 2)), [0, 1], [0, 1], *cameras, "sysu")
+
+
+def test_unknown_protocol():
+    with pytest.raises(ValueError, match="choose sysu, regdb or llcm"):
+        rank_metrics(np.zeros((1, 1)), [0], [0], [1], [1], "market")

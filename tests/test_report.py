@@ -2,22 +2,30 @@
 import csv
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scripts
 import torch
+import trees
+import yaml
 
 from processor.evaluate import _rank
-from processor.ranking import rank_trial, save_rankings
-from processor.report_data import retrieval_content, save_report, stage_content
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
-from utils import report
 from utils.errors import UserError
 from utils.modality import Modality
+from utils.report import __main__ as command
+from utils.report.content import retrieval_content, stage_content
+from utils.report.figures import Chart, Line, chart_figure, save_figures
+from utils.report.page import TEMPLATES
+from utils.report.ranking import rank_trial, save_rankings
+from utils.report.write import NUMBERS, save_report, write_comparison_page, write_run_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Runs in the page when it has loaded; its findings are the title, which --dump-dom prints.
@@ -49,13 +57,12 @@ def make_run(folder, seed):
     rows = [{"stage": stage, "epoch": epoch, "loss": 1 / epoch, "loss_rgb": 2 / epoch, "loss_ir": 3 / epoch, "lr": 1e-4,
              "clusters_rgb": 6, "clusters_ir": 7, "clusters_per_person_rgb": 1.2, "matched": 5.0 * (epoch > 2),
              "ari_rgb": 0.5, "ari_ir": 0.6, "matching_accuracy": 0.1 * epoch,
-             "test": {"protocol": "tiny", **{k: 0.1 * epoch for k in report.NUMBERS}}}
-            for stage in ("prepare", "model") for epoch in (1, 2, 3)]
+             "test": {"protocol": "tiny", **{k: 0.1 * epoch for k in NUMBERS}}}
+            for stage in ("prepare", "finetune") for epoch in (1, 2, 3)]
     folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = stage_content("model", data, banks, retrievals(data)[0], evaluations[0], banks,
-                            SimpleNamespace(labels=labels, pairs=pairs),
-                            {m: images.persons for m, images in data.train.items()})
-    folder.joinpath("report_data/model.json").write_text(json.dumps(content))
+    content = stage_content("finetune", data, banks, retrievals(data)[0], evaluations[0], banks,
+                            labels, pairs, {m: images.persons for m, images in data.train.items()})
+    folder.joinpath("report_data/finetune.json").write_text(json.dumps(content))
     return data, evaluations
 
 
@@ -71,7 +78,7 @@ def runs(tmp_path_factory):
     make_run(folder / "second", 2)
     save_report(folder / "first", logging.getLogger("test"), "test",
                 lambda: retrieval_content("test", data, tiny_banks(), retrievals(data), evaluations))
-    report.write_comparison([folder / "first", folder / "second"])
+    write_comparison_page([folder / "first", folder / "second"])
     return folder, data, evaluations
 
 
@@ -88,11 +95,139 @@ def test_page_holds_everything_and_fetches_nothing(runs):
     assert "#1d2127" not in text.replace("--ink:#1d2127", "")      # figures take the page's colours
 
 
+def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
+    """The scripts themselves, with nothing left out; the page holds what each of them was to add."""
+    data = trees.people_tree(tmp_path / "data")
+    words = scripts.settings(DATASET__ROOT=data, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
+    for script in ("train_prepare", "train_clip"):
+        assert scripts.call(scripts.load(script), words) == 0
+    words = ["--resume_path", tmp_path / "run/model_last.pth", "OUTPUT_DIR", tmp_path / "tested"]
+    assert scripts.call(scripts.load("test"), words) == 0
+    for folder, pages, lists in (("run", 2, 2), ("tested", 1, 1)):
+        log, text = ((tmp_path / folder / name).read_text() for name in ("log.txt", "report.html"))
+        assert log.count("page to look at: ") == pages and "warning: the report" not in log
+        assert text.count("<h3>Best queries</h3>") == text.count(">Ranked lists: ") // 2 == lists
+        assert ("<h3>Largest clusters, visible</h3>" in text) == (folder == "run")
+    run = (tmp_path / "run/report.html").read_text()
+    for anchor in ("results", "curves-prepare", "curves-prompt", "curves-finetune", "embeddings-prepare",
+                   "clusters-finetune", "data", "settings"):
+        assert f'<section id="{anchor}">' in run, anchor
+
+
+ATTACK = """</title></script><script>alert(1)</script>"><img src=x onerror='alert("2")'>"""
+
+
+def test_everything_from_files_is_text(runs, tmp_path):
+    """Settings, protocols, paths, checkpoints, stages and folders that hold tags and quotes stay text."""
+    folder = tmp_path / ATTACK.replace("/", "")
+    shutil.copytree(runs[0] / "first", folder)
+    (folder / "config.yml").write_text(yaml.safe_dump({"SEED": 1, "DATASET": {"NAME": ATTACK}, ATTACK: [ATTACK]}))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["test"]["protocol"] = ATTACK
+    rows.append({**rows[-1], "stage": ATTACK, ATTACK: 1})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in (folder / "report_data").iterdir():
+        content = json.loads(path.read_text())
+        content["data"][0]["split"] = ATTACK
+        for test in content["tests"]:
+            test["protocol"] = test["mode"] = ATTACK
+            for entry in test["lists"]:
+                for image in (entry["query"], *entry["gallery"]):
+                    content["images"][ATTACK] = content["images"][image["image"]]
+                    image.update(path=ATTACK, image=ATTACK, person=ATTACK, camera=ATTACK)
+        for pair in content.get("clusters", {}).get("pairs", ()):
+            pair["sides"][0].update(cluster=ATTACK, person=ATTACK)
+        path.write_text(json.dumps(content))
+    tested = folder / ATTACK.replace("/", "")
+    tested.mkdir()
+    tested.joinpath("metrics.json").write_text(json.dumps({**rows[0]["test"], "checkpoint": ATTACK}))
+
+    for path in (write_run_page(folder),
+                 write_comparison_page([folder, runs[0] / "first"], tmp_path / "comparison.html")):
+        found = Tags()
+        found.feed(path.read_text())
+        assert found.scripts == 1 and found.handlers == [] and found.text.count("alert(1)") > 5
+        assert all(source.startswith("data:image/jpeg;base64,") for source in found.sources)
+    figure = chart_figure(Chart("x", ATTACK, (Line(ATTACK, [1], [1], "red"),)))
+    save_figures(tmp_path / "figures", {f"../{ATTACK}": figure})
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+
+
+class Tags(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.scripts, self.handlers, self.sources, self.text = 0, [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.scripts += tag == "script"
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        self.sources += [value for name, value in attrs if name == "src"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_json_in_a_script_stays_inside(tmp_path):
+    """The filter that templates have for values in a script."""
+    text = TEMPLATES.from_string("<script>const x={{ x | tojson }}</script>").render(x=ATTACK)
+    assert text.count("</script>") == text.count("<script>") == 1
+
+
+@pytest.mark.parametrize("name", ["report.html", "report_data/test.json", "ranking_v2t.csv", "figures/cmc_v2t.png"])
+def test_killed_half_way(runs, tmp_path, monkeypatch, name):
+    """What is under a name stays whole until the new file is."""
+    folder, data, evaluations = tmp_path / "run", *runs[1:]
+    shutil.copytree(runs[0] / "first", folder)
+    (folder / "figures").mkdir()
+    (folder / name).write_text("the old one")
+    real = os.fsync
+
+    def killed(handle):
+        if f"/.{name.rpartition('/')[2]}." in os.readlink(f"/proc/self/fd/{handle}"):
+            raise KeyboardInterrupt
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        if name.startswith("ranking"):
+            save_rankings(folder, data, retrievals(data), evaluations)
+        elif name.startswith("figures"):
+            write_run_page(folder, folder / "figures")
+        else:
+            save_report(folder, logging.getLogger("test"), "test", lambda: json.loads(
+                (runs[0] / "first/report_data/test.json").read_text()))
+    assert (folder / name).read_text() == "the old one"
+    assert not list(folder.rglob(".*"))
+
+
+def test_names_of_earlier_versions(runs, tmp_path):
+    """Runs whose fine-tuning was called "model"."""
+    shutil.copytree(runs[0] / "first", tmp_path / "run")
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text().replace('"finetune"', '"model"'))
+    (tmp_path / "run/report_data/finetune.json").rename(tmp_path / "run/report_data/model.json")
+    old, new = write_run_page(tmp_path / "run").read_text(), (runs[0] / "first/report.html").read_text()
+    assert old == new.replace(str(runs[0] / "first"), str(tmp_path / "run")).replace("Run first", "Run run")
+
+
+def test_any_name_of_a_run(tmp_path):
+    """Names that matplotlib would read as formulas or as no name."""
+    for name in ("$x_{$", "_hidden", "50 %"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"stage": "prepare", "epoch": 1, "loss_rgb": 3.5}\n')
+    text = write_comparison_page(sorted(tmp_path.iterdir()), tmp_path / "page.html").read_text()
+    for name in ("$x_{$", "_hidden", "50 %"):
+        assert text.count(f"{name}</text>") == 1, name      # in the legend
+
+
 def test_figures_as_files(tmp_path, monkeypatch, capsys):
     """The command writes page and figures of a run that has had one epoch so far."""
     tmp_path.joinpath("metrics.jsonl").write_text('{"stage": "prepare", "epoch": 1, "loss_rgb": 3.5, "lr": 1e-4}\n')
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--figures", str(tmp_path / "figures")])
-    report.main()
+    command.main()
     assert capsys.readouterr().out == f"written to {tmp_path / 'report.html'}\n"
     assert (tmp_path / "figures/prepare_loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "figures/prepare_lr.pdf").read_bytes().startswith(b"%PDF")
@@ -118,9 +253,9 @@ def test_folders_without_a_sound_run(tmp_path, name, content):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="cannot be read" if name else "holds no run"):
-        report.write_report(tmp_path)
+        write_run_page(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
-        report.write_report(tmp_path / "elsewhere")
+        write_run_page(tmp_path / "elsewhere")
 
 
 def test_ranked_lists_as_files(runs, tmp_path):
@@ -145,7 +280,7 @@ def test_files_of_another_kind(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text('{"rank1": 0.5}')
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
     with pytest.raises(UserError, match="do not hold what the stages write"):
-        report.main()
+        command.main()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

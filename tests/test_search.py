@@ -1,15 +1,20 @@
 """Search a folder of images with a model that was never trained: the copy of a query comes first."""
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import scripts
 import torch
 
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from tests.tiny import HEIGHT, WIDTH, tiny_banks
-from utils import search
 from utils.errors import UserError
 from utils.modality import Modality
+
+search = scripts.load("tools/search")
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +30,9 @@ def words(tiny_clip_file, tmp_path_factory):
                folder / "model.pth")
     shutil.copy(folder / "gallery/person3/a.png", folder / "query.png")
     (folder / "gallery/notes.txt").write_text("no image")
+    (folder / "gallery/.thumbnails/person9").mkdir(parents=True)        # as file managers and macOS leave them
+    for name in (".thumbnails/person9/a.png", "person1/._a.png"):
+        (folder / "gallery" / name).write_text("no image")
     return {"--checkpoint": folder / "model.pth", "--gallery": folder / "gallery", "--query": folder / "query.png",
             "--output": folder / "found", "--count": 3, "--device": "cpu"}
 
@@ -65,3 +73,37 @@ def test_bad_input(words, monkeypatch, tmp_path):
     (tmp_path / "broken.jpg").write_text("no image")
     with pytest.raises(UserError, match="does not decode"):
         call(words, monkeypatch, gallery=tmp_path)
+
+
+def test_neighbours_by_hand():
+    gallery = np.array([[1, 0], [0, 1], [1, 0], [0.8, 0.6]])
+    order, distance = search.nearest(np.array([[1.0, 0.0], [0.0, 1.0]]), gallery, 3)
+    assert order.tolist() == [[0, 2, 3], [1, 3, 0]]                     # of equal images the first comes first
+    np.testing.assert_allclose(distance, [[0, 0, 0.2], [0, 0.4, 1]], atol=1e-12)
+    assert search.nearest(gallery, gallery, 9)[0].shape == (4, 4)
+
+
+def test_a_gallery_inside_a_dot_folder(words, tmp_path):
+    gallery = shutil.copytree(words["--gallery"], tmp_path / ".hidden/gallery")
+    assert len(search.image_files(gallery)) == 5
+
+
+def test_names_are_text_on_the_page(words, monkeypatch, tmp_path):
+    bad = "<script>alert(1)<"
+    gallery = shutil.copytree(words["--gallery"], tmp_path / "gallery")
+    (gallery / "person3").rename(gallery / bad)
+    query = shutil.copy(words["--query"], tmp_path / "\"'><script>.png")
+    call(words, monkeypatch, gallery=gallery, query=query, output=tmp_path / "found")
+    text = (tmp_path / "found/search.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;" in text and "<script>alert" not in text
+    assert text.count("<script") == 1 and "&#34;&#39;&gt;" in text
+
+
+@pytest.mark.parametrize("command", [["tools/search.py"], ["-m", "utils.search"]], ids=" ".join)
+def test_both_spellings(command, tmp_path):
+    """The script runs in any folder, its former name in the repository."""
+    script = command[0] == "tools/search.py"
+    command = [str(scripts.REPOSITORY / "tools/search.py")] if script else command
+    result = subprocess.run([sys.executable, *command, "--gallery", "x"], capture_output=True, text=True,
+                            cwd=tmp_path if script else scripts.REPOSITORY)
+    assert result.returncode == 2 and "the following arguments are required: --checkpoint, --query" in result.stderr

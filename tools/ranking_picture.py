@@ -1,56 +1,80 @@
-"""A picture of ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
+"""Draw ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
 
     python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking OUTPUT_DIR runs/demo/seed1/ranking
     python tools/ranking_picture.py runs/demo/seed1/ranking/ranking_all.csv dataset/demo assets/ranking.png
 """
-import argparse
 import csv
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
+
+from utils.checkpoint import write_atomically  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+
+WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
+STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
 RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
 
 
-def tile(path, colour):
-    """One framed image."""
-    image = Image.open(path).convert("RGB").resize((WIDTH, HEIGHT), Image.LANCZOS)
-    return ImageOps.expand(image, FRAME, colour)
+def main():
+    """Draw the lists that the command line names, and save. Raises UserError: a file is missing or broken."""
+    parser = Parser(__doc__)
+    parser.add_argument("ranking", help="CSV of test.py --save_ranking")
+    parser.add_argument("root", help="folder of the data set")
+    parser.add_argument("picture", help=".png to write")
+    parser.add_argument("--queries", type=int, default=6, help="how many lists; default: 6")
+    parser.add_argument("--ranks", type=int, default=8, help="gallery images in each; default: 8")
+    arguments = parser.parse_args()
+    if min(arguments.queries, arguments.ranks) < 1:
+        raise UserError(f"--queries is {arguments.queries}, --ranks {arguments.ranks}; expected 1 or more")
+    image = draw(read_lists(arguments.ranking, arguments.queries, arguments.ranks), Path(arguments.root),
+                 arguments.ranks)
+    write_atomically(arguments.picture, lambda file: image.quantize(256).save(file, "PNG", optimize=True))
 
 
 def read_lists(path, count, ranks):
-    """Evenly spread queries of the first trial: [(query, [(gallery, is right)])]."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    lists = {}
-    for row in rows:
-        if row["trial"] == rows[0]["trial"] and int(row["rank"]) <= ranks:
-            right = row["gallery_person"] == row["query_person"]
-            lists.setdefault(row["query"], []).append((row["gallery"], right))
+    """Read evenly spread queries of a file's first trial: [(query, [(gallery image, whether it is right)])].
+
+    Raises: UserError: the file is missing, or no CSV of `test.py --save_ranking`.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        lists = {}
+        for row in rows:
+            if row["trial"] == rows[0]["trial"] and int(row["rank"]) <= ranks:
+                lists.setdefault(row["query"], []).append((row["gallery"], row["match"] == "1"))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"ranking {path} cannot be read ({error}); expected ranking_MODE.csv of test.py --save_ranking")
+    if not lists:
+        raise UserError(f"ranking {path} holds no list; expected ranking_MODE.csv of test.py --save_ranking")
     queries = sorted(lists)
     return [(query, lists[query]) for query in queries[::max(1, len(queries) // count)][:count]]
 
 
-def main():
-    """Draw and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ranking", help="CSV of test.py --save_ranking")
-    parser.add_argument("root", help="folder of the data set")
-    parser.add_argument("picture", help=".png to write")
-    parser.add_argument("--queries", type=int, default=6)
-    parser.add_argument("--ranks", type=int, default=8)
-    arguments = parser.parse_args()
-    lists = read_lists(arguments.ranking, arguments.queries, arguments.ranks)
-    step_x, step_y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
-    page = Image.new("RGB", ((arguments.ranks + 1) * step_x + 3 * GAP, len(lists) * step_y + GAP), "white")
+def draw(lists, root, ranks):
+    """Draw a row of framed images per query. Args: lists: of `read_lists`; root: folder of their paths."""
+    sheet = Image.new("RGB", ((ranks + 1) * STEP_X + 3 * GAP, len(lists) * STEP_Y + GAP), "white")
     for row, (query, gallery) in enumerate(lists):
-        page.paste(tile(Path(arguments.root) / query, NEUTRAL), (GAP, GAP + row * step_y))
+        top = GAP + row * STEP_Y
+        sheet.paste(framed(root / query, NEUTRAL), (GAP, top))
         for column, (path, right) in enumerate(gallery, 1):
-            page.paste(tile(Path(arguments.root) / path, RIGHT if right else WRONG),
-                       (3 * GAP + column * step_x, GAP + row * step_y))
-    page.quantize(256).save(arguments.picture, optimize=True)
+            sheet.paste(framed(root / path, RIGHT if right else WRONG), (3 * GAP + column * STEP_X, top))
+    return sheet
+
+
+def framed(path, colour):
+    """Read an image and frame it. Raises UserError: it is missing or does not decode."""
+    try:
+        image = Image.open(path).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read ({error}); expected an image of the ranking in the folder of the "
+                        "data set that was tested")
+    return ImageOps.expand(image, FRAME, colour)
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)

@@ -1,37 +1,98 @@
-"""Retrieval metrics: CMC, mAP and mINP, under the rule of each data set, a block of queries at a time.
+"""Retrieval metrics: how a gallery is ranked, CMC, mAP and mINP, and what each data set's protocol leaves out.
 
-mAP averages the precision at each true match. mINP (Ye et al., "Deep Learning for Person Re-identification: A
-Survey and Outlook", TPAMI 2021) is the number of matches over the rank of the hardest one.
+A function per metric, each of a matrix `match` (Q, G): whether the image at each rank of a query's list shows the
+query's person. `rank_metrics` puts them together.
 """
 from typing import NamedTuple
 
 import numpy as np
 
 MAX_RANK = 20
-CACHED = 2 ** 16       # distances ranked at a time, so that they stay in the cache
+QUERIES_AT_ONCE = 256       # bounds the memory: a few arrays of this many rows and a column per gallery image
 
 
 class RankMetrics(NamedTuple):
-    """Results as fractions of 1."""
+    """Means over the queries, as fractions of 1."""
 
-    cmc: np.ndarray   # (R,) float64, R = min(20, longest possible list); cmc[0] is Rank-1
+    cmc: np.ndarray   # (R,) float64, R = min(20, images or identities in the gallery); cmc[0] is Rank-1
     mAP: float
     mINP: float
 
 
-def ignored(protocol, query_ids, gallery_ids, query_cams, gallery_cams):
-    """Gallery images that a query does not see: (Q, G) bool, or None if it sees all; arguments as `rank_metrics`."""
+def hidden_images(protocol, query_ids, gallery_ids, query_cams, gallery_cams):
+    """Find the gallery images that a protocol leaves out of a query's list.
+
+    Args: as `rank_metrics`. Returns: (Q, G) bool, or None for a protocol that leaves out none.
+    Raises: ValueError: the protocol is unknown, or needs cameras that are missing.
+    """
+    if protocol not in ("sysu", "regdb", "llcm"):
+        raise ValueError(f"protocol {protocol!r} is unknown; choose sysu, regdb or llcm")
     if protocol == "regdb":
         return None
     if query_cams is None or gallery_cams is None:
         raise ValueError(f"protocol {protocol!r} needs query_cams and gallery_cams")
     if protocol == "sysu":   # cameras 2 and 3 look at the same place
-        return (query_cams == 3)[:, None] & (gallery_cams == 2)[None]
-    return (query_ids[:, None] == gallery_ids[None]) & (query_cams[:, None] == gallery_cams[None])
+        return (query_cams == 3)[:, None] & (gallery_cams == 2)
+    return (query_ids[:, None] == gallery_ids) & (query_cams[:, None] == gallery_cams)
+
+
+def rank_gallery(distance, hidden=None):
+    """Sort the gallery of every query, nearest first.
+
+    Args: distance: (Q, G) without NaN; hidden: (Q, G) bool, or None.
+    Returns: (Q, G) columns of distance; equal distances keep the gallery's order, hidden images come last.
+    """
+    if hidden is not None:
+        distance = np.where(hidden, np.nan, distance)       # numpy sorts NaN behind everything, infinity too
+    return np.argsort(distance, axis=1, kind="stable")
+
+
+def average_precision(match):
+    """Average the precision at every match: AP = mean over the matches i of i / rank_i, ranks from 1.
+
+    Args: match: (Q, G) bool. Returns: (Q,); NaN for a query without a match.
+    """
+    hits = np.cumsum(match, axis=1)
+    precision = hits / np.arange(1, match.shape[1] + 1)
+    total = match.sum(axis=1)
+    return np.where(total, (precision * match).sum(axis=1) / np.maximum(total, 1), np.nan)
+
+
+def inverse_negative_penalty(match):
+    """Divide the number of matches by the rank of the last one: INP = matches / rank_last, ranks from 1.
+
+    Its mean is mINP (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021).
+
+    Args: match: (Q, G) bool. Returns: (Q,); 0 for a query without a match.
+    """
+    last = match.shape[1] - np.argmax(match[:, ::-1], axis=1)
+    return match.sum(axis=1) / last
+
+
+def cmc(match, max_rank=MAX_RANK):
+    """Tell whether a match is among the first r of a list: CMC(r) = 1 if rank_first <= r, else 0.
+
+    Args: match: (Q, G) bool. Returns: (Q, R) bool, R = min(max_rank, G); its mean over the queries is the CMC curve.
+    """
+    return np.logical_or.accumulate(match[:, :max_rank], axis=1)
+
+
+def identity_matches(order, query_ids, gallery_ids):
+    """Rank the gallery's identities instead of its images: each stands once, where its nearest image does.
+
+    Args: order: (Q, G) of `rank_gallery`; query_ids: (Q,); gallery_ids: (G,).
+    Returns: (Q, I) bool, whether the identity at each of the I ranks is the query's.
+    """
+    rank = np.empty(order.shape, dtype=np.int32)
+    np.put_along_axis(rank, order, np.arange(order.shape[1], dtype=np.int32)[None], axis=1)
+    by_identity = np.argsort(gallery_ids, kind="stable")
+    identities, start = np.unique(gallery_ids[by_identity], return_index=True)
+    nearest = np.minimum.reduceat(rank[:, by_identity], start, axis=1)
+    return identities[np.argsort(nearest, axis=1)] == query_ids[:, None]
 
 
 def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams=None, protocol="sysu"):
-    """CMC, mAP and mINP of a distance matrix.
+    """Compute CMC, mAP and mINP of a distance matrix.
 
     Args:
         distance: (Q, G), smaller is nearer; ties keep the gallery's order.
@@ -45,89 +106,38 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
         ValueError: shapes disagree, cameras are missing, a distance is NaN, the protocol is unknown, or no query has
             a match.
     """
-    if protocol not in ("sysu", "regdb", "llcm"):
-        raise ValueError(f"protocol {protocol!r} is unknown; choose sysu, regdb or llcm")
-    distance = np.asarray(distance)
-    query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
+    distance, query_ids, gallery_ids = np.asarray(distance), np.asarray(query_ids), np.asarray(gallery_ids)
+    query_cams, gallery_cams = (None if c is None else np.asarray(c) for c in (query_cams, gallery_cams))
+    _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
+    found = []
+    for start in range(0, len(query_ids), QUERIES_AT_ONCE):
+        block = slice(start, start + QUERIES_AT_ONCE)
+        ids, cameras = query_ids[block], None if query_cams is None else query_cams[block]
+        hidden = hidden_images(protocol, ids, gallery_ids, cameras, gallery_cams)
+        shown_match = ids[:, None] == gallery_ids
+        if hidden is not None:
+            shown_match &= ~hidden
+        counted = shown_match.any(axis=1)
+        if not counted.any():
+            continue
+        order = rank_gallery(distance[block], hidden)[counted]
+        match = np.take_along_axis(shown_match[counted], order, axis=1)
+        listed = match if protocol == "regdb" else identity_matches(order, ids[counted], gallery_ids)
+        found.append((cmc(listed), average_precision(match), inverse_negative_penalty(match)))
+    if not found:
+        raise ValueError("no query has a match in the gallery")
+    curve, precision, penalty = (np.concatenate(values).mean(axis=0) for values in zip(*found))
+    return RankMetrics(curve, float(precision), float(penalty))
+
+
+def _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
+    """Refuse what `rank_metrics` cannot rank. Raises ValueError."""
     if distance.shape != (len(query_ids), len(gallery_ids)):
         raise ValueError(f"distance has shape {distance.shape}; {len(query_ids)} queries and {len(gallery_ids)} "
                          "gallery images were given")
     if np.isnan(distance).any():
         raise ValueError("distances hold NaN")
-    query_cams, gallery_cams = (None if c is None else np.asarray(c) for c in (query_cams, gallery_cams))
-    for cameras, ids in ((query_cams, query_ids), (gallery_cams, gallery_ids)):
-        if protocol != "regdb" and cameras is not None and cameras.shape != ids.shape:
-            raise ValueError(f"cameras have shape {cameras.shape}; their images have ids of shape {ids.shape}")
-
-    slots = None if protocol == "regdb" else _identity_slots(gallery_ids)
-    rows, parts = max(1, CACHED // max(1, len(gallery_ids))), []
-    for start in range(0, len(query_ids), rows):
-        block = slice(start, start + rows)
-        hidden = ignored(protocol, query_ids[block], gallery_ids,
-                         None if query_cams is None else query_cams[block], gallery_cams)
-        match = query_ids[block, None] == gallery_ids
-        if hidden is not None:
-            match &= ~hidden
-        if match.any():
-            parts.append(_rank(*_keys(distance[block], hidden), match, slots))
-    if not parts:
-        raise ValueError("no query has a match in the gallery")
-    before, length, average_precision, inverse_penalty = (np.concatenate(values) for values in zip(*parts))
-    cmc = np.cumsum(np.bincount(before, minlength=length.max())) / len(before)
-    return RankMetrics(cmc[:MAX_RANK], float(average_precision.mean()), float(inverse_penalty.mean()))
-
-
-def _identity_slots(gallery_ids):
-    """Columns (S, identities): all images of each identity, repeated up to the largest number."""
-    _, identity, count = np.unique(gallery_ids, return_inverse=True, return_counts=True)
-    place = np.minimum(np.arange(count.max(initial=0))[:, None], count - 1)
-    return np.argsort(identity, kind="stable")[np.cumsum(count) - count + place]
-
-
-def _keys(distance, hidden):
-    """One integer per distance, so that a plain sort ranks: distance and column in one, below the query's number.
-
-    Args: distance: (Q, G); hidden: (Q, G) bool or None.
-    Returns: (Q, G) uint64, which ascend by query, distance and column; and (Q, 1), the key of all that is hidden.
-    """
-    queries, size = distance.shape
-    if distance.dtype == np.float32:
-        bits = (distance + np.float32(0)).view(np.int32)                     # -0 becomes 0
-        value = (bits ^ (bits >> 31 | np.int32(-2 ** 31))).view(np.uint32)   # unsigned, ascends as the floats do
-    else:
-        value = np.argsort(np.argsort(distance, axis=1, kind="stable"), axis=1)
-    column_bits = np.uint64(size.bit_length())
-    number = np.arange(queries, dtype=np.uint64)[:, None] << (column_bits + np.uint64(32))
-    last = number | np.uint64(2 ** 32 - 1) << column_bits                    # above infinity
-    keys = value.astype(np.uint64)
-    keys <<= column_bits
-    keys |= number
-    keys |= np.arange(size, dtype=np.uint64)
-    if hidden is not None:
-        np.copyto(keys, last, where=hidden)
-    return keys, last
-
-
-def _rank(keys, last, match, slots):
-    """The numbers of every query that has a match.
-
-    Args: keys, last: of `_keys`; match: (Q, G) bool, with at least one; slots: of `_identity_slots`, or None where CMC
-        counts images.
-    Returns: four arrays (V,): images or identities before the first match, how many the query sees at most, average
-        precision, inverse negative penalty.
-    """
-    size = match.shape[1]
-    query = np.flatnonzero(match) // size
-    valid, start, total = np.unique(query, return_index=True, return_counts=True)
-    nearest = np.sort(keys[match])                     # true matches, nearest first within a query
-    rank = np.searchsorted(np.sort(keys, axis=1).ravel(), nearest) - query * size + 1
-    hits = np.arange(len(rank)) - np.repeat(start, total) + 1
-    average_precision = np.add.reduceat(hits / rank, start) / total
-    before, length = rank[start] - 1, np.full(len(valid), size)
-    if slots is not None:                              # each identity counts once, at its best image
-        best = keys[:, slots[0]]
-        for columns in slots[1:]:
-            np.minimum(best, keys[:, columns], out=best)
-        best = best[valid]
-        before, length = ((best < limit).sum(axis=1) for limit in (nearest[start, None], last[valid]))
-    return before, length, average_precision, total / rank[start + total - 1]
+    if protocol != "regdb":
+        for cameras, ids in ((query_cams, query_ids), (gallery_cams, gallery_ids)):
+            if cameras is not None and cameras.shape != ids.shape:
+                raise ValueError(f"cameras have shape {cameras.shape}; their images have ids of shape {ids.shape}")

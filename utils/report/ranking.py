@@ -1,13 +1,14 @@
-"""Ranked lists of a test: as arrays, and as files for others to compute on."""
+"""Ranked lists of a test, as arrays and as files that other programs can read."""
 import csv
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from utils.checkpoint import write_atomically
-from utils.metrics import ignored
+from utils.metrics import average_precision, hidden_images, rank_gallery
 from utils.modality import Modality
 
 LISTED = 20         # gallery images per query in the CSV
@@ -15,56 +16,60 @@ LISTED = 20         # gallery images per query in the CSV
 
 @dataclass(frozen=True)
 class Ranking:
-    """The gallery of one trial in the order of every query; images that a query does not see come last."""
+    """Holds the gallery of one trial in every query's order; images that the protocol hides from a query come last."""
 
     gallery: np.ndarray     # (Q, G) positions in the test images, nearest first
     distance: np.ndarray    # (Q, G) cosine distance of each
-    match: np.ndarray       # (Q, G) bool: seen, and of the query's person
-    seen: np.ndarray        # (Q,) images that count
+    match: np.ndarray       # (Q, G) bool: not hidden, and of the query's person
+    shown: np.ndarray       # (Q,) how many images are not hidden
 
-    @property
+    @cached_property
     def average_precision(self):
-        """(Q,) mean precision at the true matches; NaN for queries without one."""
-        hits = np.cumsum(self.match, axis=1)
-        precision = np.where(self.match, hits / np.arange(1, hits.shape[1] + 1), 0).sum(axis=1)
-        return np.where(hits[:, -1], precision / np.maximum(hits[:, -1], 1), np.nan)
+        """(Q,) average precision of each query; NaN for queries without a match."""
+        return average_precision(self.match)
 
 
 def rank_trial(data, retrieval, features, trial=0):
-    """The `Ranking` of a trial.
+    """Rank the gallery of one trial: `Ranking`.
 
-    Args: data: `DataSet`; retrieval: `Retrieval`; features: of its `Evaluation`; trial: index in retrieval.galleries.
+    Args: data: `DataSet`; retrieval: `Retrieval`; features: of its `Evaluation`, Modality -> (N,) positions in
+        ascending order, (N, D) tensor; trial: index in retrieval.galleries.
     """
-    m, shown = retrieval.query_modality, retrieval.galleries[trial]
-    query, gallery = rows(features, m, retrieval.query), rows(features, m.other, shown)
+    m, gallery = retrieval.query_modality, retrieval.galleries[trial]
     queries, candidates = data.test[m], data.test[m.other]
-    persons = queries.persons[retrieval.query][:, None] == candidates.persons[shown]
-    hidden = ignored(retrieval.rule, queries.persons[retrieval.query], candidates.persons[shown],
-                     queries.cameras[retrieval.query], candidates.cameras[shown])
-    hidden = np.zeros_like(persons) if hidden is None else hidden
-    distance = 1 - query @ gallery.T
-    order = np.argsort(np.where(hidden, np.inf, distance), axis=1, kind="stable")
-    return Ranking(shown[order], np.take_along_axis(distance, order, axis=1),
-                   np.take_along_axis(persons & ~hidden, order, axis=1), (~hidden).sum(axis=1))
+    query_ids, gallery_ids = queries.persons[retrieval.query], candidates.persons[gallery]
+    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
+                           candidates.cameras[gallery])
+    match = query_ids[:, None] == gallery_ids
+    shown = np.full(len(query_ids), len(gallery_ids)) if hidden is None else (~hidden).sum(axis=1)
+    if hidden is not None:
+        match &= ~hidden
+    distance = 1 - features_at(features, m, retrieval.query) @ features_at(features, m.other, gallery).T
+    order = rank_gallery(distance, hidden)
+    return Ranking(gallery[order], np.take_along_axis(distance, order, axis=1),
+                   np.take_along_axis(match, order, axis=1), shown)
 
 
-def rows(features, modality, positions):
-    """The float32 features (P, D) of test images at positions (P,), on the host."""
+def features_at(features, modality, positions):
+    """Look up the features of test images at positions (P,): (P, D) float32 array."""
     known, values = features[modality]
     return values.float().cpu().numpy()[np.searchsorted(known, positions)]
 
 
 def save_rankings(folder, data, retrievals, evaluations):
-    """Write ranking_MODE.csv of every retrieval and features.npz with what they were computed from: their paths.
+    """Write ranking_MODE.csv of every retrieval, and features.npz with what they were computed from: the files' paths.
 
     The CSV holds the 20 nearest gallery images of every query and trial. features.npz holds `rgb_features` (N, D) and
     `rgb_paths`, `rgb_persons`, `rgb_cameras` (N,), the same for `ir`, and, as rows of those, `MODE_query` and
     `MODE_gallery_TRIAL`.
+
+    Args: data: `DataSet`; retrievals, evaluations: lists of `Retrieval` and their `Evaluation`.
+    Raises: UserError: as `write_atomically`.
     """
     folder, arrays = Path(folder), {}
     known = {m: evaluations[0].features[m][0] for m in Modality}
     for m, images in data.test.items():
-        arrays |= {f"{m.value}_features": rows(evaluations[0].features, m, known[m]),
+        arrays |= {f"{m.value}_features": features_at(evaluations[0].features, m, known[m]),
                    f"{m.value}_paths": np.array(images.paths)[known[m]],
                    f"{m.value}_persons": images.persons[known[m]], f"{m.value}_cameras": images.cameras[known[m]]}
     written = []
@@ -86,10 +91,11 @@ def save_rankings(folder, data, retrievals, evaluations):
 
 
 def _csv_rows(data, retrieval, ranking, trial):
+    """Give a row for each query and each of its nearest gallery images."""
     queries, candidates = data.test[retrieval.query_modality], data.test[retrieval.query_modality.other]
     for q, position in enumerate(retrieval.query):
         query = (trial, queries.paths[position], queries.persons[position], queries.cameras[position])
-        for rank in range(min(LISTED, ranking.seen[q])):
+        for rank in range(min(LISTED, ranking.shown[q])):
             g = ranking.gallery[q, rank]
             yield (*query, rank + 1, candidates.paths[g], candidates.persons[g], candidates.cameras[g],
                    f"{ranking.distance[q, rank]:.6f}", int(ranking.match[q, rank]))

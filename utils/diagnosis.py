@@ -1,7 +1,6 @@
-"""How good an epoch's clusters are, where the identities of the training images are known.
+"""Measures how well an epoch's clusters agree with the identities of the training images, where these are known.
 
-Diagnosis only: it is handed what an epoch has produced, after the epoch, and gives numbers for logs; nothing flows
-back into training.
+It runs after an epoch, for the logs alone; nothing flows back into training.
 """
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -10,13 +9,16 @@ from utils.modality import Modality
 
 
 def known_persons(sets):
-    """Modality -> (N,) identities of `ImageSet`s (Modality -> set), or None where they name fewer than two persons."""
+    """Look up the identities of training images: Modality -> (N,), or None where they name fewer than two persons.
+
+    Args: sets: Modality -> `ImageSet`.
+    """
     persons = {m: images.persons for m, images in sets.items()}
     return persons if all(len(np.unique(ids)) > 1 for ids in persons.values()) else None
 
 
 def majority(labels, persons):
-    """The most frequent person of each cluster, the smaller identity on a tie, and how many of its images show it.
+    """Find the most frequent person of each cluster, the smaller identity on a tie, and how many images show it.
 
     Args: labels: (N,) clusters 0 to K - 1, -1 is in none; persons: (N,). Returns: (K,) persons, (K,) counts.
     """
@@ -28,7 +30,7 @@ def majority(labels, persons):
 
 
 def cluster_quality(labels, persons):
-    """Agreement of clusters with persons; outliers count in their share alone.
+    """Measure how well clusters agree with persons; outliers count in `outlier_share` alone.
 
     ARI: Hubert & Arabie, "Comparing partitions", 1985; NMI: mutual information over the mean of both entropies;
     purity: share of images that show their cluster's most frequent person.
@@ -45,16 +47,16 @@ def cluster_quality(labels, persons):
 
 
 def matching_accuracy(pairs, labels, persons):
-    """Share of matched clusters whose most frequent persons agree; 0 without a pair.
+    """Give the share of matched clusters whose most frequent persons agree; 0 without a pair.
 
-    Args: pairs: (M,) RGB clusters, (M,) IR clusters, what else there is of them; labels, persons: Modality -> (N,).
+    Args: pairs: (M,) RGB clusters, (M,) IR clusters, and whatever follows; labels, persons: Modality -> (N,).
     """
     first, second = (majority(labels[m], persons[m])[0][clusters] for m, clusters in zip(Modality, pairs))
     return float((first == second).mean()) if len(first) else 0.0
 
 
 def diagnose(labels, pairs, persons):
-    """All numbers of an epoch: {"ari_rgb", "ari_ir", ..., "matching_accuracy"}; empty where persons is None."""
+    """Compute all numbers of an epoch: {"ari_rgb", "ari_ir", ..., "matching_accuracy"}; {} where persons is None."""
     if persons is None:
         return {}
     numbers = {f"{name}_{m.value}": value for m in Modality

@@ -25,7 +25,7 @@ REFERRED = r"(?:[mph][0-9a-f]{10}|C[0-9a-f]+_)"     # ids of shapes and clips th
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `x`, `y`: (N,) numbers; `style`: of matplotlib, such as "-" or "--"."""
+    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib, such as "-" or "--"."""
 
     label: str
     x: list
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over epochs or ranks. `unit` is under the title; `top` the highest value of the axis, if fixed."""
+    """Holds curves over epochs or ranks. `unit` stands under the title; `top`: highest value of the axis, if fixed."""
 
     name: str
     title: str
@@ -49,6 +49,7 @@ class Chart:
 
 @contextmanager
 def _style():
+    """Draw with the look of the page for the length of a block."""
     import matplotlib  # slow to import: only when something is drawn
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": "cclnet", "font.size": 9, "axes.spines.top": False,
@@ -56,12 +57,14 @@ def _style():
                 "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8, "text.color": INK,
                 "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "ytick.major.size": 0,
                 "figure.facecolor": PAPER, "axes.facecolor": PAPER, "axes.axisbelow": True, "lines.linewidth": 1.8,
-                "pdf.fonttype": 42}
+                "pdf.fonttype": 42,
+                "text.parse_math": False}       # a run's name may hold dollar signs
     with matplotlib.rc_context(settings):
         yield
 
 
 def _axes(title, unit, size=SIZE):
+    """Start a figure with its title and unit: figure, axes."""
     from matplotlib.figure import Figure
 
     figure, (width, height) = Figure(figsize=size), size
@@ -73,19 +76,25 @@ def _axes(title, unit, size=SIZE):
 
 
 def _legend(axes, handles=None):
+    """Put the lines' names in a row above the axes."""
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=4, frameon=False, fontsize=8.5,
                 handlelength=1.3, columnspacing=1.0, handletextpad=0.5, borderaxespad=0.1)
 
 
+def _shown(label):
+    """Keep a label that matplotlib would leave out of the legend because it begins with "_"."""
+    return f" {label}" if label.startswith("_") else label
+
+
 def chart_figure(chart):
-    """The matplotlib figure of a `Chart`."""
+    """Draw a `Chart`: the matplotlib figure."""
     from matplotlib.ticker import MaxNLocator
 
     with _style():
         figure, axes = _axes(chart.title, chart.unit)
         for line in chart.lines:
             marker = "o" if len(line.x) < 12 else None
-            axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=line.label, marker=marker,
+            axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label), marker=marker,
                       markersize=3.5, gid=f"curve {line.label}")
         values = np.concatenate([line.y for line in chart.lines])
         if chart.top is not None:
@@ -107,7 +116,7 @@ def chart_figure(chart):
 
 
 def distance_figure(title, edges, same, different):
-    """Histograms of distances of same and different persons as densities. edges: (B + 1,); others: (B,) counts."""
+    """Draw the densities of distances within and between persons. Args: edges: (B + 1,); others: (B,) counts."""
     with _style():
         figure, axes = _axes(title, "density of pairs", LOW)
         width = np.diff(edges)
@@ -122,7 +131,10 @@ def distance_figure(title, edges, same, different):
 
 
 def map_figure(title, points, persons, modalities):
-    """A map of embeddings, points (N, 2): coloured by person, a disc for visible and a triangle for infrared images."""
+    """Draw a map of embeddings, coloured by person: a disc for each visible image, a triangle for each infrared one.
+
+    Args: points: (N, 2); persons: (N,) identities; modalities: (N,) "rgb" or "ir".
+    """
     from matplotlib.lines import Line2D
 
     points, persons, modalities = np.array(points), np.array(persons), np.array(modalities)
@@ -147,7 +159,9 @@ def map_figure(title, points, persons, modalities):
 
 
 def svg(figure, prefix):
-    """A figure as SVG text for a page: colours are its variables, groups with a name have it as their tooltip.
+    """Write a figure as SVG for a page: its colours become the page's variables, names of groups become tooltips.
+
+    matplotlib has escaped all text in it.
 
     Args: prefix: of this figure in the page, so that the ids of two figures never meet.
     """
@@ -166,8 +180,9 @@ def svg(figure, prefix):
 
 
 def save_figures(folder, figures):
-    """Write figures (name -> Figure) as FOLDER/NAME.png and .pdf."""
+    """Write figures (name -> Figure) as FOLDER/NAME.png and .pdf; what is no letter or digit in a name becomes "_"."""
     for name, figure in figures.items():
+        name = re.sub(r"\W", "_", name)
         for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
                               ("pdf", {"metadata": {"CreationDate": None}})):
             buffer = io.BytesIO()

@@ -1,16 +1,17 @@
-"""Which curves a report shows of the numbers in metrics.jsonl."""
+"""The curves that the page draws from the numbers in metrics.jsonl."""
 from dataclasses import dataclass
 
-from utils.figures import MODALITY_COLOURS, MODALITY_NAMES, MUTED, SERIES, Chart, Line
+from utils.report.figures import MODALITY_COLOURS, MODALITY_NAMES, MUTED, SERIES, Chart, Line
 
-STAGES = {"prepare": "train_prepare.py", "prompt": "train_clip.py, prompts", "model": "train_clip.py, fine-tuning"}
+STAGES = {"prepare": "train_prepare.py", "prompt": "train_clip.py, prompts", "finetune": "train_clip.py, fine-tuning"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart to be: keys: label -> key in a row ("test/rank1": of the dict "test"); scale multiplies its numbers.
+    """Says which numbers of an epoch make a chart.
 
-    `positive`: only epochs whose number is above 0 are drawn; `top`: of the axis.
+    `keys`: label -> key in a row ("test/rank1": of its dict "test"); `scale` multiplies the numbers; `top`: highest
+    value of the axis; `positive`: leave out epochs whose number is 0 or less.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Curve:
 
 
 def _both(key):
+    """Name a number of both modalities."""
     return {name: f"{key}_{modality}" for modality, name in MODALITY_NAMES.items()}
 
 
@@ -52,14 +54,14 @@ CURVES = (
 
 
 def value(row, key):
-    """The number of a row under a key such as "lr" or "test/rank1"; None if it has none."""
+    """Look up a number in a row by a key such as "lr" or "test/rank1"; None if it is not there."""
     for part in key.split("/"):
         row = row.get(part) if isinstance(row, dict) else None
     return row if isinstance(row, (int, float)) else None
 
 
 def points(rows, stage, key, curve):
-    """(epochs, numbers) of a key in a stage's rows."""
+    """Collect a number of all epochs of a stage: epochs, numbers."""
     found = [(row["epoch"], curve.scale * value(row, key)) for row in rows
              if row["stage"] == stage and value(row, key) is not None]
     found = [point for point in found if point[1] > 0 or not curve.positive]
@@ -67,7 +69,7 @@ def points(rows, stage, key, curve):
 
 
 def stage_charts(rows, stage):
-    """The `Chart`s of one stage of a run, in the order of CURVES; those without numbers are left out."""
+    """Make the `Chart`s of one stage of a run, in the order of CURVES; those without numbers are left out."""
     charts = []
     swaps = [row["epoch"] for row in rows if row["stage"] == stage and row.get("matched")]
     for curve in CURVES:
@@ -78,7 +80,7 @@ def stage_charts(rows, stage):
             if x:
                 lines.append(Line(label, x, y, MODALITY_COLOURS.get(modality, SERIES[2 + index])))
         if lines and curve.name == "clusters":
-            lines += _persons(rows, stage)
+            lines += _person_line(rows, stage)
         if lines:
             begins = swaps and swaps[0] > 1 and curve.name in ("test", "loss", "clusters", "ari", "matching_accuracy")
             charts.append(Chart(f"{stage}_{curve.name}", curve.title, tuple(lines), curve.unit, top=curve.top,
@@ -86,8 +88,8 @@ def stage_charts(rows, stage):
     return charts
 
 
-def _persons(rows, stage):
-    """The number of persons, as a dashed line under the clusters, where it is known."""
+def _person_line(rows, stage):
+    """Draw the number of persons, where it is known, as a dashed line beside the clusters."""
     known = [row for row in rows if row["stage"] == stage and row.get("clusters_per_person_rgb")]
     x = [row["epoch"] for row in known]
     y = [round(row["clusters_rgb"] / row["clusters_per_person_rgb"]) for row in known]
@@ -95,7 +97,7 @@ def _persons(rows, stage):
 
 
 def comparison_charts(runs, stage):
-    """Charts of one stage with a line per run. Args: runs: run's name -> rows of its metrics.jsonl."""
+    """Make the `Chart`s of one stage with a line per run. Args: runs: run's name -> rows of its metrics.jsonl."""
     charts = []
     for curve in CURVES:
         for label, key in curve.keys.items():

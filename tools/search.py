@@ -1,0 +1,167 @@
+"""Find people in a folder of images with a trained model: a picture of one modality, a folder of the other.
+
+    python tools/search.py --checkpoint runs/sysu/model_last.pth --gallery FOLDER --query IMAGE [IMAGE ...]
+                           [--query_modality ir] [--count 10] [--output runs/search] [--device auto]
+
+Prints the nearest images of the folder and its folders, and writes them with their pictures to OUTPUT/search.html.
+The folder's features are kept in OUTPUT, so only the first search takes long. Files and folders whose names begin with
+a dot are skipped.
+"""
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
+
+from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
+from data.manifest import file_stat  # noqa: E402
+from model.clip import weights_digest  # noqa: E402
+from model.released import checkpoint_size, model_from_checkpoint  # noqa: E402
+from processor.features import embed  # noqa: E402
+from utils.checkpoint import load_checkpoint, save_array  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.metrics import rank_gallery  # noqa: E402
+from utils.modality import Modality  # noqa: E402
+from utils.report.figures import MODALITY_NAMES  # noqa: E402
+from utils.report.page import Section, jpeg_text, write_page  # noqa: E402
+from utils.runtime import pick_device  # noqa: E402
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+DECODED_AT_ONCE = 512       # images held in memory
+PICTURE = 112, 184          # width and height in pixels that a picture on the page fits into
+
+
+def main():
+    """Search as the command line says. Raises UserError: a file or folder is missing or broken."""
+    arguments = parse_arguments()
+    modality = Modality(arguments.query_modality)
+    missing = [path for path in arguments.query if not Path(path).is_file()]
+    if missing:
+        raise UserError(f"query {missing[0]} is missing; expected an image file")
+    searcher = Searcher(arguments.checkpoint, pick_device(arguments.device))
+    paths, features, cached = searcher.gallery(arguments.gallery, modality.other, arguments.output)
+    print(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
+          + (", features from the last search" if cached else ""))
+    order, distance = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
+    found = [[(paths[p], float(d)) for p, d in zip(*row)] for row in zip(order, distance)]
+    for query, images in zip(arguments.query, found):
+        print(f"\n{query}\n" + "\n".join(f"{rank:4} {d:8.4f}  {path}" for rank, (path, d) in enumerate(images, 1)))
+    print(f"\npictures: {write_search_page(arguments, found)}")
+
+
+def parse_arguments():
+    """Read the command line. Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="of train_prepare.py or train_clip.py, or a released one")
+    parser.add_argument("--gallery", required=True, help="folder of images of the other modality")
+    parser.add_argument("--query", required=True, nargs="+", help="image files")
+    parser.add_argument("--query_modality", choices=[m.value for m in Modality], default="ir", help="default: ir")
+    parser.add_argument("--count", type=int, default=10, help="images to find per query; default: 10")
+    parser.add_argument("--output", default="runs/search", help="folder of the page and of the features")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    arguments = parser.parse_args()
+    if arguments.count < 1:
+        raise UserError(f"--count is {arguments.count}; expected 1 or more")
+    return arguments
+
+
+class Searcher:
+    """Embeds image files with a trained model.
+
+    Args: checkpoint: a file of train_prepare.py or train_clip.py, or a released one; device: torch device.
+    Raises: UserError: as `load_checkpoint` and `model_from_checkpoint`.
+    """
+
+    def __init__(self, checkpoint, device):
+        content = load_checkpoint(checkpoint)
+        model = model_from_checkpoint(content, checkpoint)
+        self.size, self.device = tuple(model.describe()[side] for side in ("height", "width")), device
+        self.digest = weights_digest(model)
+        self.model = model.to(device, memory_format=torch.channels_last)
+
+    def embed_files(self, paths, modality, batch_size=64):
+        """Embed image files: features (N, D) float32, L2-normalised. Raises UserError: a file is missing or broken."""
+        parts = []
+        with tqdm(total=len(paths), desc=f"embedding {modality.value} images", unit="image", disable=None) as bar:
+            for start in range(0, len(paths), DECODED_AT_ONCE):
+                some = paths[start:start + DECODED_AT_ONCE]
+                images = np.stack(in_parallel(lambda path: read_image(path, *self.size), some, "decoding"))
+                parts.append(embed(self.model, ImageBank(images, self.device), modality, batch_size=batch_size,
+                                   precision="released")["feature"].cpu())
+                bar.update(len(some))
+        return torch.cat(parts).numpy()
+
+    def gallery(self, folder, modality, cache_dir):
+        """Embed the images in a folder and below, or read their features if cache_dir has them from the last search.
+
+        Returns: paths, features (N, D), whether they came from the cache.
+        Raises: UserError: the folder is not there or holds no image, or an image is broken.
+        """
+        paths = image_files(folder)
+        digest = hashlib.sha256(f"{self.digest} {modality.value} {self.size}".encode())
+        for path in paths:
+            stat = file_stat(path)
+            digest.update(f"\n{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        cache = Path(cache_dir) / f"features-{digest.hexdigest()[:16]}.npy"
+        if cache.is_file():
+            try:
+                features = np.load(cache, allow_pickle=False)
+                if len(features) == len(paths):
+                    return paths, features, True
+            except (OSError, ValueError, EOFError):
+                pass        # a broken cache is made again
+        features = self.embed_files(paths, modality)
+        save_array(cache, features)
+        return paths, features, False
+
+
+def image_files(folder):
+    """List the image files in a folder and below, sorted; names that begin with a dot are skipped.
+
+    Raises: UserError: the folder is not there or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"gallery {folder} is no folder; expected a folder of images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    if not paths:
+        raise UserError(f"gallery {folder} holds no image; expected files ending in {', '.join(IMAGE_ENDINGS)}")
+    return paths
+
+
+def nearest(query, gallery, count):
+    """Find the gallery rows nearest to each query by cosine distance.
+
+    Args: query: (Q, D), gallery: (G, D), both L2-normalised. Returns: (Q, n) positions and (Q, n) distances,
+        n = min(count, G).
+    """
+    distance = 1 - query @ gallery.T
+    order = rank_gallery(distance)[:, :count]
+    return order, np.take_along_axis(distance, order, axis=1)
+
+
+def write_search_page(arguments, found):
+    """Write OUTPUT/search.html with the pictures: its path. Args: found: per query a list of (path, distance)."""
+    images = {}
+
+    def shown(path, *lines):
+        name = f"picture{len(images)}"
+        images[name] = jpeg_text(decode_image(path)[0], *PICTURE)
+        return {"image": name, "path": str(path), "lines": lines}
+
+    sections = []
+    for number, (query, nearest_images) in enumerate(zip(arguments.query, found), 1):
+        content = {"query": shown(query, "query"),
+                   "found": [shown(path, f"{d:.3f}", path.parent.name) for path, d in nearest_images]}
+        sections.append(Section(f"query{number}", query, "search_results.html", content))
+    return write_page(Path(arguments.output) / "search.html", f"Search in {arguments.gallery}",
+                      f"{arguments.checkpoint}; the number is the cosine distance", sections, images)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

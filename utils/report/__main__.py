@@ -1,0 +1,33 @@
+"""The page of a run: RUN_DIR/report.html, one file with all curves, results and pictures; nothing is fetched.
+
+    python -m utils.report RUN_DIR [--figures DIR]
+    python -m utils.report RUN_DIR RUN_DIR ... [--output FILE] [--figures DIR]
+
+The stages write the page of their run at their end; the first command writes it again, also while a run is going on.
+Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes every figure as PNG
+and PDF.
+"""
+from jinja2 import UndefinedError
+
+from utils.errors import Parser, UserError, exit_on_user_error
+from utils.report.write import write_comparison_page, write_run_page
+
+
+def main():
+    """Write the page that the command line asks for. Raises UserError: a folder holds no sound run."""
+    parser = Parser(__doc__)
+    parser.add_argument("folders", nargs="+", metavar="RUN_DIR")
+    parser.add_argument("--output", help="the comparison's file")
+    parser.add_argument("--figures", metavar="DIR", help="write the figures as PNG and PDF too")
+    arguments = parser.parse_args()
+    try:
+        path = (write_run_page(arguments.folders[0], arguments.figures) if len(arguments.folders) == 1 else
+                write_comparison_page(arguments.folders, arguments.output, arguments.figures))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
+        raise UserError(f"the files of {' and '.join(arguments.folders)} do not hold what the stages write (missing or "
+                        f"of another kind: {error}); expected files of this version. Run the stages again")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
