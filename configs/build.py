@@ -17,7 +17,6 @@ from processor.pseudo_labels import ClusterSettings
 from processor.run import FORMAT, Run, set_aside, state_file
 from processor.stages import Tester
 from utils.checkpoint import write_atomically
-from utils.clustering import check_index
 from utils.errors import Parser, UserError
 from utils.modality import Modality
 from utils.resume import lock_folder, versions
@@ -80,10 +79,8 @@ class Parts:
         Args:
             name: of the state file; stop: `StopRequest`; fresh: keep old files aside instead of going on from them;
             own_files: patterns of what the script writes; more_facts: further things that must not have changed.
-        Raises: UserError: another run has the folder, the state is of another configuration or other data, or
-            CLUSTER.INDEX needs FAISS.
+        Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
-        check_index(self.config.CLUSTER.INDEX)
         config, tester = self.config, self.tester()
         facts = {**self.facts(), **more_facts}
         self._lock = lock_folder(config.OUTPUT_DIR)

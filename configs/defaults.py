@@ -41,7 +41,6 @@ _C.CLUSTER.K1 = 30                   # neighbours that count as near
 _C.CLUSTER.K2 = 6                    # neighbours whose encodings are averaged
 _C.CLUSTER.EPS = 0.6                 # largest Jaccard distance of DBSCAN neighbours
 _C.CLUSTER.MIN_SAMPLES = 4
-_C.CLUSTER.INDEX = "exact"           # exact | ivf | hnsw; the last two, by FAISS, miss a few neighbours
 
 _C.MEMORY = CfgNode()
 _C.MEMORY.TEMPERATURE = 0.05
@@ -93,7 +92,7 @@ _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoc
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "memory", "mmap", "device"),
-           "CLUSTER.INDEX": ("exact", "ivf", "hnsw"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
+           "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
            "TEST.PROTOCOL": ("python", "original"), "TEST.SHOTS": (1, 10)}
 NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,

@@ -27,7 +27,6 @@ class ClusterSettings:
     k2: int = 6
     eps: float = 0.6
     min_samples: int = 4
-    index: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def make_pseudo_labels(features, modality, settings):
 
     Raises: UserError: every image is an outlier.
     """
-    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples, settings.index)
+    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "
