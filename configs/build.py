@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from configs.defaults import as_dict, flat, load_config
+from configs.defaults import REMOVED, as_dict, flat, load_config
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
@@ -57,7 +57,7 @@ class Parts:
         self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
                                  config.DATASET.CHECK_COUNTS)
         modes = self.data.modes if config.TEST.MODE == "both" else (config.TEST.MODE,)
-        self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS, config.TEST.PROTOCOL, config.TEST.SHOTS)
+        self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS, config.TEST.PROTOCOL)
                            for mode in modes]
         for retrieval in self.retrievals:
             check_matches(self.data, retrieval)
@@ -138,8 +138,9 @@ def check_resumable(content, facts, folder):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
                         "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
-    old = {**flat(as_dict(load_config())), **flat(content["config"])}    # newer keys had their default's effect
-    new, changes = flat(facts["config"]), []
+    # keys that are newer than the state, or removed since, had their default's effect
+    old = {**flat(as_dict(load_config())), **REMOVED, **flat(content["config"])}
+    new, changes = {**REMOVED, **flat(facts["config"])}, []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)
         if before == now:

@@ -23,7 +23,7 @@ _C.DATASET.ROOT = "dataset/SYSU-MM01"
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
 _C.DATASET.CACHE_DIR = ""            # folder of the decoded images (RegDB: of trialN with them); "" = ROOT
-_C.DATASET.CACHE = "auto"            # auto | memory | mmap | device: where they are held (see data/images.py)
+_C.DATASET.CACHE = "auto"            # auto | mmap | device: where they are held (see data/images.py)
 
 _C.INPUT = CfgNode()
 _C.INPUT.HEIGHT = 288
@@ -73,7 +73,6 @@ _C.PROMPT.LR_MIN = 1e-6
 _C.PROMPT.WARMUP_LR = 1e-5
 _C.PROMPT.WARMUP_EPOCHS = 5
 _C.PROMPT.WEIGHT_DECAY = 1e-4
-_C.PROMPT.TEMPERATURE = 1.0
 
 _C.FINETUNE = CfgNode()
 _C.FINETUNE.EPOCHS = 120
@@ -81,8 +80,7 @@ _C.FINETUNE.LABEL_SMOOTHING = 0.1    # of the image-to-text loss
 
 _C.TEST = CfgNode()
 _C.TEST.MODE = ""                    # all | indoor, RegDB and LLCM v2t | t2v; "" = the first; both: see test.py
-_C.TEST.PROTOCOL = "python"          # how galleries are drawn: python | original (SYSU-MM01's rand_perm_cam.mat)
-_C.TEST.SHOTS = 1                    # gallery images per person and camera: 1 | 10 (with the original protocol)
+_C.TEST.PROTOCOL = "python"          # galleries: python | original-1 | original-10 (SYSU-MM01's file, 1 or 10 shots)
 _C.TEST.TRIALS = 10                  # galleries; RegDB has one, all images
 _C.TEST.EVERY = 10                   # epochs between evaluations during training; the last is always evaluated
 _C.TEST.BATCH_SIZE = 64
@@ -91,9 +89,8 @@ _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("fp32", "tf32", "bf16"),
-           "DATASET.CACHE": ("auto", "memory", "mmap", "device"),
-           "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
-           "TEST.PROTOCOL": ("python", "original"), "TEST.SHOTS": (1, 10)}
+           "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
+           "TEST.PROTOCOL": ("python", "original-1", "original-10")}
 NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,
      ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
@@ -103,12 +100,15 @@ NUMBERS = (    # what is expected, the test, the keys
      ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
       "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR",
       "CHECKPOINT.MINUTES")),
-    ("a number above 0", lambda v: v > 0, ("MEMORY.TEMPERATURE", "PROMPT.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
+    ("a number above 0", lambda v: v > 0, ("MEMORY.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
     ("a number from 0 to 1", lambda v: 0 <= v <= 1,
      ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
       "FINETUNE.LABEL_SMOOTHING")),
     ("a multiple of 16, the stride of the feature map", lambda v: v % 16 == 0, ("INPUT.HEIGHT", "INPUT.WIDTH")),
 )
+# Keys that older checkpoints store, each with the value that all runs have had since the key was removed. They are
+# ignored there; on the command line and in a .yml file they are unknown.
+REMOVED = {"CLUSTER.INDEX": "exact", "PROMPT.TEMPERATURE": 1.0, "TEST.SHOTS": 1}
 
 
 def load_config(config_file=None, overrides=(), base=None):
@@ -121,7 +121,7 @@ def load_config(config_file=None, overrides=(), base=None):
         raise UserError(f"the checkpoint holds {_short(base)} as its configuration; expected sections of keys. "
                         "Train or download it again")
     if base:
-        _merge(config, base, "the checkpoint's configuration")
+        _merge(config, _without_removed(base), "the checkpoint's configuration")
     if config_file:
         _merge(config, _read_yaml(config_file), config_file)
     if len(overrides) % 2:
@@ -146,6 +146,21 @@ def flat(tree, prefix=""):
     for key, value in tree.items():
         keys.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return keys
+
+
+def _without_removed(tree):
+    """Bring the configuration of an older checkpoint to today's keys and values."""
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    sections = {key: value for key, value in tree.items() if isinstance(value, dict)}
+    test, data = sections.get("TEST", {}), sections.get("DATASET", {})
+    if test.get("PROTOCOL") == "original":
+        test["PROTOCOL"] = f"original-{test.get('SHOTS', 1)}"
+    if data.get("CACHE") == "memory":
+        data["CACHE"] = "auto"
+    for name in REMOVED:
+        section, key = name.split(".")
+        sections.get(section, {}).pop(key, None)
+    return tree
 
 
 def _read_yaml(path):
