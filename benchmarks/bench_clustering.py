@@ -2,7 +2,6 @@
 
     python -m benchmarks.bench_clustering                               # at SYSU size
     python -m benchmarks.bench_clustering --sizes 5000 20000 50000 100000
-    python -m benchmarks.bench_clustering --approximate                 # CLUSTER.INDEX ivf and hnsw at 20,000
 """
 import argparse
 import multiprocessing
@@ -12,11 +11,10 @@ import time
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.metrics import adjusted_rand_score
 
 from benchmarks import harness, reference
 from benchmarks.harness import Results, Row, measure, peak_memory
-from utils.clustering import cluster, k_nearest
+from utils.clustering import cluster
 from utils.diagnosis import cluster_quality
 
 SIZE, DIM, K1, K2, EPS, MIN_SAMPLES = 22258, 2048, 30, 6, 0.6, 4
@@ -63,9 +61,9 @@ def product(x, rows=1024):
         block @ x.T
 
 
-def run(x, index="exact"):
+def run(x):
     """`cluster` at the settings released for SYSU-MM01."""
-    return cluster(x, K1, K2, EPS, MIN_SAMPLES, index)
+    return cluster(x, K1, K2, EPS, MIN_SAMPLES)
 
 
 def prepare(n, noise):
@@ -146,50 +144,16 @@ def plot(measured):
     figure.savefig(harness.FOLDER / f"clustering_sizes-{harness.device_stem()}.svg", metadata={"Date": None})
 
 
-def timed(function, repeats):
-    """Median seconds of a call, and what it returns."""
-    returned = []
-    return measure(lambda: returned.append(function()), repeats, warmup=0), returned[-1]
-
-
-def alone(labels):
-    """Labels whose outliers are clusters of one image: they then weigh what they are in an ARI."""
-    return np.where(labels < 0, -1 - np.arange(len(labels)), labels)
-
-
-def approximate(n, repeats):
-    """Neighbours by CLUSTER.INDEX ivf and hnsw: time, recall, and what they do to the labels."""
-    results = Results("clustering, approximate search")
-    run(on_device(draw(500, CASES[HARD])[0]))                   # loads the libraries
-    for case, noise in CASES.items():
-        x = on_device(draw(n, noise)[0])
-        exact_seconds, exact = timed(lambda v=x: k_nearest(v, K1), repeats)
-        whole_seconds, labels = timed(lambda v=x: run(v), 1)
-        for index in ("ivf", "hnsw"):
-            seconds, found = timed(lambda v=x, i=index: k_nearest(v, K1, i), repeats)
-            whole, approximate_labels = timed(lambda v=x, i=index: run(v, i), 1)
-            recall = (found.index[:, :, None] == exact.index[:, None]).any(2).float().mean()
-            agreement = adjusted_rand_score(alone(labels), alone(approximate_labels))
-            results.add(Row(f"{case}: {index} search of {n} x {DIM}; reference: exact search", seconds, exact_seconds,
-                            note=f"recall@{K1} {recall:.3f}, ARI with the exact labels {agreement:.3f}; whole "
-                                 f"cluster() {harness.seconds(whole)} instead of {harness.seconds(whole_seconds)}"))
-    results.save()
-
-
 def main():
     """Run and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=SIZE, help="images of the comparison")
     parser.add_argument("--sizes", type=int, nargs="+", help="only these sizes, instead of the comparison")
-    parser.add_argument("--approximate", type=int, nargs="?", const=20_000, metavar="N",
-                        help="only ivf and hnsw beside the exact search, of N images (20,000)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dense", action="store_true", help="run the dense N x N reference too (minutes, 6 GB)")
     arguments = parser.parse_args()
     if arguments.sizes:
         sizes(arguments.sizes)
-    elif arguments.approximate:
-        approximate(arguments.approximate, arguments.repeats)
     else:
         compare(arguments.n, arguments.repeats, arguments.dense)
 

@@ -1,7 +1,6 @@
 """The released way of each step, written plainly from the method's description: the slow side of every comparison."""
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import DBSCAN
@@ -40,10 +39,9 @@ def jaccard_distance(features, k1, k2, nearest):
 
 
 def _reciprocal(nearest, i, k):
-    """Those of the first k neighbours of row i that have it among their own first k; itself where there are none."""
+    """Those of the first k neighbours of row i that have it among their own first k."""
     forward = nearest[i, :k]
-    mutual = forward[(nearest[forward, :k] == i).any(1)]
-    return mutual if len(mutual) else np.array([i])
+    return forward[(nearest[forward, :k] == i).any(1)]
 
 
 def cluster(features, k1, k2, eps, min_samples, nearest):
@@ -73,11 +71,6 @@ def memory_swap(rgb, ir, labels_rgb, labels_ir, scale=0.1):
         if i in labels_ir:
             ir[i] = scale * old + (1 - scale) * rgb[r]
             ir[i] /= ir[i].norm()
-
-
-def memory_loss(x, prototypes, labels, temperature=0.05):
-    """Cross entropy against all prototypes."""
-    return F.cross_entropy(F.normalize(x, dim=1) @ prototypes.T / temperature, labels)
 
 
 def epoch_batches(labels, clusters, instances, iterations):

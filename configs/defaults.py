@@ -23,7 +23,7 @@ _C.DATASET.ROOT = "dataset/SYSU-MM01"
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
 _C.DATASET.CACHE_DIR = ""            # folder of the decoded images (RegDB: of trialN with them); "" = ROOT
-_C.DATASET.CACHE = "auto"            # auto | memory | mmap | device: where they are held (see data/images.py)
+_C.DATASET.CACHE = "auto"            # auto | mmap | device: where they are held (see data/images.py)
 
 _C.INPUT = CfgNode()
 _C.INPUT.HEIGHT = 288
@@ -41,7 +41,6 @@ _C.CLUSTER.K1 = 30                   # neighbours that count as near
 _C.CLUSTER.K2 = 6                    # neighbours whose encodings are averaged
 _C.CLUSTER.EPS = 0.6                 # largest Jaccard distance of DBSCAN neighbours
 _C.CLUSTER.MIN_SAMPLES = 4
-_C.CLUSTER.INDEX = "exact"           # exact | ivf | hnsw; the last two, by FAISS, miss a few neighbours
 
 _C.MEMORY = CfgNode()
 _C.MEMORY.TEMPERATURE = 0.05
@@ -82,8 +81,7 @@ _C.FINETUNE.RESTART_AT_SWAP = False  # new Adam and new warm-up at MEMORY.SWAP_E
 
 _C.TEST = CfgNode()
 _C.TEST.MODE = ""                    # all | indoor, RegDB and LLCM v2t | t2v; "" = the first; both: see test.py
-_C.TEST.PROTOCOL = "python"          # how galleries are drawn: python | original (SYSU-MM01's rand_perm_cam.mat)
-_C.TEST.SHOTS = 1                    # gallery images per person and camera: 1 | 10 (with the original protocol)
+_C.TEST.PROTOCOL = "python"          # galleries: python | original-1 | original-10 (SYSU-MM01's file, 1 or 10 shots)
 _C.TEST.TRIALS = 10                  # galleries; RegDB has one, all images
 _C.TEST.EVERY = 5                    # epochs between evaluations during training; the last is always evaluated
 _C.TEST.BATCH_SIZE = 64
@@ -92,9 +90,8 @@ _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
-           "DATASET.CACHE": ("auto", "memory", "mmap", "device"),
-           "CLUSTER.INDEX": ("exact", "ivf", "hnsw"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
-           "TEST.PROTOCOL": ("python", "original"), "TEST.SHOTS": (1, 10)}
+           "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
+           "TEST.PROTOCOL": ("python", "original-1", "original-10")}
 NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,
      ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
@@ -110,6 +107,9 @@ NUMBERS = (    # what is expected, the test, the keys
       "FINETUNE.LABEL_SMOOTHING")),
     ("a multiple of 16, the stride of the feature map", lambda v: v % 16 == 0, ("INPUT.HEIGHT", "INPUT.WIDTH")),
 )
+# Keys that older checkpoints store, each with the value that all runs have had since the key was removed. They are
+# ignored there; on the command line and in a .yml file they are unknown.
+REMOVED = {"CLUSTER.INDEX": "exact", "PROMPT.TEMPERATURE": 1.0, "TEST.SHOTS": 1}
 
 
 def load_config(config_file=None, overrides=(), base=None):
@@ -122,7 +122,7 @@ def load_config(config_file=None, overrides=(), base=None):
         raise UserError(f"the checkpoint holds {_short(base)} as its configuration; expected sections of keys. "
                         "Train or download it again")
     if base:
-        _merge(config, base, "the checkpoint's configuration")
+        _merge(config, _without_removed(base), "the checkpoint's configuration")
     if config_file:
         _merge(config, _read_yaml(config_file), config_file)
     if len(overrides) % 2:
@@ -147,6 +147,21 @@ def flat(tree, prefix=""):
     for key, value in tree.items():
         keys.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return keys
+
+
+def _without_removed(tree):
+    """Bring the configuration of an older checkpoint to today's keys and values."""
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    sections = {key: value for key, value in tree.items() if isinstance(value, dict)}
+    test, data = sections.get("TEST", {}), sections.get("DATASET", {})
+    if test.get("PROTOCOL") == "original":
+        test["PROTOCOL"] = f"original-{test.get('SHOTS', 1)}"
+    if data.get("CACHE") == "memory":
+        data["CACHE"] = "auto"
+    for name in REMOVED:
+        section, key = name.split(".")
+        sections.get(section, {}).pop(key, None)
+    return tree
 
 
 def _read_yaml(path):

@@ -1,4 +1,4 @@
-"""Decoded images, held once: resized to one size, uint8, in .npy files that are memory-mapped or read when opened."""
+"""Image files decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
 import fcntl
 import hashlib
 import json
@@ -8,31 +8,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from data.manifest import file_stat
 from utils.errors import UserError
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
 MAX_PIXELS = 50_000_000     # of one image file: a few kilobytes can claim to be gigabytes
-FREE_SHARE = 0.25           # of the GPU's free memory, else the host's, that the images of a run may take by themselves
-READ_AT_ONCE = 256          # images on their way into memory
+FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
+READ_AT_ONCE = 256          # images on their way to the GPU
 
 
 class ImageBank:
     """The resized images of one modality and split.
 
     Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted; paths: (N,) names
-        for messages, or none; cache: "mmap" takes batches from the array as it is, "memory" and "device" from a copy
-        in host memory, pinned if the device is a GPU, or on the device.
+        for messages, or none; cache: "mmap" reads batches from the array, "device" from a copy on the device.
     """
 
     def __init__(self, images, device="cpu", paths=(), cache="mmap"):
         self.images = images
         self.device = torch.device(device)
         self.paths = paths
-        self._copy = None if cache == "mmap" else _copied(images, self.device if cache == "device" else "cpu",
-                                                          cache == "memory" and self.device.type == "cuda")
+        self._copy = _copy_to(images, self.device) if cache == "device" else None
 
     def __len__(self):
         return len(self.images)
@@ -42,54 +41,36 @@ class ImageBank:
         return [self.paths[i] if self.paths else f"number {i}" for i in indices]
 
     def batch(self, indices):
-        """Images (B, 3, H, W) uint8 on the device, channels last in memory."""
+        """Read images (B, 3, H, W) uint8 onto the device, channels last in memory."""
         positions = np.ascontiguousarray(indices)
         if self._copy is None:
             images = torch.from_numpy(np.ascontiguousarray(self.images[positions])).to(self.device, non_blocking=True)
-        elif not self._copy.is_pinned():
-            images = self._copy.index_select(0, torch.from_numpy(positions).to(self._copy.device))
-        else:       # pinned: each image goes to the GPU by itself while the host goes on
-            images = torch.empty((len(positions), *self._copy.shape[1:]), dtype=torch.uint8, device=self.device)
-            for image, position in zip(images, positions):
-                image.copy_(self._copy[position], non_blocking=True)
+        else:
+            images = self._copy.index_select(0, torch.from_numpy(positions).to(self.device))
         return images.permute(0, 3, 1, 2)
 
 
-def _copied(images, device, pinned):
-    """An array (N, H, W, 3), perhaps memory-mapped, as a tensor on a device, pinned in host memory or not."""
-    copy = torch.empty(images.shape, dtype=torch.uint8, device=device, pin_memory=pinned)
+def _copy_to(images, device):
+    """Copy an array (N, H, W, 3), perhaps memory-mapped, into a tensor on a device."""
+    copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(images), READ_AT_ONCE):       # the host never holds a second copy
         copy[start:start + READ_AT_ONCE] = torch.from_numpy(np.array(images[start:start + READ_AT_ONCE]))
     return copy
 
 
 def pick_cache(name, size, device):
-    """Where images of `size` bytes are held, "memory", "mmap" or "device": name itself, unless it is "auto".
+    """Choose where images of `size` bytes are held, "mmap" or "device": as named, unless the name is "auto".
 
-    auto: on a GPU if they fit into FREE_SHARE of its free memory, else in host memory if they fit into that share of
-    what is available there, else memory-mapped. On the CPU memory-mapped: the page cache holds them once already.
+    auto: on a GPU if they fit into FREE_SHARE of its free memory, else memory-mapped.
     """
     if name != "auto":
         return name
-    device = torch.device(device)
-    if device.type != "cuda":
-        return "mmap"
-    if size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "device"
-    return "memory" if size <= FREE_SHARE * _available_memory() else "mmap"
-
-
-def _available_memory():
-    """Bytes of host memory that can be had without swapping, by the kernel's estimate; 0 where it gives none."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    fits = torch.device(device).type == "cuda" and size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]
+    return "device" if fits else "mmap"
 
 
 def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", cache="mmap"):
-    """The `ImageBank` of an image set, from its cache; the cache is written first if it is missing or stale.
+    """Open the `ImageBank` of an image set from its cache; the cache is written first if it is missing or stale.
 
     Args:
         image_set: `data.records.ImageSet`; root: folder its paths start from; cache_dir: folder of the .npy files;
@@ -125,7 +106,7 @@ class CacheFiles:
         self.manifest = folder / f"{stem}_manifest.json"
 
     def is_current(self, manifest, shape):
-        """Whether the files were made from these very images at this size."""
+        """Tell whether the files were made from these very images at this size."""
         if not all(p.is_file() for p in (self.images, self.labels, self.paths, self.manifest)):
             return False
         try:
@@ -169,16 +150,17 @@ class CacheFiles:
 
 
 def _cache_manifest(image_set, root, height, width):
-    """What the cache was made from: a hash over names, sizes and times of all files."""
+    """Describe what the cache was made from, and how: a hash over names, sizes and times of all files."""
     digest = hashlib.sha256()
     for path in image_set.paths:
         stat = file_stat(Path(root) / path)
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return {"images": len(image_set), "height": height, "width": width, "sha256": digest.hexdigest()}
+    return {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF",
+            "sha256": digest.hexdigest()}
 
 
 def in_parallel(function, items, description):
-    """[function(item) for item in items] on all cores, with a progress bar; for work that releases the GIL."""
+    """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(tqdm(pool.map(function, items), total=len(items), unit="image", desc=description, mininterval=1,
                          leave=False, disable=None))
@@ -194,7 +176,7 @@ def _decode_all(image_set, root, out):
 
 
 def read_image(path, height, width):
-    """One image file, converted to RGB and resized (Lanczos): (height, width, 3) uint8.
+    """Decode one image file, convert it to RGB and resize it (Lanczos): (height, width, 3) uint8.
 
     Raises: UserError: the file is missing or does not decode.
     """
@@ -202,15 +184,17 @@ def read_image(path, height, width):
 
 
 def decode_image(path):
-    """One image file, as an RGB image of Pillow; and the mode it was stored in, such as "L".
+    """Decode one image file, upright, into an RGB image of Pillow; and the mode it was stored in, such as "L".
 
-    Raises: UserError: the file is missing or does not decode.
+    Raises: UserError: the file is missing, of another format than FORMATS, or does not decode.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             mode = image.mode
             if image.width * image.height > MAX_PIXELS:     # before anything is decoded
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            image.load()
+            image = _upright(image)
             if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
                 image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
             return image.convert("RGB"), mode
@@ -218,3 +202,12 @@ def decode_image(path):
         raise UserError(f"image {path} is missing; restore it or correct the lists of the data set")
     except Exception as error:     # Pillow raises many kinds on damaged files
         raise UserError(f"image {path} does not decode ({error}); replace it by the file of the original data set")
+
+
+def _upright(image):
+    """Turn an image as its EXIF orientation says; damaged EXIF data say nothing."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:       # Pillow raises many kinds on damaged EXIF data
+        return image
+    return ImageOps.exif_transpose(image) if turned else image

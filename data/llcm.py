@@ -28,13 +28,13 @@ class LLCMDataSet(DataSet):
                  "test persons": 351, "test RGB images": 8680, "test IR images": 7166}
     counts_bind = False
 
-    def _retrieval(self, mode, trials, protocol, shots):
-        """Galleries drawn as SYSU-MM01's are."""
+    def _retrieval(self, mode, trials, protocol):
+        """Draw galleries as SYSU-MM01's are drawn."""
         query = QUERIES[mode]
-        places = self.test[query.other].places()
+        groups = self.test[query.other].by_person_and_camera()
         return Retrieval(f"{self.name} {SENSORS[query]} to {SENSORS[query.other]} single-shot, Python seeds "
                          f"0-{trials - 1}", mode, "llcm", query, np.arange(len(self.test[query])),
-                         tuple(draw_gallery(places, trial) for trial in range(trials)), tuple(range(trials)))
+                         tuple(draw_gallery(groups, trial) for trial in range(trials)), tuple(range(trials)))
 
 
 def load(root, check_counts=True):
@@ -67,7 +67,7 @@ def _camera(path):
 
 
 def _notes(root, train, test_ids):
-    """A sentence on person folders that training lists and test ids share."""
+    """Warn of person folders that training lists and test ids share: a sentence, or none."""
     folders = {path.split("/")[-2] for images in train.values() for path in images.paths if "/" in path}
     shared = sorted(folders & {f"{person:04d}" for person in test_ids})
     return (f"warning: training lists and test_id.txt of {root} share {len(shared)} person folders, such as "

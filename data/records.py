@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the code: lists of images, and who is searched among whom."""
+"""Lists of images, and the query and galleries of each test setting: what every data set gives the other code."""
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from utils.modality import Modality
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one modality, in the order of all arrays that belong to them (pseudo labels, features)."""
+    """The images of one modality and split, in the order of their pseudo labels, features and other arrays."""
 
     modality: Modality
     paths: tuple                # (N,) str, relative to the data set's root, "/" between folders
@@ -25,13 +25,13 @@ class ImageSet:
 
     @classmethod
     def from_rows(cls, modality, rows, array=None):
-        """Build from (path, person, camera) rows, in order."""
+        """Build the set from (path, person, camera) rows, in their order."""
         rows = list(rows)
         return cls(modality, tuple(r[0] for r in rows), np.array([r[1] for r in rows], dtype=np.int64),
                    np.array([r[2] for r in rows], dtype=np.int64), array)
 
-    def places(self, cameras=None):
-        """Positions of the images of each person and camera, in ascending order of both: {(person, camera): [...]}."""
+    def by_person_and_camera(self, cameras=None):
+        """Group the images of some cameras, or all: {(person, camera): [positions]}, persons and cameras ascending."""
         groups = {}
         for position, key in enumerate(zip(self.persons.tolist(), self.cameras.tolist())):
             if cameras is None or key[1] in cameras:
@@ -41,7 +41,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One way to test: which test images are queries, and the gallery of each trial."""
+    """The query and the gallery of each trial of one test setting."""
 
     protocol: str           # a name for tables, with everything that makes numbers comparable
     mode: str               # "all", "indoor", "v2t" or "t2v"
@@ -64,46 +64,44 @@ class DataSet(ABC):
     notes: tuple = ()       # sentences that a run should log
 
     modes = ()                      # what `retrieval` accepts; the first is the default
-    protocols = (("python", 1),)    # its (protocol, shots)
+    protocols = ("python",)
     published = {}                  # what -> number, of `measured`
     counts_bind = True              # whether other numbers are an error
 
-    def retrieval(self, mode="", trials=10, protocol="python", shots=1):
-        """The `Retrieval` of a mode with its first `trials` trials.
+    def retrieval(self, mode="", trials=10, protocol="python"):
+        """Select the query and the galleries of a mode's first `trials` trials: `Retrieval`.
 
-        Args: mode: "" is the first of `modes`; protocol: "python" draws galleries with Python's random, "original"
-            reads them from a file of the data set; shots: gallery images per person and camera.
+        Args: mode: "" is the first of `modes`; protocol: "python" draws galleries with Python's random, one image per
+            person and camera; "original-1" and "original-10" read 1 or 10 of each from a file of the data set.
         Raises: UserError: the data set has no such mode or protocol, or not as many trials.
         """
         mode = mode or self.modes[0]
         if mode not in self.modes:
             raise UserError(f"TEST.MODE is {mode!r}; {self.name} has {' and '.join(self.modes)}")
-        if (protocol, shots) not in self.protocols:
-            known = " and ".join(f"{name} with {count}" for name, count in self.protocols)
-            raise UserError(f"TEST.PROTOCOL {protocol} with TEST.SHOTS {shots} is unknown to {self.name}; it has "
-                            f"{known}")
-        return self._retrieval(mode, trials, protocol, shots)
+        if protocol not in self.protocols:
+            raise UserError(f"TEST.PROTOCOL is {protocol!r}; {self.name} has {' and '.join(self.protocols)}")
+        return self._retrieval(mode, trials, protocol)
 
     @abstractmethod
-    def _retrieval(self, mode, trials, protocol, shots):
-        """`retrieval` of known arguments."""
+    def _retrieval(self, mode, trials, protocol):
+        """Select as `retrieval` does; mode and protocol are known ones."""
 
     def cache_dir(self, base=""):
-        """Folder of the decoded images: one per split, under base or the data set's root."""
+        """Name the folder of the decoded images: one per split, under base or the data set's root."""
         return Path(base or self.root) / (f"trial{self.trial}" if self.trial else "")
 
     def label_dirs(self):
-        """Where pseudo labels may lie beside the images; those without a split in their path are the first split's."""
+        """List the folders beside the images that may hold pseudo labels; without a split in it, the first split's."""
         folder = self.root / "pseudo_labels"
         own = (folder / f"trial{self.trial}",) if self.trial else ()
         return own + ((folder,) if self.trial <= 1 else ())
 
     def sets(self):
-        """All images as (split, `ImageSet`), split "train" or "test"."""
+        """List all images as (split, `ImageSet`), split "train" or "test"."""
         return [(split, images) for split in ("train", "test") for images in getattr(self, split).values()]
 
     def counts(self):
-        """One line per split and modality: persons, images, images per camera."""
+        """Count persons, images and images per camera: one line per split and modality."""
         lines = []
         for split, images in self.sets():
             line = (f"{self.name} {split} {images.modality.value}: {count_persons([images])} persons, "
@@ -114,7 +112,7 @@ class DataSet(ABC):
         return lines
 
     def measured(self):
-        """The quantities that are published of every data set: what -> number."""
+        """Count what is published of every data set: what -> number."""
         quantities = {}
         for split, sets in (("training", self.train), ("test", self.test)):
             quantities[f"{split} persons"] = count_persons(sets.values())
@@ -123,13 +121,13 @@ class DataSet(ABC):
         return quantities
 
     def differences(self):
-        """A phrase on every quantity that is not the published one."""
+        """Name every quantity that is not the published one, each in a phrase."""
         measured = self.measured()
         return [f"{measured[what]:,} {what} instead of {number:,}"
                 for what, number in self.published.items() if measured[what] != number]
 
     def check_counts(self):
-        """This data set, if its counts are the published ones; if they do not bind, with a note on what differs.
+        """Return this data set if its counts are the published ones; if they do not bind, with a note on what differs.
 
         Raises: UserError: a count differs.
         """
@@ -145,14 +143,14 @@ class DataSet(ABC):
 
 
 def count_persons(sets):
-    """How many persons several `ImageSet`s show."""
+    """Count the persons that several `ImageSet`s show."""
     return len(np.unique(np.concatenate([images.persons for images in sets])))
 
 
-def draw_gallery(places, trial):
-    """One random image per person and camera: (G,) positions.
+def draw_gallery(groups, trial):
+    """Draw one image of each group of `by_person_and_camera`: (G,) positions.
 
     The released code calls random.seed(trial) and then random.choice in this order; the stream is the same.
     """
     rng = random.Random(trial)
-    return np.array([rng.choice(positions) for positions in places.values()], dtype=np.int64)
+    return np.array([rng.choice(positions) for positions in groups.values()], dtype=np.int64)

@@ -23,8 +23,8 @@ class RegDBDataSet(DataSet):
     published = {"training persons": 206, "training RGB images": 2060, "training IR images": 2060,
                  "test persons": 206, "test RGB images": 2060, "test IR images": 2060}
 
-    def _retrieval(self, mode, trials, protocol, shots):
-        """The one gallery of this split."""
+    def _retrieval(self, mode, trials, protocol):
+        """Select all images of one modality as query, all of the other as gallery."""
         query = QUERIES[mode]
         return Retrieval(f"{self.name} trial {self.trial} {SENSORS[query]} to {SENSORS[query.other]}", mode, "regdb",
                          query, np.arange(len(self.test[query])), (np.arange(len(self.test[query.other])),),
@@ -58,7 +58,7 @@ def load(root, trial=1, check_counts=True):
 
 
 def _person_folders(rows, lists):
-    """The folders of a split's persons; each has one label, the same in both modalities."""
+    """Return the folders of a split's persons; each has one label, the same in both modalities."""
     pairs = {(path.split("/")[-2] if "/" in path else "", label) for m in rows for path, label in rows[m]}
     folders, labels = ({pair[i] for pair in pairs} for i in (0, 1))
     if not len(folders) == len(labels) == len(pairs):

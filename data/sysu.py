@@ -3,16 +3,16 @@
     ROOT/cam1 .. cam6/PPPP/NNNN.jpg             person PPPP; cameras 1 2 4 5 are visible, 3 and 6 infrared
     ROOT/exp/{train,val,test}_id.txt            one line of comma-separated ids each
     ROOT/exp/rand_perm_cam.mat                  galleries of the original protocol; only that needs it
-    ROOT/train_{rgb,ir}_resized_*.npy           training images where their folders are not there (data/arrays.py)
+    ROOT/train_{rgb,ir}_resized_*.npy           training images where their folders are not there
 """
 import re
 
 import numpy as np
+from scipy.io import loadmat
 
-from data.arrays import shared_array
+from data.images import CacheFiles
 from data.layout import existing_root, find_images, read_ids, require_images
-from data.permutations import permuted_galleries
-from data.records import DataSet, Retrieval, draw_gallery
+from data.records import DataSet, ImageSet, Retrieval, draw_gallery
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -26,28 +26,30 @@ class SysuDataSet(DataSet):
     """SYSU-MM01's protocols: infrared queries; visible images of every person and camera as gallery."""
 
     modes = tuple(GALLERY_CAMERAS)
-    protocols = (("python", 1), ("original", 1), ("original", 10))
+    protocols = ("python", "original-1", "original-10")
     published = {"training persons": 395, "training RGB images": 22258, "training IR images": 11909,
                  "test persons": 96, "test IR images": 3803,
                  "all-search gallery images": 301, "indoor-search gallery images": 112}
 
-    def _retrieval(self, mode, trials, protocol, shots):
-        """All-search or indoor-search, drawn as the released code does or as rand_perm_cam.mat says."""
-        places = self.test[Modality.RGB].places(GALLERY_CAMERAS[mode])
+    def _retrieval(self, mode, trials, protocol):
+        """Select for all-search or indoor-search, as the released code does or as rand_perm_cam.mat says."""
+        groups, shots = self.test[Modality.RGB].by_person_and_camera(GALLERY_CAMERAS[mode]), 1
         if protocol == "python":
             numbers, source = tuple(range(trials)), f"Python seeds 0-{trials - 1}"
-            galleries = tuple(draw_gallery(places, trial) for trial in numbers)
+            galleries = tuple(draw_gallery(groups, trial) for trial in numbers)
         else:
+            shots = int(protocol.removeprefix("original-"))
             numbers, source = tuple(range(1, trials + 1)), f"original permutations 1-{trials}"
-            galleries = permuted_galleries(self.root / "exp" / "rand_perm_cam.mat", places, trials, shots)
+            galleries = permuted_galleries(self.root / "exp" / "rand_perm_cam.mat", groups, trials, shots)
         kind = "single-shot" if shots == 1 else f"{shots}-shot"
         return Retrieval(f"{self.name} {mode}-search {kind}, {source}", mode, "sysu", Modality.IR,
                          np.arange(len(self.test[Modality.IR])), galleries, numbers)
 
     def measured(self):
-        """Adds the sizes of both galleries."""
-        return {**super().measured(), **{f"{mode}-search gallery images": len(self.test[Modality.RGB].places(cameras))
-                                         for mode, cameras in GALLERY_CAMERAS.items()}}
+        """Count the images of both galleries too."""
+        galleries = {f"{mode}-search gallery images": len(self.test[Modality.RGB].by_person_and_camera(cameras))
+                     for mode, cameras in GALLERY_CAMERAS.items()}
+        return {**super().measured(), **galleries}
 
 
 class OtherPeople(SysuDataSet):
@@ -88,9 +90,9 @@ def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
 
 
 def _training_images(root, modality, ids):
-    """The training images of a modality, from the folders or, where those hold none, from a shared array."""
+    """Read the training images of a modality from the folders or, where those hold none, from a shared array."""
     images = find_images(root, modality, ids, CAMERAS[modality])
-    shared = None if len(images) else shared_array(root, modality, _parse)
+    shared = None if len(images) else shared_array(root, modality)
     if shared is None:
         return require_images(images, root, ids, CAMERAS[modality], "training")
     strangers = set(shared.persons.tolist()) - set(ids)
@@ -103,6 +105,96 @@ def _training_images(root, modality, ids):
 
 
 def _parse(path):
-    """(path from the root, person, camera) of a file path in this layout, or None."""
+    """Split a file path in this layout into (path from the root, person, camera); None if it is no such path."""
     found = PATH.search(path)
     return found and (found[0], int(found["person"]), int(found["camera"]))
+
+
+def shared_array(folder, modality):
+    """Read the training images of a modality from train_{rgb,ir}_resized_{img,label,path}.npy in a folder.
+
+    Codebases of the field share these files. Returns: `ImageSet` with its array; None without such a file of images.
+    Raises: UserError: a file is missing or damaged, shapes or types are wrong, paths are no paths of SYSU-MM01 or
+        not in its order, or labels and paths name different persons.
+    """
+    files = CacheFiles(folder, "train", modality.value)
+    if not files.images.is_file():
+        return None
+    images, labels, paths = (_read_array(path) for path in (files.images, files.labels, files.paths))
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}; expected uint8 (N, H, W, 3). "
+                        "Make it again from the image folders with data/process.py")
+    if not labels.shape == paths.shape == images.shape[:1]:
+        raise UserError(f"{files.images} holds {len(images)} images, {files.labels.name} {labels.shape} labels and "
+                        f"{files.paths.name} {paths.shape} paths; expected one of each per image. Take three files "
+                        "that were made together")
+    rows = [_parse(str(path).replace("\\", "/")) for path in paths.tolist()]
+    if not rows or None in rows:
+        found = paths[rows.index(None)] if rows else "nothing"
+        raise UserError(f"{files.paths} holds {str(found)!r}; expected file paths in the layout of the data set. Take "
+                        "the file that was made with the images")
+    keys = [(person, camera, path) for path, person, camera in rows]
+    if any(a >= b for a, b in zip(keys, keys[1:])):
+        last = next(i for i, (a, b) in enumerate(zip(keys, keys[1:])) if a >= b)
+        raise UserError(f"{files.paths} lists {keys[last + 1][2]} after {keys[last][2]}; expected paths sorted by "
+                        "person, camera and name, the order of pseudo labels. Make the files again with "
+                        "data/process.py")
+    persons = [row[1] for row in rows]
+    pairs = set(zip(persons, labels.tolist()))
+    if not len(set(persons)) == len(set(labels.tolist())) == len(pairs):
+        raise UserError(f"{files.labels} and {files.paths.name} disagree about who is who; expected one label per "
+                        "person. Take three files that were made together")
+    return ImageSet.from_rows(modality, rows, array=files.images)
+
+
+def _read_array(path):
+    """Map a .npy file into memory."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing beside the shared training images; expected _img, _label and _path. Copy "
+                        "all three files")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); expected a .npy array of numbers or text. Copy it again")
+
+
+def permuted_galleries(path, groups, trials, shots):
+    """Read the gallery of each trial: per person and camera the first images of the trial's permutation.
+
+    Args:
+        path: of rand_perm_cam.mat: a cell per camera, in it a cell per person (both counted from 1), in it
+        (trials, images) with a permutation of the image numbers 1 to n in every row;
+        groups: of `ImageSet.by_person_and_camera`; shots: images per person and camera, or all where there are fewer.
+    Returns: tuple of `trials` arrays (G,), positions.
+    Raises: UserError: the file is missing or damaged, or its permutations do not belong to these images.
+    """
+    cells = _read_permutations(path)
+    galleries = [[] for _ in range(trials)]
+    for (person, camera), positions in groups.items():
+        try:
+            rows = np.atleast_2d(cells[camera - 1].ravel()[person - 1]).astype(np.int64)
+        except (IndexError, AttributeError, TypeError, ValueError):
+            raise UserError(f"{path} has no permutations for person {person} in camera {camera}; expected a cell per "
+                            "camera and in it a cell per person. Take the file of the original data set")
+        if rows.shape[1] != len(positions) or (np.sort(rows, axis=1) != np.arange(1, len(positions) + 1)).any():
+            raise UserError(f"{path} permutes {rows.shape[1]} images of person {person} in camera {camera}, but the "
+                            f"folder holds {len(positions)}; expected the same images. Take file and folders of the "
+                            "original data set")
+        if len(rows) < trials:
+            raise UserError(f"{path} holds {len(rows)} trials; TEST.TRIALS is {trials}. Set it to {len(rows)} or less")
+        for gallery, row in zip(galleries, rows):
+            gallery.extend(positions[number - 1] for number in row[:shots])
+    return tuple(np.array(gallery, dtype=np.int64) for gallery in galleries)
+
+
+def _read_permutations(path):
+    """Read the cells of all cameras: (6,) object array."""
+    try:
+        with open(path, "rb") as file:
+            return loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, and TEST.PROTOCOL original-1 and original-10 read their galleries there; "
+                        "take the file of the original data set, or set TEST.PROTOCOL python")
+    except Exception as error:     # scipy raises many kinds on damaged or foreign files
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the MATLAB variable "
+                        "rand_perm_cam. Take the file of the original data set")

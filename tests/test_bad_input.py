@@ -79,8 +79,11 @@ CONFIGURATION = [
     case("unknown precision", "train_prepare", lambda p: p.set(PRECISION="fp16"), "choose released or fp32 or tf32"),
     case("restart is no yes or no", "train_clip", lambda p: p.set(FINETUNE__RESTART_AT_SWAP="61"),
          "sets FINETUNE.RESTART_AT_SWAP to 61 (int); expected bool"),
-    case("unknown index", "train_prepare", lambda p: p.set(CLUSTER__INDEX="flat"), "choose exact or ivf or hnsw"),
-    case("unknown cache", "train_prepare", lambda p: p.set(DATASET__CACHE="disk"), "choose auto or memory or mmap"),
+    case("unknown protocol", "test", lambda p: p.set(TEST__PROTOCOL="original"), "python or original-1 or original-10"),
+    case("removed key", "train_prepare", lambda p: p.set(TEST__SHOTS=1), "unknown key TEST.SHOTS; did you mean"),
+    case("removed key in the file", "train_prepare", lambda p: p.config("CLUSTER: {INDEX: exact}\n"),
+         "unknown key CLUSTER.INDEX; did you mean"),
+    case("unknown cache", "train_prepare", lambda p: p.set(DATASET__CACHE="disk"), "choose auto or mmap or device"),
     case("unknown data set", "train_prepare", lambda p: p.set(DATASET__NAME="market"), "choose sysu, regdb"),
     case("unknown mode", "test", lambda p: p.set(TEST__MODE="v2t"), "all and indoor"),
     case("cuda without a GPU", "train_prepare", lambda p: p.set(DEVICE="cuda"), "set DEVICE to auto or cpu"),
@@ -100,7 +103,8 @@ DATA = [
     case("link that leads nowhere", "train_prepare", broken.linked_nowhere, "0001.png is missing"),
     case("no query has a match", "train_prepare", broken.no_match, "no query has a match in the gallery"),
     case("every match is hidden", "test", broken.same_place_only, "no query has a match in the gallery"),
-    case("original protocol without its file", "test", lambda p: p.set(TEST__PROTOCOL="original"), "rand_perm_cam.mat"),
+    case("original protocol without its file", "test", lambda p: p.set(TEST__PROTOCOL="original-1"),
+         "rand_perm_cam.mat"),
     case("all images are outliers", "train_prepare", lambda p: p.set(CLUSTER__MIN_SAMPLES=99), "Raise CLUSTER.EPS",
          began=True),
     case("a learning rate that explodes", "train_prepare", lambda p: p.set(OPTIM__LR=1e30), "non_finite.json",
@@ -110,8 +114,6 @@ DATA = [
     case("images of 1 x 1 pixel", "train_prepare", broken.tiny_images, None),
     case("k1 above the number of images", "train_prepare", lambda p: p.set(CLUSTER__K1=10_000, CLUSTER__K2=500), None),
     case("EPS 1", "train_prepare", lambda p: p.set(CLUSTER__EPS=1), None),
-    case("lists of few images", "train_prepare", lambda p: p.set(CLUSTER__INDEX="ivf"), None),
-    case("graph of few images", "train_prepare", lambda p: p.set(CLUSTER__INDEX="hnsw"), None),
     case("batches of one image", "train_prepare", lambda p: p.set(SAMPLER__CLUSTERS=1, SAMPLER__INSTANCES=1), None),
     case("batches larger than the data set", "train_prepare", lambda p: p.set(SAMPLER__CLUSTERS=9), None),
     case("one query without a match", "test", broken.one_query_without_match, None),
@@ -171,7 +173,7 @@ CHECKPOINTS = [
     case("both states damaged", "train_prepare", broken.damaged_states, "Add --fresh"),
     case("state of something else", "train_prepare", broken.foreign_state, "not of this version"),
     case("going on with another test", "train_prepare", lambda p: p.resumed(TEST__TRIALS=1, TEST__EVERY=3), None),
-    case("going on with images held elsewhere", "train_prepare", lambda p: p.resumed(DATASET__CACHE="memory"), None),
+    case("going on with images held elsewhere", "train_prepare", lambda p: p.resumed(DATASET__CACHE="mmap"), None),
     case("going on with more epochs", "train_prepare", lambda p: p.resumed(PREPARE__EPOCHS=2), None),
 ]
 COMMAND_LINE = [
@@ -236,8 +238,30 @@ def test_bad_words_for_process(words, sentence, capsys):
 def test_a_state_from_before_a_key_goes_on_with_its_default():
     facts = {"config": as_dict(load_config())}
     old = {"format": FORMAT, "config": as_dict(load_config())}
-    del old["config"]["CLUSTER"]["INDEX"]
+    del old["config"]["MEMORY"]["SWAP_ORDER"]
     assert check_resumable(old, facts, "run") == []
-    facts["config"]["CLUSTER"]["INDEX"] = "ivf"
-    with pytest.raises(UserError, match="CLUSTER.INDEX 'exact', now it is 'ivf'"):
+    facts["config"]["MEMORY"]["SWAP_ORDER"] = "simultaneous"
+    with pytest.raises(UserError, match="MEMORY.SWAP_ORDER 'released', now it is 'simultaneous'"):
         check_resumable(old, facts, "run")
+
+
+def test_a_state_from_before_a_key_was_removed_goes_on_if_nothing_changes():
+    facts = {"config": as_dict(load_config())}
+    old = {"format": FORMAT, "config": as_dict(load_config())}
+    old["config"]["CLUSTER"]["INDEX"], old["config"]["TEST"]["SHOTS"] = "exact", 1
+    assert check_resumable(old, facts, "run") == []
+    old["config"]["CLUSTER"]["INDEX"] = "ivf"
+    with pytest.raises(UserError, match="CLUSTER.INDEX 'ivf', now it is 'exact'"):
+        check_resumable(old, facts, "run")
+
+
+def test_configurations_of_older_checkpoints_are_read():
+    stored = as_dict(load_config(overrides=["CLUSTER.K1", "7"]))
+    stored["CLUSTER"]["INDEX"], stored["PROMPT"]["TEMPERATURE"], stored["DATASET"]["CACHE"] = "ivf", 1.0, "memory"
+    stored["TEST"].update(PROTOCOL="original", SHOTS=10)
+    config = load_config(base=stored)
+    assert (config.CLUSTER.K1, config.TEST.PROTOCOL, config.DATASET.CACHE) == (7, "original-10", "auto")
+    assert "SHOTS" not in config.TEST and stored["TEST"]["SHOTS"] == 10
+    stored["TEST"]["SHOT"] = 1
+    with pytest.raises(UserError, match="the checkpoint's configuration has the unknown key TEST.SHOT;"):
+        load_config(base=stored)

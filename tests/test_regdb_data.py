@@ -36,8 +36,8 @@ def test_both_directions_have_one_gallery_of_all_images(root):
         assert (retrieval.query_modality, retrieval.rule, retrieval.trials) == (query, "regdb", (2,))
         assert retrieval.query.tolist() == [0, 1, 2, 3]
         assert [gallery.tolist() for gallery in retrieval.galleries] == [[0, 1, 2, 3]]
-    with pytest.raises(UserError, match="TEST.PROTOCOL original with TEST.SHOTS 1 is unknown to RegDB"):
-        data.retrieval("v2t", 10, "original", 1)
+    with pytest.raises(UserError, match="TEST.PROTOCOL is 'original-1'; RegDB has python"):
+        data.retrieval("v2t", 10, "original-1")
 
 
 def test_one_channel_images_become_grey(root):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from configs.defaults import load_config
-from data.arrays import shared_array
 from data.images import read_image
+from data.sysu import shared_array
 from model.clip import load_clip
 from processor.pseudo_labels import FILE_NAMES, load_pseudo_labels
 from utils.checkpoint import load_checkpoint, write_atomically
@@ -80,7 +80,7 @@ def test_shared_images(trap, tmp_path):
         np.save(tmp_path / f"train_rgb_resized_{part}.npy", np.array([Attack(trap)] * 3, dtype=object),
                 allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read"):
-        shared_array(tmp_path, Modality.RGB, lambda path: (path, 1, 1))
+        shared_array(tmp_path, Modality.RGB)
 
 
 @pytest.mark.parametrize("text", ["SEED: !!python/object/apply:os.mkdir ['{}']", "!!python/object/new:os.mkdir ['{}']",

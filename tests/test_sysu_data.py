@@ -76,7 +76,7 @@ def test_first_mode_is_the_default(root):
 def test_original_galleries_are_the_first_numbers_of_each_permutation(root, shots):
     rows = permutation_file(root)
     data = load(root)
-    retrieval = data.retrieval("all", 3, "original", shots)
+    retrieval = data.retrieval("all", 3, f"original-{shots}")
     kind = {1: "single-shot", 10: "10-shot"}[shots]
     assert retrieval.protocol == f"SYSU-MM01 all-search {kind}, original permutations 1-3"
     for trial, gallery in zip(retrieval.trials, retrieval.galleries):
@@ -85,31 +85,31 @@ def test_original_galleries_are_the_first_numbers_of_each_permutation(root, shot
             for n in rows[c - 1][p - 1][trial - 1][:shots]]
 
 
-def test_original_protocol_skips_places_without_images(root):
+def test_original_protocol_skips_cameras_without_images_of_a_person(root):
     permutation_file(root)
     shutil.rmtree(root / "cam4" / "0005")
     data = load(root)
-    gallery = data.retrieval("all", 1, "original", 1).galleries[0]
+    gallery = data.retrieval("all", 1, "original-1").galleries[0]
     assert len(gallery) == 11 and not any("cam4/0005" in path for path in shown(data, Modality.RGB, gallery))
 
 
 def test_original_protocol_refuses_what_it_cannot_do(root):
     with pytest.raises(UserError, match="rand_perm_cam.mat is missing"):
-        load(root).retrieval("all", 1, "original", 1)
+        load(root).retrieval("all", 1, "original-1")
     (root / "exp" / "rand_perm_cam.mat").write_text("nothing of the kind")
     with pytest.raises(UserError, match="cannot be read"):
-        load(root).retrieval("all", 1, "original", 1)
+        load(root).retrieval("all", 1, "original-1")
     permutation_file(root, persons=5)
     with pytest.raises(UserError, match="no permutations for person 6 in camera 1"):
-        load(root).retrieval("all", 1, "original", 1)
+        load(root).retrieval("all", 1, "original-1")
     permutation_file(root, images=3)
     with pytest.raises(UserError, match="permutes 3 images of person 4 in camera 1, but the folder holds 2"):
-        load(root).retrieval("all", 1, "original", 1)
+        load(root).retrieval("all", 1, "original-1")
     permutation_file(root)
     with pytest.raises(UserError, match="holds 3 trials; TEST.TRIALS is 4"):
-        load(root).retrieval("all", 4, "original", 1)
-    with pytest.raises(UserError, match="TEST.PROTOCOL python with TEST.SHOTS 10"):
-        load(root).retrieval("all", 1, "python", 10)
+        load(root).retrieval("all", 4, "original-1")
+    with pytest.raises(UserError, match="TEST.PROTOCOL is 'original-5'; SYSU-MM01 has python and original-1 and orig"):
+        load(root).retrieval("all", 1, "original-5")
 
 
 def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):

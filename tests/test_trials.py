@@ -72,7 +72,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
 
     (tmp_path / "runs" / "trial2" / "metrics.json").unlink()
     started.clear()
-    regdb_trials.main(["train", *pairs, "DATASET.CACHE", "memory", "--trials", "1", "2"])      # no other training
+    regdb_trials.main(["train", *pairs, "DATASET.CACHE", "mmap", "--trials", "1", "2"])      # no other training
     assert started == ["test.py 2"]
     assert "trial 2: train_clip.py is finished" in capsys.readouterr().out
 

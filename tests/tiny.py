@@ -17,7 +17,7 @@ class TinyData(DataSet):
 
     modes = ("v2t", "t2v")
 
-    def _retrieval(self, mode, trials, protocol, shots):
+    def _retrieval(self, mode, trials, protocol):
         query = Modality.RGB if mode == "v2t" else Modality.IR
         return Retrieval(f"tiny {mode}", mode, "regdb", query, np.arange(IMAGES), (np.arange(IMAGES),), (0,))
 

@@ -4,8 +4,8 @@ The distance is that of Zhong et al., "Re-ranking Person Re-identification with 
 (CVPR 2017), as the clustering methods of the field use it. Everything up to DBSCAN is torch on the device
 of the features: neighbours are (N, k1), the encoding V and the distances <= eps are sparse.
 
-    neighbours = k_nearest(x, k1, index)              # exact, FAISS or torch; or approximate, FAISS
-    V = reciprocal_encoding(x, neighbours)            # sparse (N, N), rows sum to 1
+    neighbours = k_nearest(x, k1)                     # by FAISS or torch
+    V = reciprocal_encoding(x, neighbours, k1)        # sparse (N, N), rows sum to 1
     V = query_expansion(V, neighbours, k2)            # mean of V over the first k2 neighbours
     distances = jaccard_graph(V, eps)                 # sparse (N, N), entries <= eps
 """
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
-from utils.errors import UserError
 from utils.runtime import gpu_rounding
 
 try:
@@ -28,10 +27,6 @@ except ImportError:  # the torch search below takes its place
 
 BLOCK_ROWS = 1024           # rows of one matrix product of the search
 PIECE_ELEMENTS = 1 << 18    # of temporary tensors that are read at random: small enough for the cache
-IVF_PROBES = 24             # lists that a search reads: finds 95 % of the neighbours of 20,000 hard rows (benchmarks/)
-IVF_SEED, IVF_SAMPLE, IVF_ROUNDS = 0, 32, 10    # of the k-means of its lists: images per list, and iterations
-HNSW_LINKS = 32             # of each row in the graph
-HNSW_SPARE = 16             # candidates that a search keeps beyond k: finds 99 % of them
 
 
 class SparseRows(NamedTuple):
@@ -50,138 +45,75 @@ class Neighbours(NamedTuple):
     similarity: torch.Tensor  # (N, k) float32, inner products
 
 
-def cluster(features, k1, k2, eps, min_samples, index="exact"):
-    """DBSCAN on the k-reciprocal Jaccard distance of features.
+def cluster(features, k1, k2, eps, min_samples):
+    """Cluster features by DBSCAN on their k-reciprocal Jaccard distance.
+
+    As in the released code, an image without any k-reciprocal neighbour (one of more than k1 exact duplicates) may be
+    far from itself too, and is then an outlier whatever min_samples is.
 
     Args:
         features: (N, D) float32 array or tensor; rows are L2-normalised here if they are not yet.
         k1: neighbours that count as near; k2: neighbours whose encodings are averaged (1: none are).
         eps: largest Jaccard distance of two neighbours, in [0, 1]; min_samples: neighbours (itself
             included) that make a core point.
-        index: how neighbours are searched, "exact", "ivf" or "hnsw"; see `k_nearest`.
     Returns:
         (N,) int64 array of labels from 0 on; -1 marks outliers.
     Raises:
-        ValueError: features are not (N, D) or not finite, or the index is unknown.
-        UserError: the index needs FAISS, which is not installed.
+        ValueError: features are not (N, D) or not finite.
     """
     features = torch.as_tensor(features)
     if features.ndim != 2:
         raise ValueError(f"features have shape {tuple(features.shape)}; expected (N, D)")
+    labels = np.full(len(features), -1, dtype=np.int64)
     if len(features) == 0:
-        return np.empty(0, dtype=np.int64)
+        return labels
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or Inf; clustering needs finite values")
-    distances = jaccard_distances(features, k1, k2, eps, index)
-    labels = DBSCAN(eps=max(eps, 1e-12), min_samples=min_samples, metric="precomputed").fit_predict(distances)
-    return labels.astype(np.int64)
+    distances = jaccard_distances(features, k1, k2, eps)
+    near_itself = np.flatnonzero(np.diff(distances.indptr))
+    if len(near_itself) < len(labels):      # DBSCAN would put the missing diagonal of the other rows in as 0
+        distances = distances[near_itself][:, near_itself]
+    if len(near_itself):
+        labels[near_itself] = DBSCAN(eps=max(eps, 1e-12), min_samples=min_samples,
+                                     metric="precomputed").fit_predict(distances)
+    return labels
 
 
 @torch.no_grad()
-def jaccard_distances(features, k1, k2, eps, index="exact"):
-    """Jaccard distances <= eps as a scipy CSR matrix (N, N); exact zeros (the diagonal) are stored."""
+def jaccard_distances(features, k1, k2, eps):
+    """Compute the Jaccard distances <= eps of features (N, D) as a scipy CSR matrix (N, N); its zeros are stored.
+
+    Two rows that share no neighbour are at distance 1, which is not stored even where eps is 1.
+    """
     with gpu_rounding("fp32"):
         features = F.normalize(features.float(), dim=1)
-        neighbours = k_nearest(features, k1, index)
+        neighbours = k_nearest(features, k1)
         encoding = reciprocal_encoding(features, neighbours, k1)
         encoding = query_expansion(encoding, neighbours.index[:, :k2])
         return jaccard_graph(encoding, eps)
 
 
-def check_index(index):
-    """Raises: UserError: an index other than "exact" without FAISS."""
-    if index != "exact" and faiss is None:
-        raise UserError(f"CLUSTER.INDEX is {index}, which needs FAISS, and FAISS is not installed here; install the "
-                        "packages of requirements.txt, or set CLUSTER.INDEX to exact")
+def k_nearest(features, k):
+    """Find the k largest inner products of each row of features (N, D), L2-normalised, with all rows: `Neighbours`.
 
-
-def k_nearest(features, k, index="exact"):
-    """The k largest inner products of each row of features (N, D), L2-normalised, with all rows: `Neighbours`.
-
-    "exact": by FAISS where it is installed (on the GPU where FAISS and the features are), else by torch. "ivf": reads
-    the rows near the nearest of 4 sqrt(N) centroids; "hnsw": walks a graph of near rows, on the host. These two miss
-    a few neighbours, never the row itself; they pay where N is large.
-
-    Raises: ValueError: unknown index. UserError: `check_index`.
+    FAISS searches where it is installed, on the GPU where FAISS and the features are, else torch; both are exact.
     """
-    check_index(index)
-    k = min(k, len(features))
-    on_gpu = features.device.type == "cuda" and faiss is not None and faiss.get_num_gpus() > 0
-    if index == "exact":
-        if faiss is None or on_gpu != (features.device.type == "cuda"):
-            return _k_nearest_torch(features, k)
-        return _search_faiss(faiss.IndexFlatIP(features.shape[1]), features, k, on_gpu)
-    if index == "ivf":
-        return _with_themselves(features, _search_faiss(_ivf_index(features), features, k, on_gpu))
-    if index == "hnsw":
-        return _with_themselves(features, _search_faiss(_hnsw_index(features, k), features, k, on_gpu=False))
-    raise ValueError(f"index is {index!r}; expected exact, ivf or hnsw")
-
-
-def _search_faiss(index, features, k, on_gpu):
-    if on_gpu:
+    k, kind = min(k, len(features)), features.device.type
+    if faiss is None or not (kind == "cpu" or (kind == "cuda" and faiss.get_num_gpus())):
+        return _k_nearest_torch(features, k)
+    index = faiss.IndexFlatIP(features.shape[1])
+    if kind == "cuda":
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
-    x = features.contiguous() if on_gpu else features.cpu().contiguous()
-    index.add(x)
-    similarity, neighbour = index.search(x, k)
-    return Neighbours(neighbour.to(features.device), similarity.to(features.device))
-
-
-def _ivf_index(features):
-    """A FAISS index of lists of near rows, its centroids found by k-means on a sample of features (N, D)."""
-    n, dim = features.shape
-    lists = min(int(4 * n ** 0.5), n)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = min(IVF_PROBES, lists)
-    index.cp.seed, index.cp.niter = IVF_SEED, IVF_ROUNDS
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, IVF_SAMPLE
-    index.train(features.cpu().contiguous())
-    return index
-
-
-def _hnsw_index(features, k):
-    """A FAISS index that links each row of features (N, D) with near ones, to be searched for k neighbours."""
-    index = faiss.IndexHNSWFlat(features.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efSearch = k + HNSW_SPARE
-    return index
-
-
-def _with_themselves(features, neighbours):
-    """Rows that an approximate search left short (-1) or without themselves are searched exactly, in place."""
-    index, similarity = neighbours
-    own = torch.arange(len(index), device=index.device)
-    broken = torch.nonzero((index < 0).any(1) | (index != own[:, None]).all(1))[:, 0]
-    for rows in broken.split(BLOCK_ROWS):
-        product = features[rows] @ features.T
-        itself = product.gather(1, rows[:, None])
-        product.scatter_(1, rows[:, None], torch.inf)       # first, however many duplicates it has
-        similarity[rows], index[rows] = torch.topk(product, index.shape[1], dim=1)
-        similarity[rows, 0] = itself[:, 0]
-    return neighbours
+    index.add(features.contiguous())
+    similarity, neighbour = index.search(features.contiguous(), k)
+    return Neighbours(neighbour, similarity)
 
 
 def _k_nearest_torch(features, k):
-    """Each product once: a block of rows meets the rows from its first on, and both sides keep their best."""
-    n = len(features)
-    index = torch.zeros(n, k, dtype=torch.int64, device=features.device)
-    best = torch.full((n, k), -torch.inf, device=features.device)
-    for start in range(0, n, BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, n)
-        product = features[start:stop] @ features[start:].T
-        _keep_best(index[start:stop], best[start:stop], product, start)
-        for later in range(stop, n, BLOCK_ROWS):
-            part = slice(later, later + BLOCK_ROWS)
-            tile = product[:, later - start:later - start + BLOCK_ROWS].T.contiguous()
-            _keep_best(index[part], best[part], tile, start)
-    return Neighbours(index, best)
-
-
-def _keep_best(index, best, product, first):
-    """Merge products (R, C) with columns first .. first + C - 1 into the best k so far, in place."""
-    value, column = torch.topk(product, min(best.shape[1], product.shape[1]), dim=1)
-    value, order = torch.topk(torch.cat([best, value], 1), best.shape[1], dim=1)
-    best.copy_(value)
-    index.copy_(torch.cat([index, column + first], 1).gather(1, order))
+    """Find the neighbours with one matrix product per block of rows."""
+    best = [torch.topk(rows @ features.T, k, dim=1) for rows in features.split(BLOCK_ROWS)]
+    similarity, index = (torch.cat(part) for part in zip(*best))
+    return Neighbours(index, similarity)
 
 
 def _reciprocal(index, k):
@@ -191,15 +123,15 @@ def _reciprocal(index, k):
 
 
 def reciprocal_encoding(features, neighbours, k1):
-    """The encoding V: softmax of -(2 - 2 cos) over each row's expanded k-reciprocal neighbours.
+    """Encode each row by V, the softmax of -(2 - 2 cos) over its expanded k-reciprocal neighbours.
 
     As in the released code, the half-size reciprocal set of a neighbour reads round(k1 / 2) + 1 columns, the row
-    itself being the first.
+    itself being the first. A row that is not among the neighbours of its own neighbours has no entry.
 
     Args:
         features: (N, D), L2-normalised; neighbours: the first k1 of each row.
     Returns:
-        `SparseRows` (N, N) whose rows sum to 1.
+        `SparseRows` (N, N) whose rows sum to 1, or to 0 where they have no entry.
     """
     index, similarity = neighbours
     n, k = index.shape
@@ -210,15 +142,12 @@ def reciprocal_encoding(features, neighbours, k1):
 
     key = torch.cat([own * n + near, added])
     cosine = torch.cat([similarity[is_near], _row_products(features, added // n, added % n)])
-    # A row that is nobody's reciprocal neighbour (many exact duplicates) encodes itself.
-    alone = torch.nonzero(~is_near.any(1))[:, 0]
-    key, cosine = torch.cat([key, alone * (n + 1)]), torch.cat([cosine, cosine.new_ones(len(alone))])
     key, order = torch.sort(key)
     return _softmax_rows(_sparse_rows(key, cosine.index_select(0, order), n))
 
 
 def _half_set_members(own, near, half, half_size):
-    """What the half-size sets of its neighbours add to each row's reciprocal neighbours.
+    """Find what the half-size sets of its neighbours add to each row's reciprocal neighbours.
 
     A set counts if more than 2/3 of it are reciprocal neighbours of the row already.
 
@@ -247,7 +176,7 @@ def _half_set_members(own, near, half, half_size):
 
 
 def _row_products(features, row, column):
-    """Inner products of features[row] with features[column]: (M,)."""
+    """Compute the inner products (M,) of features[row] with features[column], a piece at a time."""
     size = max(1, PIECE_ELEMENTS // features.shape[1])
     product = features.new_empty(len(row))      # small pieces in a list would keep the freed temporaries from reuse
     for start in range(0, len(row), size):
@@ -257,7 +186,7 @@ def _row_products(features, row, column):
 
 
 def _sparse_rows(key, value, n):
-    """`SparseRows` from ascending keys row * n + column."""
+    """Build `SparseRows` from ascending keys row * n + column."""
     row = torch.div(key, n, rounding_mode="floor")
     start = torch.zeros(n + 1, dtype=torch.int64, device=key.device)
     torch.cumsum(torch.bincount(row, minlength=n), 0, out=start[1:])
@@ -265,21 +194,21 @@ def _sparse_rows(key, value, n):
 
 
 def _softmax_rows(cosine):
-    """Softmax of -(2 - 2 cos) over each row; exponents are at most 0, so nothing overflows."""
+    """Take the softmax of -(2 - 2 cos) over each row; exponents are at most 0, so nothing overflows."""
     weight = torch.exp(2 * cosine.value - 2)
     total = torch.zeros(len(cosine.start) - 1, device=weight.device).index_add_(0, cosine.row, weight)
     return cosine._replace(value=weight / total.index_select(0, cosine.row))
 
 
 def _ragged(start, count):
-    """Positions start[e] .. start[e] + count[e] - 1 for all e in turn, and the e of each."""
+    """List the positions start[e] .. start[e] + count[e] - 1 for all e in turn, and the e of each."""
     owner = torch.repeat_interleave(count)
     first = torch.cumsum(count, 0) - count
     return (start - first).index_select(0, owner) + torch.arange(len(owner), device=count.device), owner
 
 
 def query_expansion(encoding, near):
-    """Mean of V over the rows near (N, k2) of each row: `SparseRows`; k2 = 1 changes nothing."""
+    """Average V over the rows near (N, k2) of each row: `SparseRows`; k2 = 1 changes nothing."""
     n, k2 = near.shape
     if k2 <= 1:
         return encoding
@@ -298,25 +227,26 @@ def query_expansion(encoding, near):
 
 
 def jaccard_graph(encoding, eps):
-    """Distances 1 - s / (2 - s) <= eps, s = sum_j min(V_ij, V_kj), as a scipy CSR matrix (N, N).
+    """Compute the distances 1 - s / (2 - s) <= eps, s = sum_j min(V_ij, V_kj), as a scipy CSR matrix (N, N).
 
-    Only rows that share a column meet: each entry (i, j) is paired with the later entries (k, j) of its column, and
-    a block of rows i sums its minima in a dense buffer over the rows k from the block's first on.
+    Only rows that share a column meet: each entry (i, j) is paired with itself and the later entries (k, j) of its
+    column, and a block of rows i sums its minima in a dense buffer over the rows k from the block's first on.
     """
     n = len(encoding.start) - 1
     by_column = torch.argsort(encoding.column, stable=True)      # columns ascend, rows ascend within
     row_of, value_of = encoding.row.index_select(0, by_column), encoding.value.index_select(0, by_column)
+    own = torch.empty_like(by_column)                            # where an entry stands in that order
+    own[by_column] = torch.arange(len(by_column), device=by_column.device)
     column_end = torch.cumsum(torch.bincount(encoding.column, minlength=n), 0)
-    after = torch.empty_like(by_column)
-    after[by_column] = torch.arange(1, len(by_column) + 1, device=by_column.device)
-    count = column_end.index_select(0, encoding.column) - after  # later entries of the column
+    count = column_end.index_select(0, encoding.column) - own    # itself and the later entries of the column
 
     least_shared = max(0.0, 2 * (1 - eps) / (2 - eps) - 1e-5)    # a little less than distance eps needs
+    pairs_before = F.pad(torch.cumsum(count, 0), (1, 0)).index_select(0, encoding.start).cpu().numpy()
     found = []
-    for first, last in _row_blocks(torch.cumsum(count, 0)[encoding.start[1:] - 1].cpu().numpy()):
+    for first, last in _row_blocks(pairs_before):
         width = n - first
         entries = slice(int(encoding.start[first]), int(encoding.start[last]))
-        position, owner = _ragged(after[entries], count[entries])
+        position, owner = _ragged(own[entries], count[entries])
         least = torch.minimum(encoding.value[entries].index_select(0, owner), value_of.index_select(0, position))
         key = ((encoding.row[entries] - first) * width - first).index_select(0, owner)
         key += row_of.index_select(0, position)
@@ -329,12 +259,11 @@ def jaccard_graph(encoding, eps):
     return _symmetric(*(torch.cat(part).cpu().numpy() for part in zip(*found)), n)
 
 
-def _row_blocks(pairs):
-    """Consecutive rows (first, last) with few pairs and a small dense buffer; pairs: (N,) those up to each row."""
-    n, first = len(pairs), 0
+def _row_blocks(pairs_before):
+    """Yield consecutive rows (first, last) with few pairs and a small dense buffer; pairs_before: (N + 1,)."""
+    n, first = len(pairs_before) - 1, 0
     while first < n:
-        before = pairs[first - 1] if first else 0
-        last = min(int(np.searchsorted(pairs, before + PIECE_ELEMENTS, side="right")),
+        last = min(int(np.searchsorted(pairs_before, pairs_before[first] + PIECE_ELEMENTS, side="right")) - 1,
                    first + 2 * PIECE_ELEMENTS // (n - first))
         last = min(max(last, first + 1), n)
         yield first, last
@@ -342,8 +271,8 @@ def _row_blocks(pairs):
 
 
 def _symmetric(row, column, distance, n):
-    """The upper triangle mirrored, with a diagonal of stored zeros."""
-    diagonal = np.arange(n)
+    """Mirror an upper triangle with its diagonal."""
+    above = row < column
     return sparse.csr_matrix(
-        (np.concatenate([distance, distance, np.zeros(n, distance.dtype)]),
-         (np.concatenate([row, column, diagonal]), np.concatenate([column, row, diagonal]))), shape=(n, n))
+        (np.concatenate([distance, distance[above]]),
+         (np.concatenate([row, column[above]]), np.concatenate([column, row[above]]))), shape=(n, n))
