@@ -16,6 +16,7 @@ from utils.report.write import write_comparison_page, write_run_page
 def main():
     """Write the page that the command line asks for. Raises UserError: a folder holds no sound run."""
     parser = Parser(__doc__)
+    parser.prog = "python -m utils.report"
     parser.add_argument("folders", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--output", help="the comparison's file")
     parser.add_argument("--figures", metavar="DIR", help="write the figures as PNG and PDF too")
