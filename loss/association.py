@@ -16,7 +16,7 @@ class Links(NamedTuple):
     ir_to_rgb: np.ndarray       # (K_ir,) int64
 
     def pairs(self):
-        """Return the linked clusters seen from the visible side: RGB clusters (M,), ascending, and their IR ones (M,)."""
+        """List the linked clusters seen from the visible side: RGB clusters (M,), ascending, their IR ones (M,)."""
         rgb = np.flatnonzero(self.rgb_to_ir >= 0)
         return rgb, self.rgb_to_ir[rgb]
 
@@ -29,7 +29,7 @@ def hungarian(rgb, ir):
     Args: rgb: (K_rgb, D), ir: (K_ir, D) tensors. Returns: `Links`.
     """
     similarity = (rgb @ ir.T).cpu().numpy()
-    similarity = np.nan_to_num(similarity)      # NaN ends the run with a sentence about the loss; the solver only raises
+    similarity = np.nan_to_num(similarity)      # the solver raises on NaN, which a check of the losses reports better
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     kept = similarity[rows, columns] >= 0
     links = Links(np.full(len(rgb), -1), np.full(len(ir), -1))

@@ -41,8 +41,8 @@ class ClusterMemory:
         turn = _occurrence(labels)
         for number in range(turn.max() + 1):
             samples = np.flatnonzero(turn == number)
-            rows = torch.from_numpy(labels[samples]).to(x.device)
-            mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[torch.from_numpy(samples).to(x.device)]
+            rows, samples = (torch.from_numpy(v).to(x.device) for v in (labels[samples], samples))
+            mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[samples]
             self.prototypes[rows] = F.normalize(mixed, dim=1)
 
     def state_dict(self):

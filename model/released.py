@@ -104,7 +104,7 @@ def _renamed(state):
 
 
 def released_state(content):
-    """Return the state dict of a checkpoint in the released format, without "module." prefix; None for other content."""
+    """Return the state dict of a checkpoint in the released format, without "module."; None for other content."""
     state = content.get("state_dict")
     if not isinstance(state, dict):
         return None

@@ -33,7 +33,7 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
             for head in heads:
                 rows[head].append(embedded[head].float())
     model.train(was_training)
-    embedded = {head: torch.cat(batches) for head, batches in rows.items()}    # ordinary tensors, which autograd may keep
+    embedded = {head: torch.cat(batches) for head, batches in rows.items()}    # ordinary tensors, for autograd
     for head, found in embedded.items():
         broken = (~torch.isfinite(found).all(dim=1)).nonzero()[:, 0]
         if len(broken):

@@ -43,7 +43,7 @@ def make_pseudo_labels(features, modality, settings):
 
 
 def collapse_warnings(labels):
-    """Return sentences on clusterings (Modality -> (N,) labels, not all -1) from which little can be learned, if any."""
+    """Return sentences on clusterings (Modality -> (N,) labels, not all -1) from which little can be learned."""
     warnings = []
     for m, array in labels.items():
         clusters, outliers = int(array.max()) + 1, float((array < 0).mean())

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from configs.defaults import as_dict, flat, load_config
-from processor.epoch import LastEpoch, on_host
+from processor.epoch import on_host
 from utils.checkpoint import save_checkpoint, write_atomically
 from utils.errors import Stopped, UserError
 from utils.events import EventLog

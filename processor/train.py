@@ -189,8 +189,8 @@ class TrainState:
         """Return all that the rest of the stage depends on, beside data and settings. Raises: NonFinite."""
         check_weights(self.model.state_dict(), f"epoch {self.epoch}")
         return {"epoch": self.epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "under_way": self.under_way and self.under_way.state_dict(), "last": self.last and self.last.state_dict(),
-                "seconds": self.clock.seconds()}
+                "under_way": self.under_way and self.under_way.state_dict(),
+                "last": self.last and self.last.state_dict(), "seconds": self.clock.seconds()}
 
     def load_state_dict(self, state):
         """Take over a saved state."""

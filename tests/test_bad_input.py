@@ -12,8 +12,8 @@ import pytest
 import scripts
 import torch
 import trees
-
 from configs.build import check_resumable
+
 from configs.defaults import as_dict, load_config
 from processor.run import FORMAT
 from utils.errors import UserError

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from processor.contrast import ContrastSettings
+from processor.stages import Tester as ModelTester
+from processor.stages import run_prepare
 
 from data.records import ImageSet
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from processor.contrast import ContrastSettings
 from processor.pseudo_labels import ClusterSettings
 from processor.run import Run
-from processor.stages import Tester as ModelTester
-from processor.stages import run_prepare
 from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_banks, tiny_data
 from utils.diagnosis import cluster_quality, diagnose, known_persons, majority, matching_accuracy
 from utils.events import flat_numbers

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script li
 from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
 from data.manifest import file_stat  # noqa: E402
 from model.clip import weights_digest  # noqa: E402
-from model.released import checkpoint_size, model_from_checkpoint  # noqa: E402
+from model.released import model_from_checkpoint  # noqa: E402
 from processor.features import embed  # noqa: E402
 from utils.checkpoint import load_checkpoint, save_array  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402

@@ -24,7 +24,7 @@ FP32_ON_GPU = {"released": ("ieee", "tf32"), "fp32": ("ieee", "ieee"), "tf32": (
 
 
 def autocast(name, device):
-    """Return a context that computes in bfloat16 where that is safe if name is "bf16", and changes nothing otherwise."""
+    """Return a context that computes in bfloat16 where that is safe if name is "bf16", else changes nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
 
 
