@@ -1,21 +1,15 @@
 """Cluster quality by hand-built cases, and the proof that identities stay out of training."""
 import json
-import logging
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from processor.contrast import ContrastSettings
-from processor.stages import Tester as ModelTester
-from processor.stages import run_prepare
 
 from data.records import ImageSet
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from processor.pseudo_labels import ClusterSettings
-from processor.run import Run
-from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_banks, tiny_data
+from processor import train as training
+from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.diagnosis import cluster_quality, diagnose, known_persons, majority, matching_accuracy
 from utils.events import flat_numbers
 from utils.modality import Modality
@@ -74,13 +68,9 @@ def banks():
 
 def train(folder, clip_file, banks, order):
     """train_prepare.py's stage with the identities in an order: its checkpoint, labels and metrics."""
-    data = tiny_data(order)
-    settings = ContrastSettings(epochs=2, cluster=ClusterSettings(k1=5, k2=2), swap_epoch=2, clusters_per_batch=2,
-                                instances=2, warmup_epochs=1)
-    tester = ModelTester(data, banks, data.retrieval())
-    run = Run("prepare", folder, logging.getLogger("test"), tester, {"manifest": {}},
-              SimpleNamespace(signal_number=None), persons=known_persons(data.train))
-    run_prepare(CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH), banks, settings, run)
+    model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH)
+    training.train("prepare", model, banks, tiny_settings(epochs=2, MEMORY__SWAP_EPOCH=2), TinyRun(folder),
+                   tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, metrics

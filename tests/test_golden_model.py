@@ -3,19 +3,22 @@ import numpy as np
 import pytest
 import torch
 
-from loss.cluster_memory import ClusterMemory, swap
+from configs.defaults import load_config
+from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES, PromptLearner
 from model.released import released_name
-from processor.contrast import TextGuidance, contrast_losses
-from processor.prompt import prompt_loss, text_features
+from processor.guidance import TextGuidance
+from processor.prompt import PromptState, prompt_step, text_features
+from processor.setup import prompt_settings, train_settings
+from processor.train import Batch, TrainState, train_step
 from utils.modality import Modality
-from utils.optim import image_optimizer
+from utils.optim import set_lr
 
 RGB, IR = Modality
-STEP_LABELS = {RGB: torch.tensor([0, 0, 1, 1, 2, 2, 5, 5]), IR: torch.tensor([4, 4, 0, 0, 3, 3, 1, 1])}
-PROMPT_LABELS = {RGB: torch.tensor([0, 1, 2, 3, 4, 5, 0, 1]), IR: torch.tensor([0, 1, 2, 3, 4, 4, 1, 2])}
+STEP_LABELS = {RGB: np.array([0, 0, 1, 1, 2, 2, 5, 5]), IR: np.array([4, 4, 0, 0, 3, 3, 1, 1])}
+PROMPT_LABELS = {RGB: np.array([0, 1, 2, 3, 4, 5, 0, 1]), IR: np.array([0, 1, 2, 3, 4, 4, 1, 2])}
 CLUSTERS = {RGB: 6, IR: 5}
 
 
@@ -49,35 +52,36 @@ def test_outputs(golden, golden_clip, height, width, count):
             np.testing.assert_allclose(embedding.projection, g[f"projection_{m.value}"], atol=2e-4)
             np.testing.assert_allclose(texts[m], g[f"text_{m.value}"], atol=2e-4)
             np.testing.assert_array_equal(tokenize(TEMPLATES[m]), g[f"tokens_{m.value}"])
-        feature_map = model.train().paired_map(images[RGB], images[IR])
-        np.testing.assert_allclose(model.feature(feature_map), g["train_feature"], atol=2e-4)
-        np.testing.assert_allclose(model.projection(feature_map), g["train_projection"], atol=2e-4)
+        out = model.train()(images[RGB], images[IR], ("feature", "projection"))
+        for head, rows in out.items():
+            np.testing.assert_allclose(torch.cat([rows[m] for m in Modality]), g[f"train_{head}"], atol=2e-4)
 
 
 @pytest.mark.parametrize("name, swap_scale", [("prepare", 1.0), ("prepare_swap", 0.1), ("clip", 0.1)])
-def test_contrast_steps(golden, golden_clip, name, swap_scale):
+def test_training_steps(golden, golden_clip, name, swap_scale):
+    """The step that the loop calls, with its optimiser, its memories and its swap, at the released settings."""
     g = golden.load(f"steps_{name}")
     model, guidance = CCLNet(golden_clip.visual, 96, 48).train(), None
+    config = load_config(None, ["MEMORY.SWAP_SCALE", str(swap_scale)])
     if name == "clip":
         text = TextTower(golden_clip)
         old = {m: g[f"old_label_{m.value}"] for m in Modality}
-        guidance = TextGuidance(text_features(text, golden_prompts(golden, text)), old)
-    memories = {m: ClusterMemory(golden.draw(f"step_memory_{m.value}", (count, model.feature_dim)))
-                for m, count in CLUSTERS.items()}
-    optimizer = image_optimizer(model.named_parameters(), lr=3.815e-5)
-    positions = {m: np.arange(8) for m in Modality}
+        guidance = TextGuidance(text_features(text, golden_prompts(golden, text)), old,
+                                config.FINETUNE.LABEL_SMOOTHING)
+    settings = train_settings(config, 120)
+    start = {m: golden.draw(f"step_memory_{m.value}", (count, model.feature_dim)) for m, count in CLUSTERS.items()}
+    memory = settings.new_memory(start, settings.swap_epoch)
+    optimizer = TrainState(model, settings).optimizer
+    set_lr(optimizer, settings.lr_factor(1))
+    assert isinstance(memory, CrossMemory) and optimizer.param_groups[0]["lr"] == pytest.approx(3.815e-5)
     for step in range(3):
         images = {m: golden.draw(f"step_{m.value}{step}", (8, 3, 96, 48)) for m in Modality}
-        losses, features = contrast_losses(model, memories, images, STEP_LABELS, positions, guidance)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
+        losses, numbers = train_step(model, optimizer, memory,
+                                     Batch(images, STEP_LABELS, {m: np.arange(8) for m in Modality}), guidance)
         assert set(losses) == {k[:-1] for k in g.files if k.startswith("loss_")}
         for key, value in losses.items():
             assert float(value.detach()) == pytest.approx(float(g[f"{key}{step}"]), rel=1e-4), (key, step)
-        for m, memory in memories.items():
-            memory.update(features[m], STEP_LABELS[m])
-        swap(memories[RGB], memories[IR], STEP_LABELS[RGB], STEP_LABELS[IR], swap_scale)
+        assert numbers["matched"] > 0
 
     trained = sorted(released_name(n) for n, p in model.named_parameters() if p.grad is not None)
     assert trained == sorted(g["trained_parameters"].tolist())
@@ -87,21 +91,20 @@ def test_contrast_steps(golden, golden_clip, name, swap_scale):
         with torch.no_grad():
             feature = model.encode_image(probe, m).feature
         np.testing.assert_allclose(feature, g[f"probe_{m.value}"], atol=2e-4)
-        np.testing.assert_allclose(memories[m].prototypes, g[f"memory_{m.value}"], atol=2e-4)
+        np.testing.assert_allclose(memory.memories[m].prototypes, g[f"memory_{m.value}"], atol=2e-4)
 
 
 def test_prompt_steps(golden, golden_clip):
+    """The step that the prompt stage calls, with its optimiser."""
     g = golden.load("steps_prompt")
     text = TextTower(golden_clip)
-    prompts = golden_prompts(golden, text)
-    optimizer = torch.optim.Adam([p for m in Modality for p in prompts[m].parameters()], lr=7.8e-5, weight_decay=1e-4)
+    state = PromptState(text, PROMPT_LABELS, prompt_settings(load_config(None, ["PROMPT.LR", "7.8e-5"])))
+    for m, learner in golden_prompts(golden, text).items():
+        state.prompts[m].load_state_dict(learner.state_dict())
     width = golden_clip.text_projection.shape[1]
     for step in range(3):
-        images = {m: golden.draw(f"prompt_img_{m.value}{step}", (8, width), 0.3) for m in Modality}
-        loss = prompt_loss(text, prompts, images, PROMPT_LABELS)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        assert float(loss.detach()) == pytest.approx(float(g[f"loss{step}"]), rel=1e-4), step
+        projections = {m: golden.draw(f"prompt_img_{m.value}{step}", (8, width), 0.3) for m in Modality}
+        loss = prompt_step(text, state.prompts, state.optimizer, projections, PROMPT_LABELS)
+        assert float(loss) == pytest.approx(float(g[f"loss{step}"]), rel=1e-4), step
     for m in Modality:
-        np.testing.assert_allclose(prompts[m].context.detach(), g[f"cls_ctx_{m.value}"], atol=2e-4)
+        np.testing.assert_allclose(state.prompts[m].context.detach(), g[f"cls_ctx_{m.value}"], atol=2e-4)

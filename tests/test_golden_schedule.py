@@ -1,18 +1,13 @@
 """Learning rates of whole training runs, read from the optimiser as the loop steps it: equal to the released code's."""
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from data.augment import Augmentation
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from processor.contrast import ContrastSettings, ContrastStage
-from processor.pseudo_labels import ClusterSettings
-from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_banks
-from utils.modality import Modality
+from processor.train import train
+from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 
 
 class ToyNeck(torch.nn.Module):
@@ -27,18 +22,15 @@ class ToyNeck(torch.nn.Module):
 
 
 @pytest.mark.parametrize("run", ["finetune", "prepare"])
-def test_regdb_schedule(golden_methods, tiny_clip_file, run):
+def test_regdb_schedule(golden_methods, tiny_clip_file, tmp_path, run):
     """RegDB's fine-tune restarts Adam and its schedule at the swap epoch; train_prepare.py does not."""
     g = golden_methods.load("regdb_schedule")
     epochs, gradients = int(g["epochs"]), {k: torch.from_numpy(g[f"toy_gradient_{k}"]) for k in ("weight", "bias")}
-    settings = ContrastSettings(
-        epochs=epochs, cluster=ClusterSettings(k1=5, k2=2), swap_epoch=int(g["base_epoch"]),
-        clusters_per_batch=4, instances=IMAGES // 4 + 1, lr=float(g["base_lr"]),
-        bias_lr_factor=float(g["bias_lr_factor"]), weight_decay=float(g["weight_decay"]),
-        warmup_epochs=int(g["warmup_iters"]), warmup_factor=float(g["warmup_factor"]),
-        lr_steps=tuple(g["milestones"].tolist()), lr_gamma=float(g["gamma"]),
-        augmentation={m: Augmentation() for m in Modality},
-        restart_epoch=int(g["base_epoch"]) if run == "finetune" else None)
+    settings = tiny_settings(
+        epochs, restart=run == "finetune", MEMORY__SWAP_EPOCH=int(g["base_epoch"]), SAMPLER__CLUSTERS=4,
+        SAMPLER__INSTANCES=IMAGES // 4 + 1, OPTIM__LR=float(g["base_lr"]), OPTIM__BIAS_LR_FACTOR=float(g["bias_lr_factor"]),
+        OPTIM__WEIGHT_DECAY=float(g["weight_decay"]), OPTIM__WARMUP_EPOCHS=int(g["warmup_iters"]),
+        OPTIM__WARMUP_FACTOR=float(g["warmup_factor"]), OPTIM__STEPS=g["milestones"].tolist(), OPTIM__GAMMA=float(g["gamma"]))
     model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
     model.neck = ToyNeck(model.neck, *(torch.from_numpy(g[f"toy_start_{k}"].copy()) for k in ("weight", "bias")))
     toy = {"weight": model.neck.toy_weight, "bias": model.neck.toy_bias}
@@ -52,12 +44,16 @@ def test_regdb_schedule(golden_methods, tiny_clip_file, run):
 
     for name, parameter in toy.items():
         parameter.register_hook(lambda _, name=name: gradients[name][len(seen)])
-    handle, after = register_optimizer_step_pre_hook(before_step), []
+    def after_step(*_):
+        after.append({name: p.detach().clone().numpy() for name, p in toy.items()})
+
+    after, banks = [], tiny_banks()
+    hooks = register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)
     try:
-        for _ in ContrastStage(model, tiny_banks(), settings).epochs():
-            after.append({name: p.detach().clone().numpy() for name, p in toy.items()})
+        train("finetune", model, banks, settings, TinyRun(tmp_path), tiny_tester(banks, every=epochs))
     finally:
-        handle.remove()
+        for hook in hooks:
+            hook.remove()
     assert len(seen) == len(after) == epochs        # one step an epoch
     for name in ("weight", "bias"):
         np.testing.assert_allclose([row[f"{name}_lr"] for row in seen], g[f"{run}_{name}_lr"], rtol=1e-9)
@@ -65,34 +61,23 @@ def test_regdb_schedule(golden_methods, tiny_clip_file, run):
     np.testing.assert_array_equal([row["steps"] for row in seen], g[f"{run}_adam_steps_before"])
 
 
-@pytest.mark.parametrize("stop_in", [2, 3])
-def test_resume_across_the_restart(tiny_clip_file, stop_in):
+@pytest.mark.parametrize("stop_after", [14, 17])
+def test_resume_across_the_restart(tiny_clip_file, tmp_path, stop_after):
     """Stopped in the epoch before the restart, or in the restarted one: the same weights at the end."""
-    settings = ContrastSettings(epochs=4, cluster=ClusterSettings(k1=5, k2=2), swap_epoch=3, restart_epoch=3,
-                                clusters_per_batch=2, instances=2, warmup_epochs=3)
     banks, visual = tiny_banks(), load_clip(tiny_clip_file).visual
+    tester = tiny_tester(banks)
 
-    def final(stage):
-        list(stage.epochs())
-        return stage.model.state_dict()
+    def final(run, restart=True):
+        model = CCLNet(visual, HEIGHT, WIDTH)
+        train("finetune", model, banks, tiny_settings(4, restart, OPTIM__WARMUP_EPOCHS=3), run, tester)
+        return model.state_dict()
 
-    whole = final(ContrastStage(CCLNet(visual, HEIGHT, WIDTH), banks, settings))
-    never = dataclasses.replace(settings, restart_epoch=None)
-    without = final(ContrastStage(CCLNet(visual, HEIGHT, WIDTH), banks, never))
+    whole, without = final(TinyRun(tmp_path / "whole")), final(TinyRun(tmp_path / "without"), restart=False)
     assert any(not torch.equal(whole[k], without[k]) for k in whole)
-
-    class Enough(Exception):
-        pass
-
-    first = ContrastStage(CCLNet(visual, HEIGHT, WIDTH), banks, settings)
-
-    def stop():
-        if first.epoch == stop_in and first.iteration == 2:
-            raise Enough
-
-    with pytest.raises(Enough):
-        list(first.epochs(stop))
-    second = ContrastStage(CCLNet(visual, HEIGHT, WIDTH), banks, settings)
-    second.load_state_dict(first.state_dict())
-    resumed = final(second)
+    first = TinyRun(tmp_path / "run", stop_after=stop_after)
+    with pytest.raises(KeyError, match="enough"):
+        final(first)
+    content = first.state_file.load()[0]
+    assert content["stages"]["finetune"]["epoch"] == (2 if stop_after == 14 else 3)
+    resumed = final(TinyRun(tmp_path / "run", content))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

@@ -9,7 +9,7 @@ import trees
 
 import utils.metrics
 from configs.defaults import load_config
-from utils.runtime import precision
+from utils.runtime import autocast, gpu_rounding
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 
@@ -69,11 +69,11 @@ def test_switches_of_a_gpus_matrix_products_and_convolutions(name, expected, rec
     if not hasattr(new[0], "fp32_precision"):
         pytest.skip("this PyTorch has the older switches alone")
     before = [owner.fp32_precision for owner in new]
-    with precision(name, torch.device("cpu")):
+    with gpu_rounding(name), autocast(name, torch.device("cpu")):
         assert tuple(owner.fp32_precision for owner in new) == expected
         assert torch.is_autocast_enabled("cpu") == (name == "bf16")
     assert [owner.fp32_precision for owner in new] == before
-    with pytest.raises(KeyError), precision(name, torch.device("cpu")):
+    with pytest.raises(KeyError), gpu_rounding(name):
         raise KeyError
     assert [owner.fp32_precision for owner in new] == before and not recwarn.list
 
@@ -83,7 +83,7 @@ def test_older_switches_do_the_same(name, expected, monkeypatch):
     old = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True)),
                           cudnn=SimpleNamespace(allow_tf32=False))
     monkeypatch.setattr(torch, "backends", old)
-    with precision(name, torch.device("cpu")):
+    with gpu_rounding(name):
         assert (old.cuda.matmul.allow_tf32, old.cudnn.allow_tf32) == tuple(value == "tf32" for value in expected)
     assert old.cuda.matmul.allow_tf32 and not old.cudnn.allow_tf32
 

@@ -12,10 +12,17 @@ import torch
 from PIL import Image
 
 from model.cclnet import CCLNet
-from model.checkpoint import model_from_checkpoint
 from model.clip import load_clip
-from model.released import describe_released, main, our_name, released_input_size, released_name
-from utils.checkpoint import load_checkpoint, released_state
+from model.released import (
+    describe_released,
+    main,
+    model_from_checkpoint,
+    our_name,
+    released_input_size,
+    released_name,
+    released_state,
+)
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -23,9 +23,9 @@ EPOCHS = {"PREPARE__EPOCHS": 3, "PROMPT__EPOCHS": 3, "FINETUNE__EPOCHS": 3}
 OF_THE_CLOCK = ("second", "memory", "gpu")      # parts of the names of numbers that no two runs share
 # script, the line of the log to wait for, whether to strike while a file is being written
 KILLS = [("train_prepare", "", False), ("train_prepare", "", True), ("train_prepare", "prepare 1/", False),
-         ("train_prepare", "prepare 2/", True), ("train_clip", "", True), ("train_clip", "prompts 1/", False),
-         ("train_clip", "prompts 3/", True), ("train_clip", "prompts 3/", False), ("train_clip", "model 1/", True),
-         ("train_clip", "model 2/", False)]
+         ("train_prepare", "prepare 2/", True), ("train_clip", "", True), ("train_clip", "prompt 1/", False),
+         ("train_clip", "prompt 3/", True), ("train_clip", "prompt 3/", False), ("train_clip", "finetune 1/", True),
+         ("train_clip", "finetune 2/", False)]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def assert_same_result(folder, expected, stages=("prepare", "model")):
         assert ours["epoch"] == theirs["epoch"] == 3
         for part in ("state_dict", "prompts", "metrics"):
             assert same_tree(ours.get(part, {}), theirs.get(part, {})), (stage, part)
-    names = {"prepare": {"prepare"}, "model": {"prompt", "model"}}
+    names = {"prepare": {"prepare"}, "model": {"prompt", "finetune"}}
     of_stages = set().union(*(names[stage] for stage in stages))
     assert [r for r in numbers(folder) if r["stage"] in of_stages] == [r for r in numbers(expected)
                                                                        if r["stage"] in of_stages]
@@ -125,7 +125,7 @@ def test_ten_kills_change_nothing(forks, words, whole, tmp_path):
             strike(forks, forks.start(script, often, tmp_path / "out"), folder, line, in_a_write, rng)
             struck += 1
         assert forks.run(script, often, tmp_path / "out") == 0, (tmp_path / "out").read_text()
-    assert struck == 10 and "going on with epoch" in (folder / "log.txt").read_text()
+    assert struck == 10 and "resuming with epoch" in (folder / "log.txt").read_text()
     assert not list(folder.glob(".*.partial"))            # what killed writes left is gone
     assert_same_result(folder, whole)
 
@@ -141,7 +141,7 @@ def test_sigterm_saves_and_a_living_run_holds_its_folder(forks, words, whole, tm
     os.kill(pid, signal.SIGCONT)
     os.kill(pid, signal.SIGTERM)
     assert forks.wait(pid) == 128 + signal.SIGTERM
-    assert out.read_text().splitlines()[-1].startswith("stopped; the state is in")
+    assert out.read_text().splitlines()[-1].startswith("stopped; the same command resumes from")
     assert forks.run("train_prepare", words(folder), out) == 0
     assert_same_result(folder, whole, ["prepare"])
 
@@ -174,8 +174,8 @@ def test_damaged_newest_state(whole, words, tmp_path, here, capsys):
     state.write_bytes(content)
     assert here("train_prepare", words(folder)) == 0
     said = capsys.readouterr().out
-    assert f"warning: {state} is damaged; going on from {state}.previous" in said
-    assert "going on with epoch 3, iteration 1" in said
+    assert f"warning: {state} is damaged; resuming from {state}.previous" in said
+    assert "prepare: resuming with epoch 3" in said
     assert_same_result(folder, whole, ["prepare"])
 
 
@@ -183,7 +183,7 @@ def test_more_epochs_may_be_asked_for(whole, words, tmp_path, here, capsys):
     folder = copy_of(whole, tmp_path)
     assert here("train_prepare", words(folder, PREPARE__EPOCHS=4, TEST__EVERY=1)) == 0
     said = capsys.readouterr().out
-    assert "going on with PREPARE.EPOCHS 4 instead of 3" in said and "going on with epoch 4, iteration 1" in said
+    assert "resuming with PREPARE.EPOCHS 4 instead of 3" in said and "prepare: resuming with epoch 4" in said
 
 
 @pytest.mark.parametrize("number, sentence", [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only")])
@@ -204,7 +204,7 @@ def test_refused_writes_leave_the_last_state(number, sentence, writes, whole, wo
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and sentence in said and "free space" in said
     content, warning = StateFile(folder / "prepare_state.pth").load()
-    assert content["stages"]["contrast"]["epoch"] == 1 and warning is None
+    assert content["stages"]["prepare"]["epoch"] == 1 and warning is None
     assert not list(folder.glob(".*.partial"))
     assert here("train_prepare", words(folder)) == 0
     assert_same_result(folder, whole, ["prepare"])
@@ -231,6 +231,6 @@ def test_state_file_is_there_at_every_moment(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_before_training_is_one_line(words, tmp_path, here, capsys, monkeypatch):
-    monkeypatch.setattr("configs.build.open_bank", lambda *a: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("processor.setup.open_bank", lambda *a: signal.raise_signal(signal.SIGINT))
     assert here("train_prepare", words(tmp_path / "run")) == 130
     assert capsys.readouterr().err.startswith("stopped at once;") and not (tmp_path / "run").exists()

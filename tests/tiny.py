@@ -1,15 +1,23 @@
 """A data set of five people in memory: six images each and modality; train and test are the same images."""
 import dataclasses
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from configs.defaults import load_config
 from data.images import ImageBank
 from data.records import DataSet, ImageSet, Retrieval
+from processor.evaluate import Tester
+from processor.run import Run
+from processor.setup import prompt_settings, train_settings
 from utils.modality import Modality
 
 HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
 IMAGES = PEOPLE * EACH
+SETTINGS = {"CLUSTER.K1": 5, "CLUSTER.K2": 2, "MEMORY.SWAP_EPOCH": 3, "SAMPLER.CLUSTERS": 2, "SAMPLER.INSTANCES": 2,
+            "INPUT.GREY": 0, "INPUT.PAD": 0, "INPUT.ERASE": 0, "OPTIM.WARMUP_EPOCHS": 1, "PROMPT.BATCH_SIZE": 8}
 
 
 class TinyData(DataSet):
@@ -37,3 +45,47 @@ def tiny_banks():
     looks = rng.integers(0, 256, (PEOPLE, HEIGHT // 4, WIDTH // 4, 3)).repeat(4, 1).repeat(4, 2)
     images = np.clip(looks.repeat(EACH, 0) + rng.normal(0, 8, (IMAGES, HEIGHT, WIDTH, 3)), 0, 255)
     return {m: ImageBank(images.astype(np.uint8)) for m in Modality}
+
+
+def tiny_config(**changes):
+    """Settings that suit the data; in the names of changes "__" stands for a dot."""
+    settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return load_config(None, [str(word) for pair in settings.items() for word in pair])
+
+
+def tiny_settings(epochs=3, restart=False, **changes):
+    """`TrainSettings`; changes as `tiny_config`."""
+    return train_settings(tiny_config(**changes), epochs, restart)
+
+
+def tiny_prompt_settings(**changes):
+    """`PromptSettings`; changes as `tiny_config`."""
+    return prompt_settings(tiny_config(**changes))
+
+
+def tiny_tester(banks, every=100, order=None):
+    """A `Tester` on the tiny data; order: as `tiny_data`."""
+    data = tiny_data(order)
+    return Tester(data, banks, data.retrieval(), every, 64, "fp32")
+
+
+class TinyRun(Run):
+    """A run that writes to a folder, without a page. Its `stop_after` steps end in a `KeyError` with a saved state."""
+
+    def __init__(self, folder, content=None, stop_after=None):
+        super().__init__("tiny", folder, logging.getLogger("tiny"), {"manifest": {}},
+                         SimpleNamespace(signal_number=None), 100, content)
+        self.stop_after, self.steps = stop_after, 0
+
+    def checkpoint_if_due(self, stage, state):
+        self.steps += 1
+        if self.steps == self.stop_after:
+            self.save_state(stage, state.state_dict())
+            raise KeyError("enough")
+
+    def save_page(self, stage, content):
+        pass
+
+    def rows(self, stage):
+        """The lines of metrics.jsonl of a stage."""
+        return [row for row in self.history if row["stage"] == stage]

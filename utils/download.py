@@ -13,7 +13,7 @@ import gdown
 import numpy as np
 import torch
 
-from utils.checkpoint import RELEASED_LANDMARKS, load_checkpoint, released_state
+from utils.checkpoint import RELEASED_LANDMARKS, load_checkpoint
 from utils.errors import Parser, UserError, exit_on_user_error
 
 FILE_URL = "https://drive.google.com/uc?id={id}"                   # for programs

@@ -44,7 +44,7 @@ class StateFile:
             if path.is_file():
                 content = _read_checked(path)
                 if content is not None:
-                    return content, f"{damaged[0]} is damaged; going on from {path}" if damaged else None
+                    return content, f"{damaged[0]} is damaged; resuming from {path}" if damaged else None
                 damaged.append(path)
         if damaged:
             raise UserError(f"{' and '.join(map(str, damaged))} cannot be read: damaged; the run cannot go on from "

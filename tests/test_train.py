@@ -1,0 +1,257 @@
+"""The loops themselves, on tiny data: what moves, what does not, and when."""
+import copy
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import loss.cross_memory as cross_memory
+import processor.features as features
+import processor.prompt as prompt
+from data.images import ImageBank
+from model.cclnet import CCLNet
+from model.clip import TextTower, load_clip
+from processor.guidance import TextGuidance
+from processor.prompt import PromptState, learn_prompts, text_features
+from processor.pseudo_labels import centroids, collapse_warnings, make_pseudo_labels
+from processor.train import TrainState, train
+from tests.tiny import (
+    EACH,
+    HEIGHT,
+    IMAGES,
+    PEOPLE,
+    WIDTH,
+    TinyRun,
+    tiny_banks,
+    tiny_prompt_settings,
+    tiny_settings,
+    tiny_tester,
+)
+from utils.finite import NonFinite
+from utils.modality import Modality
+
+LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+
+
+@pytest.fixture
+def clip(tiny_clip_file):
+    return load_clip(tiny_clip_file)
+
+
+@pytest.fixture
+def model(clip):
+    return CCLNet(clip.visual, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def banks():
+    return tiny_banks()
+
+
+@pytest.fixture(scope="module")
+def tester(banks):
+    return tiny_tester(banks)
+
+
+def weights(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(before, after):
+    return all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_training(model, banks, tester, tmp_path, monkeypatch):
+    swapped = []
+    real = cross_memory.swap
+    monkeypatch.setattr(cross_memory, "swap", lambda *a: swapped.append(run.history and len(run.history)) or real(*a))
+    start, run = weights(model), TinyRun(tmp_path)
+    train("prepare", model, banks, tiny_settings(), run, tester)
+    rows = run.rows("prepare")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all({k for k in row if k.startswith("loss")} == {"loss_rgb", "loss_ir"} for row in rows)
+    labelled = max(IMAGES - rows[2][f"outliers_{m.value}"] for m in Modality)
+    assert swapped == [2] * (labelled // 4 + 1)       # in the third epoch alone, once per step
+    assert [row["matched"] > 0 for row in rows] == [False, False, True]
+    end = weights(model)
+    assert all(torch.equal(start[k], end[k]) for k in start if "attnpool." in k or k == "neck.bias")
+    learned = [n for n, _ in model.named_parameters() if "attnpool." not in n and n != "neck.bias"]
+    assert not any(torch.equal(start[n], end[n]) for n in learned)
+
+
+def test_same_seed_same_run(clip, banks, tester, tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        model, run = CCLNet(clip.visual, HEIGHT, WIDTH), TinyRun(tmp_path / name)
+        train("prepare", model, banks, tiny_settings(epochs=2), run, tester)
+        runs.append((run.history[-1]["loss_rgb"], weights(model)))
+    assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
+
+
+def test_first_epoch_follows_the_clusters_of_the_untrained_model(model, banks, tester, tmp_path):
+    embedded = features.embed(model, banks[Modality.IR], Modality.IR, batch_size=64, precision="fp32")["feature"]
+    expected = make_pseudo_labels(embedded, Modality.IR, tiny_settings().cluster)
+    train("prepare", model, banks, tiny_settings(epochs=1), TinyRun(tmp_path), tester)
+    np.testing.assert_array_equal(np.load(tmp_path / "pseudo_labels/train_ir_resized_pseudo_label.npy"), expected)
+    assert (expected >= 0).sum() >= 20 and expected.max() >= 2       # the synthetic people are separable
+    torch.testing.assert_close(centroids(embedded, expected).norm(dim=1), torch.ones(expected.max() + 1))
+
+
+def test_prompts_alone_learn(model, clip, banks, tmp_path):
+    text, labels = TextTower(clip), copy.deepcopy(LABELS)
+    labels[Modality.IR][:EACH] = -1
+    labels[Modality.IR][EACH:] -= 1
+    settings = tiny_prompt_settings(PROMPT__EPOCHS=3, PROMPT__LR=0.01)
+    first = PromptState(text, labels, settings).prompts
+    assert [len(first[m].context) for m in Modality] == [PEOPLE, PEOPLE - 1]
+    start, run = (weights(model), weights(text)), TinyRun(tmp_path)
+    prompts = learn_prompts(model, text, banks, labels, settings, run)
+    assert same(start[0], weights(model)) and same(start[1], weights(text))
+    assert not any(torch.equal(first[m].context, prompts[m].context) for m in Modality)
+    losses = [row["loss"] for row in run.rows("prompt")]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_prompts_resume_after_an_epoch(model, clip, banks, tmp_path):
+    text = TextTower(clip)
+    expected = learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=3), TinyRun(tmp_path / "a"))
+    first = TinyRun(tmp_path / "b")
+    first.stop_if_asked = lambda: len(first.history) == 2 and (_ for _ in ()).throw(KeyError("enough"))
+    with pytest.raises(KeyError):
+        learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=3), first)
+    content = first.state_file.load()[0]
+    assert content["stages"]["prompt"]["epoch"] == 3
+    resumed = learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=3),
+                            TinyRun(tmp_path / "b", content))
+    assert all(torch.equal(expected[m].context, resumed[m].context) for m in Modality)
+
+
+def test_fine_tuning_moves_the_image_side_alone(model, clip, banks, tester, tmp_path):
+    text = TextTower(clip)
+    prompts = PromptState(text, LABELS, tiny_prompt_settings()).prompts
+    guidance, run = TextGuidance(text_features(text, prompts), LABELS, 0.1), TinyRun(tmp_path)
+    start = weights(model), weights(text), {m: weights(prompts[m]) for m in Modality}
+    train("finetune", model, banks, tiny_settings(epochs=2), run, tester, guidance, {"prompts": {"rgb": {}, "ir": {}}})
+    assert {k for k in run.history[-1] if k.startswith("loss")} == {"loss_rgb", "loss_ir", "loss_i2t_rgb",
+                                                                    "loss_i2t_ir"}
+    assert same(start[1], weights(text)) and all(same(start[2][m], weights(prompts[m])) for m in Modality)
+    end = weights(model)
+    assert not any(torch.equal(start[0][n], end[n]) for n, p in model.named_parameters() if p.requires_grad)
+    content = torch.load(tmp_path / "model_last.pth", weights_only=True)
+    assert content["prompts"] == {"rgb": {}, "ir": {}} and content["stage"] == "finetune"
+    assert content["model"] == {"kind": "resnet", "height": HEIGHT, "width": WIDTH, "stride": 16, "heads": 8}
+
+
+def test_text_of_a_prompt_does_not_depend_on_the_others(clip):
+    text = TextTower(clip)
+    prompts = PromptState(text, {m: np.arange(4) for m in Modality}, tiny_prompt_settings()).prompts
+    for m in Modality:
+        with torch.no_grad():
+            torch.testing.assert_close(text(prompts[m]())[2:3], text(prompts[m](torch.tensor([2]))))
+
+
+def test_guidance_reads_train_prepares_labels_not_the_epochs():
+    guidance = TextGuidance({m: torch.eye(3) for m in Modality}, {m: np.array([2, -1, 0]) for m in Modality}, 0.0)
+    rows = {m: torch.eye(3)[[2, 1]] * 50 for m in Modality}
+    positions = {Modality.RGB: np.array([0, 1]), Modality.IR: np.array([1, 1])}
+    losses = guidance.losses(rows, positions)
+    assert float(losses["loss_i2t_rgb"]) == pytest.approx(0, abs=1e-6) and float(losses["loss_i2t_ir"]) == 0
+    wrong = guidance.losses(rows, {m: np.array([2, 1]) for m in Modality})
+    assert float(wrong["loss_i2t_rgb"]) > 10
+
+
+@pytest.mark.parametrize("stop_after", [1, 9, 17])
+def test_resume_to_the_bit(clip, banks, tester, tmp_path, stop_after):
+    """Stop after some step, in whichever epoch, carry the state over, and end with the same weights and numbers."""
+    whole, complete = CCLNet(clip.visual, HEIGHT, WIDTH), TinyRun(tmp_path / "whole")
+    train("prepare", whole, banks, tiny_settings(), complete, tester)
+    first = TinyRun(tmp_path / "run", stop_after=stop_after)
+    with pytest.raises(KeyError, match="enough"):
+        train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, tiny_settings(), first, tester)
+    buffer = io.BytesIO(first.state_file.path.read_bytes()[:-32])
+    content = torch.load(buffer, weights_only=True)
+    second, model = TinyRun(tmp_path / "run", content), CCLNet(clip.visual, HEIGHT, WIDTH)
+    train("prepare", model, banks, tiny_settings(), second, tester)
+    ours, theirs = ([{k: v for k, v in row.items() if not re.search("second|memory", k)} for row in run.history]
+                    for run in (second, complete))
+    assert ours == theirs and same(weights(whole), weights(model))
+    # Speed and time are those of the whole epoch, also where its larger part was before the stop.
+    speeds = [run.history[-1]["images_per_second"] for run in (second, complete)]
+    assert 0.1 < speeds[0] / speeds[1] < 10
+
+
+def test_what_was_lost_is_written_again(model, banks, tester, tmp_path):
+    train("prepare", model, banks, tiny_settings(epochs=1), first := TinyRun(tmp_path), tester)
+    label, checkpoint = tmp_path / "pseudo_labels/train_ir_resized_pseudo_label.npy", tmp_path / "prepare_last.pth"
+    before = label.read_bytes(), torch.load(checkpoint, weights_only=True)
+    label.unlink()
+    checkpoint.unlink()
+    train("prepare", model, banks, tiny_settings(epochs=1), TinyRun(tmp_path, first.state_file.load()[0]), tester)
+    after = torch.load(checkpoint, weights_only=True)
+    assert label.read_bytes() == before[0] and same(before[1]["state_dict"], after["state_dict"])
+    assert after["metrics"] == before[1]["metrics"] and after["epoch"] == 1
+
+
+def named(banks):
+    return {m: ImageBank(bank.images, paths=[f"{m.value}/{i}.jpg" for i in range(len(bank))])
+            for m, bank in banks.items()}
+
+
+def test_non_finite_feature_names_its_image(model, banks, tester, monkeypatch, tmp_path):
+    target = banks[Modality.RGB].batch([7])[0].float().mean()
+
+    def normalise(images, real=features.normalise):
+        images, out = images.float(), real(images)
+        out[(images.mean((1, 2, 3)) - target).abs() < 1e-6] = float("nan")
+        return out
+
+    monkeypatch.setattr(features, "normalise", normalise)
+    with pytest.raises(NonFinite, match=r"the feature of 1 rgb image is not finite in epoch 1 \(images: rgb/7.jpg\); "):
+        train("prepare", model, named(banks), tiny_settings(), TinyRun(tmp_path), tester)
+
+
+@pytest.mark.parametrize("swap_epoch", [1, 3])
+def test_non_finite_loss_names_epoch_iteration_and_images(model, banks, tester, monkeypatch, tmp_path, swap_epoch):
+    """Also where the broken numbers reach the matching of clusters before anyone has looked."""
+    calls = []
+
+    def losses(self, found, labels, real=cross_memory.CrossMemory.losses):
+        calls.append(labels)
+        values = real(self, found, labels)
+        return {**values, "loss_ir": values["loss_ir"] * float("nan")} if len(calls) >= 3 else values
+
+    monkeypatch.setattr(cross_memory.CrossMemory, "losses", losses)
+    with pytest.raises(NonFinite, match="loss_ir is not finite in epoch 1, iteration 3 ") as error:
+        train("prepare", model, named(banks), tiny_settings(MEMORY__SWAP_EPOCH=swap_epoch), TinyRun(tmp_path), tester)
+    assert re.search(r"\(images: rgb/\d+.jpg, .*ir/\d+.jpg", str(error.value))
+
+
+def test_broken_weights_are_never_saved(model, banks, tester, tmp_path):
+    run = TinyRun(tmp_path, stop_after=2)
+    state = TrainState(model, tiny_settings())
+    next(model.tower.layers.parameters()).data[0] = float("nan")
+    with pytest.raises(NonFinite, match="weight tower.layers.layer1.0.conv1.weight is not finite in epoch 1"):
+        run.save_state("prepare", state.state_dict())
+    assert not run.state_file.path.exists()
+
+
+def test_non_finite_prompt_loss_is_named(model, clip, banks, monkeypatch, tmp_path):
+    def broken(*arguments, real=prompt.prompt_step):
+        return real(*arguments) * float("inf")
+
+    monkeypatch.setattr(prompt, "prompt_step", broken)
+    with pytest.raises(NonFinite, match="prompt loss is not finite in epoch 1, iteration 1 "):
+        learn_prompts(model, TextTower(clip), banks, LABELS, tiny_prompt_settings(), TinyRun(tmp_path))
+
+
+@pytest.mark.parametrize("labels, words", [
+    (np.zeros(20, int), "all clustered rgb images are in one cluster.*smaller CLUSTER.EPS"),
+    (np.where(np.arange(40) < 3, np.arange(40), -1), "92% of the rgb images are outliers.*larger CLUSTER.EPS"),
+])
+def test_collapse_is_said_in_words(labels, words):
+    healthy = np.arange(20) % 4
+    warnings = collapse_warnings({Modality.RGB: labels, Modality.IR: healthy})
+    assert len(warnings) == 1 and re.search(words, warnings[0])
+    assert collapse_warnings({m: healthy for m in Modality}) == []
