@@ -1,4 +1,4 @@
-"""The released way of each step, written plainly from the method's description: the slow side of every comparison."""
+"""Do each step the released way, written plainly from the method's description: the slow side of every comparison."""
 import math
 import random
 
@@ -13,7 +13,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def jaccard_distance(features, k1, k2, nearest):
-    """Dense k-reciprocal Jaccard distance (N, N), row by row.
+    """Compute the dense k-reciprocal Jaccard distance (N, N), row by row.
 
     Args: features: (N, D) float32 array, unit length; nearest: (N, k1) int array, each row's neighbours in order.
     """
@@ -42,13 +42,13 @@ def jaccard_distance(features, k1, k2, nearest):
 
 
 def _reciprocal(nearest, i, k):
-    """Those of the first k neighbours of row i that have it among their own first k."""
+    """Return those of the first k neighbours of row i that have it among their own first k."""
     forward = nearest[i, :k]
     return forward[(nearest[forward, :k] == i).any(1)]
 
 
 def cluster(features, k1, k2, eps, min_samples, nearest):
-    """DBSCAN on the dense distance: (N,) labels."""
+    """Cluster by DBSCAN on the dense distance: (N,) labels."""
     distance = jaccard_distance(features, k1, k2, nearest)
     return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(distance)
 

@@ -228,7 +228,7 @@ def test_the_table_is_long_enough():
     (["--dataset", "regdb", "--root", ".", "--trial", "eleven"], "invalid int value: 'eleven'"),
 ])
 def test_bad_words_for_process(words, sentence, capsys):
-    assert scripts.call(scripts.load("data/process"), words) == 2
+    assert scripts.call(scripts.load("tools/process"), words) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and sentence in said
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from processor.pseudo_labels import FILE_NAMES
-from utils import download
+from tools import download
 from utils.errors import UserError
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from model.cclnet import CCLNet
 from model.checkpoint import model_from_checkpoint
 from model.clip import load_clip
-from model.released import describe_released, main, our_name, released_input_size, released_name
+from model.released import describe_released, our_name, released_input_size, released_name
+from tools.export_released import main
 from utils.checkpoint import load_checkpoint, released_state
 from utils.errors import UserError
 

@@ -1,28 +1,41 @@
-"""A picture of ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
+"""Draw ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
 
     python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking OUTPUT_DIR runs/demo/seed1/ranking
     python tools/ranking_picture.py runs/demo/seed1/ranking/ranking_all.csv dataset/demo assets/ranking.png
 """
-import argparse
 import csv
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
+
+from data.images import decode_image  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
 WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6
 RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
 
 
 def tile(path, colour):
-    """One framed image."""
-    image = Image.open(path).convert("RGB").resize((WIDTH, HEIGHT), Image.LANCZOS)
+    """Read one image file and frame it."""
+    image = decode_image(path)[0].resize((WIDTH, HEIGHT), Image.LANCZOS)
     return ImageOps.expand(image, FRAME, colour)
 
 
 def read_lists(path, count, ranks):
-    """Evenly spread queries of the first trial: [(query, [(gallery, is right)])]."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Read evenly spread queries of the first trial: [(query, [(gallery, is right)])].
+
+    Raises: UserError: the file is missing, or is not what test.py --save_ranking writes.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"ranking {path} cannot be read ({error}); expected a CSV file of test.py --save_ranking")
+    if not rows or not {"trial", "rank", "query", "query_person", "gallery", "gallery_person"} <= rows[0].keys():
+        raise UserError(f"ranking {path} holds no ranked lists; expected a CSV file of test.py --save_ranking")
     lists = {}
     for row in rows:
         if row["trial"] == rows[0]["trial"] and int(row["rank"]) <= ranks:
@@ -33,13 +46,13 @@ def read_lists(path, count, ranks):
 
 
 def main():
-    """Draw and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Draw and save what the command line names."""
+    parser = Parser(__doc__)
     parser.add_argument("ranking", help="CSV of test.py --save_ranking")
     parser.add_argument("root", help="folder of the data set")
     parser.add_argument("picture", help=".png to write")
-    parser.add_argument("--queries", type=int, default=6)
-    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--queries", type=int, default=6, help="default: 6")
+    parser.add_argument("--ranks", type=int, default=8, help="default: 8")
     arguments = parser.parse_args()
     lists = read_lists(arguments.ranking, arguments.queries, arguments.ranks)
     step_x, step_y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
@@ -53,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)
