@@ -1,4 +1,4 @@
-"""Pseudo labels: the whole of `cluster()` beside a bare FAISS flat search, the dense way, and the matrix product.
+"""Time pseudo labels: the whole of `cluster()` beside a bare FAISS flat search, the dense way, and the matrix product.
 
     python -m benchmarks.bench_clustering                               # at SYSU size
     python -m benchmarks.bench_clustering --sizes 5000 20000 50000 100000
@@ -24,7 +24,7 @@ CASES = {"clear clusters": 0.4, HARD: 0.8}      # noise of an image, where perso
 
 
 def draw(n, noise, seed=0):
-    """(n, DIM) float32 array of unit rows, and their (n,) persons: 40 to 55 images each.
+    """Draw an (n, DIM) float32 array of unit rows, and their (n,) persons: 40 to 55 images each.
 
     With noise 0.8 persons are merged and split and 6 % (of 5,000) to 20 % (of 20,000) of the images are outliers.
     """
@@ -43,12 +43,12 @@ def draw(n, noise, seed=0):
 
 
 def on_device(x):
-    """The features as a tensor, on the GPU if there is one."""
+    """Return the features as a tensor, on the GPU if there is one."""
     return torch.from_numpy(x).cuda() if torch.cuda.is_available() else torch.from_numpy(x)
 
 
 def flat_search(x):
-    """FAISS's exact search: (N, K1) neighbours."""
+    """Search exactly by FAISS: (N, K1) neighbours."""
     import faiss
     index = faiss.IndexFlatIP(x.shape[1])
     index.add(x)
@@ -56,38 +56,38 @@ def flat_search(x):
 
 
 def product(x, rows=1024):
-    """The matrix of all inner products, block by block, each thrown away."""
+    """Compute the matrix of all inner products, block by block, each thrown away."""
     for block in x.split(rows):
         block @ x.T
 
 
 def run(x):
-    """`cluster` at the settings released for SYSU-MM01."""
+    """Call `cluster` with the settings released for SYSU-MM01."""
     return cluster(x, K1, K2, EPS, MIN_SAMPLES)
 
 
 def prepare(n, noise):
-    """For `peak_memory`: features are drawn, the rest is measured; a small run first loads the libraries."""
+    """Draw features for `peak_memory`, which measures the rest; a small run first loads the libraries."""
     run(draw(500, noise)[0])
     x = draw(n, noise)[0]
     return lambda: run(x)
 
 
 def same_partition(a, b):
-    """Whether two labelings split the images alike; outliers are a part of their own."""
+    """Tell whether two labelings split the images alike; outliers are a part of their own."""
     pairs = len(set(zip(a.tolist(), b.tolist())))
     return pairs == len(set(a.tolist())) == len(set(b.tolist()))
 
 
 def quality(labels, persons):
-    """A phrase on how hard the case was: clusters, outliers, and the ARI of what is clustered with the persons."""
+    """Say how hard the case was: clusters, outliers, and the ARI of what is clustered with the persons."""
     found = cluster_quality(labels, persons)
     return (f"{labels.max() + 1} clusters of {len(np.unique(persons))} persons, {found['outlier_share']:.0%} outliers, "
             f"ARI {found['ari']:.3f}")
 
 
 def compare(n, repeats, dense):
-    """At SYSU size: time and memory of both cases, and whether the dense way gives the same labels."""
+    """Measure time and memory of both cases at SYSU size, and whether the dense way gives the same labels."""
     results = Results("clustering")
     for case, noise in CASES.items():
         x, persons = draw(n, noise)
@@ -110,7 +110,7 @@ def compare(n, repeats, dense):
 
 
 def at_size(n, noise):
-    """One clustering in a process of its own: seconds, the process's peak of host memory in bytes, and `quality`."""
+    """Measure one clustering in a process of its own: seconds, peak of host memory in bytes, and `quality`."""
     run(draw(500, noise)[0])
     x, persons = draw(n, noise)
     x = on_device(x)
@@ -121,7 +121,7 @@ def at_size(n, noise):
 
 
 def sizes(counts):
-    """Time, memory and labels at several sizes of the hard case; and a plot of them beside the table."""
+    """Measure time, memory and labels at several sizes of the hard case, and plot them beside the table."""
     results, measured = Results("clustering sizes"), []
     for n in counts:
         with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -1,4 +1,4 @@
-"""Drawn people in the SYSU-MM01 folder layout, so that the whole pipeline runs without a download.
+"""Draw synthetic people in the SYSU-MM01 folder layout, so that the whole pipeline runs without a download.
 
 A person is drawn once as a map of materials; the modality then decides how bright each material is: a colour
 in the visible image, a reflectance that knows nothing of that colour in the infrared one. What the two images
@@ -56,7 +56,7 @@ COLOURED = (Material.UPPER, Material.TRIM, Material.LOWER, Material.SHOES, Mater
 
 @dataclass(frozen=True)
 class Person:
-    """An identity: what it looks like in every image."""
+    """A synthetic person: what every image of it has in common."""
 
     build: str
     upper: str
@@ -75,13 +75,13 @@ class Person:
 
     @property
     def form(self) -> tuple[str, ...]:
-        """The attributes that both modalities show."""
+        """List the attributes that both modalities show."""
         return (self.build, self.upper, self.lower, self.pattern, self.bag, self.hat, self.hair)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A place: its background and its light."""
+    """A synthetic camera: its background and its light."""
 
     infrared: bool
     scene: np.ndarray  # (H, W, 3) float32 in [0, 1], larger than an image
@@ -93,7 +93,7 @@ class Camera:
 
 
 def _luma(colour: str) -> float:
-    """Brightness of a named colour, 0 to 1."""
+    """Return the brightness of a named colour, 0 to 1."""
     return float(np.dot(COLOURS[colour], (0.299, 0.587, 0.114))) / 255
 
 
@@ -134,13 +134,13 @@ def draw_people(rng: np.random.Generator, count: int) -> list[Person]:
 
 
 def draw_camera(rng: np.random.Generator, infrared: bool, variation: float = 1.0) -> Camera:
-    """Draw a place with a wall, a floor and things standing there.
+    """Draw a camera: a place with a wall, a floor and things standing there.
 
     variation: how far light, tint and contrast of cameras may lie apart; 1 is what the small CLIP was trained on.
     """
 
     def within(low: float, high: float, *size: int):
-        """Uniform in the range (low, high), narrowed to the share `variation` around its middle."""
+        """Draw from the range (low, high), narrowed to the share `variation` around its middle."""
         return (low + high) / 2 + (rng.uniform(low, high, size or None) - (low + high) / 2) * variation
 
     height, width = int(HEIGHT * 1.25), int(WIDTH * 1.5)
@@ -180,7 +180,7 @@ class _Sketch:
         self.draw = ImageDraw.Draw(self.image)
 
     def pixels(self, points) -> list[tuple[float, float]]:
-        """Body coordinates (x, y) of several points as pixels."""
+        """Convert body coordinates (x, y) of several points to pixels."""
         return [
             (self.left + (self.side * x + self.lean * (0.5 - y)) * self.scale, self.top + y * self.scale)
             for x, y in points
@@ -201,7 +201,7 @@ class _Sketch:
         self.draw.line(self.pixels([start, end]), fill=material, width=max(1, round(thickness * self.scale)))
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Body coordinates x (1, W) and y (H, 1) of every pixel, without the lean."""
+        """Return the body coordinates x (1, W) and y (H, 1) of every pixel, without the lean."""
         x = (np.arange(self.size[0])[None] - self.left) / self.scale * self.side
         return x, (np.arange(self.size[1])[:, None] - self.top) / self.scale
 
@@ -322,7 +322,7 @@ def _draw_obstacle(sketch: _Sketch, rng: np.random.Generator) -> None:
 
 
 def _materials(person: Person, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """The material of every pixel, (OVERSAMPLING * height, OVERSAMPLING * width) uint8."""
+    """Draw the material of every pixel: (OVERSAMPLING * height, OVERSAMPLING * width) uint8."""
     sketch = _Sketch(rng, height, width)
     back = rng.random() < 0.5
     if person.bag == "backpack" and not back:
@@ -359,14 +359,14 @@ def render(person: Person, camera: Camera, rng: np.random.Generator, height: int
 
 
 def _shrink(layers: np.ndarray) -> np.ndarray:
-    """Mean of every OVERSAMPLING x OVERSAMPLING square, (H, W, C)."""
+    """Average every OVERSAMPLING x OVERSAMPLING square: (H, W, C)."""
     steps = range(OVERSAMPLING)
     total = sum(layers[i::OVERSAMPLING, j::OVERSAMPLING] for i in steps for j in steps)
     return total / np.float32(OVERSAMPLING**2)
 
 
 def _background(camera: Camera, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A random window of the camera's scene, (height, width, 3)."""
+    """Cut a random window out of the camera's scene: (height, width, 3)."""
     rows, columns = camera.scene.shape[:2]
     top, left = rng.integers(0, rows - height + 1), rng.integers(0, columns - width + 1)
     return camera.scene[top : top + height, left : left + width]

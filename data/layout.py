@@ -1,4 +1,4 @@
-"""Reading a data set's folders and the text files that say which persons and images it consists of."""
+"""Read a data set's folders and the text files that say which persons and images it consists of."""
 from pathlib import Path
 
 from data.records import ImageSet
@@ -8,7 +8,7 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 def existing_root(root, layout):
-    """The folder of a data set as a Path. Raises UserError: it is missing."""
+    """Return the folder of a data set as a Path. Raises UserError: it is missing."""
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"data root {root} is missing; expected a folder with {layout}. Set DATASET.ROOT")
@@ -16,7 +16,7 @@ def existing_root(root, layout):
 
 
 def find_images(root, modality, ids, cameras, parent=""):
-    """The images in PARENTcamC/PPPP of all persons and cameras, sorted by person, camera and name: `ImageSet`.
+    """List the images in PARENTcamC/PPPP of all persons and cameras, sorted by person, camera and name: `ImageSet`.
 
     Files with another ending, and those whose name starts with a dot, are no images of the data set.
     """
@@ -32,7 +32,7 @@ def find_images(root, modality, ids, cameras, parent=""):
 
 
 def require_images(images, root, ids, cameras, split):
-    """The images, if there are any. Raises UserError: there are none."""
+    """Return the images, if there are any. Raises UserError: there are none."""
     if len(images):
         return images
     raise UserError(f"{root} holds no {images.modality.value} {split} image; expected PPPP/NNNN.jpg in "
@@ -41,7 +41,7 @@ def require_images(images, root, ids, cameras, split):
 
 
 def read_ids(path, layout):
-    """The numbers of a file of comma-separated ids, in its order.
+    """Read the numbers of a file of comma-separated ids, in its order.
 
     Args: layout: what the data set should look like, for messages.
     Raises: UserError: the file is missing, empty, or holds something else.
@@ -58,7 +58,7 @@ def read_ids(path, layout):
 
 
 def read_image_list(path, layout):
-    """The (path, label) rows of a list with one image and its integer label a line.
+    """Read the (path, label) rows of a list with one image and its integer label a line.
 
     Raises: UserError: the file is missing or empty, a line is something else, or an image is listed twice.
     """

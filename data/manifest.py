@@ -1,4 +1,4 @@
-"""What a run was trained and tested on, in a few lines that pseudo labels and checkpoints carry along."""
+"""Describe the images of a run in a few lines, which are stored with its pseudo labels and checkpoints."""
 import hashlib
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from utils.errors import UserError
 
 
 def file_stat(path):
-    """os.stat of an image. Raises UserError: it is missing, or a link that leads nowhere."""
+    """Call os.stat on an image. Raises UserError: it is missing, or a link that leads nowhere."""
     try:
         return os.stat(path)
     except OSError as error:
@@ -16,7 +16,7 @@ def file_stat(path):
 
 
 def data_manifest(data):
-    """{"train": {"rgb": {"images", "paths", "files"}, "ir": ...}, "test": ...} of a `DataSet`.
+    """Describe a `DataSet`: {"train": {"rgb": {"images", "paths", "files"}, "ir": ...}, "test": ...}.
 
     "paths" is a hash over the relative paths in their order, "files" one over paths and sizes, or "" for images that
     come from an array. Times are left out: a copy of the data is the same data.
@@ -30,7 +30,7 @@ def data_manifest(data):
 
 
 def manifest_differences(found, expected, splits=("train", "test")):
-    """Phrases on what differs between two manifests; empty if they may describe the same data."""
+    """Name what differs between two manifests, in phrases; none if they may describe the same data."""
     differences = []
     for split in splits:
         for modality, theirs in expected[split].items():

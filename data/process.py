@@ -1,62 +1,6 @@
-"""Verify a data set and cache its decoded images.
-
-    python data/process.py --dataset sysu --root dataset/SYSU-MM01              counts, then the cache
-    python data/process.py --dataset sysu --root dataset/SYSU-MM01 --check      every file, writes nothing
-"""
-import sys
+"""Run tools/process.py, where this command lies now: `python data/process.py` keeps working."""
+import runpy
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # the script lies one folder below the imports
-
-from data.images import open_bank  # noqa: E402
-from data.registry import OPENERS, open_dataset  # noqa: E402
-from data.verify import verify  # noqa: E402
-from utils.errors import Parser, exit_on_user_error  # noqa: E402
-
-
-def parse_arguments():
-    """The command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("--dataset", required=True, choices=sorted(OPENERS))
-    parser.add_argument("--root", required=True, help="folder of the data set")
-    parser.add_argument("--trial", type=int, default=1, help="the split, for data sets that have several")
-    parser.add_argument("--check", action="store_true",
-                        help="read every image, look for duplicates and strays, print a table of counts; no cache")
-    parser.add_argument("--height", type=int, default=288)
-    parser.add_argument("--width", type=int, default=144)
-    parser.add_argument("--cache_dir", default="", help="where to write the cache; default: ROOT")
-    parser.add_argument("--allow-partial", action="store_true", help="do not compare counts with the published ones")
-    return parser.parse_args()
-
-
-def check(data, check_counts):
-    """Print what `verify` finds. Raises UserError: something is wrong."""
-    report = verify(data, check_counts)
-    print("\n".join(report.lines))
-    report.raise_problems(data.root)
-    print(f"{data.name} in {data.root} is in order")
-
-
-def cache(data, cache_dir, height, width):
-    """Print the counts and write the cache of all images."""
-    print("\n".join((*data.counts(), *data.notes)))
-    folder = data.cache_dir(cache_dir)
-    for split, images in data.sets():
-        open_bank(images, data.root, folder, split, height, width)
-    print(f"cache of {height} x {width} images is in {folder}")
-
-
-def main():
-    """Run what the command line describes."""
-    arguments = parse_arguments()
-    check_counts = not arguments.allow_partial
-    # --check opens without a check of counts, which it prints in full before it complains
-    data = open_dataset(arguments.dataset, arguments.root, arguments.trial, check_counts and not arguments.check)
-    if arguments.check:
-        check(data, check_counts)
-    else:
-        cache(data, arguments.cache_dir, arguments.height, arguments.width)
-
-
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "tools" / "process.py"), run_name="__main__")

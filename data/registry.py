@@ -1,4 +1,4 @@
-"""The data sets by name. A new one is a module with a `load` and an entry here."""
+"""Open data sets by name. A new one is a module with a `load` and an entry here."""
 from pathlib import Path
 
 from data import demo, llcm, regdb, sysu
@@ -23,7 +23,7 @@ OPENERS = {"sysu": _open_sysu, "regdb": regdb.load, "llcm": _open_llcm, "demo": 
 
 
 def open_dataset(name, root, trial=1, check_counts=True):
-    """The `DataSet` of a name.
+    """Open the `DataSet` of a name.
 
     Args: trial: the split, for data sets that have several; check_counts: compare with the published counts.
     Raises: UserError: unknown name, or what the data set's loader finds wrong.

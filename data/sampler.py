@@ -1,14 +1,14 @@
-"""Which images form the batches of an epoch: P clusters, K images of each."""
+"""Draw the batches of an epoch: P clusters, K images of each."""
 import numpy as np
 
 
 def iterations_per_epoch(labelled_rgb, labelled_ir, batch_size):
-    """floor(max(n_rgb, n_ir) / B) + 1, n counted without outliers."""
+    """Return floor(max(n_rgb, n_ir) / B) + 1, n counted without outliers."""
     return max(labelled_rgb, labelled_ir) // batch_size + 1
 
 
 def cluster_batches(labels, clusters, instances, iterations, rng):
-    """Positions of the images of each batch.
+    """Draw the positions of the images of each batch.
 
     Per batch, P clusters are drawn without replacement (with replacement where fewer exist), and K images of
     each with replacement; outliers are never drawn.

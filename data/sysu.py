@@ -123,7 +123,7 @@ def shared_array(folder, modality):
     images, labels, paths = (_read_array(path) for path in (files.images, files.labels, files.paths))
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}; expected uint8 (N, H, W, 3). "
-                        "Make it again from the image folders with data/process.py")
+                        "Make it again from the image folders with tools/process.py")
     if not labels.shape == paths.shape == images.shape[:1]:
         raise UserError(f"{files.images} holds {len(images)} images, {files.labels.name} {labels.shape} labels and "
                         f"{files.paths.name} {paths.shape} paths; expected one of each per image. Take three files "
@@ -138,7 +138,7 @@ def shared_array(folder, modality):
         last = next(i for i, (a, b) in enumerate(zip(keys, keys[1:])) if a >= b)
         raise UserError(f"{files.paths} lists {keys[last + 1][2]} after {keys[last][2]}; expected paths sorted by "
                         "person, camera and name, the order of pseudo labels. Make the files again with "
-                        "data/process.py")
+                        "tools/process.py")
     persons = [row[1] for row in rows]
     pairs = set(zip(persons, labels.tolist()))
     if not len(set(persons)) == len(set(labels.tolist())) == len(pairs):

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a data set on disk, found before anything is trained on it."""
+"""Find what can be wrong with a data set on disk, before anything is trained on it."""
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def verify(data, check_counts=True):
 
 
 def count_table(data, check_counts=True):
-    """Lines of a table: what, found, expected, and a mark where they differ; then persons and images per camera."""
+    """Tabulate what, found, expected and a mark where they differ; then persons and images per camera; in lines."""
     expected = data.published if check_counts else {}
     rows = [(what, number, expected.get(what)) for what, number in data.measured().items()]
     for split, images in data.sets():
@@ -90,7 +90,7 @@ def _read(job):
 
 
 def _duplicates(files):
-    """Phrases on identical files: those in training and test, and the others."""
+    """List identical files in phrases: those in training and test, and the others."""
     groups = {}
     for file in files:
         if file.digest:
@@ -104,7 +104,7 @@ def _duplicates(files):
 
 
 def _besides(data):
-    """Paths of files that lie beside listed images without being listed, and of empty folders beside theirs."""
+    """List the files that lie beside listed images without being listed, and of empty folders beside theirs."""
     listed = {path for _, images in data.sets() for path in images.paths}
     folders = {Path(path).parent for _, images in data.sets() if not images.array for path in images.paths}
     ignored, empty = [], []
@@ -121,7 +121,7 @@ def _besides(data):
 
 
 def _finding(sentence, examples):
-    """A line with the number of examples and the first of them, or none."""
+    """Write a line with the number of examples and the first of them; none if there are none."""
     if not examples:
         return []
     more = f", and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""

@@ -1,16 +1,16 @@
 """From a checkpoint's content to a model, and the released checkpoint format: our weights under its names."""
 import math
+import runpy
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from model.cclnet import CCLNet
-from model.clip import TextTower, build_image_tower, load_clip, tokenize
+from model.clip import TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.towers import STRIDE
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import Parser, UserError, exit_on_user_error
+from utils.errors import UserError
 from utils.modality import Modality
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
@@ -218,27 +218,5 @@ def _released_prompts(prompts, clip):
     return state
 
 
-def main(arguments=None):
-    """Write a checkpoint of ours in the released format."""
-    parser = Parser(__doc__)
-    parser.add_argument("checkpoint", help="written by train_prepare.py or train_clip.py")
-    parser.add_argument("out", help="the file to write")
-    parser.add_argument("--clip_weights", help="openai or a file; those of the training run if left out")
-    options = parser.parse_args(arguments)
-    content = load_checkpoint(options.checkpoint)
-    if released_state(content) is not None:
-        raise UserError(f"checkpoint {options.checkpoint} is in the released format already; copy the file instead")
-    config = content.get("config")
-    if not isinstance(content.get("state_dict"), dict) or not isinstance(config, dict):
-        raise UserError(f"checkpoint {options.checkpoint} holds no weights with their configuration; expected a file "
-                        "written by train_prepare.py or train_clip.py")
-    if Path(options.out).resolve() == Path(options.checkpoint).resolve():
-        raise UserError(f"{options.out} is the checkpoint itself; name another file to write")
-    clip = load_clip(options.clip_weights or config["MODEL"]["CLIP_WEIGHTS"])
-    released = to_released(content, clip, config["INPUT"]["HEIGHT"], config["INPUT"]["WIDTH"])
-    save_checkpoint(options.out, released)
-    print(f"{options.out}: {len(released['state_dict'])} weights in the released format")
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)
+if __name__ == "__main__":      # the command lies in tools/ now: `python -m model.released` keeps working
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "tools" / "export_released.py"), run_name="__main__")

@@ -12,10 +12,9 @@ import pytest
 import scripts
 import torch
 import trees
-from configs.build import check_resumable
 
 from configs.defaults import as_dict, load_config
-from processor.run import FORMAT
+from processor.run import FORMAT, check_resumable
 from utils.errors import UserError
 
 SCRIPTS = {name: scripts.load(name) for name in ("train_prepare", "train_clip", "test")}
@@ -230,7 +229,7 @@ def test_the_table_is_long_enough():
     (["--dataset", "regdb", "--root", ".", "--trial", "eleven"], "invalid int value: 'eleven'"),
 ])
 def test_bad_words_for_process(words, sentence, capsys):
-    assert scripts.call(scripts.load("data/process"), words) == 2
+    assert scripts.call(scripts.load("tools/process"), words) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and sentence in said
 

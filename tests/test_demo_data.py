@@ -1,4 +1,4 @@
-"""The drawn data set: same seed same files, the layout of SYSU-MM01, grey infrared, all or nothing."""
+"""The synthetic data set: same seed same files, the layout of SYSU-MM01, grey infrared, all or nothing."""
 
 import numpy as np
 import pytest

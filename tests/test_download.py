@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.released import LANDMARKS
 from processor.pseudo_labels import FILE_NAMES
-from utils import download
+from tools import download
 from utils.errors import UserError
 
 
@@ -60,7 +61,7 @@ def server(monkeypatch):
 
 def released_bytes(**changes):
     """A small file with the released landmarks."""
-    state = {name: torch.ones(8, 4, 1, 1) for name in download.RELEASED_LANDMARKS}
+    state = {name: torch.ones(8, 4, 1, 1) for name in LANDMARKS}
     state.update({"bottleneck.weight": torch.ones(8), "text_encoder.filling": torch.ones(300_000), **changes})
     file = io.BytesIO()
     torch.save({"state_dict": {k: v for k, v in state.items() if v is not None}, "epoch": 3}, file)

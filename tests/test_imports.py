@@ -1,19 +1,13 @@
-"""Imports run one way: scripts -> processor -> data, model, loss -> utils."""
+"""Imports go down only, without exceptions: scripts, tools -> processor -> data, model, configs -> loss, utils."""
 import ast
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAY_IMPORT = {
-    "utils": {"utils"},
-    "data": {"data", "utils"},
-    "model": {"model", "utils"},
-    "loss": {"loss", "utils"},
-    "processor": {"processor", "data", "model", "loss", "utils"},
-    "configs": {"configs", "processor", "data", "model", "utils"},      # configs/build.py belongs to the scripts
-}
-FILES = [p for package in MAY_IMPORT for p in sorted((ROOT / package).rglob("*.py"))]
+FLOORS = (("utils",), ("loss",), ("data", "model", "configs"), ("processor",), ("tools", "benchmarks"))
+PACKAGES = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
 
 def package_of(path):
@@ -31,15 +25,26 @@ def imported_packages(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_direction(path):
-    foreign = set(imported_packages(path)) & set(MAY_IMPORT) - MAY_IMPORT[package_of(path)]
+    """A package imports itself and what lies below it; data, model and configs do not import one another."""
+    own = package_of(path)
+    foreign = {name for name in imported_packages(path) if name in PACKAGES and name != own
+               and PACKAGES[name] >= PACKAGES[own]}
     assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
-def test_the_report_is_looked_at():
-    assert ROOT / "utils/report/write.py" in FILES
+def test_every_package_is_looked_at():
+    folders = {package_of(p) for p in ROOT.glob("*/*.py")} - {"tests"}
+    assert folders == set(PACKAGES) and ROOT / "utils/report/write.py" in FILES
 
 
 def test_only_configs_know_the_config_tree():
     for path in FILES:
         if package_of(path) != "configs":
             assert "yacs" not in set(imported_packages(path)), path
+
+
+def test_no_function_is_longer_than_60_lines():
+    for path in [*FILES, *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno - node.lineno < 60, f"{path}:{node.lineno} {node.name}"

@@ -15,13 +15,13 @@ from model.cclnet import CCLNet
 from model.clip import load_clip
 from model.released import (
     describe_released,
-    main,
     model_from_checkpoint,
     our_name,
     released_input_size,
     released_name,
     released_state,
 )
+from tools.export_released import main
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 

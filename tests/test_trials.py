@@ -134,10 +134,10 @@ def test_several_retrievals_from_one_embedding(monkeypatch):
     features = {m: rng.standard_normal((8, 4)).astype(np.float32) for m in Modality}
     embedded = []
 
-    def embed(model, bank, modality, indices, batch_size, mode):
+    def embed(model, bank, modality, indices, batch_size, precision):
         import torch
         embedded.append((modality, tuple(indices)))
-        return torch.from_numpy(features[modality][indices])
+        return {"feature": torch.from_numpy(features[modality][indices])}
 
     monkeypatch.setattr(evaluate, "embed", embed)
     persons = np.array([0, 0, 1, 1, 2, 2, 3, 3])
@@ -147,10 +147,10 @@ def test_several_retrievals_from_one_embedding(monkeypatch):
                       (0, 1))
     back = Retrieval("back", "t2v", "regdb", Modality.IR, np.arange(4), (np.arange(6),), (0,))
     banks = dict.fromkeys(Modality)
-    both = evaluate.evaluate_all(None, data, banks, [there, back])
+    both = evaluate.evaluate(None, data, banks, [there, back], 64, "fp32")
     assert embedded == [(Modality.RGB, tuple(range(8))), (Modality.IR, tuple(range(8)))]
     for retrieval, together in zip((there, back), both):
-        alone = evaluate.evaluate(None, data, banks, retrieval)
+        alone = evaluate.evaluate(None, data, banks, [retrieval], 64, "fp32")[0]
         assert alone.mean() == together.mean() and len(alone.per_trial) == len(retrieval.trials)
         for trial, result in zip(retrieval.galleries, together.per_trial):
             m = retrieval.query_modality

@@ -1,4 +1,4 @@
-"""`python data/process.py`: the table, every finding of --check, exit codes, the cache."""
+"""`python tools/process.py`: the table, every finding of --check, exit codes, the cache."""
 import os
 import shutil
 import subprocess
@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from data import llcm, regdb, sysu
-from data.process import main
 from data.verify import count_table, verify
 from tests.trees import llcm_tree, regdb_tree, sysu_tree, write_image
+from tools.process import main
 from utils.errors import UserError
 
 
@@ -79,29 +79,29 @@ def test_ignored_files_and_empty_folders_are_told(root):
     assert os.path.join("cam1", "0009") in line(found.lines, "1 empty folders")
 
 
-def process(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["process.py", *map(str, arguments)])
-    main()
+def process(*arguments):
+    main([str(word) for word in arguments])
 
 
-def test_check_prints_everything_before_it_refuses(root, monkeypatch, capsys):
+@pytest.mark.parametrize("partial", ["--allow-partial", "--allow_partial"])
+def test_check_prints_everything_before_it_refuses(root, monkeypatch, capsys, partial):
     monkeypatch.setattr(sysu.SysuDataSet, "published", {"training persons": 395, "training IR images": 11909})
     with pytest.raises(UserError, match="holds 3 training persons instead of 395; 12 training IR images instead of 11"):
-        process(monkeypatch, "--dataset", "sysu", "--root", root, "--check")
+        process("--dataset", "sysu", "--root", root, "--check")
     assert "differs" in capsys.readouterr().out
-    process(monkeypatch, "--dataset", "sysu", "--root", root, "--check", "--allow-partial")
+    process("--dataset", "sysu", "--root", root, "--check", partial)
     assert "is in order" in capsys.readouterr().out
     assert not list(root.glob("*.npy"))
 
 
-def test_counts_of_llcm_are_no_error(tmp_path, monkeypatch, capsys):
-    process(monkeypatch, "--dataset", "llcm", "--root", llcm_tree(tmp_path / "LLCM"), "--check")
+def test_counts_of_llcm_are_no_error(tmp_path, capsys):
+    process("--dataset", "llcm", "--root", llcm_tree(tmp_path / "LLCM"), "--check")
     assert "differs" in capsys.readouterr().out
 
 
-def test_cache_lies_in_the_folder_of_its_trial(tmp_path, monkeypatch):
+def test_cache_lies_in_the_folder_of_its_trial(tmp_path):
     root = regdb_tree(tmp_path / "RegDB")
-    process(monkeypatch, "--dataset", "regdb", "--root", root, "--trial", 2, "--allow-partial", "--height", 32,
+    process("--dataset", "regdb", "--root", root, "--trial", 2, "--allow-partial", "--height", 32,
             "--width", 16, "--cache_dir", tmp_path / "fast")
     images = np.load(tmp_path / "fast" / "trial2" / "train_ir_resized_img.npy")
     assert images.shape == (4, 32, 16, 3)

@@ -1,12 +1,12 @@
-"""The whole pipeline on drawn people, and one table of what each stage gained.
+"""Run the whole pipeline on synthetic people, and print one table of what each stage gained.
 
     python tools/demo.py [KEY VALUE ...] [--seeds 1 2 3]
 
 Runs test.py, train_prepare.py, train_clip.py with configs/demo.yml, as a user would, and test.py after each stage.
 With several seeds the table holds mean and standard deviation over them.
 """
-import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
+
+from utils.errors import Parser, exit_on_user_error  # noqa: E402
+
 CONFIG = "configs/demo.yml"
-STAGES = ("CLIP as it is", "after train_prepare", "after train_clip")
+STAGES = ("baseline CLIP", "after train_prepare", "after train_clip")
 NUMBERS = {"rank1": "Rank-1", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 
 
@@ -30,10 +34,10 @@ def run(script, *arguments):
 
 
 def run_seed(seed, overrides):
-    """All stages with one seed: the metrics.json of each stage, in the order of STAGES."""
+    """Run all stages with one seed and read the metrics.json of each, in the order of STAGES."""
     output = Path("runs/demo") / f"seed{seed}"
     settings = ["SEED", seed, *overrides]
-    folders = [output / name for name in ("test_clip_as_it_is", "test_after_prepare", "test_after_clip")]
+    folders = [output / name for name in ("test_baseline_clip", "test_after_prepare", "test_after_clip")]
     run("test.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", folders[0])
     run("train_prepare.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
     run("test.py", "--resume_path", output / "prepare_last.pth", "OUTPUT_DIR", folders[1])
@@ -44,7 +48,7 @@ def run_seed(seed, overrides):
 
 
 def table(seeds):
-    """Percentages of every stage: mean over the seeds, and the standard deviation where there are several."""
+    """Format the percentages of every stage: mean over the seeds, and the standard deviation if there are several."""
     lines = [" " * 20 + "".join(f"{name:>16}" for name in NUMBERS.values())]
     for stage, results in zip(STAGES, zip(*seeds)):
         cells = []
@@ -57,20 +61,21 @@ def table(seeds):
 
 def main():
     """Run the demo for every seed and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
-    arguments = parser.parse_args()
+    parser = Parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
+    arguments = parser.parse_intermixed_args()
     started = time.time()
     results = [run_seed(seed, arguments.overrides) for seed in arguments.seeds]
     print(f"\n{results[0][0]['protocol']}, last epoch, {len(results)} seed(s), {time.time() - started:.0f} s\n")
     print(table(results))
     print("\nwritten:")
-    for seed in arguments.seeds:
-        print(f"  runs/demo/seed{seed}/  pseudo_labels/ prepare_last.pth model_last.pth log.txt config.yml "
+    folders = [os.path.relpath(ROOT / "runs" / "demo" / f"seed{seed}") for seed in arguments.seeds]
+    for folder in folders:
+        print(f"  {folder}/  pseudo_labels/ prepare_last.pth model_last.pth log.txt config.yml "
               "test_*/metrics.json")
-    print("to look at: " + " ".join(f"runs/demo/seed{seed}/report.html" for seed in arguments.seeds))
+    print("to look at: " + " ".join(f"{folder}/report.html" for folder in folders))
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)

@@ -1,13 +1,12 @@
-"""RegDB's ten trials: train and test each of them, and put their results into one table.
+"""Train and test RegDB's ten trials, and put their results into one table.
 
     python tools/regdb_trials.py train [--trials 1 2 3] [--config_file configs/regdb.yml] [KEY VALUE ...]
     python tools/regdb_trials.py table [--trials 1 2 3] [--config_file configs/regdb.yml] [KEY VALUE ...]
 
 `train` runs train_prepare.py, train_clip.py and test.py (both directions) for one trial after the other; what is
-finished is skipped, so a run that was cut short goes on when the command is repeated. `table` gives mean ± standard
+finished is skipped, so a run that was cut short resumes when the command is repeated. `table` gives mean ± standard
 deviation over the trials that were tested, names the missing ones, and writes trials.json beside their folders.
 """
-import argparse
 import json
 import subprocess
 import sys
@@ -16,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))     # the script lies one folder below the imports
+sys.path.insert(0, str(REPOSITORY))     # the tool lies one folder below the imports
 
 from configs.defaults import as_dict, flat, load_config  # noqa: E402
 from processor.evaluate import RANKS  # noqa: E402
 from processor.pseudo_labels import FILE_NAMES  # noqa: E402
 from utils.checkpoint import load_checkpoint, save_json  # noqa: E402
-from utils.errors import UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
 TRIALS = tuple(range(1, 11))
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
@@ -31,11 +30,12 @@ NO_TRAINING = ("OUTPUT_DIR", "DEVICE", "DATASET.CACHE_DIR", "DATASET.CACHE", "CH
 
 
 def parse_arguments(arguments=None):
-    """The command line: (options, overrides)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Read the command line: (options, overrides). Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
     parser.add_argument("action", choices=("train", "table"))
     parser.add_argument("--trials", nargs="+", default=[str(t) for t in TRIALS], help="default: 1 to 10")
-    parser.add_argument("--config_file", default=str(REPOSITORY / "configs" / "regdb.yml"))
+    parser.add_argument("--config_file", default=str(REPOSITORY / "configs" / "regdb.yml"),
+                        help="default: configs/regdb.yml")
     options, overrides = parser.parse_known_args(arguments)
     strange = [word for word in overrides if word.startswith("--")]
     if strange:
@@ -50,7 +50,7 @@ def parse_arguments(arguments=None):
 
 
 def trial_configs(trials, config_file, overrides):
-    """Trial -> configuration.
+    """Read the configuration of each trial: {trial: configuration}.
 
     Raises: UserError: two trials would write to the same OUTPUT_DIR.
     """
@@ -78,31 +78,31 @@ def train(configs, config_file, overrides):
             code = subprocess.run([sys.executable, str(REPOSITORY / script), *arguments]).returncode
             if code:
                 raise UserError(f"{script} of trial {trial} ended with exit code {code}; its message is above and in "
-                                f"{Path(config.OUTPUT_DIR) / 'log.txt'}. Run the same command again to go on")
+                                f"{Path(config.OUTPUT_DIR) / 'log.txt'}. Run the same command again to resume")
             was_run = True
 
 
 def prepare_is_finished(config):
-    """Whether train_prepare.py ran to its last epoch and left its pseudo labels."""
+    """Tell whether train_prepare.py ran to its last epoch and left its pseudo labels."""
     folder = Path(config.OUTPUT_DIR)
     return (_reached(config, "prepare_last.pth", config.PREPARE.EPOCHS)
             and all((folder / "pseudo_labels" / name).is_file() for name in FILE_NAMES.values()))
 
 
 def clip_is_finished(config):
-    """Whether train_clip.py ran to its last epoch."""
+    """Tell whether train_clip.py ran to its last epoch."""
     return _reached(config, "model_last.pth", config.FINETUNE.EPOCHS)
 
 
 def test_is_finished(config):
-    """Whether both directions of the last checkpoint were tested."""
+    """Tell whether both directions of the last checkpoint were tested."""
     checkpoint, metrics = (Path(config.OUTPUT_DIR) / name for name in ("model_last.pth", "metrics.json"))
     return (metrics.is_file() and metrics.stat().st_mtime >= checkpoint.stat().st_mtime
             and len(_read_results(metrics)) > 1)
 
 
 def _reached(config, name, epochs):
-    """Whether a checkpoint is of the last epoch. Raises UserError: it was trained with other settings."""
+    """Tell whether a checkpoint is of the last epoch. Raises UserError: it was trained with other settings."""
     path = Path(config.OUTPUT_DIR) / name
     if not path.is_file():
         return False
@@ -117,13 +117,13 @@ def _reached(config, name, epochs):
 
 
 def _learned_with(tree):
-    """{"SECTION.KEY": value} of the settings that change what is learned."""
+    """Select the settings that change what is learned: {"SECTION.KEY": value}."""
     return {key: value for key, value in flat(tree).items()
             if key not in NO_TRAINING and key.split(".")[0] not in NO_TRAINING}
 
 
 def _read_results(path):
-    """The records of a metrics.json, one per direction. Raises UserError: it is damaged."""
+    """Read the records of a metrics.json, one per direction. Raises UserError: it is damaged."""
     try:
         record = json.loads(path.read_text())
         results = record.get("results", [record])
@@ -134,7 +134,7 @@ def _read_results(path):
 
 
 def collect(configs):
-    """Results by direction: ({protocol: {trial: record}}, trials without results).
+    """Collect the results by direction: ({protocol: {trial: record}}, trials without results).
 
     Raises: UserError: a metrics.json is of another trial.
     """
@@ -154,7 +154,10 @@ def collect(configs):
 
 
 def summarise(directions):
-    """{protocol: {"trials", "mean": {...}, "std": {...}}}; std of the sample (n - 1), 0 for a single trial."""
+    """Average over the trials: {protocol: {"trials", "mean": {...}, "std": {...}}}.
+
+    std is that of the sample (n - 1), 0 for a single trial.
+    """
     summary = {}
     for protocol, records in directions.items():
         values = {name: np.array([record[name] for record in records.values()]) for name in NUMBERS}
@@ -164,7 +167,7 @@ def summarise(directions):
 
 
 def print_table(summary, missing):
-    """Mean ± standard deviation in percent, one line per direction, and the missing trials."""
+    """Print mean ± standard deviation in percent, one line per direction, and the missing trials."""
     width = max(len(protocol) for protocol in summary)
     print(f"{'':<{width}}  trials" + "".join(f"{n.replace('rank', 'Rank-'):>16}" for n in NUMBERS))
     for protocol, row in summary.items():

@@ -6,7 +6,6 @@ First train_prepare.py and train_clip.py run undisturbed; their memory per epoch
 are over, the same is trained in new folders under runs/soak, hit by SIGKILL or SIGTERM at random moments and resumed
 with the same command. Prints what happened; the exit code is 1 if a result differs or the memory grows.
 """
-import argparse
 import json
 import os
 import random
@@ -20,7 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
+
+from utils.errors import Parser, exit_on_user_error  # noqa: E402
+
 FOLDER = ROOT / "runs" / "soak"
 SCRIPTS = ("train_prepare.py", "train_clip.py")
 EPOCHS = ("PREPARE.EPOCHS", "4", "PROMPT.EPOCHS", "4", "FINETUNE.EPOCHS", "4", "MEMORY.SWAP_EPOCH", "2",
@@ -76,7 +79,7 @@ def disturbed_run(folder, overrides, rng, counts):
 
 
 def differences(folder, expected):
-    """Names of the results that are not the same to the bit."""
+    """Name the results that are not the same to the bit."""
     found = [path.name for path in (expected / "pseudo_labels").glob("*.npy")
              if not np.array_equal(np.load(path), np.load(folder / "pseudo_labels" / path.name))]
     for name in ("prepare_last.pth", "model_last.pth"):
@@ -87,7 +90,7 @@ def differences(folder, expected):
 
 
 def memory_per_epoch(folder):
-    """Stage -> peak of the process in MiB until the end of each epoch of an undisturbed run."""
+    """Read the peak of the process in MiB until the end of each epoch of an undisturbed run: {stage: [...]}."""
     memory = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -96,12 +99,12 @@ def memory_per_epoch(folder):
 
 
 def main():
-    """Run the soak that the command line describes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
-    arguments = parser.parse_args()
+    """Kill and resume as long as the command line says."""
+    parser = Parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=20, help="default: 20")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the signals; default: 0")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
+    arguments = parser.parse_intermixed_args()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     shutil.copy(ROOT / "configs" / "demo.yml", FOLDER)      # who edits it meanwhile does not disturb the soak
@@ -129,4 +132,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)

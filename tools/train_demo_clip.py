@@ -1,12 +1,12 @@
-"""Train the demo's small CLIP on drawn, captioned people and write it in OpenAI's format.
+"""Train the demo's small CLIP on synthetic, captioned people and write it in OpenAI's format.
 
-The people, the places and their random streams are others than those of the demo's data sets.
+The people, the cameras and their random streams are others than those of the demo's data sets.
 
-    python -m tools.train_demo_clip --output assets/demo_clip.pt
+    python tools/train_demo_clip.py [--output assets/demo_clip.pt]
 """
-
 import argparse
 import math
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,7 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.demo import HEIGHT, WIDTH, Person, caption, draw_camera, draw_people, render
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))     # the tool lies one folder below the imports
+
+from data.demo import HEIGHT, WIDTH, Person, caption, draw_camera, draw_people, render  # noqa: E402
+from utils.errors import Parser, exit_on_user_error  # noqa: E402
 
 STREAM = 7_000_000  # first word of every seed here; the demo's data sets have a small number there
 IMAGE_SIZE = (96, 48)  # pixels, height and width
@@ -201,20 +205,19 @@ def openai_state(model: CLIP, used: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("assets/demo_clip.pt"))
-    parser.add_argument("--people", type=int, default=600)
-    parser.add_argument("--images", type=int, default=8, help="of each person and modality")
-    parser.add_argument("--cameras", type=int, default=12, help="places of each modality")
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    """Read the command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "assets" / "demo_clip.pt",
+                        help="the file to write; default: assets/demo_clip.pt of this repository")
+    for name, default, what in (
+            ("people", 600, ""), ("images", 8, "of each person and modality"), ("cameras", 12, "of each modality"),
+            ("steps", 1200, ""), ("batch-size", 128, ""), ("lr", 1e-3, ""), ("seed", 0, ""), ("threads", 2, "")):
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{what} (default: {default})")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train and save as the command line says."""
     args = parse(argv)
     torch.set_num_threads(args.threads)
     started = time.perf_counter()
@@ -231,4 +234,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)

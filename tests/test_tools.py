@@ -1,0 +1,84 @@
+"""Every tool runs from any folder, and so do its old spellings; mistakes end in one sentence and exit code 2."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tools import demo, ranking_picture
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = {"demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
+         "process": "--allow_partial", "ranking_picture": "--ranks", "regdb_trials": "--trials", "soak": "--minutes",
+         "train_demo_clip": "--people"}
+OLD = {("-m", "utils.download"): "download", ("-m", "model.released"): "export_released",
+       (str(ROOT / "data" / "process.py"),): "process"}
+
+
+def start(words, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def end(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_explain_themselves_from_any_folder(name, tmp_path):
+    code, out, err = end(start([str(ROOT / "tools" / f"{name}.py"), "--help"], tmp_path))
+    assert (code, err) == (0, "") and TOOLS[name] in out and f"python tools/{name}.py" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", OLD, ids=" ".join)
+def test_old_spellings_run_the_tool(words, tmp_path):
+    folder = ROOT if words[0] == "-m" else tmp_path
+    code, out, err = end(start([*words, "--help"], folder))
+    assert (code, err) == (0, "") and f"python tools/{OLD[words]}.py" in out
+
+
+@pytest.mark.parametrize("words", [[str(ROOT / "tools" / "soak.py")], [str(ROOT / "data" / "process.py")],
+                                   ["-m", "model.released"]], ids=" ".join)
+def test_a_mistake_is_one_sentence(words):
+    code, _, err = end(start([*words, "--no_such"], ROOT))
+    assert code == 2 and err.startswith("error: the command line is not understood: ") and err.count("\n") == 1
+
+
+def results(value):
+    return [{"rank1": stage * value, "rank10": 1.0, "mAP": 0.5, "mINP": 0.25} for stage in (1, 2, 3)]
+
+
+def test_the_demo_tabulates_seeds():
+    head, baseline, _, clip = demo.table([results(0.1)]).splitlines()
+    assert head.split() == ["Rank-1", "Rank-10", "mAP", "mINP"]
+    assert baseline.split() == ["baseline", "CLIP", "10.0", "100.0", "50.0", "25.0"]
+    assert clip.split()[2:] == ["30.0", "100.0", "50.0", "25.0"]
+    lines = demo.table([results(0.1), results(0.2)]).splitlines()
+    assert lines[1].split()[2:5] == ["15.0", "±", "7.1"] and lines[2].split()[2:5] == ["30.0", "±", "14.1"]
+
+
+def test_ranking_picture(tmp_path, monkeypatch):
+    for name, colour in (("q.png", "blue"), ("g.png", "green")):
+        Image.new("RGB", (12, 24), colour).save(tmp_path / name)
+    ranking, picture = tmp_path / "ranking_all.csv", tmp_path / "out.png"
+    ranking.write_text("trial,query,query_person,rank,gallery,gallery_person\n0,q.png,1,1,g.png,1\n0,q.png,1,2,g.png,2\n")
+    monkeypatch.setattr(sys, "argv", ["ranking_picture.py", str(ranking), str(tmp_path), str(picture), "--ranks", "2"])
+    ranking_picture.main()
+    with Image.open(picture) as image:
+        framed = ranking_picture.WIDTH + 2 * ranking_picture.FRAME + ranking_picture.GAP
+        row, first = ranking_picture.GAP, 3 * ranking_picture.GAP + framed
+        page = image.convert("RGB")
+        assert [page.getpixel((x, row)) for x in (first, first + framed)] == [ranking_picture.RIGHT,
+                                                                              ranking_picture.WRONG]
+    ranking.write_text("")
+    with pytest.raises(UserError, match="holds no ranked lists"):
+        ranking_picture.main()
+    ranking.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        ranking_picture.main()
