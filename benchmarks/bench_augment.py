@@ -1,12 +1,14 @@
-"""Augmentation of a batch at 288 x 144, per image and on one core."""
+"""Augmentation of a batch at 288 x 144, per image and on one core, beside torchvision's one image at a time."""
 import numpy as np
 import torch
 
 from benchmarks import reference
 from benchmarks.bench_memory import bandwidth
 from benchmarks.harness import Results, Row, measure
-from data.augment import Augmentation, apply, draw, normalise
+from configs.defaults import load_config
+from data.augment import apply, draw, normalise
 from data.images import ImageBank
+from processor.setup import train_settings
 
 BATCH, HEIGHT, WIDTH = 64, 288, 144
 
@@ -20,8 +22,7 @@ def main():
     bank, transform = ImageBank(images, device), reference.sysu_transform(HEIGHT, WIDTH)
     positions, rng = np.random.default_rng(1).permutation(256)[:BATCH], np.random.default_rng(2)
     batch = bank.batch(positions)
-    policies = {"SYSU-MM01 RGB": Augmentation(grey=0.5, flip=0.5, pad=10, erase=0.5),
-                "SYSU-MM01 IR": Augmentation(flip=0.5, pad=10, erase=0.5)}
+    policies = {f"SYSU-MM01 {m.name}": policy for m, policy in train_settings(load_config(), 1).augmentation.items()}
     bound = BATCH * HEIGHT * WIDTH * 3 * 5 / bandwidth(device)          # a byte read and a float written
     chosen = images[positions]
     slow = measure(lambda: reference.augment(chosen, transform)) / BATCH

@@ -1,4 +1,4 @@
-"""One epoch of train_prepare.py at SYSU size on a GPU: images of random bytes, clustering included, and a profile."""
+"""One epoch of train_prepare.py at SYSU size on a GPU, part by part: images of random bytes, and a profile of steps."""
 import argparse
 import sys
 
@@ -7,23 +7,23 @@ import torch
 
 from benchmarks.bench_train_step import HEIGHT, WIDTH, embedding, rn50, training
 from benchmarks.harness import Results, Row, measure
-from data.augment import Augmentation, apply, draw
-from data.images import ImageBank
-from processor.contrast import ContrastSettings, ContrastStage
+from configs.defaults import load_config
+from data.images import ImageBank, pick_cache
 from processor.features import embed
-from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
+from processor.pseudo_labels import centroids, make_pseudo_labels
+from processor.setup import train_settings
+from processor.train import Batches, TrainState, train_step
 from utils.modality import Modality
-from utils.seeding import numpy_rng
 
 SIZES, PERSONS = {Modality.RGB: 22258, Modality.IR: 11909}, 395
-TARGET_SECONDS, EMBED_BATCH = 12, 256
+TARGET_SECONDS, EMBED_BATCH, PROFILED = 12, 256, 20
 
 
-def random_images(n, seed):
-    """(N, H, W, 3) uint8: a person is one coarse random pattern, an image is that with fine noise."""
+def random_images(n, persons, seed):
+    """Draw (n, H, W, 3) uint8: a person is one coarse random pattern, an image is that with fine noise."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 200, (PERSONS, HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
-    person = rng.integers(0, PERSONS, n)
+    coarse = rng.integers(0, 200, (persons, HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
+    person = rng.integers(0, persons, n)
     images = rng.integers(0, 56, (n, HEIGHT, WIDTH, 3), dtype=np.uint8)
     for start in range(0, n, 1024):
         part = slice(start, start + 1024)
@@ -31,33 +31,60 @@ def random_images(n, seed):
     return images
 
 
-def parts(model, banks, settings, report, device):
-    """Rows on what an epoch is made of, each timed by itself, beside the least that the tower's arithmetic needs."""
-    mode, batch = settings.precision, settings.clusters_per_batch * settings.instances
+def open_banks(share, device):
+    """Hold random images as a run does: Modality -> `ImageBank`. Args: share: of SYSU-MM01's images and persons."""
+    counts = {m: int(n * share) for m, n in SIZES.items()}
+    cache = pick_cache("auto", sum(counts.values()) * HEIGHT * WIDTH * 3, device)
+    return {m: ImageBank(random_images(n, max(int(PERSONS * share), 4), seed), device, cache=cache)
+            for seed, (m, n) in enumerate(counts.items())}
 
-    def embed_all():
-        return {m: embed(model, bank, m, batch_size=EMBED_BATCH, mode=mode) for m, bank in banks.items()}
 
-    features, images = embed_all(), sum(map(len, banks.values()))
-    tower = measure(embedding(model, device, mode, EMBED_BATCH, True)) / EMBED_BATCH * images
-    yield Row("embedding all images", measure(embed_all, 1), None, tower, note="bound: the tower alone")
-    yield Row("clustering both modalities", measure(
-        lambda: {m: make_pseudo_labels(features[m], m, settings.cluster) for m in Modality}, 1))
-    tower = measure(training(model, device, mode, batch, True)) * report.iterations
-    yield Row("training", 2 * batch * report.iterations / report.images_per_second, None, tower,
-              note=f"{report.iterations} iterations, {report.images_per_second:.0f} images/s; bound: the optimiser's "
-                   "steps alone on images that lie there")
-    positions = {m: np.arange(batch) for m in Modality}
-    augmentation = measure(lambda: [apply(images := bank.batch(positions[m]), draw(
-        settings.augmentation[m], len(images), images.shape[2:], numpy_rng(0, m.value)))
-                                    for m, bank in banks.items()])
-    yield Row("of it augmentation", augmentation * report.iterations, note="overlaps with the steps on a GPU")
+def timed(function):
+    """Call a function once: seconds, and what it returned."""
+    found = []
+    return measure(lambda: found.append(function()), repeats=1, warmup=0), found[0]
+
+
+def take_steps(state, memory, batches, count):
+    """Train on the first batches of an epoch."""
+    state.model.train()
+    for step in range(count):
+        train_step(state.model, state.optimizer, memory, batches[step], precision=state.settings.precision)
+
+
+def run_epoch(state, banks, epoch):
+    """Run an epoch as `processor.train.train` does: {part: seconds}, the memory, the batches."""
+    s, seconds = state.settings, {}
+    seconds["embedding all images"], features = timed(lambda: {m: embed(
+        state.model, bank, m, batch_size=s.embed_batch_size, precision=s.precision)["feature"]
+        for m, bank in banks.items()})
+    seconds["clustering both modalities"], labels = timed(lambda: {
+        m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality})
+    seconds["centroids"], start = timed(lambda: {m: centroids(features[m], labels[m]) for m in Modality})
+    memory, batches = s.new_memory(start, epoch), Batches(banks, labels, s, epoch)
+    seconds["training"], _ = timed(lambda: take_steps(state, memory, batches, len(batches)))
+    return seconds, memory, batches
+
+
+def bounds(state, banks, batches, device):
+    """Measure the least that the tower's arithmetic needs, on images that lie there: {part: seconds}."""
+    s, images = state.settings, sum(map(len, banks.values()))
+    tower = measure(embedding(state.model, device, s.precision, EMBED_BATCH, True)) / EMBED_BATCH * images
+    step = measure(training(state.model, device, s.precision, batches.size // 2, True))
+    return {"embedding all images": tower, "training": step * len(batches)}
+
+
+def profile(state, memory, batches, device):
+    """Print where the time of some training steps goes."""
+    with torch.profiler.profile() as found:
+        take_steps(state, memory, batches, min(PROFILED, len(batches)))
+    print(found.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20, max_name_column_width=60))
 
 
 def main():
-    """Run two epochs, the second of which counts; save its parts and print where the time goes."""
+    """Run two epochs, the second of which counts; save its parts and print where the time of its steps goes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--precision", default="bf16", choices=("fp32", "tf32", "bf16"))
+    parser.add_argument("--precision", default="bf16", choices=("released", "fp32", "tf32", "bf16"))
     parser.add_argument("--images", type=float, default=1.0,
                         help="share of SYSU-MM01's number of images; a small one also runs on a CPU, to try the script")
     parser.add_argument("--instances", type=int, default=16, help="images of each of the 4 clusters in a batch")
@@ -66,28 +93,30 @@ def main():
     if device.type == "cpu" and arguments.images == 1:
         print("bench_epoch is skipped: an epoch of 34,167 images takes hours without a GPU, and torch finds none here")
         sys.exit(0)
-    model = rn50().to(device).to(memory_format=torch.channels_last)
-    banks = {m: ImageBank(random_images(int(n * arguments.images), seed), device)
-             for seed, (m, n) in enumerate(SIZES.items())}
-    settings = ContrastSettings(
-        epochs=2, cluster=ClusterSettings(eps=0.6), swap_epoch=1, precision=arguments.precision,
-        embed_batch_size=EMBED_BATCH, instances=arguments.instances,
-        augmentation={Modality.RGB: Augmentation(grey=0.5, flip=0.5, pad=10, erase=0.5),
-                      Modality.IR: Augmentation(flip=0.5, pad=10, erase=0.5)})
-    epochs = ContrastStage(model, banks, settings).epochs()
-    next(epochs)
+    settings = train_settings(load_config(None, [
+        "PRECISION", arguments.precision, "SAMPLER.INSTANCES", str(arguments.instances), "MEMORY.SWAP_EPOCH", "1",
+        "TEST.BATCH_SIZE", str(EMBED_BATCH)]), epochs=2)
+    banks = open_banks(arguments.images, device)
+    state = TrainState(rn50().to(device, memory_format=torch.channels_last), settings)
+    run_epoch(state, banks, 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with torch.profiler.profile() as profile:
-        report = next(epochs)
-    print(profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20,
-                                       max_name_column_width=60))
+    parts, memory, batches = run_epoch(state, banks, 2)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0
     results = Results("epoch of prepare at SYSU size")
-    peak = torch.cuda.max_memory_allocated() / 1e9      # 0 without a GPU
-    results.add(Row("whole epoch", report.seconds, target=f"< {TARGET_SECONDS} s",
-                    note=f"{arguments.precision}, profiled, peak {peak:.1f} GB of device memory"))
-    for row in parts(model, banks, settings, report, device):
-        results.add(row)
+    results.add(Row("whole epoch", sum(parts.values()), target=f"< {TARGET_SECONDS} s",
+                    note=f"{arguments.precision}, peak {peak:.1f} GB of device memory"))
+    trained, least = batches.size * len(batches), bounds(state, banks, batches, device)
+    notes = {"embedding all images": "bound: the tower alone",
+             "clustering both modalities": ", ".join(f"{batches.labels[m].max() + 1} {m.value} clusters"
+                                                     for m in Modality),
+             "training": f"{len(batches)} iterations, {trained / parts['training']:.0f} images/s; bound: the "
+                         "optimiser's steps alone on images that lie there"}
+    for what, seconds in parts.items():
+        results.add(Row(what, seconds, None, least.get(what), note=notes.get(what, "")))
+    results.add(Row("of it augmented batches", measure(lambda: batches[0]) * len(batches),
+                    note="overlaps with the steps on a GPU"))
+    profile(state, memory, batches, device)
     if arguments.images == 1:
         results.save()
 

@@ -1,17 +1,19 @@
-"""The cluster memory's step with swapping: update of both modalities, Hungarian matching, swap."""
+"""A step of the memories of both modalities with swapping: update, Hungarian matching, swap."""
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks import reference
 from benchmarks.harness import Results, Row, measure
-from loss.cluster_memory import ClusterMemory, PrototypeSimilarity, swap
+from configs.defaults import load_config
+from processor.setup import train_settings
+from utils.modality import Modality
 
-RGB, IR, DIM, BATCH = 600, 450, 2048, 64
+CLUSTERS, DIM, BATCH = {Modality.RGB: 600, Modality.IR: 450}, 2048, 64
 
 
 def draw(clusters_rgb, clusters_ir, dim, seed=0):
-    """Prototypes of two modalities that share persons: unit rows, (clusters_rgb, dim) and (clusters_ir, dim)."""
+    """Draw prototypes of two modalities that share persons: unit rows, (clusters_rgb, dim) and (clusters_ir, dim)."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(max(clusters_rgb, clusters_ir), dim, generator=generator)
     return tuple(F.normalize(base[:k] + torch.randn(k, dim, generator=generator), dim=1)
@@ -19,47 +21,46 @@ def draw(clusters_rgb, clusters_ir, dim, seed=0):
 
 
 def batch(clusters, seed, per_cluster=16):
-    """(x, labels) of a P x K batch: unit rows (64, DIM), and (64,) labels side by side."""
+    """Draw a P x K batch: unit rows (BATCH, DIM), and their (BATCH,) labels, an array, equal ones side by side."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randperm(clusters, generator=generator)[:BATCH // per_cluster].repeat_interleave(per_cluster)
-    return F.normalize(torch.randn(BATCH, DIM, generator=generator), dim=1), labels
+    return F.normalize(torch.randn(BATCH, DIM, generator=generator), dim=1), labels.numpy()
 
 
-def steps(device):
-    """Callables of one step: {"ours with swap", "ours", "reference with swap", "reference"}."""
-    start = [p.to(device) for p in draw(RGB, IR, DIM)]
-    batches = [(x.to(device), y) for x, y in (batch(RGB, 1), batch(IR, 2))]
-    memories, plain = [ClusterMemory(p) for p in start], [p.clone() for p in start]
-    similarity = PrototypeSimilarity(*memories)        # once per epoch
+def steps(device, with_swap):
+    """Prepare one step of ours and of the reference: two callables, which a first call has shown to agree."""
+    settings = train_settings(load_config(), 120)
+    start = [p.to(device) for p in draw(*CLUSTERS.values(), DIM)]
+    batches = {m: batch(k, seed) for seed, (m, k) in enumerate(CLUSTERS.items(), 1)}
+    features, labels = {m: x.to(device) for m, (x, _) in batches.items()}, {m: y for m, (_, y) in batches.items()}
+    memory = settings.new_memory(dict(zip(Modality, start)), settings.swap_epoch if with_swap else 1)
+    plain = [p.clone() for p in start]
 
-    def ours(with_swap):
-        for memory, (x, y) in zip(memories, batches):
-            memory.update(x, y)
+    def ours():
+        memory.update(features, labels)
+
+    def released():
+        for m, prototypes in zip(Modality, plain):
+            reference.memory_update(prototypes, features[m], labels[m], settings.momentum)
         if with_swap:
-            swap(*memories, batches[0][1], batches[1][1], similarity=similarity)
+            reference.memory_swap(*plain, *labels.values(), settings.swap_scale)
 
-    def released(with_swap):
-        for prototypes, (x, y) in zip(plain, batches):
-            reference.memory_update(prototypes, x, y)
-        if with_swap:
-            reference.memory_swap(*plain, batches[0][1], batches[1][1])
-
-    ours(True)
-    released(True)
-    for memory, prototypes in zip(memories, plain):
-        torch.testing.assert_close(memory.prototypes, prototypes)
+    ours()
+    released()
+    for m, prototypes in zip(Modality, plain):
+        torch.testing.assert_close(memory.memories[m].prototypes, prototypes)
     return ours, released
 
 
 def bandwidth(device):
-    """Bytes per second of a copy that does not fit the caches."""
+    """Measure the bytes per second of a copy that does not fit the caches."""
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / measure(lambda: target.copy_(source))
 
 
 def solvers(results):
-    """scipy's assignment against lapx where it is installed."""
+    """Compare scipy's assignment with lapx where it is installed."""
     try:
         import lap
     except ImportError:
@@ -80,17 +81,16 @@ def solvers(results):
 def main():
     """Run and save."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    results, (ours, released) = Results("memory"), steps(device)
-    moved = 4 * DIM * (RGB + IR + 4 * 4 * BATCH)       # both memories once, samples and prototypes read and written
+    results, (rgb, ir) = Results("memory"), CLUSTERS.values()
+    moved = 4 * DIM * (rgb + ir + 4 * 4 * BATCH)       # both memories once, samples and prototypes read and written
     rate = bandwidth(device)
-    for with_swap, target in ((True, ">= 4 x"), (False, "")):
-        name = "with" if with_swap else "without"
-        times = [measure(lambda f=f, w=with_swap: f(w), 21) for f in (ours, released)]
-        results.add(Row(f"step {RGB} x {IR}, {BATCH} + {BATCH} samples, {name} swap", *times, moved / rate, target,
-                        "bound: bytes over bandwidth"))
-    rgb, ir = (p.to(device) for p in draw(RGB, IR, DIM))
+    for with_swap in (True, False):
+        times = [measure(step, 21) for step in steps(device, with_swap)]
+        results.add(Row(f"step {rgb} x {ir}, {BATCH} + {BATCH} samples, {'with' if with_swap else 'without'} swap",
+                        *times, moved / rate, note="bound: bytes over bandwidth"))
+    rgb, ir = (p.to(device) for p in draw(rgb, ir, DIM))
     similarity = (rgb @ ir.T).cpu().numpy()
-    results.compare("all inner products, which ours computes once per epoch", lambda: rgb @ ir.T, repeats=21)
+    results.compare("of it all inner products", lambda: rgb @ ir.T, repeats=21)
     results.compare("of it the assignment (host)", lambda: linear_sum_assignment(similarity, maximize=True), repeats=21)
     solvers(results)
     results.save()

@@ -2,17 +2,18 @@
 import argparse
 import copy
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 
 from benchmarks.harness import Results, Row, measure
-from loss.cluster_memory import ClusterMemory
+from configs.defaults import load_config
 from model.cclnet import CCLNet
-from processor.contrast import contrast_losses
+from processor.setup import train_settings
+from processor.train import Batch, train_step
 from utils.modality import Modality
 from utils.optim import image_optimizer
-from utils.runtime import precision
+from utils.runtime import autocast, gpu_rounding
 
 HEIGHT, WIDTH, CLUSTERS = 288, 144, 500
 EMBEDDED_BEFORE = 41040             # images that ten separate trials embed: 10 x (3,803 queries + 301 gallery images)
@@ -20,40 +21,33 @@ EMBEDDED_ONCE = 3803 + 2800         # queries once, and at most so many images a
 
 
 def rn50():
-    """A `CCLNet` of RN50's size with random weights: the arithmetic is the same."""
+    """Build a `CCLNet` of RN50's size with random weights: the arithmetic is the same."""
     torch.manual_seed(0)
     return CCLNet(ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64), HEIGHT, WIDTH)
 
 
-def training(model, device, mode, batch, channels_last):
-    """A callable that takes one training step with batch images of each modality."""
+def training(model, device, precision, size, channels_last):
+    """Prepare a training step without swapping: a callable. Args: size: images of each modality."""
+    settings = train_settings(load_config(), 120)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = copy.deepcopy(model).to(device).to(memory_format=layout).train()
-    optimizer = image_optimizer(model.named_parameters())
-    memories = {m: ClusterMemory(torch.randn(CLUSTERS, model.feature_dim, device=device)) for m in Modality}
-    images = {m: torch.randn(batch, 3, HEIGHT, WIDTH, device=device).to(memory_format=layout) for m in Modality}
-    labels = {m: torch.arange(batch) % 4 for m in Modality}
-
-    def step():
-        with precision(mode, device):
-            losses, features = contrast_losses(model, memories, images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        optimizer.step()
-        for m in Modality:
-            memories[m].update(features[m], labels[m])
-    return step
+    optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
+    memory = settings.new_memory({m: torch.randn(CLUSTERS, model.feature_dim, device=device) for m in Modality}, 1)
+    images = {m: torch.randn(size, 3, HEIGHT, WIDTH, device=device).to(memory_format=layout) for m in Modality}
+    batch = Batch(images, {m: np.arange(size) % settings.clusters_per_batch for m in Modality},
+                  {m: np.arange(size) for m in Modality})
+    return lambda: train_step(model, optimizer, memory, batch, precision=precision)
 
 
-def embedding(model, device, mode, batch, channels_last):
-    """A callable that embeds batch images of one modality."""
+def embedding(model, device, precision, size, channels_last):
+    """Prepare the embedding of images of one modality, as `processor.features.embed` does it: a callable."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = copy.deepcopy(model).to(device).to(memory_format=layout).eval()
-    images = torch.randn(batch, 3, HEIGHT, WIDTH, device=device).to(memory_format=layout)
+    images = torch.randn(size, 3, HEIGHT, WIDTH, device=device).to(memory_format=layout)
 
     def run():
-        with torch.inference_mode(), precision(mode, device):
-            return F.normalize(model.feature(model.feature_map(images, Modality.RGB)).float(), dim=1)
+        with torch.inference_mode(), gpu_rounding(precision), autocast(precision, device):
+            return model.encode(images, Modality.RGB, ("feature",))
     return run
 
 
@@ -64,16 +58,16 @@ def main():
     parser.add_argument("--batch", type=int, default=64 if device.type == "cuda" else 4, help="images per modality")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    batch, repeats, model = arguments.batch, arguments.repeats, rn50()
-    modes = ("fp32", "bf16") if device.type == "cpu" else ("fp32", "tf32", "bf16")
+    size, repeats, model = arguments.batch, arguments.repeats, rn50()
+    precisions = ("fp32", "bf16") if device.type == "cpu" else ("released", "fp32", "tf32", "bf16")
     results = Results("training step and embedding")
-    for name, make, images, target in (("training step", training, 2 * batch, ">= 2.3 x"),
-                                       ("embedding", embedding, batch, "")):
-        slow = measure(make(model, device, "fp32", batch, False), repeats)
-        for mode in modes:
-            fast = measure(make(model, device, mode, batch, True), repeats)
-            results.add(Row(f"{name}, {mode} channels-last; reference: fp32 contiguous", fast, slow, None,
-                            target if mode == "bf16" else "",
+    for name, make, images, target in (("training step", training, 2 * size, ">= 2.3 x"),
+                                       ("embedding", embedding, size, "")):
+        slow = measure(make(model, device, "fp32", size, False), repeats)
+        for precision in precisions:
+            fast = measure(make(model, device, precision, size, True), repeats)
+            results.add(Row(f"{name}, {precision} channels-last; reference: fp32 contiguous", fast, slow, None,
+                            target if precision == "bf16" else "",
                             f"{images / fast:.3g} images/s, reference {images / slow:.3g}"))
         if name == "embedding":
             results.add(Row("a SYSU-MM01 evaluation of ten trials, counted", fast / images * EMBEDDED_ONCE,

@@ -10,7 +10,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def jaccard_distance(features, k1, k2, nearest):
-    """Dense k-reciprocal Jaccard distance (N, N), row by row.
+    """Compute the dense k-reciprocal Jaccard distance (N, N), row by row.
 
     Args: features: (N, D) float32 array, unit length; nearest: (N, k1) int array, each row's neighbours in order.
     """
@@ -39,26 +39,26 @@ def jaccard_distance(features, k1, k2, nearest):
 
 
 def _reciprocal(nearest, i, k):
-    """Those of the first k neighbours of row i that have it among their own first k."""
+    """Return those of the first k neighbours of row i that have it among their own first k."""
     forward = nearest[i, :k]
     return forward[(nearest[forward, :k] == i).any(1)]
 
 
 def cluster(features, k1, k2, eps, min_samples, nearest):
-    """DBSCAN on the dense distance: (N,) labels."""
+    """Run DBSCAN on the dense distance: (N,) labels."""
     distance = jaccard_distance(features, k1, k2, nearest)
     return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(distance)
 
 
-def memory_update(prototypes, x, labels, momentum=0.1):
-    """The sequential update, one sample at a time, in place."""
+def memory_update(prototypes, x, labels, momentum):
+    """Update prototypes (K, D) sequentially, one sample of the batch at a time, in place."""
     for sample, label in zip(x, labels):
         prototypes[label] = momentum * prototypes[label] + (1 - momentum) * sample
         prototypes[label] /= prototypes[label].norm()
 
 
-def memory_swap(rgb, ir, labels_rgb, labels_ir, scale=0.1):
-    """Hungarian matching of all prototypes, then one matched pair at a time, in place."""
+def memory_swap(rgb, ir, labels_rgb, labels_ir, scale):
+    """Match all prototypes by the Hungarian algorithm, then swap one matched pair at a time, in place."""
     similarity = (rgb @ ir.T).cpu().numpy()
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     for r, i in zip(rows, columns):
@@ -74,7 +74,7 @@ def memory_swap(rgb, ir, labels_rgb, labels_ir, scale=0.1):
 
 
 def epoch_batches(labels, clusters, instances, iterations):
-    """Batches by lists: the positions of every cluster are looked for in all labels for every cluster drawn."""
+    """Draw batches by lists: every cluster drawn is looked for in all labels."""
     positions = {}
     for position, label in enumerate(labels):
         if label >= 0:
@@ -89,7 +89,7 @@ def epoch_batches(labels, clusters, instances, iterations):
 
 
 def sysu_transform(height, width):
-    """The RGB augmentation of SYSU-MM01 on one image (H, W, 3) uint8, by Pillow."""
+    """Compose the RGB augmentation of SYSU-MM01 of one image (H, W, 3) uint8, by Pillow."""
     return transforms.Compose([
         Image.fromarray, transforms.RandomGrayscale(0.5), transforms.Pad(10), transforms.RandomCrop((height, width)),
         transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD),
@@ -97,12 +97,12 @@ def sysu_transform(height, width):
 
 
 def augment(images, transform):
-    """(B, H, W, 3) uint8 array -> (B, 3, H, W), one image at a time."""
+    """Transform a (B, H, W, 3) uint8 array one image at a time: (B, 3, H, W)."""
     return torch.stack([transform(image) for image in images])
 
 
 def rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
-    """(cmc, mAP, mINP) of a distance matrix (Q, G), one query at a time."""
+    """Compute (cmc, mAP, mINP) of a distance matrix (Q, G), one query at a time."""
     orders = np.argsort(distance, axis=1, kind="stable")
     cmcs, precisions, penalties = [], [], []
     for q, order in enumerate(orders):

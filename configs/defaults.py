@@ -107,9 +107,8 @@ NUMBERS = (    # what is expected, the test, the keys
       "FINETUNE.LABEL_SMOOTHING")),
     ("a multiple of 16, the stride of the feature map", lambda v: v % 16 == 0, ("INPUT.HEIGHT", "INPUT.WIDTH")),
 )
-# Keys that older checkpoints store, each with the value that all runs have had since the key was removed. They are
-# ignored there; on the command line and in a .yml file they are unknown.
-REMOVED = {"CLUSTER.INDEX": "exact", "PROMPT.TEMPERATURE": 1.0, "TEST.SHOTS": 1}
+# Keys that older checkpoints store. They are ignored there; on the command line and in a .yml file they are unknown.
+REMOVED = ("CLUSTER.INDEX", "PROMPT.TEMPERATURE", "TEST.SHOTS")
 
 
 def load_config(config_file=None, overrides=(), base=None):
@@ -129,7 +128,7 @@ def load_config(config_file=None, overrides=(), base=None):
         raise UserError(f"configuration overrides {' '.join(overrides)} are no KEY VALUE pairs; expected an even "
                         "number of words, as in SEED 2 TEST.MODE indoor")
     for key, text in zip(overrides[::2], overrides[1::2]):
-        _set(config, key, _parse(text), "the command line")
+        _merge(config, {key: _parse(text)}, "the command line")
     _check_values(config)
     config.OUTPUT_DIR = config.OUTPUT_DIR.replace("{trial}", str(config.DATASET.TRIAL))
     config.freeze()
@@ -145,7 +144,7 @@ def flat(tree, prefix=""):
     """Nested dicts as one: {"SECTION.KEY": value}."""
     keys = {}
     for key, value in tree.items():
-        keys.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        keys.update(flat(value, f"{prefix}{key}.") if value and isinstance(value, dict) else {f"{prefix}{key}": value})
     return keys
 
 
@@ -179,9 +178,9 @@ def _read_yaml(path):
     return content or {}
 
 
-def _short(value):
-    """The repr of a value for a message, however large what a file holds is."""
-    text = reprlib.repr(value)
+def _short(value, text=False):
+    """Write a value for a message, however large it is. Args: text: without quotes."""
+    text = str(value) if text else reprlib.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -192,64 +191,48 @@ def _parse(text):
         return text
 
 
-def _merge(config, tree, source, prefix=""):
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and isinstance(_find(config, name, source), CfgNode):
-            _merge(config, value, source, f"{name}.")
-        else:
-            _set(config, name, value, source)
+def _merge(config, tree, source):
+    """Let yacs merge sections of keys into a configuration; its errors become sentences that name the source.
+
+    A whole number may stand for a float, and a number for text: a folder may be named 2024.
+    """
+    known = flat(as_dict(config))
+    for name, value in flat(tree).items():
+        if isinstance(known.get(name), float) and type(value) is int:
+            value = float(value)
+        if isinstance(known.get(name), str) and type(value) in (int, float):
+            value = str(value)
+        try:
+            if value is None or value == {}:        # yacs lets them stand for anything
+                raise ValueError
+            config.merge_from_list([name, repr(value) if isinstance(value, str) else value])
+        except (AssertionError, TypeError):
+            raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
+                            f"{_nearest(name, known)}? configs/defaults.py lists all keys")
+        except ValueError:
+            keys = [key for key in known if key.startswith(f"{name}.")]
+            if keys:
+                raise UserError(f"{source} sets the section {name} to {_short(value)}; expected one of its keys, as in "
+                                f"{keys[0]}")
+            raise UserError(f"{source} sets {name} to {_short(value)} ({type(value).__name__}); expected "
+                            f"{type(known[name]).__name__}, such as {known[name]!r}")
 
 
-def _keys(node, prefix=""):
-    for key, value in node.items():
-        yield from _keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else (f"{prefix}{key}",)
-
-
-def _find(config, name, source):
-    node = config
-    for part in str(name).split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            keys = list(_keys(config))
-            upper = {k.upper(): k for k in keys}
-            near = difflib.get_close_matches(str(name).upper(), upper, n=1, cutoff=0)
-            raise UserError(f"{source} has the unknown key {name}; did you mean {upper[near[0]] if near else keys[0]}? "
-                            "configs/defaults.py lists all keys")
-        node = node[part]
-    return node
-
-
-def _set(config, name, value, source):
-    old = _find(config, name, source)
-    if isinstance(old, CfgNode):
-        raise UserError(f"{source} sets the section {name} to {_short(value)}; expected one of its keys, as in "
-                        f"{name}.{next(iter(old))}")
-    if isinstance(old, float) and type(value) is int:
-        value = float(value)
-    if isinstance(old, list) and isinstance(value, tuple):
-        value = list(value)
-    if isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)                    # a folder may be named 2024
-    if type(value) is not type(old):
-        raise UserError(f"{source} sets {name} to {_short(value)} ({type(value).__name__}); expected "
-                        f"{type(old).__name__}, such as {old!r}")
-    node = config
-    *sections, key = name.split(".")
-    for section in sections:
-        node = node[section]
-    node[key] = value
+def _nearest(name, known):
+    """Return the known key that is spelt most like name."""
+    upper = {key.upper(): key for key in known}
+    return upper[difflib.get_close_matches(name.upper(), upper, n=1, cutoff=0)[0]]
 
 
 def _check_values(config):
+    values = flat(as_dict(config))
     for name, choices in CHOICES.items():
-        value = _find(config, name, "")
-        if value not in choices:
-            raise UserError(f"{name} is {value!r}; choose {' or '.join(map(str, choices))}")
+        if values[name] not in choices:
+            raise UserError(f"{name} is {values[name]!r}; choose {' or '.join(choices)}")
     for expected, is_right, names in NUMBERS:
         for name in names:
-            value = _find(config, name, "")
-            if not (is_right(value) and math.isfinite(value)):
-                raise UserError(f"{name} is {value}; expected {expected}")
+            if not (is_right(values[name]) and math.isfinite(values[name])):
+                raise UserError(f"{name} is {values[name]}; expected {expected}")
     if not config.OUTPUT_DIR.strip():
         raise UserError("OUTPUT_DIR is empty; expected a folder such as runs/sysu")
     if not all(type(step) is int for step in config.OPTIM.STEPS):

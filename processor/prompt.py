@@ -60,12 +60,12 @@ def learn_prompts(model, text, images, labels, settings, run):
                 m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality})}, {})
             run.stop_if_asked()         # resumes at the epoch's start: an epoch of prompts takes seconds
         means.check(epoch, batches.names)
-        state.epoch += 1
-        run.save_state("prompt", state.state_dict())
         loss, seconds = means.means(len(batches))["prompt loss"], time.perf_counter() - started
         run.log.info(f"prompt {epoch}/{s.epochs} | loss {loss:.4f} | lr {lr:.2e} | {seconds:.1f} s")
         run.record("prompt", epoch=epoch, loss=loss, lr=lr, seconds=seconds,
                    **memory_use(text.positional_embedding.device))
+        state.epoch += 1
+        run.save_state("prompt", state.state_dict())
     return state.prompts
 
 

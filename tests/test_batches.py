@@ -5,7 +5,8 @@ import torch
 
 from data.augment import Augmentation, apply, draw, normalise
 from data.sampler import cluster_batches, iterations_per_epoch
-from processor.prompt import paired_batches
+from processor.prompt import PromptBatches
+from tests.tiny import tiny_prompt_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng
 
@@ -42,13 +43,14 @@ def test_only_outliers():
 
 @pytest.mark.parametrize("n_rgb, n_ir, size", [(10, 7, 4), (8, 8, 4), (3, 9, 3), (2, 2, 100), (1, 5, 1)])
 def test_prompt_batches_cover_everything_and_are_never_empty(n_rgb, n_ir, size):
-    sizes = {Modality.RGB: n_rgb, Modality.IR: n_ir}
-    batches = paired_batches(sizes, size, numpy_rng(1))
+    """Every labelled image of the larger modality once, all of the other, no outlier."""
+    labels = {m: np.r_[-1, np.zeros(n), -1].astype(int) for m, n in zip(Modality, (n_rgb, n_ir))}
+    batches = PromptBatches(None, labels, tiny_prompt_settings(PROMPT__BATCH_SIZE=size), 1)
     assert len(batches) == -(-max(n_rgb, n_ir) // size)
-    for modality, count in sizes.items():
-        seen = torch.cat([b[modality] for b in batches])
-        assert set(seen.tolist()) == set(range(count)) and len(seen) == max(n_rgb, n_ir)
-        assert all(0 < len(b[modality]) <= size for b in batches)
+    for m, n in zip(Modality, (n_rgb, n_ir)):
+        seen = np.concatenate([batches[step][m] for step in range(len(batches))])
+        assert set(seen.tolist()) == set(range(1, n + 1)) and len(seen) == max(n_rgb, n_ir)
+        assert all(0 < len(batches[step][m]) <= size for step in range(len(batches)))
 
 
 def images(batch=400, height=32, width=16):

@@ -2,12 +2,18 @@
 import numpy as np
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 
 import utils.clustering as clustering
-from loss.cluster_memory import ClusterMemory, swap
+from configs.defaults import load_config
+from loss.cross_memory import CrossMemory
 from loss.image_text import image_to_text, supervised_contrast
+from processor.setup import prompt_settings, train_settings
 from utils.metrics import rank_metrics
-from utils.optim import image_optimizer, prompt_schedule, set_lr, warmup_step_factor
+from utils.modality import Modality
+from utils.optim import image_optimizer, set_lr, warmup_cosine_lr
+
+RELEASED = load_config()
 
 
 @pytest.mark.parametrize("search", ["faiss", "torch"])
@@ -42,21 +48,23 @@ def test_clustering_on_gpu(golden, name):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", ["plain", "swap"])
 def test_cluster_memory(golden, name, device):
+    """The released code swaps in every epoch; before the swap epoch it keeps all of a prototype, where we do not."""
     g = golden.load(f"cluster_memory_{name}")
-    memories = {m: ClusterMemory(torch.from_numpy(g[f"memory_{m}"]).to(device), float(g["temp"]), float(g["momentum"]))
-                for m in ("rgb", "ir")}
+    start = {m: torch.from_numpy(g[f"memory_{m.value}"]).to(device) for m in Modality}
+    scale = float(g["change_scale"])
+    memory = CrossMemory(start, float(g["temp"]), float(g["momentum"]), scale < 1, scale, "released")
     for step in range(sum(1 for k in g.files if k.startswith("loss_rgb"))):
-        labels = {m: torch.from_numpy(g[f"y_{m}{step}"]) for m in memories}
-        for m, memory in memories.items():
-            x = torch.from_numpy(g[f"x_{m}{step}"]).to(device).requires_grad_()
-            loss = memory.loss(x, labels[m])
-            loss.backward()
-            assert float(loss.detach()) == pytest.approx(float(g[f"loss_{m}{step}"]), rel=1e-4)
-            np.testing.assert_allclose(x.grad.cpu(), g[f"grad_{m}{step}"], atol=1e-5)
-            memory.update(x, labels[m])
-        swap(memories["rgb"], memories["ir"], labels["rgb"], labels["ir"], float(g["change_scale"]))
-        for m, memory in memories.items():
-            np.testing.assert_allclose(memory.prototypes.cpu(), g[f"memory_{m}_after{step}"], atol=1e-5)
+        labels = {m: g[f"y_{m.value}{step}"] for m in Modality}
+        x = {m: torch.from_numpy(g[f"x_{m.value}{step}"]).to(device).requires_grad_() for m in Modality}
+        losses = memory.losses(x, labels)
+        sum(losses.values()).backward()
+        assert bool(memory.update(x, labels)) == (name == "swap")
+        for m in Modality:
+            loss = float(losses[f"loss_{m.value}"].detach())
+            assert loss == pytest.approx(float(g[f"loss_{m.value}{step}"]), rel=1e-4)
+            np.testing.assert_allclose(x[m].grad.cpu(), g[f"grad_{m.value}{step}"], atol=1e-5)
+            np.testing.assert_allclose(memory.memories[m].prototypes.cpu(), g[f"memory_{m.value}_after{step}"],
+                                       atol=1e-5)
 
 
 def test_supervised_contrast(golden):
@@ -75,7 +83,7 @@ def test_supervised_contrast(golden):
 def test_image_to_text(golden):
     g = golden.load("label_smooth_ce")
     logits, classes = torch.from_numpy(g["logits"]).requires_grad_(), g["logits"].shape[1]
-    loss = image_to_text(logits, torch.eye(classes), torch.from_numpy(g["targets"]))
+    loss = image_to_text(logits, torch.eye(classes), torch.from_numpy(g["targets"]), RELEASED.FINETUNE.LABEL_SMOOTHING)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(g["loss"]), rel=1e-5)
     np.testing.assert_allclose(logits.grad, g["grad"], atol=1e-6)
@@ -83,29 +91,41 @@ def test_image_to_text(golden):
 
 def test_image_to_text_without_labels_is_zero_and_trains_nothing():
     projections = torch.randn(4, 3, requires_grad=True)
-    loss = image_to_text(projections, torch.randn(5, 3), torch.full((4,), -1))
+    loss = image_to_text(projections, torch.randn(5, 3), torch.full((4,), -1), RELEASED.FINETUNE.LABEL_SMOOTHING)
     loss.backward()
     assert float(loss.detach()) == 0 and not projections.grad.any()
 
 
 def test_image_schedule(golden):
     g = golden.load("lr_schedules")
+    settings = train_settings(RELEASED, len(g["visual_lr"]))
     parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("conv.weight", "conv.bias")}
-    optimizer = image_optimizer(parameters.items())
+    optimizer = image_optimizer(parameters.items(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
     for epoch, (lr, bias_lr) in enumerate(zip(g["visual_lr"], g["visual_bias_lr"]), 1):
-        set_lr(optimizer, warmup_step_factor(epoch))
+        set_lr(optimizer, settings.lr_factor(epoch))
         rates = {name: group["lr"] for group in optimizer.param_groups for name, p in parameters.items()
                  if any(p is q for q in group["params"])}
         assert rates == pytest.approx({"conv.weight": lr, "conv.bias": bias_lr}, rel=1e-6), epoch
 
 
 def test_prompt_schedule(golden):
-    g = golden.load("lr_schedules")
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=3.5e-4)
-    schedule = prompt_schedule(optimizer, len(g["prompt_lr"]))
+    g, s = golden.load("lr_schedules"), prompt_settings(RELEASED)
+    assert s.epochs == len(g["prompt_lr"])
     for epoch, lr in enumerate(g["prompt_lr"], 1):
-        schedule.step(epoch)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-6), epoch
+        ours = warmup_cosine_lr(epoch, s.epochs, s.lr, s.lr_min, s.warmup_lr, s.warmup_epochs)
+        assert ours == pytest.approx(lr, rel=1e-6), epoch
+
+
+@pytest.mark.parametrize("epochs, warmup_epochs", [(60, 5), (20, 5), (7, 0), (3, 5), (1, 1)])
+def test_prompt_schedule_is_timms(epochs, warmup_epochs):
+    s = prompt_settings(RELEASED)
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=s.lr)
+    timms = CosineLRScheduler(optimizer, t_initial=epochs, lr_min=s.lr_min, warmup_lr_init=s.warmup_lr,
+                              warmup_t=warmup_epochs)
+    for epoch in range(1, epochs + 1):
+        timms.step(epoch)
+        ours = warmup_cosine_lr(epoch, epochs, s.lr, s.lr_min, s.warmup_lr, warmup_epochs)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
 
 
 @pytest.mark.parametrize("protocol", ["sysu", "regdb"])

@@ -26,11 +26,11 @@ def test_regdb_schedule(golden_methods, tiny_clip_file, tmp_path, run):
     """RegDB's fine-tune restarts Adam and its schedule at the swap epoch; train_prepare.py does not."""
     g = golden_methods.load("regdb_schedule")
     epochs, gradients = int(g["epochs"]), {k: torch.from_numpy(g[f"toy_gradient_{k}"]) for k in ("weight", "bias")}
-    settings = tiny_settings(
-        epochs, restart=run == "finetune", MEMORY__SWAP_EPOCH=int(g["base_epoch"]), SAMPLER__CLUSTERS=4,
-        SAMPLER__INSTANCES=IMAGES // 4 + 1, OPTIM__LR=float(g["base_lr"]), OPTIM__BIAS_LR_FACTOR=float(g["bias_lr_factor"]),
-        OPTIM__WEIGHT_DECAY=float(g["weight_decay"]), OPTIM__WARMUP_EPOCHS=int(g["warmup_iters"]),
-        OPTIM__WARMUP_FACTOR=float(g["warmup_factor"]), OPTIM__STEPS=g["milestones"].tolist(), OPTIM__GAMMA=float(g["gamma"]))
+    released = {"MEMORY__SWAP_EPOCH": "base_epoch", "OPTIM__LR": "base_lr", "OPTIM__BIAS_LR_FACTOR": "bias_lr_factor",
+                "OPTIM__WEIGHT_DECAY": "weight_decay", "OPTIM__WARMUP_EPOCHS": "warmup_iters",
+                "OPTIM__WARMUP_FACTOR": "warmup_factor", "OPTIM__STEPS": "milestones", "OPTIM__GAMMA": "gamma"}
+    settings = tiny_settings(epochs, restart=run == "finetune", SAMPLER__CLUSTERS=4, SAMPLER__INSTANCES=IMAGES // 4 + 1,
+                             **{key: g[name].tolist() for key, name in released.items()})
     model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
     model.neck = ToyNeck(model.neck, *(torch.from_numpy(g[f"toy_start_{k}"].copy()) for k in ("weight", "bias")))
     toy = {"weight": model.neck.toy_weight, "bias": model.neck.toy_bias}

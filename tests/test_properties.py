@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from data.augment import MEAN, STD, Augmentation, apply, draw
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cluster_memory import ClusterMemory, PrototypeSimilarity, match_prototypes, swap
+from loss.cross_memory import CrossMemory
 from utils.clustering import cluster
 from utils.metrics import rank_metrics
+from utils.modality import Modality
 
 always_the_same = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 seeds = st.integers(0, 2 ** 32 - 1)
@@ -58,29 +59,29 @@ def test_labels_count_from_zero_without_gaps(seed, people, k1, eps, min_samples)
     assert set(labels[labels >= 0].tolist()) == set(range(labels.max() + 1))
 
 
-def memories(seed, rgb, ir):
-    generator = torch.Generator().manual_seed(seed)
-    return [ClusterMemory(torch.randn(k, 8, generator=generator)) for k in (rgb, ir)], generator
+def rows_of(memory):
+    """Copy the prototypes of both modalities."""
+    return [memory.memories[m].prototypes.clone() for m in Modality]
 
 
 @always_the_same
-@given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.floats(0, 1),
+@given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.floats(0, 1), st.floats(0, 1),
        st.sampled_from(["released", "simultaneous"]))
-def test_memory_rows_are_unit_and_classes_outside_the_batch_stay(seed, rgb, ir, batch, scale, order):
-    pair, generator = memories(seed, rgb, ir)
-    labels = [torch.randint(0, k, (batch,), generator=generator) for k in (rgb, ir)]
-    before = [memory.prototypes.clone() for memory in pair]
-    for memory, y in zip(pair, labels):
-        memory.update(torch.randn(batch, 8, generator=generator), y)
-    between = [memory.prototypes.clone() for memory in pair]
-    matched = match_prototypes(PrototypeSimilarity(*pair).values)
-    swap(*pair, *labels, scale, order)
-    for memory, y, first, second, clusters in zip(pair, labels, before, between, matched[:2]):
-        outside = [c for c in range(len(first)) if c not in y]
-        assert torch.equal(memory.prototypes[outside], first[outside])       # swapping, too, asks for the batch
-        unmatched = [c for c in range(len(first)) if c not in clusters]
-        assert torch.equal(memory.prototypes[unmatched], second[unmatched])
-        torch.testing.assert_close(memory.prototypes.norm(dim=1), torch.ones(len(first)))
+def test_memory_rows_are_unit_and_clusters_outside_the_batch_stay(seed, rgb, ir, batch, momentum, scale, order):
+    generator = torch.Generator().manual_seed(seed)
+    start = {m: torch.randn(k, 8, generator=generator) for m, k in zip(Modality, (rgb, ir))}
+    features = {m: torch.randn(batch, 8, generator=generator) for m in Modality}
+    labels = {m: torch.randint(0, k, (batch,), generator=generator).numpy() for m, k in zip(Modality, (rgb, ir))}
+    plain, swapped = (CrossMemory(start, 0.05, momentum, swaps, scale, order) for swaps in (False, True))
+    before = rows_of(swapped)
+    for memory in (plain, swapped):
+        memory.update(features, labels)
+    links = plain.links()
+    for m, partner, first, between, last in zip(Modality, links, before, rows_of(plain), rows_of(swapped)):
+        outside = np.setdiff1d(np.arange(len(first)), labels[m])
+        assert torch.equal(last[outside], first[outside])       # swapping, too, asks for the batch
+        assert torch.equal(last[partner < 0], between[partner < 0])
+        torch.testing.assert_close(last.norm(dim=1), torch.ones(len(first)))
 
 
 @always_the_same

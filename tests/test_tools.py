@@ -67,7 +67,7 @@ def test_ranking_picture(tmp_path, monkeypatch):
     for name, colour in (("q.png", "blue"), ("g.png", "green")):
         Image.new("RGB", (12, 24), colour).save(tmp_path / name)
     ranking, picture = tmp_path / "ranking_all.csv", tmp_path / "out.png"
-    ranking.write_text("trial,query,query_person,rank,gallery,gallery_person\n0,q.png,1,1,g.png,1\n0,q.png,1,2,g.png,2\n")
+    ranking.write_text("trial,query,rank,gallery,match\n0,q.png,1,g.png,1\n0,q.png,2,g.png,0\n")
     monkeypatch.setattr(sys, "argv", ["ranking_picture.py", str(ranking), str(tmp_path), str(picture), "--ranks", "2"])
     ranking_picture.main()
     with Image.open(picture) as image:

@@ -115,16 +115,15 @@ def test_prompts_alone_learn(model, clip, banks, tmp_path):
 
 
 def test_prompts_resume_after_an_epoch(model, clip, banks, tmp_path):
-    text = TextTower(clip)
-    expected = learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=3), TinyRun(tmp_path / "a"))
+    text, settings = TextTower(clip), tiny_prompt_settings(PROMPT__EPOCHS=3)
+    expected = learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "a"))
     first = TinyRun(tmp_path / "b")
     first.stop_if_asked = lambda: len(first.history) == 2 and (_ for _ in ()).throw(KeyError("enough"))
     with pytest.raises(KeyError):
-        learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=3), first)
+        learn_prompts(model, text, banks, LABELS, settings, first)
     content = first.state_file.load()[0]
     assert content["stages"]["prompt"]["epoch"] == 3
-    resumed = learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=3),
-                            TinyRun(tmp_path / "b", content))
+    resumed = learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", content))
     assert all(torch.equal(expected[m].context, resumed[m].context) for m in Modality)
 
 

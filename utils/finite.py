@@ -16,7 +16,7 @@ class NonFinite(UserError):
         self.term, self.images, self.when = term, list(images), when
         names = ", ".join(map(str, self.images[:NAMED]))
         more = f" and {len(self.images) - NAMED} more" if len(self.images) > NAMED else ""
-        super().__init__(f"{term} is not finite{f' in {when}' if when else ''}"
+        super().__init__(f"{term} {'are' if ' and ' in term else 'is'} not finite{f' in {when}' if when else ''}"
                          + (f" (images: {names}{more})" if names else "")
                          + "; expected finite numbers. Look at the images, lower OPTIM.LR or PROMPT.LR, or set "
                          "PRECISION fp32; what was saved before is sound")

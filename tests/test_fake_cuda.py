@@ -1,0 +1,351 @@
+"""A device test without a GPU: PyTorch's fake tensors have a device and a shape, but no values.
+
+A tensor that was left on the host raises where it meets one on the GPU, as it would there. What depends on values (a
+matching, clusters, distinct labels) and backward passes need a real GPU: REAL_GPU_TESTS names the test of each.
+"""
+import ast
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from data import augment
+from data.images import ImageBank
+from loss.association import Links
+from loss.cross_memory import CrossMemory, swap
+from loss.image_text import supervised_contrast
+from model.cclnet import CCLNet
+from model.clip import TextTower, load_clip
+from model.prompt import PromptLearner
+from processor.epoch import on_host
+from processor.evaluate import evaluate
+from processor.features import embed
+from processor.guidance import TextGuidance
+from processor.prompt import PromptBatches, PromptState, prompt_loss, prompt_step, text_features
+from processor.pseudo_labels import centroids
+from processor.train import Batches, TrainState, UnderWay, train, train_step
+from tests.tiny import (
+    EACH,
+    HEIGHT,
+    IMAGES,
+    PEOPLE,
+    WIDTH,
+    TinyRun,
+    tiny_banks,
+    tiny_data,
+    tiny_prompt_settings,
+    tiny_settings,
+    tiny_tester,
+)
+from utils.clustering import k_nearest
+from utils.finite import RunningMeans
+from utils.modality import Modality
+
+REAL_GPU_TESTS = {      # what fake tensors cannot run -> where it is tested on a real GPU
+    "backward, optimiser, Hungarian matching and linked pairs": "test_fake_cuda.py::test_training_steps_on_a_gpu",
+    "backward of the prompts, torch.unique of their labels": "test_fake_cuda.py::test_prompt_step_on_a_gpu",
+    "the search for features that are not finite, distances to the host": "test_fake_cuda.py::test_retrieval_on_a_gpu",
+    "a whole run: clusters, page's numbers, state files, resuming": "test_fake_cuda.py::test_training_on_a_gpu",
+    "utils.clustering: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
+}
+LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}
+LINKS = Links(np.array([1, -1, 2, 0, 4]), np.array([3, 0, 2, -1, 4]))
+BOTH = ("feature", "projection")
+AUGMENTATION = {"INPUT__GREY": 0.5, "INPUT__PAD": 3, "INPUT__ERASE": 1.0}
+
+
+class HostIsReal(TorchFunctionMode):
+    """Compute what concerns the host alone with real values; of the GPU answer what depends on values.
+
+    torchvision asks there whether a standard deviation is 0, and embedding which features are not finite: none.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves = tree_leaves((args, kwargs))
+        if not any(isinstance(leaf, FakeTensor) or (isinstance(leaf, (str, torch.device)) and "cuda" in str(leaf))
+                   for leaf in leaves):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func is torch.Tensor.__bool__:
+            return False
+        if func is torch.Tensor.nonzero:
+            return args[0].new_empty((0, args[0].ndim), dtype=torch.int64)
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def fake_cuda():
+    shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes), HostIsReal():
+        yield
+
+
+def on_gpu(tree):
+    """All tensors of nested dicts are on the GPU, and there are some."""
+    found = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return bool(found) and all(tensor.device.type == "cuda" for tensor in found)
+
+
+def random(*shape):
+    return {m: torch.randn(*shape, device="cuda") for m in Modality}
+
+
+@pytest.fixture
+def clip(tiny_clip_file):
+    return load_clip(tiny_clip_file)
+
+
+@pytest.fixture
+def model(clip):
+    return CCLNet(clip.visual, HEIGHT, WIDTH)
+
+
+@pytest.fixture
+def text(clip):
+    return TextTower(clip)
+
+
+def fake_banks(cache="mmap"):
+    return {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
+
+
+def test_a_tensor_left_on_the_host_raises():
+    """The tool itself: what a real GPU refuses is refused here, what it accepts is not."""
+    with fake_cuda():
+        x = torch.ones(4, 3, device="cuda")
+        host = torch.zeros(4, dtype=torch.int64)
+        for mixed in (lambda: x + torch.ones(4, 3), lambda: F.cross_entropy(x, host), lambda: x @ torch.ones(3, 2),
+                      lambda: x.index_add(0, host, x), lambda: x.index_select(0, host)):
+            with pytest.raises(Exception, match="[Dd]evice"):
+                mixed()
+        assert on_gpu([x + 1, x * torch.tensor(2.0), x[host]]) and not on_gpu([x, host]) and not on_gpu([])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_image_side(model, training):
+    with fake_cuda():
+        model.to("cuda").train(training)
+        images = random(2, 3, HEIGHT, WIDTH)
+        out = model(*images.values(), BOTH)
+        assert on_gpu(out) and set(out) == set(BOTH)
+        assert on_gpu(model.encode(images[Modality.IR], Modality.IR, BOTH))
+        assert on_gpu(tuple(model.encode_image(images[Modality.IR], "ir")))
+
+
+def test_texts_and_prompts(text):
+    with fake_cuda():
+        text.to("cuda")
+        prompts = {m: PromptLearner(PEOPLE, m, text, torch.Generator()).to("cuda") for m in Modality}
+        assert on_gpu(text(prompts[Modality.RGB](torch.tensor([1, 2], device="cuda"))))
+        assert on_gpu(text_features(text, prompts))
+        state = PromptState(text, LABELS, tiny_prompt_settings())
+        assert on_gpu([state.prompts[m].state_dict() for m in Modality])
+
+
+@pytest.mark.parametrize("cache", ["mmap", "device"])
+def test_batches_and_augmentation(cache):
+    with fake_cuda():
+        batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
+        assert on_gpu(batches[0].images)
+        images = fake_banks(cache)[Modality.RGB].batch(np.arange(4))
+        plan = augment.draw(augment.Augmentation(1.0, 1.0, 3, 1.0), 4, (HEIGHT, WIDTH), np.random.default_rng(0))
+        assert on_gpu([images, augment.apply(images, plan), augment.normalise(images)])
+
+
+def test_embedding(model):
+    with fake_cuda():
+        assert on_gpu(embed(model.to("cuda"), fake_banks()[Modality.IR], Modality.IR, BOTH, batch_size=8,
+                            precision="released"))
+
+
+def memory(swaps=True, dim=64):
+    return CrossMemory(random(PEOPLE, dim), 0.05, 0.1, swaps, 0.1, "released")
+
+
+def test_prototypes_and_their_losses():
+    with fake_cuda():
+        start = {m: centroids(x, LABELS[m] - 1) for m, x in random(IMAGES, 64).items()}
+        assert on_gpu(start)
+        assert on_gpu(memory().losses(random(4, 64), BATCH))
+
+
+@pytest.mark.parametrize("order", ["released", "simultaneous"])
+def test_updates_and_swaps(order):
+    with fake_cuda():
+        both, features = memory(), random(4, 64)
+        for m, of_modality in both.memories.items():
+            of_modality.update(features[m], BATCH[m])
+        swap(*(of_modality.prototypes for of_modality in both.memories.values()), LINKS, BATCH, 0.1, order)
+        assert on_gpu(both.state_dict())
+
+
+def test_the_whole_update_with_given_links(monkeypatch):
+    monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
+    monkeypatch.setattr(CrossMemory, "pairs", lambda self, links: (None, None, np.ones(4)))
+    with fake_cuda():
+        both = memory()
+        assert both.update(random(4, 64), BATCH) == {"matched": 4, "matched_similarity": 1.0}
+        assert on_gpu(both.state_dict())
+
+
+def test_losses_between_images_and_texts(text, monkeypatch):
+    # The distinct labels of a batch depend on values: here as many as there are.
+    monkeypatch.setattr(torch, "unique", lambda labels, return_inverse: (torch.empty_like(labels),
+                                                                         torch.empty_like(labels)))
+    with fake_cuda():
+        text.to("cuda")
+        prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
+        projections, labels = random(4, 32), {m: torch.tensor([0, 0, 3, 1]).to("cuda") for m in Modality}
+        assert on_gpu(prompt_loss(text, prompts, projections, labels))
+        assert on_gpu(supervised_contrast(projections[Modality.RGB], labels[Modality.RGB], projections[Modality.IR],
+                                          labels[Modality.IR]))
+        guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
+        assert on_gpu(guidance.losses(projections, BATCH))
+
+
+def test_the_search_for_neighbours():
+    with fake_cuda():
+        assert on_gpu(tuple(k_nearest(torch.randn(IMAGES, 64, device="cuda"), 5)))
+
+
+def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    with fake_cuda():
+        text.to("cuda")
+        state = TrainState(model.to("cuda"), tiny_settings())
+        prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
+        guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
+        batch = Batches(fake_banks(), LABELS, tiny_settings(**AUGMENTATION), 1)[0]
+        both, means = memory(swaps=False, dim=model.feature_dim), RunningMeans()
+        losses, numbers = train_step(model.train(), state.optimizer, both, batch, guidance, "released")
+        means.add(1, losses, numbers)
+        assert len(losses) == 4 and on_gpu([losses, both.state_dict(), means.sums, means.broken])
+
+
+def test_a_state_from_the_host_comes_back_to_the_gpu(clip):
+    """A state file is read onto the host."""
+    settings = tiny_settings(MEMORY__SWAP_EPOCH=1)
+    saved = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH), settings)
+    start = {m: torch.randn(PEOPLE, saved.model.feature_dim) for m in Modality}
+    saved.under_way = UnderWay(LABELS, settings.new_memory(start, 1), 0.0)
+    content = on_host(saved.state_dict())
+    with fake_cuda():
+        state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
+        state.load_state_dict(content)
+        assert on_gpu([state.model.state_dict(), state.under_way.memory.state_dict()])
+        assert on_gpu(state.under_way.memory.losses(random(4, state.model.feature_dim), BATCH))
+
+
+def test_what_fake_tensors_cannot_run_has_a_test_on_a_gpu():
+    for name in REAL_GPU_TESTS.values():
+        file, test = name.split("::")
+        found = [node for node in ast.parse((Path(__file__).parent / file).read_text()).body
+                 if isinstance(node, ast.FunctionDef) and node.name == test]
+        assert len(found) == 1 and "pytest.mark.gpu" in map(ast.unparse, found[0].decorator_list), name
+
+
+# ---- With a real GPU. Each compares the device with the host, whose numbers the golden tests hold.
+
+DEVICE = "cuda"
+
+
+def real_banks(device):
+    return {m: ImageBank(bank.images, device) for m, bank in tiny_banks().items()}
+
+
+def close(found, expected, **tolerance):
+    for a, b in zip(tree_leaves(on_host(found)), tree_leaves(on_host(expected)), strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+def training_steps(clip, device):
+    """Two steps of a fine-tune with swapping: losses, prototypes, first weights and links."""
+    torch.manual_seed(0)
+    settings = tiny_settings(MEMORY__SWAP_EPOCH=1, PRECISION="fp32", **AUGMENTATION)
+    state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to(device), settings)
+    start = {m: F.normalize(torch.randn(PEOPLE, state.model.feature_dim), dim=1).to(device) for m in Modality}
+    both = settings.new_memory(start, 1)
+    guidance = TextGuidance({m: torch.randn(PEOPLE, 32).to(device) for m in Modality}, LABELS, 0.1)
+    batches, found = Batches(real_banks(device), LABELS, settings, 1), []
+    for step in range(2):
+        losses, numbers = train_step(state.model.train(), state.optimizer, both, batches[step], guidance, "fp32")
+        found.append({**losses, "matched": torch.tensor(numbers["matched"])})
+    return found, both, state.model
+
+
+@pytest.mark.gpu
+def test_training_steps_on_a_gpu(clip):
+    found, both, model = training_steps(clip, DEVICE)
+    expected, same, _ = training_steps(clip, "cpu")
+    assert both.memories[Modality.RGB].prototypes.device.type == DEVICE == next(model.parameters()).device.type
+    close(found[0], expected[0], rtol=1e-3, atol=1e-3)
+    close(found[1], expected[1], rtol=5e-2, atol=5e-2)      # Adam's first step enlarges small differences
+    close(both.state_dict(), same.state_dict(), rtol=0, atol=2e-2)
+    assert found[0]["matched"] > 0
+    np.testing.assert_array_equal(both.links().rgb_to_ir, same.links().rgb_to_ir)
+
+
+def first_prompt_step(clip, device):
+    text, settings = TextTower(clip).to(device), tiny_prompt_settings()
+    state = PromptState(text, LABELS, settings)
+    generator = torch.Generator().manual_seed(0)
+    batch = PromptBatches(real_banks(device), LABELS, settings, 1)[0]
+    loss = prompt_step(text, state.prompts, state.optimizer,
+                       {m: torch.randn(len(batch[m]), 32, generator=generator).to(device) for m in Modality},
+                       {m: LABELS[m][batch[m]] for m in Modality})
+    return loss, [prompts.context.grad for prompts in state.prompts.values()]
+
+
+@pytest.mark.gpu
+def test_prompt_step_on_a_gpu(clip):
+    loss, gradients = first_prompt_step(clip, DEVICE)
+    assert loss.device.type == gradients[0].device.type == DEVICE
+    close([loss, gradients], list(first_prompt_step(clip, "cpu")), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_retrieval_on_a_gpu(clip):
+    """Embedding, prototypes and ranking, in every place where the images may be held."""
+    data, found = tiny_data(), {}
+    for name, cache in (("cpu", "mmap"), (DEVICE, "mmap"), (DEVICE, "device")):
+        banks = {m: ImageBank(bank.images, name, cache=cache) for m, bank in tiny_banks().items()}
+        model = CCLNet(clip.visual, HEIGHT, WIDTH).to(name)
+        features = embed(model, banks[Modality.IR], Modality.IR, BOTH, batch_size=7, precision="fp32")
+        start = centroids(features["feature"], LABELS[Modality.IR])
+        assert features["feature"].device.type == start.device.type == name
+        result = evaluate(model, data, banks, [data.retrieval()], 7, "fp32")[0].mean()
+        found[name, cache] = features, start, torch.tensor([result["rank1"], result["mAP"]])
+    for values in found.values():
+        close(list(values), list(found["cpu", "mmap"]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu(clip, tmp_path):
+    """Three epochs with swapping in the last; stopped in the second, resumed from the state file."""
+    banks, settings = real_banks(DEVICE), tiny_settings(PRECISION="fp32", **AUGMENTATION)
+
+    def start(run):
+        model = CCLNet(clip.visual, HEIGHT, WIDTH).to(DEVICE)
+        train("prepare", model, banks, settings, run, tiny_tester(banks))
+        return model
+
+    run = TinyRun(tmp_path / "run", stop_after=10)
+    with pytest.raises(KeyError, match="enough"):
+        start(run)
+    run = TinyRun(tmp_path / "run", run.state_file.load()[0])
+    model = start(run)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3] and run.history[-1]["matched"] > 0
+    assert all(np.isfinite(row[name]) for row in run.history for name in ("loss_rgb", "loss_ir"))
+    content = torch.load(run.model_file("prepare", "last"), weights_only=True)
+    assert {tensor.device.type for tensor in content["state_dict"].values()} == {"cpu"}
+    close(content["state_dict"], model.state_dict(), rtol=0, atol=0)
