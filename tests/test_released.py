@@ -151,7 +151,7 @@ def test_exact_released_file_is_tested_without_clip(tmp_path, tree, monkeypatch,
     path = tmp_path / "model_best.pth"
     torch.save({"state_dict": state, "cmc": np.linspace(0.55, 0.9, 20), "mAP": np.float64(0.5038),
                 "mINP": np.float64(0.37), "epoch": 57}, path)
-    monkeypatch.setattr(script, "load_clip", None)
+    monkeypatch.setattr("processor.setup.load_clip", None)
     run_script(monkeypatch, "--resume_path", path, *overrides(tree, tmp_path / "out"))
     said = capsys.readouterr().out
     assert "released format, epoch 57, states Rank-1 0.5500, mAP 0.5038, mINP 0.3700" in said

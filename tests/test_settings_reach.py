@@ -1,5 +1,4 @@
 """Every setting reaches its use: one run of both training scripts with an odd value for each, watched from inside."""
-import itertools
 import json
 from types import SimpleNamespace
 
@@ -24,19 +23,18 @@ import processor.train
 import utils.clustering
 from configs.defaults import as_dict, flat, load_config
 from data.augment import Augmentation
-from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from processor.evaluate import Tester
 from processor.pseudo_labels import FILE_NAMES
 from processor.run import Run
+from processor.setup import Setup
+from utils.errors import UserError
 from utils.modality import Modality
 from utils.runtime import _fp32_switches
 
 PEOPLE = {"train": (1, 2, 3, 4), "val": (5,), "test": (6, 7, 8)}     # 8 RGB and 4 IR images each, files of 24 x 12
 EPOCHS = 5
-PER_EPOCH = 40 // (3 * 4) + 1        # steps: 40 RGB images, P x K = 3 x 4
-ODD = {      # key -> a value that is nobody's default; those of None are filled in by the fixture
+ODD = {      # key -> another value than the default; the fixture fills in None
     "OUTPUT_DIR": None, "SEED": 7, "DEVICE": "cpu", "PRECISION": "tf32", "PSEUDO_LABEL_DIR": None,
     "DATASET.ROOT": None, "DATASET.CACHE_DIR": None, "DATASET.CACHE": "device",
     "INPUT.HEIGHT": 48, "INPUT.WIDTH": 32, "INPUT.GREY": 0.7, "INPUT.FLIP": 0.3, "INPUT.PAD": 2, "INPUT.ERASE": 0.6,
@@ -54,10 +52,10 @@ ODD = {      # key -> a value that is nobody's default; those of None are filled
     "TEST.MODE": "indoor", "TEST.PROTOCOL": "original-1", "TEST.TRIALS": 3, "TEST.EVERY": 2, "TEST.BATCH_SIZE": 7,
     "CHECKPOINT.MINUTES": 2.5,
 }
-ELSEWHERE = {    # key -> the test that shows its effect, and why not this one
-    "DATASET.NAME": "test_regdb_data.py: another data set is another folder layout",
-    "DATASET.TRIAL": "test_regdb_data.py: SYSU-MM01 has no trials of that kind",
-    "DATASET.CHECK_COUNTS": "test_sysu_data.py: it must be False here, for miniature data",
+ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, and why
+    "DATASET.NAME": "test_data_set_settings: another data set is another folder layout",
+    "DATASET.TRIAL": "test_data_set_settings: SYSU-MM01 is not split into trials",
+    "DATASET.CHECK_COUNTS": "test_data_set_settings: it must be False for miniature data",
 }
 
 
@@ -80,14 +78,15 @@ class Watch:
         assert rows, f"{name} was never called"
         return rows
 
-    def wrap(self, owner, name, before=None, as_name=None):
-        """Record each call with its arguments and result. Args: before: what to keep from the arguments beforehand."""
+    def wrap(self, owner, name, keep=None, as_name=None):
+        """Record each call with its arguments and result, and what keep(*arguments) gives before and after it."""
         real = getattr(owner, name)
 
         def wrapped(*arguments, **named):
-            kept = before(*arguments, **named) if before else None
+            before = keep(*arguments) if keep else None
             result = real(*arguments, **named)
-            self.note(as_name or name, arguments=arguments, named=named, before=kept, result=result)
+            self.note(as_name or name, arguments=arguments, named=named, result=result, before=before,
+                      after=keep(*arguments) if keep else None)
             return result
 
         self.patch.setattr(owner, name, wrapped)
@@ -133,23 +132,21 @@ def watch_parts(watch):
     def prototypes(memory, *_):
         return memory.prototypes.clone()
 
-    for owner, name in ((processor.setup, "open_bank"), (processor.setup, "load_clip"),
-                        (processor.pseudo_labels, "cluster"), (utils.clustering, "k_nearest"),
-                        (utils.clustering, "jaccard_graph"), (utils.clustering, "DBSCAN"), (data.augment, "draw"),
-                        (data.augment, "apply"), (processor.features, "normalise"), (processor.guidance,
-                                                                                     "image_to_text"),
-                        (Tester, "__call__"), (processor.evaluate, "rank_metrics"), (Run, "save_state")):
-        watch.wrap(owner, name)
-    watch.wrap(ImageBank, "batch", as_name="read")
-    watch.wrap(utils.clustering, "query_expansion")
+    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (processor.pseudo_labels, ("cluster",)),
+                         (utils.clustering, ("k_nearest", "query_expansion", "jaccard_graph", "DBSCAN")),
+                         (data.augment, ("draw", "apply")), (processor.features, ("normalise",)),
+                         (processor.guidance, ("image_to_text",)), (processor.evaluate.Tester, ("__call__",)),
+                         (processor.evaluate, ("rank_metrics",)), (Run, ("save_state",))):
+        for name in names:
+            watch.wrap(owner, name)
     for module in (processor.train, processor.prompt):
         watch.wrap(module, "numpy_rng", as_name="stream")
     watch.wrap(processor.prompt, "torch_rng", as_name="stream")
     watch.wrap(processor.prompt, "prompt_step")
-    watch.wrap(CCLNet, "forward", before=lambda *_: rounding())
-    watch.wrap(CCLNet, "encode", before=lambda *_: rounding())
-    watch.wrap(loss.cross_memory.ClusterMemory, "loss", before=prototypes, as_name="memory loss")
-    watch.wrap(loss.cross_memory.ClusterMemory, "update", before=prototypes, as_name="memory update")
+    for name in ("forward", "encode"):
+        watch.wrap(CCLNet, name, keep=lambda model, *_: (rounding(), model.training))
+    watch.wrap(loss.cross_memory.ClusterMemory, "loss", keep=prototypes, as_name="memory loss")
+    watch.wrap(loss.cross_memory.ClusterMemory, "update", keep=prototypes, as_name="memory update")
     real = loss.cross_memory.swap
 
     def swap(rgb, ir, *rest):
@@ -161,7 +158,7 @@ def watch_parts(watch):
     backward = torch.Tensor.backward
 
     def watched(tensor, *arguments, **named):
-        watch.note("backward", before=rounding())
+        watch.note("backward", before=(rounding(), True))
         return backward(tensor, *arguments, **named)
 
     watch.patch.setattr(torch.Tensor, "backward", watched)
@@ -258,8 +255,9 @@ def clip_weights(run):
     expected = CCLNet(load_clip(run.clip).visual, 48, 32)
     for _, watch in watches(run):
         first = watch.of("encode")[0]
-        model, images, modality, heads = first.arguments
-        out = expected.eval().encode(images, modality, heads)
+        with torch.inference_mode():
+            out = expected.eval().encode(*first.arguments[1:])
+        assert set(out) == set(first.result)
         for head, rows in out.items():
             torch.testing.assert_close(first.result[head], rows)
 
@@ -320,6 +318,7 @@ def trained_images_are_augmented(run):
         for call, rgb, ir in zip(watch.of("forward"), made[Modality.RGB], made[Modality.IR], strict=True):
             assert call.arguments[1] is rgb and call.arguments[2] is ir
         first = watch.of("apply")[0]
+        assert {call.before[1] for call in watch.of("forward")} == {True}
         assert not torch.equal(first.result, data.augment.normalise(first.arguments[0]))
 
 
@@ -327,7 +326,7 @@ def embedded_images_are_not_augmented(run):
     for _, watch in watches(run):
         calls = watch.of("encode")
         for call, normalised in zip(calls, watch.of("normalise"), strict=True):
-            assert call.arguments[1] is normalised.result and not call.arguments[0].training
+            assert call.arguments[1] is normalised.result and call.before[1] is False
         images = torch.cat([call.arguments[1] for call in calls if call.arguments[2] is Modality.RGB][:6])   # 40 by 7
         bank = banks(watch, "train")[Modality.RGB]
         torch.testing.assert_close(images, data.augment.normalise(bank.batch(np.arange(40))))
@@ -361,16 +360,12 @@ def momentum(run):
     for stage, watch in watches(run):
         updates = watch.of("memory update", stage)
         assert len(updates) == 2 * len(watch.of("train_step"))
-        for call, following in itertools.pairwise(updates[:2 * PER_EPOCH]):     # before the first swap
-            memory, x, labels = call.arguments
+        for call in updates:
             expected = call.before.clone()
-            for sample, label in zip(F.normalize(x.detach(), dim=1), labels):
+            for sample, label in zip(F.normalize(call.arguments[1].detach(), dim=1), call.arguments[2]):
                 expected[label] = F.normalize(0.3 * expected[label] + 0.7 * sample, dim=0)
-            assert (expected - call.before).abs().max() > 1e-4
-            after = next((later.before for later in updates[updates.index(following):]
-                          if later.arguments[0] is memory), None)
-            if after is not None:
-                torch.testing.assert_close(after, expected)
+            torch.testing.assert_close(call.after, expected)
+        assert all((call.after - call.before).abs().max() > 1e-4 for call in updates)
 
 
 def swap_epoch(run):
@@ -506,13 +501,13 @@ def precision(run):
     tf32 = ("tf32", "tf32") if isinstance(rounding()[0], str) else (True, True)
     for stage, watch in watches(run):
         for name in ("forward", "encode", "backward"):
-            assert {call.before for call in watch.of(name, stage)} == {tf32}, name
+            assert {call.before[0] for call in watch.of(name, stage)} == {tf32}, name
     assert rounding() != tf32
 
 
 # ---- Tests and states
 
-def tests_every(run):
+def every_epochs(run):
     for stage, watch in watches(run):
         assert [row["epoch"] for row in run.rows if row["stage"] == stage and "test" in row] == [2, 4, 5]
         assert len(watch.of("__call__", stage)) == 3
@@ -526,9 +521,10 @@ def batch_size(run):
 
 
 def trials(run):
+    """The first three rows of the file of permutations."""
     for row in run.rows:
         if "test" in row:
-            assert [trial["trial"] for trial in row["test"]["per_trial"]] == [0, 1, 2]
+            assert [trial["trial"] for trial in row["test"]["per_trial"]] == [1, 2, 3]
 
 
 def mode(run):
@@ -570,7 +566,7 @@ REACHES = {      # key -> what must show
     "PROMPT.WARMUP_LR": prompt_rates, "PROMPT.WARMUP_EPOCHS": prompt_rates,
     "PROMPT.WEIGHT_DECAY": prompt_weight_decay, "FINETUNE.EPOCHS": epochs,
     "FINETUNE.LABEL_SMOOTHING": label_smoothing, "FINETUNE.RESTART_AT_SWAP": restart, "TEST.MODE": mode,
-    "TEST.PROTOCOL": protocol, "TEST.TRIALS": trials, "TEST.EVERY": tests_every,
+    "TEST.PROTOCOL": protocol, "TEST.TRIALS": trials, "TEST.EVERY": every_epochs,
     "TEST.BATCH_SIZE": batch_size, "CHECKPOINT.MINUTES": checkpoint_minutes,
 }
 
@@ -590,3 +586,18 @@ def test_the_table_holds_every_key():
     assert set(REACHES) | set(ELSEWHERE) == set(defaults) and not set(REACHES) & set(ELSEWHERE)
     assert set(REACHES) == set(ODD)
     assert not [key for key, value in ODD.items() if value == defaults[key]]
+
+
+def test_data_set_settings(tmp_path):
+    """NAME chooses the layout, TRIAL the lists that are read, and CHECK_COUNTS whether miniature data are refused."""
+    root = trees.regdb_tree(tmp_path / "RegDB", trials=(1, 2))
+
+    def read(trial, check):
+        return Setup(load_config(None, ["DATASET.NAME", "regdb", "DATASET.ROOT", str(root), "DATASET.TRIAL", str(trial),
+                                        "DATASET.CHECK_COUNTS", str(check), "DEVICE", "cpu"]), "test").data
+
+    first, second = read(1, False), read(2, False)
+    assert (first.name, first.trial, second.trial) == ("regdb", 1, 2)
+    assert first.train[Modality.RGB].paths != second.train[Modality.RGB].paths
+    with pytest.raises(UserError, match="2,060|2060"):
+        read(1, True)

@@ -77,7 +77,7 @@ def test_ranking_picture(tmp_path, monkeypatch):
         assert [page.getpixel((x, row)) for x in (first, first + framed)] == [ranking_picture.RIGHT,
                                                                               ranking_picture.WRONG]
     ranking.write_text("")
-    with pytest.raises(UserError, match="holds no ranked lists"):
+    with pytest.raises(UserError, match="holds no list"):
         ranking_picture.main()
     ranking.unlink()
     with pytest.raises(UserError, match="cannot be read"):
