@@ -597,7 +597,7 @@ def test_data_set_settings(tmp_path):
                                         "DATASET.CHECK_COUNTS", str(check), "DEVICE", "cpu"]), "test").data
 
     first, second = read(1, False), read(2, False)
-    assert (first.name, first.trial, second.trial) == ("regdb", 1, 2)
+    assert (first.name, first.trial, second.trial) == ("RegDB", 1, 2)
     assert first.train[Modality.RGB].paths != second.train[Modality.RGB].paths
     with pytest.raises(UserError, match="2,060|2060"):
         read(1, True)
