@@ -5,7 +5,6 @@ from the shapes of the weights.
 """
 import hashlib
 import os
-import warnings
 from urllib.error import URLError
 
 import torch
@@ -15,6 +14,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url
 from torch import nn
 
+from model.archive import is_torchscript, read_torchscript
 from utils.errors import UserError
 
 OPENAI_MODEL = "RN50"
@@ -63,16 +63,12 @@ def _read_state_dict(path):
         raise UserError(f"CLIP weights {path} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads RN50) or "
                         "to the path of a TorchScript archive or state dict")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")    # torch.jit is deprecated; OpenAI's archives are TorchScript
-            return torch.jit.load(path, map_location="cpu").state_dict()
-    except RuntimeError:
-        pass                                   # no archive: a state dict
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torchscript(path) if is_torchscript(path) else torch.load(path, map_location="cpu",
+                                                                                 weights_only=True)
     except Exception as error:                 # torch raises many kinds on damaged files
         raise UserError(f"CLIP weights {path} cannot be read ({_first_line(error)}); expected a TorchScript archive "
-                        "or a state dict of tensors. Download the file again")
+                        "or a state dict of tensors, of which nothing is run. Download the file again, or convert it "
+                        "where you trust it: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)")
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = {k.removeprefix("module."): v for k, v in content["state_dict"].items()}
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):

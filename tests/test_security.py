@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -19,6 +20,9 @@ from utils.checkpoint import load_checkpoint, write_atomically
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.resume import StateFile
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")      # small archives are traced here
 
 
 class Attack:
@@ -100,7 +104,7 @@ def test_yaml_that_grows(tmp_path):
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in zip("abcdefgh", "bcdefghi")]
     (tmp_path / "bad.yml").write_text("\n".join(["SEED: &s", *(f"  {line}" for line in lines)]))
-    with pytest.raises(UserError, match="bad.yml sets SEED") as caught:
+    with pytest.raises(UserError, match="bad.yml has the unknown key SEED.a; did you mean SEED?") as caught:
         load_config(tmp_path / "bad.yml")
     assert len(str(caught.value)) < 1000
 
@@ -132,3 +136,75 @@ def test_links_are_not_written_through(tmp_path):
     (tmp_path / "ours").symlink_to(tmp_path / "theirs")
     write_atomically(tmp_path / "ours", lambda file: file.write(b"ours"))
     assert (tmp_path / "theirs").read_text() == "theirs" and (tmp_path / "ours").read_bytes() == b"ours"
+
+
+class Overwrites(torch.nn.Module):
+    """A TorchScript module that writes a file when it is loaded."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        self.training = False
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.path = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), self.path)
+
+    def forward(self, x):
+        return x
+
+
+def test_torchscript_is_not_run(tmp_path):
+    archive, target = str(tmp_path / "bad.pt"), tmp_path / "mine"
+    torch.jit.script(Overwrites(str(target))).save(archive)
+    torch.jit.load(archive)
+    assert target.exists()          # the attack is one
+    target.write_text("mine")
+    with pytest.raises(UserError, match=r"CLIP weights .*bad.pt"):
+        load_clip(archive)
+    assert target.read_text() == "mine"
+
+
+def test_torchscript_archive_gives_its_tensors(tiny_clip_file, tmp_path):
+    clip = load_clip(tiny_clip_file)
+    archive = str(tmp_path / "clip.pt")
+    torch.jit.trace(clip, (torch.rand(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)),
+                    check_trace=False).save(archive)
+    found = load_clip(archive).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in clip.state_dict().items())
+
+
+@pytest.mark.parametrize("module, name", [("os", "system"), ("builtins", "eval"), ("torch", "load"),
+                                          ("torch._utils", "_rebuild_parameter"), ("collections", "Counter")])
+def test_torchscript_archive_with_a_pickle_of_its_own(tmp_path, module, name):
+    path = tmp_path / "bad.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bad/code/__torch__.py", "")
+        archive.writestr("bad/data.pkl", f"c{module}\n{name}\n(S'true'\ntR.".encode())
+    with pytest.raises(UserError, match=f"{module}.{name} is no part of a module of tensors"):
+        load_clip(str(path))
+
+
+@pytest.mark.parametrize("break_it", ["compressed", "short", "no record", "no pickle", "not a module"])
+def test_damaged_torchscript_archives(tiny_clip_file, tmp_path, break_it):
+    whole, path = tmp_path / "clip.pt", tmp_path / "bad.pt"
+    torch.jit.trace(load_clip(tiny_clip_file), (torch.rand(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)),
+                    check_trace=False).save(str(whole))
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("/data/3") and break_it == "short":
+                data = data[:-1]
+            if name.endswith("/data.pkl") and break_it == "not a module":
+                data = b"N."
+            if not (name.endswith("/data/3") and break_it == "no record"
+                    or name.endswith("/data.pkl") and break_it == "no pickle"):
+                new.writestr(name, data, zipfile.ZIP_DEFLATED if break_it == "compressed" else zipfile.ZIP_STORED)
+    with pytest.raises(UserError, match="CLIP weights .* cannot be read"):
+        load_clip(str(path))
