@@ -1,4 +1,4 @@
-"""Test a checkpoint: Rank-k, mAP and mINP, printed and written to OUTPUT_DIR/metrics.json.
+"""Test a checkpoint: Rank-k, mAP and mINP, printed and written to OUTPUT_DIR/tests/CHECKPOINT-PROTOCOL-MODE/.
 
     python test.py --resume_path runs/sysu/model_last.pth [--config_file ...] [KEY VALUE ...]
 
@@ -9,16 +9,9 @@ is tested.
 from functools import partial
 from pathlib import Path
 
+from configs.command_line import parse_arguments
 from configs.defaults import load_config
-from data.manifest import manifest_differences
-from model.released import checkpoint_size, describe_released, model_from_checkpoint, released_state
-from processor.evaluate import evaluate, format_table, metrics_record
-from processor.setup import Setup, parse_arguments
-from utils.checkpoint import load_checkpoint, save_json
 from utils.errors import UserError, exit_on_user_error
-from utils.report.content import retrieval_content
-from utils.report.ranking import save_rankings
-from utils.report.write import save_report
 
 
 def main():
@@ -27,6 +20,16 @@ def main():
         __doc__, resume_path="checkpoint of train_prepare.py or train_clip.py, or a released one",
         switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on",
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
+    load_config(arguments.config_file, arguments.overrides)     # mistakes are found before the slow imports
+    from model.released import describe_released, model_from_checkpoint, released_state
+    from processor.evaluate import evaluate
+    from processor.setup import Setup
+    from utils.checkpoint import load_checkpoint
+    from utils.report.content import retrieval_content
+    from utils.report.ranking import save_rankings
+    from utils.report.write import save_report
+    from utils.resume import lock_folder
+
     path = arguments.resume_path
     content = load_checkpoint(path) if path else {}
     config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
@@ -37,20 +40,30 @@ def main():
         model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH))
     else:
         model = setup.new_model()
-    banks, log = setup.banks("test"), setup.start()
-    if released_state(content) is not None:
-        log.info(f"{path}: {describe_released(content)}")
-    evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION)
-    save_results(setup, log, content, path or "baseline CLIP", evaluations)
-    if arguments.save_ranking:
-        for file in save_rankings(config.OUTPUT_DIR, setup.data, setup.retrievals, evaluations):
-            log.info(f"written to {file}")
-    save_report(config.OUTPUT_DIR, log, "test",
-                partial(retrieval_content, "test", setup.data, banks, setup.retrievals, evaluations))
+    banks, folder = setup.banks("test"), results_folder(config, path, setup.data.modes[0])
+    with lock_folder(folder):
+        log = setup.start(folder)
+        if released_state(content) is not None:
+            log.info(f"{path}: {describe_released(content)}")
+        evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION)
+        save_results(folder, setup, log, content, path or "baseline CLIP", evaluations)
+        if arguments.save_ranking:
+            for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
+                log.info(f"written to {file}")
+        save_report(folder, log, "test",
+                    partial(retrieval_content, "test", setup.data, banks, setup.retrievals, evaluations))
+
+
+def results_folder(config, path, first_mode):
+    """Return the folder of a test's results, below OUTPUT_DIR. Args: path: of the checkpoint, or None."""
+    name = Path(path).stem if path else "baseline_clip"
+    return Path(config.OUTPUT_DIR) / "tests" / f"{name}-{config.TEST.PROTOCOL}-{config.TEST.MODE or first_mode}"
 
 
 def _settings(content):
     """Return the configuration in a checkpoint; of a released one the size of the images."""
+    from model.released import checkpoint_size, released_state
+
     if released_state(content) is None:
         return content.get("config")
     size = checkpoint_size(content)
@@ -63,6 +76,8 @@ def check_same_data(content, path, facts):
     Args: facts: what a checkpoint of this configuration would remember, {"dataset", "trial", "manifest"}.
     Raises: UserError: the checkpoint remembers another data set or trial, or other images.
     """
+    from data.manifest import manifest_differences
+
     dataset, trial = facts["dataset"], facts["trial"]
     trained = content.get("dataset", dataset), content.get("trial", trial)
     if trained != (dataset, trial):
@@ -76,11 +91,15 @@ def check_same_data(content, path, facts):
                         "--allow_other_data to test across data on purpose")
 
 
-def save_results(setup, log, content, what, evaluations):
+def save_results(folder, setup, log, content, what, evaluations):
     """Print the results and write metrics.json.
 
     Args: content: of the checkpoint; what: was tested; evaluations: list of `Evaluation`.
     """
+    from model.released import released_state
+    from processor.evaluate import format_table, metrics_record
+    from utils.checkpoint import save_json
+
     for evaluation in evaluations:
         log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
                  + format_table([{"what": Path(what).name, **evaluation.mean()}]))
@@ -90,7 +109,7 @@ def save_results(setup, log, content, what, evaluations):
     facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what, "epoch": int(content.get("epoch", 0)),
              "selection": selection if content else "no training"}
     results = [metrics_record(evaluation, setup.data, **facts) for evaluation in evaluations]
-    output = Path(setup.config.OUTPUT_DIR) / "metrics.json"
+    output = folder / "metrics.json"
     save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])
     log.info(f"written to {output}")
 

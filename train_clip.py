@@ -5,22 +5,24 @@
 The pseudo labels come from PSEUDO_LABEL_DIR if set, else from OUTPUT_DIR, else from ROOT/pseudo_labels.
 The same command again resumes a stopped run.
 """
+from configs.command_line import parse_arguments
 from configs.defaults import load_config
-from model.clip import TextTower
-from processor.epoch import on_host
-from processor.guidance import TextGuidance
-from processor.prompt import learn_prompts, text_features
-from processor.pseudo_labels import find_pseudo_labels, labels_digest, load_pseudo_labels
-from processor.setup import Setup, parse_arguments, prompt_settings, train_settings
-from processor.train import train
 from utils.errors import exit_on_user_error
-from utils.modality import Modality
 
 
 def main():
     """Run the two stages that the command line describes."""
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     config = load_config(arguments.config_file, arguments.overrides)
+    from model.clip import TextTower  # slow: after the settings were read and checked
+    from processor.epoch import on_host
+    from processor.guidance import TextGuidance
+    from processor.prompt import learn_prompts, text_features
+    from processor.pseudo_labels import find_pseudo_labels, labels_digest, load_pseudo_labels
+    from processor.setup import Setup, prompt_settings, train_settings
+    from processor.train import train
+    from utils.modality import Modality
+
     setup = Setup(config, "train_clip")
     folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, setup.data.label_dirs())
     labels, known = load_pseudo_labels(folder, {m: len(images) for m, images in setup.data.train.items()},

@@ -4,9 +4,8 @@
 
 The same command again resumes a stopped run.
 """
+from configs.command_line import parse_arguments
 from configs.defaults import load_config
-from processor.setup import Setup, parse_arguments, train_settings
-from processor.train import train
 from utils.errors import exit_on_user_error
 
 
@@ -14,6 +13,9 @@ def main():
     """Run the stage that the command line describes."""
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     config = load_config(arguments.config_file, arguments.overrides)
+    from processor.setup import Setup, train_settings  # slow: after the settings were read and checked
+    from processor.train import train
+
     setup = Setup(config, "train_prepare")
     model, images, tester = setup.new_model(), setup.banks("train"), setup.tester()
     with setup.training("prepare", ("prepare_*", "pseudo_labels", "tensorboard/prepare"), arguments.fresh) as run:

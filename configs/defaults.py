@@ -47,7 +47,7 @@ _C.MEMORY.TEMPERATURE = 0.05
 _C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
 _C.MEMORY.SWAP_EPOCH = 61            # first epoch with memory swapping
 _C.MEMORY.SWAP_SCALE = 0.1           # share that a prototype keeps when swapped
-_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cluster_memory.py)
+_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cross_memory.py)
 
 _C.SAMPLER = CfgNode()
 _C.SAMPLER.CLUSTERS = 4              # P per modality and batch

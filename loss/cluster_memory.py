@@ -50,8 +50,8 @@ class ClusterMemory:
         return {"prototypes": self.prototypes}
 
     def load_state_dict(self, state):
-        """Take over the prototypes of `state_dict`, without normalising them again."""
-        self.prototypes = state["prototypes"].to(self.prototypes.device)
+        """Copy the prototypes of `state_dict`, without normalising them again."""
+        self.prototypes = state["prototypes"].to(self.prototypes.device, copy=True)
 
 
 def _occurrence(labels):

@@ -70,7 +70,7 @@ class CrossMemory:
         return {m.value: memory.state_dict() for m, memory in self.memories.items()}
 
     def load_state_dict(self, state):
-        """Take over the prototypes of `state_dict`."""
+        """Copy the prototypes of `state_dict`."""
         for m, memory in self.memories.items():
             memory.load_state_dict(state[m.value])
 

@@ -15,7 +15,7 @@ from open_clip.pretrained import download_pretrained_from_url, get_pretrained_ur
 from torch import nn
 
 from model.archive import is_torchscript, read_torchscript
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 
 OPENAI_MODEL = "RN50"
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
@@ -39,6 +39,8 @@ def load_clip(weights="openai"):
         model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32)
         model.float().load_state_dict(state)   # the builder casts to fp16 on the way in
     except (RuntimeError, KeyError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"CLIP weights {path} do not fit together: {_first_line(error)}; expected the state dict of "
                         "one OpenAI-format CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS")
     return model.eval()
@@ -66,6 +68,8 @@ def _read_state_dict(path):
         content = read_torchscript(path) if is_torchscript(path) else torch.load(path, map_location="cpu",
                                                                                  weights_only=True)
     except Exception as error:                 # torch raises many kinds on damaged files
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"CLIP weights {path} cannot be read ({_first_line(error)}); expected a TorchScript archive "
                         "or a state dict of tensors, of which nothing is run. Download the file again, or convert it "
                         "where you trust it: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)")

@@ -10,7 +10,7 @@ from model.cclnet import CCLNet
 from model.clip import TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.towers import STRIDE
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.modality import Modality
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
@@ -60,6 +60,8 @@ def model_from_checkpoint(content, path, height=None, width=None):
         model = CCLNet(visual, height, width)
         model.load_state_dict(state)
     except (RuntimeError, KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"checkpoint {path} does not fit together ({' '.join(str(error).split())[:160]}); expected the "
                         "weights of one model. Train or download it again")
     if broken:

@@ -21,26 +21,9 @@ from processor.pseudo_labels import ClusterSettings
 from processor.run import Run, check_resumable, set_aside, state_file
 from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
-from utils.errors import Parser
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import open_log, pick_device
-
-
-def parse_arguments(description, switches=None, **options):
-    """Read the command line that all scripts share: [--config_file FILE] [switches] [options] [KEY VALUE ...].
-
-    Args: switches: name -> help of flags without a value; options: name -> help of flags with one.
-    """
-    parser = Parser(description)
-    parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
-    for name, help_text in options.items():
-        parser.add_argument(f"--{name}", help=help_text)
-    for name, help_text in (switches or {}).items():
-        parser.add_argument(f"--{name}", action="store_true", help=help_text)
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE",
-                        help="single settings, as in SEED 2 TEST.MODE indoor")
-    return parser.parse_intermixed_args()
 
 
 class Setup:
@@ -101,12 +84,11 @@ class Setup:
         return Tester(self.data, self.banks("test"), self.retrievals[0], test.EVERY, test.BATCH_SIZE,
                       self.config.PRECISION)
 
-    def start(self):
-        """Open the log, write config.yml, print the data set's counts: the logger."""
-        config = self.config
-        log = open_log(config.OUTPUT_DIR, self.script)
-        write_atomically(Path(config.OUTPUT_DIR) / "config.yml", lambda file: file.write(config.dump().encode()))
-        log.info(f"{self.script} on {self.device}, DATASET.CACHE {self.cache}, results in {config.OUTPUT_DIR}")
+    def start(self, folder):
+        """Open the log in a folder, write config.yml, print the data set's counts: the logger."""
+        log = open_log(folder, self.script)
+        write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
+        log.info(f"{self.script} on {self.device}, DATASET.CACHE {self.cache}, results in {folder}")
         for line in (*self.data.counts(), *self.data.notes):
             log.info(line)
         return log
@@ -127,7 +109,7 @@ class Setup:
             aside = set_aside(config.OUTPUT_DIR, own_files) if fresh else None
             content, warning = state_file(config.OUTPUT_DIR, state_name).load()
             changes = check_resumable(content, facts, config.OUTPUT_DIR) if content is not None else []
-            log = self.start()
+            log = self.start(config.OUTPUT_DIR)
             for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes):
                 if line:
                     log.info(line)

@@ -98,7 +98,7 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
     finish_stage(stage, state, s.epochs, run, tester, images, extra)
 
 
-def train_step(model, optimizer, memory, batch, guidance=None, precision="fp32"):
+def train_step(model, optimizer, memory, batch, guidance, precision):
     """Take one step of the optimiser on a batch, then let the memories follow.
 
     Args: memory: `CrossMemory`; batch: `Batch`; guidance: `TextGuidance` or None; precision: of `utils.runtime`.
@@ -201,9 +201,8 @@ class TrainState:
         self.under_way = None
         if state["under_way"]:
             device = next(self.model.parameters()).device
-            prototypes = {m: state["under_way"]["memory"][m.value]["prototypes"].to(device) for m in Modality}
-            self.under_way = UnderWay(None, self.settings.new_memory(prototypes, self.epoch), 0.0)
-            self.under_way.load_state_dict(state["under_way"])
+            start = {m: state["under_way"]["memory"][m.value]["prototypes"].to(device) for m in Modality}
+            self.under_way = UnderWay.from_state_dict(state["under_way"], self.settings.new_memory(start, self.epoch))
 
 
 class UnderWay:
@@ -224,12 +223,15 @@ class UnderWay:
                 "memory": self.memory.state_dict(), "setup_seconds": self.setup_seconds, "step": self.step,
                 "means": self.means.state_dict()}
 
-    def load_state_dict(self, state):
-        """Take over a saved state."""
-        self.labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
-        self.memory.load_state_dict(state["memory"])
-        self.setup_seconds, self.step = state["setup_seconds"], state["step"]
-        self.means.load_state_dict(state["means"])
+    @classmethod
+    def from_state_dict(cls, state, memory):
+        """Make it from a saved state. Args: memory: `CrossMemory` of as many prototypes, which copies the saved ones."""
+        labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
+        memory.load_state_dict(state["memory"])
+        under_way = cls(labels, memory, state["setup_seconds"])
+        under_way.step = state["step"]
+        under_way.means.load_state_dict(state["means"])
+        return under_way
 
 
 class Clock:

@@ -77,7 +77,8 @@ def test_training_steps(golden, golden_clip, name, swap_scale):
     for step in range(3):
         images = {m: golden.draw(f"step_{m.value}{step}", (8, 3, 96, 48)) for m in Modality}
         losses, numbers = train_step(model, optimizer, memory,
-                                     Batch(images, STEP_LABELS, {m: np.arange(8) for m in Modality}), guidance)
+                                     Batch(images, STEP_LABELS, {m: np.arange(8) for m in Modality}), guidance,
+                                     settings.precision)
         assert set(losses) == {k[:-1] for k in g.files if k.startswith("loss_")}
         for key, value in losses.items():
             assert float(value.detach()) == pytest.approx(float(g[f"{key}{step}"]), rel=1e-4), (key, step)

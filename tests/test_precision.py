@@ -40,7 +40,7 @@ def test_all_scripts_run_in_bf16(words, tmp_path, monkeypatch):
 
     content = torch.load(run / "model_last.pth", weights_only=True)
     assert {v.dtype for v in content["state_dict"].values() if v.is_floating_point()} == {torch.float32}
-    tested = json.loads((test / "metrics.json").read_text())
+    tested = json.loads((test / "tests/model_last-python-all/metrics.json").read_text())
     assert tested["mAP"] > 0
     assert [tested[k] for k in ("rank1", "mAP", "mINP")] == [content["metrics"][k] for k in ("rank1", "mAP", "mINP")]
 

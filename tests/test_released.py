@@ -156,7 +156,7 @@ def test_exact_released_file_is_tested_without_clip(tmp_path, tree, monkeypatch,
     said = capsys.readouterr().out
     assert "released format, epoch 57, states Rank-1 0.5500, mAP 0.5038, mINP 0.3700" in said
     assert "362 of its 1176 weights used" in said and "814 ignored" in said and "10 rgb, 8 ir" in said
-    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    record = json.loads((tmp_path / "out/tests/model_best-python-all/metrics.json").read_text())
     assert record["epoch"] == 57 and record["selection"] == "as released" and 0 < record["rank1"] <= 1
 
 
@@ -252,9 +252,9 @@ def test_script_refuses_other_data_unless_asked(ours, tree, tmp_path, monkeypatc
     arguments = ["--resume_path", tmp_path / "regdb.pth", *overrides(tree, tmp_path), "TEST.MODE", "both"]
     with pytest.raises(UserError, match="was trained on RegDB trial 3, not on SYSU-MM01"):
         run_script(monkeypatch, *arguments)
-    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "tests").exists()
     run_script(monkeypatch, "--allow_other_data", *arguments)
-    record = json.loads((tmp_path / "metrics.json").read_text())
+    record = json.loads((tmp_path / "tests/regdb-python-both/metrics.json").read_text())
     assert [r["mode"] for r in record["results"]] == ["all", "indoor"] and record["epoch"] == 7
     assert record["mode"] == "all" and record["rank1"] == record["results"][0]["rank1"]
     assert record["results"][1]["per_trial"][1]["trial"] == 1

@@ -102,8 +102,9 @@ def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
     for script in ("train_prepare", "train_clip"):
         assert scripts.call(scripts.load(script), words) == 0
     words = ["--resume_path", tmp_path / "run/model_last.pth", "OUTPUT_DIR", tmp_path / "tested"]
+    results = "tested/tests/model_last-python-all"
     assert scripts.call(scripts.load("test"), words) == 0
-    for folder, pages, lists in (("run", 2, 2), ("tested", 1, 1)):
+    for folder, pages, lists in (("run", 2, 2), (results, 1, 1)):
         log, text = ((tmp_path / folder / name).read_text() for name in ("log.txt", "report.html"))
         assert log.count("page to look at: ") == pages and "warning: the report" not in log
         assert text.count("<h3>Best queries</h3>") == text.count(">Ranked lists: ") // 2 == lists

@@ -21,7 +21,6 @@ from utils.errors import UserError
 from utils.modality import Modality
 from utils.resume import StateFile
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")      # small archives are traced here
 
 

@@ -64,13 +64,17 @@ def settings(root, tmp_path, tiny_clip_file, monkeypatch):
     return [str(word) for pair in pairs.items() for word in pair], started
 
 
+def results_of(folder, trial):
+    return folder / "runs" / f"trial{trial}" / "tests" / "model_last-python-both" / "metrics.json"
+
+
 def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     pairs, started = settings
     regdb_trials.main(["train", "--trials", "1", "2", *pairs])
     assert started == [f"{script}.py {trial}" for trial in (1, 2) for script in ("train_prepare", "train_clip", "test")]
     capsys.readouterr()
 
-    (tmp_path / "runs" / "trial2" / "metrics.json").unlink()
+    results_of(tmp_path, 2).unlink()
     started.clear()
     regdb_trials.main(["train", *pairs, "DATASET.CACHE", "mmap", "--trials", "1", "2"])      # no other training
     assert started == ["test.py 2"]
@@ -81,7 +85,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     assert "missing: trials 3" in said and said.count(" ± ") == 12
     summary = json.loads((tmp_path / "runs" / "trials.json").read_text())
     assert summary["missing"] == [3] and len(summary["directions"]) == 2
-    records = [json.loads((tmp_path / "runs" / f"trial{t}" / "metrics.json").read_text()) for t in (1, 2)]
+    records = [json.loads(results_of(tmp_path, t).read_text()) for t in (1, 2)]
     for position, row in enumerate(summary["directions"].values()):
         found = [record["results"][position]["mAP"] for record in records]
         assert row["trials"] == [1, 2]
@@ -91,8 +95,8 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
 
     with pytest.raises(UserError, match="was trained with SEED 1, not 5"):
         regdb_trials.main(["train", "--trials", "1", *pairs, "SEED", "5"])
-    (tmp_path / "runs" / "trial3").mkdir()
-    (tmp_path / "runs" / "trial3" / "metrics.json").write_text(json.dumps(records[0]))
+    results_of(tmp_path, 3).parent.mkdir(parents=True)
+    results_of(tmp_path, 3).write_text(json.dumps(records[0]))
     with pytest.raises(UserError, match="results of trial 1; expected trial 3"):
         regdb_trials.main(["table", "--trials", "3", *pairs])
 
@@ -116,8 +120,8 @@ def test_wrong_command_lines(settings, tmp_path):
         regdb_trials.main(["table", "--trials", "11", *pairs])
     with pytest.raises(UserError, match="no metrics.json was found"):
         regdb_trials.main(["table", *pairs])
-    (tmp_path / "runs" / "trial1").mkdir(parents=True)
-    (tmp_path / "runs" / "trial1" / "metrics.json").write_text('{"mode": "v2t"}')
+    results_of(tmp_path, 1).parent.mkdir(parents=True)
+    results_of(tmp_path, 1).write_text('{"mode": "v2t"}')
     with pytest.raises(UserError, match="metrics.json cannot be read"):
         regdb_trials.main(["table", *pairs])
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
 
 CONFIG = "configs/demo.yml"
+TESTED = ("baseline_clip", "prepare_last", "model_last")
 STAGES = ("baseline CLIP", "after train_prepare", "after train_clip")
 NUMBERS = {"rank1": "Rank-1", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 
@@ -37,14 +38,14 @@ def run_seed(seed, overrides):
     """Run all stages with one seed and read the metrics.json of each, in the order of STAGES."""
     output = Path("runs/demo") / f"seed{seed}"
     settings = ["SEED", seed, *overrides]
-    folders = [output / name for name in ("test_baseline_clip", "test_after_prepare", "test_after_clip")]
-    run("test.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", folders[0])
+    run("test.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
     run("train_prepare.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
-    run("test.py", "--resume_path", output / "prepare_last.pth", "OUTPUT_DIR", folders[1])
+    run("test.py", "--resume_path", output / "prepare_last.pth")
     run("train_clip.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
-    run("test.py", "--resume_path", output / "model_last.pth", "OUTPUT_DIR", folders[2])
+    run("test.py", "--resume_path", output / "model_last.pth")
     run("-m", "utils.report", output)       # once more, now with the last test in its table
-    return [json.loads((ROOT / folder / "metrics.json").read_text()) for folder in folders]
+    folders = [next((ROOT / output / "tests").glob(f"{name}-*")) for name in TESTED]
+    return [json.loads((folder / "metrics.json").read_text()) for folder in folders]
 
 
 def table(seeds):
@@ -73,7 +74,7 @@ def main():
     folders = [os.path.relpath(ROOT / "runs" / "demo" / f"seed{seed}") for seed in arguments.seeds]
     for folder in folders:
         print(f"  {folder}/  pseudo_labels/ prepare_last.pth model_last.pth log.txt config.yml "
-              "test_*/metrics.json")
+              "tests/*/metrics.json")
     print("to look at: " + " ".join(f"{folder}/report.html" for folder in folders))
 
 

@@ -96,9 +96,14 @@ def clip_is_finished(config):
 
 def test_is_finished(config):
     """Tell whether both directions of the last checkpoint were tested."""
-    checkpoint, metrics = (Path(config.OUTPUT_DIR) / name for name in ("model_last.pth", "metrics.json"))
+    checkpoint, metrics = Path(config.OUTPUT_DIR) / "model_last.pth", results_file(config)
     return (metrics.is_file() and metrics.stat().st_mtime >= checkpoint.stat().st_mtime
             and len(_read_results(metrics)) > 1)
+
+
+def results_file(config):
+    """Return the path of the results of both directions that test.py writes for the last checkpoint."""
+    return Path(config.OUTPUT_DIR) / "tests" / f"model_last-{config.TEST.PROTOCOL}-both" / "metrics.json"
 
 
 def _reached(config, name, epochs):
@@ -140,7 +145,7 @@ def collect(configs):
     """
     directions, missing = {}, []
     for trial, config in configs.items():
-        path = Path(config.OUTPUT_DIR) / "metrics.json"
+        path = results_file(config)
         if not path.is_file():
             missing.append(trial)
             continue

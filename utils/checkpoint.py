@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 
 # What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run, as
 # numpy 1 ("numpy.core") and numpy 2 ("numpy._core") spell it.
@@ -98,6 +98,8 @@ def load_checkpoint(path):
         with torch.serialization.safe_globals(NUMPY_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:     # torch raises many kinds on damaged or foreign files
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"checkpoint {path} cannot be read safely ({' '.join(str(error).split())[:120]}); expected "
                         "tensors, numbers and text alone. Copy or download the file again")
     if not isinstance(content, dict):

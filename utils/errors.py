@@ -3,10 +3,21 @@ import argparse
 import errno
 import sys
 
-import torch
-
 # What the machine may refuse at any moment; any other OSError would be a defect and keeps its traceback.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
+
+
+# How PyTorch's allocators and oneDNN say that there is no memory; all of them are plain RuntimeErrors.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "std::length_error",
+                 "could not create a primitive", "could not create a memory", "could not allocate")
+
+
+def is_out_of_memory(error):
+    """Tell whether an exception says that memory is exhausted, in NumPy's, PyTorch's or oneDNN's words."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError)
+                                              and any(words in str(error) for words in OUT_OF_MEMORY))
 
 
 class UserError(Exception):
@@ -42,13 +53,13 @@ def exit_on_user_error(main):
     except Stopped as stop:
         _exit(stop, stop.exit_code)
     except KeyboardInterrupt:
-        _exit("stopped at once; the same command goes on from the last state that was saved, if there is one", 130)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        found = " ".join(str(error).split())[:160] or "no further memory was given"
-        _exit(f"error: memory is exhausted ({found}); lower SAMPLER.INSTANCES or TEST.BATCH_SIZE, use smaller images, "
-              "or free memory", 2)
-    except OSError as error:
-        if error.errno not in REFUSALS:
+        _exit("stopped at once; the same command resumes from the last state that was saved, if there is one", 130)
+    except Exception as error:
+        if is_out_of_memory(error):
+            found = " ".join(str(error).split())[:160] or "no further memory was given"
+            _exit(f"error: memory is exhausted ({found}); lower SAMPLER.INSTANCES or TEST.BATCH_SIZE, use smaller "
+                  "images, or free memory", 2)
+        if not isinstance(error, OSError) or error.errno not in REFUSALS:
             raise
         _exit(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}); free space or change "
               "its permissions, and run the same command again", 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from utils.checkpoint import write_atomically
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 
 DIGEST_BYTES = 32
 
@@ -66,6 +66,8 @@ def _read_checked(path):
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:     # torch raises many kinds; a whole file that is not ours was put there
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"state file {path} cannot be read safely ({' '.join(str(error).split())[:120]}); expected "
                         f"tensors, numbers and text alone. {advice}")
 

@@ -53,9 +53,10 @@ def read_run(folder):
         raise UserError(f"{folder} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py")
     epochs = _read(folder / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], [])
     epochs = [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in epochs]
-    paths = [path for path in (folder / "metrics.json", *sorted(folder.glob("*/metrics.json"))) if path.is_file()]
-    tests = {str(path.parent.relative_to(folder)): _read(path, json.loads, None) for path in paths
-             if not path.parent.name.startswith("old-")}
+    paths = [path for pattern in ("metrics.json", "*/metrics.json", "tests/*/metrics.json")
+             for path in sorted(folder.glob(pattern))]
+    tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, json.loads, None)
+             for path in paths if not path.parent.name.startswith("old-")}
     contents = {}
     for name in (*CONTENT_TITLES, *FORMER_NAMES):
         content = _read(folder / CONTENT_FOLDER / f"{name}.json", json.loads, None)
