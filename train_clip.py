@@ -29,8 +29,7 @@ def main():
                                        setup.manifest)
     model, text = setup.new_model(), TextTower(setup.clip).to(setup.device)
     images, tester = setup.banks("train"), setup.tester()
-    own_files = ("model_*", "clip_state*", "tensorboard/prompt", "tensorboard/finetune")
-    with setup.training("clip", own_files, arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
+    with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
         prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run)

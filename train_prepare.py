@@ -18,8 +18,9 @@ def main():
 
     setup = Setup(config, "train_prepare")
     model, images, tester = setup.new_model(), setup.banks("train"), setup.tester()
-    with setup.training("prepare", ("prepare_*", "pseudo_labels", "tensorboard/prepare"), arguments.fresh) as run:
-        train("prepare", model, images, train_settings(config, config.PREPARE.EPOCHS), run, tester)
+    settings = train_settings(config, config.PREPARE.EPOCHS, allow_collapse=config.PREPARE.ALLOW_COLLAPSE)
+    with setup.training("prepare", arguments.fresh) as run:
+        train("prepare", model, images, settings, run, tester)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """The command line of the three scripts. Imports nothing slow, so that --help and a misspelt key answer at once."""
-from utils.errors import Parser
+from utils.errors import Parser, UserError
 
 
 def parse_arguments(description, switches=None, **options):
@@ -15,4 +15,8 @@ def parse_arguments(description, switches=None, **options):
         parser.add_argument(f"--{name}", action="store_true", help=help_text)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE",
                         help="single settings, as in SEED 2 TEST.MODE indoor")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    for name in ("config_file", *options):
+        if getattr(arguments, name) == "":
+            raise UserError(f"--{name} is empty; expected a file. Leave the option out to do without")
+    return arguments

@@ -3,6 +3,7 @@ import ast
 import difflib
 import math
 import os
+import re
 import reprlib
 
 import yaml
@@ -64,6 +65,7 @@ _C.OPTIM.GAMMA = 0.1
 
 _C.PREPARE = CfgNode()
 _C.PREPARE.EPOCHS = 120
+_C.PREPARE.ALLOW_COLLAPSE = False    # True: train on though a modality stays in one cluster
 
 _C.PROMPT = CfgNode()
 _C.PROMPT.EPOCHS = 60
@@ -107,6 +109,7 @@ NUMBERS = (    # what is expected, the test, the keys
       "FINETUNE.LABEL_SMOOTHING")),
     ("a multiple of 16, the stride of the feature map", lambda v: v % 16 == 0, ("INPUT.HEIGHT", "INPUT.WIDTH")),
 )
+ASSIGNMENT = re.compile(r"[A-Z_0-9]+(\.[A-Z_0-9]+)*=")       # KEY=VALUE, another spelling of KEY VALUE
 # Keys that older checkpoints store. They are ignored there; on the command line and in a .yml file they are unknown.
 REMOVED = ("CLUSTER.INDEX", "PROMPT.TEMPERATURE", "TEST.SHOTS")
 
@@ -124,6 +127,7 @@ def load_config(config_file=None, overrides=(), base=None):
         _merge(config, _without_removed(base), "the checkpoint's configuration")
     if config_file:
         _merge(config, _read_yaml(config_file), config_file)
+    overrides = [part for word in overrides for part in (word.split("=", 1) if ASSIGNMENT.match(word) else [word])]
     if len(overrides) % 2:
         raise UserError(f"configuration overrides {' '.join(overrides)} are no KEY VALUE pairs; expected an even "
                         "number of words, as in SEED 2 TEST.MODE indoor")
@@ -163,13 +167,25 @@ def _without_removed(tree):
     return tree
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which no key stands twice."""
+
+    def construct_mapping(self, node, deep=False):
+        """Build a mapping. Raises: YAMLError: a key stands twice."""
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path):
     if not os.path.isfile(path):
         raise UserError(f"configuration file {path} is missing; expected a .yml file such as configs/sysu.yml")
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = yaml.load(file, _StrictLoader)
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"configuration file {path} cannot be read ({' '.join(str(error).split())[:160]}); expected "
                         "YAML such as configs/sysu.yml")
     if content is not None and not isinstance(content, dict):

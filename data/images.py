@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from data.manifest import file_stat
+from utils.checkpoint import open_lock, save_array, save_json
 from utils.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
@@ -118,11 +119,15 @@ class CacheFiles:
     def write(self, image_set, root, manifest, height, width):
         """Decode all images into new files, unless another run has just done so.
 
-        The manifest is written last, so a broken run is seen as stale.
+        Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
         """
+        foreign = next((path for path in (self.images, self.labels, self.paths) if path.exists()), None)
+        if foreign and not self.manifest.is_file():
+            raise UserError(f"{foreign} is not from here (no {self.manifest.name} lies beside it) and is not replaced; "
+                            "move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / ".cache.lock", "w") as lock:
+            with open_lock(self.folder / ".cache.lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not self.is_current(manifest, (len(image_set), height, width, 3)):
                     self._write(image_set, root, manifest, height, width)
@@ -131,8 +136,9 @@ class CacheFiles:
                             "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
 
     def _write(self, image_set, root, manifest, height, width):
-        self.manifest.unlink(missing_ok=True)
+        save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
         partial = self.images.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
         try:
             images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
                                                shape=(len(image_set), height, width, 3))
@@ -144,9 +150,9 @@ class CacheFiles:
             os.replace(partial, self.images)
         finally:
             partial.unlink(missing_ok=True)
-        np.save(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
-        np.save(self.paths, np.array(image_set.paths))
-        self.manifest.write_text(json.dumps(manifest))
+        save_array(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
+        save_array(self.paths, np.array(image_set.paths))
+        save_json(self.manifest, manifest)
 
 
 def _cache_manifest(image_set, root, height, width):

@@ -28,7 +28,6 @@ class ClusterMemory:
         logits = F.normalize(x.float(), dim=1) @ self.prototypes.T / self.temperature
         return F.cross_entropy(logits, torch.as_tensor(labels).to(logits.device))
 
-    @torch.no_grad()
     def update(self, x, labels):
         """Move prototypes to their samples, in batch order: m[y] <- normalise(momentum m[y] + (1 - momentum) x).
 

@@ -75,7 +75,6 @@ class CrossMemory:
             memory.load_state_dict(state[m.value])
 
 
-@torch.no_grad()
 def swap(rgb, ir, links, labels, scale, order):
     """Mix prototypes of this batch's clusters with their partners', in place.
 

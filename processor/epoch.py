@@ -8,9 +8,12 @@ import torch
 from processor.evaluate import format_table, metrics_record
 from processor.pseudo_labels import FILE_NAMES, collapse_warnings, save_pseudo_labels
 from utils.diagnosis import diagnose, known_persons
+from utils.errors import UserError
 from utils.events import memory_use
 from utils.modality import Modality
 from utils.report.content import stage_content
+
+COLLAPSED_EPOCHS = 3        # in a row that end train_prepare.py
 
 
 @dataclass
@@ -19,18 +22,20 @@ class LastEpoch:
 
     labels: dict            # Modality -> (N,) int64 clusters
     pairs: tuple            # linked clusters at its end: RGB (M,), IR (M,), similarity (M,)
+    collapsed: int          # epochs in a row, with it, in which a modality was in one cluster
     evaluation: object = None       # `Evaluation` of its test, if there was one; not saved
 
     def state_dict(self):
-        """Return it as tensors."""
-        return {"labels": {m.value: torch.from_numpy(self.labels[m]) for m in Modality},
+        """Return it as tensors and numbers."""
+        return {"collapsed": self.collapsed,
+                "labels": {m.value: torch.from_numpy(self.labels[m]) for m in Modality},
                 "pairs": [torch.from_numpy(values) for values in self.pairs]}
 
     @classmethod
     def from_state_dict(cls, state):
         """Make it from a saved state."""
         return cls({m: state["labels"][m.value].cpu().numpy() for m in Modality},
-                   tuple(values.cpu().numpy() for values in state["pairs"]))
+                   tuple(values.cpu().numpy() for values in state["pairs"]), state["collapsed"])
 
 
 def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
@@ -46,7 +51,8 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
     run.log.info(epoch_line(stage, numbers, epochs))
     for warning in collapse_warnings(now.labels):
         run.log.info(warning)
-    last = LastEpoch(now.labels, pairs)
+    collapsed = any(labels.max() == 0 for labels in now.labels.values())
+    last = LastEpoch(now.labels, pairs, (state.last.collapsed if state.last else 0) + 1 if collapsed else 0)
     if tester.is_due(epoch, epochs):
         last.evaluation = tester(state.model)
         run.log.info(f"epoch {epoch}, {last.evaluation.protocol}\n"
@@ -57,15 +63,34 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
     run.save_model(stage, "last", content)
     run.record(stage, cluster_sizes(now.labels), **numbers,
                **({"test": content["metrics"]} if last.evaluation else {}))
-    if stage == "prepare" and epoch == epochs:
-        _save_labels(run, last)
     state.close_epoch(last)
+    if stage == "prepare" and epoch == epochs and not is_refused(last, state.settings):
+        _save_labels(run, last)
     run.save_state(stage, state.state_dict())
+    refuse_collapse(last, epoch, state.settings)
+
+
+def is_refused(last, settings):
+    """Tell whether a run has stayed in one cluster for longer than its settings allow."""
+    return last.collapsed >= COLLAPSED_EPOCHS and not settings.allow_collapse
+
+
+def refuse_collapse(last, epoch, settings):
+    """End a run that has stayed in one cluster for several epochs.
+
+    Args: last: `LastEpoch`; epoch: its number; settings: `TrainSettings`. Raises: UserError.
+    """
+    if is_refused(last, settings):
+        raise UserError(f"training has collapsed: in {last.collapsed} epochs in a row, the last of them epoch {epoch}, "
+                        "all clustered images of a modality were in one cluster, and train_clip.py must not learn from "
+                        "that; try a smaller CLUSTER.EPS or CLUSTER.K1 or a lower OPTIM.LR with --fresh, or set "
+                        "PREPARE.ALLOW_COLLAPSE True")
 
 
 def finish_stage(stage, state, epochs, run, tester, train_images, extra):
     """Write the page of a finished stage, and again what was lost since: labels, last checkpoint, page."""
     last, trained_now = state.last, state.last.evaluation is not None
+    refuse_collapse(last, epochs, state.settings)
     if stage == "prepare" and not all((run.labels_folder / name).is_file() for name in FILE_NAMES.values()):
         _save_labels(run, last)
     lost = not run.model_file(stage, "last").is_file()

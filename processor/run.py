@@ -18,8 +18,13 @@ MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start 
 # Settings that may differ when a run is resumed: they decide neither weights nor labels. More epochs may be asked for.
 # DEVICE and TEST.BATCH_SIZE change the order of additions, so the last bits.
 MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT", "DATASET.CACHE_DIR",
-              "DATASET.CACHE", "DATASET.CHECK_COUNTS")
+              "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
+# Script -> what it makes, and what was made from that: patterns under OUTPUT_DIR.
+OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/finetune", "report_data/finetune.json",
+           "report.html", "tests/model_*", "metrics.jsonl", "config.yml")
+DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
+                                          "tensorboard/prepare", "report_data/prepare.json", "tests/prepare_*")}
 ADVICE = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 
@@ -101,10 +106,9 @@ class Run:
         """
         self.events.add(stage, numbers["epoch"], {k: v for k, v in numbers.items() if k != "epoch"}, distributions)
         self.history.append({"stage": stage, **numbers})
-        path, mine = self.output_dir / "metrics.jsonl", {row["stage"] for row in self.history}
-        old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        rows = [row for row in old if row["stage"] not in mine] + self.history
-        write_atomically(path, lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
+        mine = {row["stage"] for row in self.history}
+        write_rows(self.output_dir, [row for row in read_rows(self.output_dir) if row["stage"] not in mine]
+                   + self.history)
 
     def save_model(self, stage, which, content):
         """Write a stage's checkpoint with the run's facts. Args: which: "last" or "best"."""
@@ -154,17 +158,55 @@ def check_resumable(content, facts, folder):
                       for name, version in content.get("versions", {}).items() if here.get(name) != version]
 
 
-def set_aside(output_dir, patterns):
-    """Move a script's old files into a new folder OUTPUT_DIR/old-N: that folder, None if there were none."""
+def read_rows(output_dir):
+    """Read metrics.jsonl: a list of dicts, empty without the file.
+
+    Raises: UserError: the file is not what training wrote, so that nothing can be added to it.
+    """
+    path = Path(output_dir) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected a line of JSON per "
+                        "epoch. Move it away, or add --fresh to start over and keep the old files aside")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not isinstance(row.get("epoch"), int):
+            raise UserError(f"line {number} of {path} names no stage and epoch; expected what training writes. Move "
+                            "the file away, or add --fresh to start over and keep the old files aside")
+    return rows
+
+
+def set_aside(output_dir, script):
+    """Move what a script is about to make anew, and all that was made from it, into a new folder OUTPUT_DIR/old-N.
+
+    Of metrics.jsonl the lines of a stage that is not made anew stay.
+
+    Args: script: "prepare" or "clip". Returns: that folder, None if there was nothing.
+    """
     output_dir = Path(output_dir)
-    files = [path for pattern in patterns for path in output_dir.glob(pattern)]
+    files = sorted({path for pattern in DEPENDENT[script] for path in output_dir.glob(pattern)})
     if not files:
         return None
     number = 1
     while (output_dir / f"old-{number}").exists():
         number += 1
     folder = output_dir / f"old-{number}"
-    folder.mkdir()
     for path in files:
-        shutil.move(path, folder / path.name)
+        target = folder / path.relative_to(output_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+    if script == "clip" and (folder / "metrics.jsonl").is_file():
+        try:
+            kept = [row for row in read_rows(folder) if row["stage"] == "prepare"]
+        except UserError:       # damaged: it stays aside as a whole
+            kept = []
+        write_rows(output_dir, kept)
     return folder
+
+
+def write_rows(output_dir, rows):
+    """Write metrics.jsonl."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(Path(output_dir) / "metrics.jsonl", lambda file: file.write(text.encode()))

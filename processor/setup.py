@@ -18,12 +18,12 @@ from model.clip import load_clip, weights_digest
 from processor.evaluate import Tester, check_matches
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
-from processor.run import Run, check_resumable, set_aside, state_file
+from processor.run import Run, check_resumable, read_rows, set_aside, state_file
 from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
-from utils.runtime import open_log, pick_device
+from utils.runtime import open_log, pick_device, unused_gpu_warning
 
 
 class Setup:
@@ -89,37 +89,41 @@ class Setup:
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
         log.info(f"{self.script} on {self.device}, DATASET.CACHE {self.cache}, results in {folder}")
-        for line in (*self.data.counts(), *self.data.notes):
+        unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
+        for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes):
             log.info(line)
         return log
 
     @contextmanager
-    def training(self, state_name, own_files, fresh, **more_facts):
+    def training(self, script, fresh, **more_facts):
         """Take the folder, find the state to resume from, check that it fits, and begin: gives the `Run`.
 
         Within the context SIGTERM and Ctrl-C end the run at its next step.
 
         Args:
-            state_name: of the state file; own_files: patterns of what the script writes; fresh: keep old files aside
-            instead of resuming; more_facts: further things that must not have changed.
-        Raises: UserError: another run has the folder, or the state is of another configuration or other data.
+            script: "prepare" or "clip"; fresh: keep old files aside instead of resuming; more_facts: further things
+            that must not have changed.
+        Raises: UserError: another run has the folder, the state is of another configuration or other data, or a file
+            of the folder is damaged.
         """
         config, facts = self.config, {**self.facts(), "clip_weights": weights_digest(self.clip), **more_facts}
         with StopRequest() as stop, lock_folder(config.OUTPUT_DIR):
-            aside = set_aside(config.OUTPUT_DIR, own_files) if fresh else None
-            content, warning = state_file(config.OUTPUT_DIR, state_name).load()
+            aside = set_aside(config.OUTPUT_DIR, script) if fresh else None
+            content, warning = state_file(config.OUTPUT_DIR, script).load()
+            read_rows(config.OUTPUT_DIR)
             changes = check_resumable(content, facts, config.OUTPUT_DIR) if content is not None else []
             log = self.start(config.OUTPUT_DIR)
             for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes):
                 if line:
                     log.info(line)
-            yield Run(state_name, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content)
+            yield Run(script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content)
 
 
-def train_settings(config, epochs, restart=False):
+def train_settings(config, epochs, restart=False, allow_collapse=True):
     """Collect the `TrainSettings` of a configuration.
 
-    Args: epochs: of the stage; restart: whether optimiser and learning rates begin anew at the swap epoch.
+    Args: epochs: of the stage; restart: whether optimiser and learning rates begin anew at the swap epoch;
+        allow_collapse: whether training goes past clusterings of one cluster.
     """
     augmentation = {m: Augmentation(grey=config.INPUT.GREY if m is Modality.RGB else 0.0, flip=config.INPUT.FLIP,
                                     pad=config.INPUT.PAD, erase=config.INPUT.ERASE) for m in Modality}
@@ -129,7 +133,7 @@ def train_settings(config, epochs, restart=False):
         lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
         lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
-        restart_epoch=config.MEMORY.SWAP_EPOCH if restart else None,
+        restart_epoch=config.MEMORY.SWAP_EPOCH if restart else None, allow_collapse=allow_collapse,
         precision=config.PRECISION, embed_batch_size=config.TEST.BATCH_SIZE)
 
 

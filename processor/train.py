@@ -48,6 +48,7 @@ class TrainSettings:
     lr_steps: tuple
     lr_gamma: float
     restart_epoch: int | None   # from which optimiser and learning rates begin anew; None: never
+    allow_collapse: bool        # whether to train on where a modality stays in one cluster
     precision: str
     embed_batch_size: int
 
@@ -225,7 +226,7 @@ class UnderWay:
 
     @classmethod
     def from_state_dict(cls, state, memory):
-        """Make it from a saved state. Args: memory: `CrossMemory` of as many prototypes, which copies the saved ones."""
+        """Make it from a saved state. Args: memory: `CrossMemory` of as many prototypes, to copy the saved ones to."""
         labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
         memory.load_state_dict(state["memory"])
         under_way = cls(labels, memory, state["setup_seconds"])

@@ -86,6 +86,17 @@ CONFIGURATION = [
     case("unknown data set", "train_prepare", lambda p: p.set(DATASET__NAME="market"), "choose sysu, regdb"),
     case("unknown mode", "test", lambda p: p.set(TEST__MODE="v2t"), "all and indoor"),
     case("cuda without a GPU", "train_prepare", lambda p: p.set(DEVICE="cuda"), "set DEVICE to auto or cpu"),
+    case("a key twice", "train_prepare", lambda p: p.config("CLUSTER: {K1: 8}\nCLUSTER: {K1: 9}\n"),
+         "the key CLUSTER stands twice"),
+    case("a key twice in a section", "train_prepare", lambda p: p.config("CLUSTER: {K1: 8, K1: 9}\n"),
+         "the key K1 stands twice"),
+    case("no value", "train_prepare", lambda p: p.config("CLUSTER: {K1: }\n"), "sets CLUSTER.K1 to None"),
+    case("YAML in YAML without end", "train_prepare", lambda p: p.config("A: " + "[" * 5000), "expected YAML"),
+    case("KEY=VALUE of an unknown key", "train_prepare", lambda p: p.flags.append("SEEED=2"), "unknown key SEEED"),
+    case("KEY=VALUE", "train_prepare", lambda p: p.flags.extend(["CLUSTER.K2=4", "SEED=3"]), None),
+    case("an empty checkpoint path", "test", lambda p: p.flags.extend(["--resume_path", ""]), "--resume_path is empty"),
+    case("an empty config file", "train_prepare", lambda p: p.flags.extend(["--config_file", ""]),
+         "--config_file is empty"),
     case("no output folder", "train_prepare", lambda p: p.set(OUTPUT_DIR="''"), "OUTPUT_DIR is empty"),
 ]
 DATA = [

@@ -36,6 +36,12 @@ def test_fewer_clusters_than_wanted(clusters):
     assert batches.shape == (3, 8)
 
 
+def test_fewer_clusters_than_wanted_are_drawn_alike():
+    labels = np.arange(30) % 3
+    drawn = labels[cluster_batches(labels, clusters=4, instances=1, iterations=3000, rng=numpy_rng(0))]
+    assert np.abs(np.bincount(drawn.ravel()) / drawn.size - 1 / 3).max() < 0.02
+
+
 def test_only_outliers():
     with pytest.raises(ValueError, match="outliers"):
         cluster_batches(np.full(5, -1), 4, 2, 1, numpy_rng(0))

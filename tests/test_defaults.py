@@ -24,7 +24,7 @@ SYSU = {     # the released recipe
     "SAMPLER.CLUSTERS": 4, "SAMPLER.INSTANCES": 16,
     "OPTIM.LR": 3.5e-4, "OPTIM.BIAS_LR_FACTOR": 2.0, "OPTIM.WEIGHT_DECAY": 5e-4,
     "OPTIM.WARMUP_EPOCHS": 10, "OPTIM.WARMUP_FACTOR": 0.01, "OPTIM.STEPS": [30, 50], "OPTIM.GAMMA": 0.1,
-    "PREPARE.EPOCHS": 120,
+    "PREPARE.EPOCHS": 120, "PREPARE.ALLOW_COLLAPSE": False,
     "PROMPT.EPOCHS": 60, "PROMPT.BATCH_SIZE": 128,
     "PROMPT.LR": 3.5e-4, "PROMPT.LR_MIN": 1e-6, "PROMPT.WARMUP_LR": 1e-5, "PROMPT.WARMUP_EPOCHS": 5,
     "PROMPT.WEIGHT_DECAY": 1e-4,
@@ -80,11 +80,12 @@ def test_fields_of_a_training_stage():
         augmentation={Modality.RGB: Augmentation(grey=0.15, flip=0.25, pad=7, erase=0.35),
                       Modality.IR: Augmentation(grey=0.0, flip=0.25, pad=7, erase=0.35)},
         lr=0.002, bias_lr_factor=1.5, weight_decay=0.003, warmup_epochs=12, warmup_factor=0.02, lr_steps=(21, 31),
-        lr_gamma=0.4, restart_epoch=None, precision="tf32", embed_batch_size=48)
+        lr_gamma=0.4, restart_epoch=None, allow_collapse=True, precision="tf32", embed_batch_size=48)
     assert {field.name for field in dataclasses.fields(TrainSettings)} == set(expected)
     config = with_settings(ODD)
     assert train_settings(config, 77) == TrainSettings(**expected)
     assert train_settings(config, 77, restart=True) == TrainSettings(**{**expected, "restart_epoch": 41})
+    assert train_settings(config, 77, allow_collapse=False) == TrainSettings(**{**expected, "allow_collapse": False})
 
 
 def test_fields_of_the_prompt_stage():

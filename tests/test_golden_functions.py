@@ -135,3 +135,23 @@ def test_metrics(golden, protocol):
     np.testing.assert_allclose(result.cmc, g[f"{protocol}_cmc"], atol=1e-6)
     assert result.mAP == pytest.approx(float(g[f"{protocol}_map"]), abs=1e-6)
     assert result.mINP == pytest.approx(float(g[f"{protocol}_minp"]), abs=1e-6)
+
+
+def test_supervised_contrast_of_other_numbers_of_anchors_and_contrasts():
+    generator = torch.Generator().manual_seed(0)
+    anchors, contrasts = torch.randn(3, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    labels, others = torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1, 0, 2])
+    expected = np.mean([np.mean([-float((a @ contrasts.T).log_softmax(0)[j]) for j in range(5) if others[j] == y])
+                        for a, y in zip(anchors, labels)])
+    assert float(supervised_contrast(anchors, labels, contrasts, others)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("labelled", [1, 2, 4])
+def test_image_to_text_is_the_mean_over_labelled_images(labelled):
+    generator = torch.Generator().manual_seed(0)
+    projections, texts = torch.randn(4, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    labels = torch.tensor([3, 0, 4, 3])
+    labels[labelled:] = -1
+    expected = torch.nn.functional.cross_entropy((projections @ texts.T)[:labelled], labels[:labelled],
+                                                 label_smoothing=0.2)
+    torch.testing.assert_close(image_to_text(projections, texts, labels, 0.2), expected)

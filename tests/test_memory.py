@@ -222,3 +222,11 @@ def test_a_state_resumes_to_the_bit():
     for step in range(3, 6):
         assert kept.update(*batch(seed=step)) == resumed.update(*batch(seed=step))
     assert all(torch.equal(a, b) for a, b in zip(rows_of(kept), rows_of(resumed)))
+
+
+def test_an_inner_product_of_exactly_zero_links_and_no_link_is_minus_one():
+    links = hungarian(torch.tensor([[1.0, 0.0], [0.0, -1.0]]), torch.tensor([[0.0, 1.0]]))
+    assert links.rgb_to_ir.tolist() == [0, -1] and links.ir_to_rgb.tolist() == [0]
+    links = hungarian(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [-0.6, 0.8]]))
+    assert links.rgb_to_ir.tolist() == [-1] and links.ir_to_rgb.tolist() == [-1, -1]
+    assert links.rgb_to_ir.dtype == links.ir_to_rgb.dtype == np.int64

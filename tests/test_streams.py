@@ -115,3 +115,9 @@ def test_prompts_start_elsewhere_for_another_seed_and_modality(text):
     for m in Modality:
         assert torch.equal(base[m], again[m]) and not torch.equal(base[m], other[m])
     assert not torch.equal(base[Modality.RGB], base[Modality.IR])
+
+
+def test_streams_of_every_version_are_the_same():
+    """Runs of this version are repeated by the next: the streams of a name are fixed numbers."""
+    assert torch_rng(1, "prompts", "rgb").initial_seed() == 2603918767720312279
+    assert numpy_rng(1, "sampler", "rgb", 3).integers(0, 1000, 4).tolist() == [61, 213, 551, 882]

@@ -10,6 +10,7 @@ import torch
 import loss.cross_memory as cross_memory
 import processor.features as features
 import processor.prompt as prompt
+import processor.train
 from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
@@ -29,6 +30,7 @@ from tests.tiny import (
     tiny_settings,
     tiny_tester,
 )
+from utils.errors import UserError
 from utils.finite import NonFinite
 from utils.modality import Modality
 
@@ -191,6 +193,34 @@ def test_what_was_lost_is_written_again(model, banks, tester, tmp_path):
     after = torch.load(checkpoint, weights_only=True)
     assert label.read_bytes() == before[0] and same(before[1]["state_dict"], after["state_dict"])
     assert after["metrics"] == before[1]["metrics"] and after["epoch"] == 1
+
+
+@pytest.mark.parametrize("collapsed_in, ends", [({1, 2, 3}, 3), ({2, 3, 5, 6}, None), ({2, 4, 5, 6}, 6)])
+def test_collapse_ends_the_run(clip, banks, tester, tmp_path, monkeypatch, collapsed_in, ends):
+    """Three epochs in a row with one cluster end it, no labels are left for train_clip.py; a key lets it go on."""
+    calls = []
+
+    def one_cluster(*arguments, real=processor.train.make_pseudo_labels):
+        calls.append(1)
+        labels = real(*arguments)
+        return np.minimum(labels, 0) if (len(calls) + 1) // 2 in collapsed_in else labels
+
+    monkeypatch.setattr(processor.train, "make_pseudo_labels", one_cluster)
+    run = TinyRun(tmp_path)
+    strict = tiny_settings(epochs=6, allow_collapse=False)
+    if ends is None:
+        train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, strict, run, tester)
+        return
+    with pytest.raises(UserError, match=f"collapsed: in 3 epochs in a row, the last of them epoch {ends}, "):
+        train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, strict, run, tester)
+    assert not run.labels_folder.exists() and len(run.history) == ends
+    again = TinyRun(tmp_path, run.state_file.load()[0])
+    if ends == 6:       # a finished run is refused again, and still leaves no labels
+        with pytest.raises(UserError, match="collapsed"):
+            train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, strict, again, tester)
+        assert not run.labels_folder.exists()
+    train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, tiny_settings(epochs=6), again, tester)
+    assert run.labels_folder.exists()
 
 
 def named(banks):

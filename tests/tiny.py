@@ -53,9 +53,9 @@ def tiny_config(**changes):
     return load_config(None, [str(word) for pair in settings.items() for word in pair])
 
 
-def tiny_settings(epochs=3, restart=False, **changes):
+def tiny_settings(epochs=3, restart=False, allow_collapse=True, **changes):
     """`TrainSettings`; changes as `tiny_config`."""
-    return train_settings(tiny_config(**changes), epochs, restart)
+    return train_settings(tiny_config(**changes), epochs, restart, allow_collapse)
 
 
 def tiny_prompt_settings(**changes):

@@ -46,6 +46,15 @@ def write_atomically(path, write, keep=None):
                         "OUTPUT_DIR")
 
 
+def open_lock(path):
+    """Open a file to lock, for writing; it is made if it is missing and never emptied.
+
+    Raises: OSError: it cannot be opened, or is a symbolic link, which could lead to somebody's file.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    return os.fdopen(handle, "r+")
+
+
 def _flush_folder(folder):
     """Bring a rename to disk, so that it outlives a power cut."""
     handle = os.open(folder, os.O_RDONLY)

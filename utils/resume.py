@@ -4,15 +4,20 @@ import hashlib
 import io
 import platform
 import signal
+import stat
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from utils.checkpoint import write_atomically
+from utils.checkpoint import open_lock, write_atomically
 from utils.errors import UserError, is_out_of_memory
 
 DIGEST_BYTES = 32
+# What runs write into their folder.
+FILES = (".lock", "log.txt", "config.yml", "metrics.json", "metrics.jsonl", "report.html", "*_state.pth*",
+         "prepare_*.pth", "model_*.pth")
+FOLDERS = ("pseudo_labels", "report_data", "tensorboard", "tests")
 
 
 class StateFile:
@@ -85,7 +90,8 @@ def lock_folder(folder):
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file = open(Path(folder) / ".lock", "w")
+        refuse_obstacles(folder)
+        file = open_lock(Path(folder) / ".lock")
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror or error}); choose another")
     try:
@@ -99,6 +105,21 @@ def lock_folder(folder):
     for left_over in Path(folder).glob(".*.partial"):      # of a process that was killed while writing
         left_over.unlink()
     return file
+
+
+def refuse_obstacles(folder):
+    """Refuse a folder in which something else lies where a run writes its files and folders.
+
+    Raises: UserError: names it and says what it is.
+    """
+    for kind, is_right, patterns in (("file", stat.S_ISREG, FILES), ("folder", stat.S_ISDIR, FOLDERS)):
+        for path in (found for pattern in patterns for found in Path(folder).glob(pattern)):
+            mode = path.lstat().st_mode
+            if not is_right(mode):
+                found = ("a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else
+                         "a file" if stat.S_ISREG(mode) else "neither file nor folder")
+                raise UserError(f"{path} is {found}; expected a {kind} of a run, or nothing. Move it away, or choose "
+                                "another OUTPUT_DIR")
 
 
 class StopRequest:

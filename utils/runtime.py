@@ -1,6 +1,7 @@
 """Device, precision, log file."""
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -11,10 +12,20 @@ from utils.errors import UserError
 
 
 def pick_device(name):
-    """The torch device of "auto", "cuda" or "cpu". Raises UserError: cuda without a GPU."""
+    """Return the torch device of "auto", "cuda" or "cpu". Raises UserError: cuda without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("DEVICE is cuda, but torch finds no GPU here; set DEVICE to auto or cpu")
+        raise UserError("DEVICE is cuda, but torch finds no GPU here; "
+                        + (unused_gpu_warning() or "set DEVICE to auto or cpu"))
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def unused_gpu_warning(devices="/dev"):
+    """Return a sentence if this machine has an NVIDIA GPU that torch cannot use; None otherwise."""
+    if torch.cuda.is_available() or not list(Path(devices).glob("nvidia[0-9]*")):
+        return None
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return (f"this machine has an NVIDIA GPU, but this PyTorch ({torch.__version__}, {built}) cannot use it; update "
+            "the driver (nvidia-smi names the newest CUDA that it supports), or install a PyTorch built for that CUDA")
 
 
 # How a GPU computes fp32 matrix products and fp32 convolutions: "ieee" is exact, "tf32" keeps 10 bits of each factor.
@@ -59,8 +70,14 @@ class _BarSafeHandler(logging.Handler):
     """Writes lines above the progress bars."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        """Print a line; a console that is gone or cannot show it does not end the run, whose log file goes on."""
+        line = self.format(record)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):       # a closed pipe, a closed or a missing stdout
+            sys.stdout = open(os.devnull, "w")
 
 
 class _LogFile(logging.FileHandler):
