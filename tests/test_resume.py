@@ -163,7 +163,7 @@ def test_fresh_keeps_the_old_run_aside(whole, words, tmp_path, here, capsys):
     assert (folder / "old-1" / "prepare_last.pth").read_bytes() == old
     assert (folder / "old-1" / "pseudo_labels" / "train_rgb_resized_pseudo_label.npy").is_file()
     assert torch.load(folder / "prepare_last.pth", weights_only=True)["config"]["SEED"] == 2
-    assert (folder / "model_last.pth").is_file()          # of the other script
+    assert (folder / "old-1" / "model_last.pth").is_file() and not (folder / "model_last.pth").exists()
 
 
 def test_damaged_newest_state(whole, words, tmp_path, here, capsys):
