@@ -84,6 +84,7 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
             labels = {m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality}   # 2 clusters
             start = {m: centroids(features[m], labels[m]) for m in Modality}                # 3 prototypes
             state.under_way = UnderWay(labels, s.new_memory(start, epoch), state.clock.seconds())
+            del features, start         # hundreds of megabytes that the steps do not need
         now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch)
         lr = set_lr(state.optimizer, s.lr_factor(epoch))
         model.train()

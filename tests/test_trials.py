@@ -52,10 +52,10 @@ def settings(root, tmp_path, tiny_clip_file, monkeypatch):
         try:
             runpy.run_path(command[1], run_name="__main__")
         except SystemExit as end:
-            return SimpleNamespace(returncode=end.code)
-        return SimpleNamespace(returncode=0)
+            return end.code
+        return 0
 
-    monkeypatch.setattr(regdb_trials.subprocess, "run", run)
+    monkeypatch.setattr(regdb_trials, "run_script", run)
     pairs = {"DATASET.ROOT": root, "DATASET.CHECK_COUNTS": False, "DATASET.CACHE_DIR": tmp_path / "cache",
              "OUTPUT_DIR": tmp_path / "runs" / "trial{trial}", "MODEL.CLIP_WEIGHTS": tiny_clip_file,
              "INPUT.HEIGHT": 32, "INPUT.WIDTH": 16, "CLUSTER.K1": 4, "CLUSTER.K2": 2, "CLUSTER.EPS": 0.9,
@@ -102,7 +102,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
 
     checkpoint = tmp_path / "runs" / "trial1" / "model_last.pth"
     command = [sys.executable, str(regdb_trials.REPOSITORY / "test.py"), "--resume_path", str(checkpoint)]
-    assert regdb_trials.subprocess.run([*command, "DATASET.TRIAL", "2"]).returncode == 2
+    assert regdb_trials.run_script([*command, "DATASET.TRIAL", "2"]) == 2
     assert "trained on RegDB trial 1, not on RegDB trial 2" in capsys.readouterr().err
 
 

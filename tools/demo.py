@@ -7,7 +7,6 @@ With several seeds the table holds mean and standard deviation over them.
 """
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
+from utils.processes import run_script  # noqa: E402
 
 CONFIG = "configs/demo.yml"
 TESTED = ("baseline_clip", "prepare_last", "model_last")
@@ -29,7 +29,7 @@ def run(script, *arguments):
     """Run one of the project's scripts; stop with its exit code if it fails."""
     command = [sys.executable, script, *map(str, arguments)]
     print(f"\n$ python {' '.join(command[1:])}", flush=True)
-    code = subprocess.run(command, cwd=ROOT).returncode
+    code = run_script(command, cwd=ROOT)
     if code:
         sys.exit(code)
 

@@ -8,7 +8,6 @@ finished is skipped, so a run that was cut short resumes when the command is rep
 deviation over the trials that were tested, names the missing ones, and writes trials.json beside their folders.
 """
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from processor.evaluate import RANKS  # noqa: E402
 from processor.pseudo_labels import FILE_NAMES  # noqa: E402
 from utils.checkpoint import load_checkpoint, save_json  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.processes import run_script  # noqa: E402
 
 TRIALS = tuple(range(1, 11))
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
@@ -75,7 +75,9 @@ def train(configs, config_file, overrides):
                 print(f"trial {trial}: {script} is finished", flush=True)
                 continue
             print(f"trial {trial}: {script} starts", flush=True)
-            code = subprocess.run([sys.executable, str(REPOSITORY / script), *arguments]).returncode
+            code = run_script([sys.executable, str(REPOSITORY / script), *arguments])
+            if code > 128:
+                sys.exit(code)          # a signal; the script has said that it can be resumed
             if code:
                 raise UserError(f"{script} of trial {trial} ended with exit code {code}; its message is above and in "
                                 f"{Path(config.OUTPUT_DIR) / 'log.txt'}. Run the same command again to resume")
