@@ -49,7 +49,7 @@ def take_steps(state, memory, batches, count):
     """Train on the first batches of an epoch."""
     state.model.train()
     for step in range(count):
-        train_step(state.model, state.optimizer, memory, batches[step], precision=state.settings.precision)
+        train_step(state.model, state.optimizer, memory, batches[step], None, precision=state.settings.precision)
 
 
 def run_epoch(state, banks, epoch):

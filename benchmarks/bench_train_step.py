@@ -36,7 +36,7 @@ def training(model, device, precision, size, channels_last):
     images = {m: torch.randn(size, 3, HEIGHT, WIDTH, device=device).to(memory_format=layout) for m in Modality}
     batch = Batch(images, {m: np.arange(size) % settings.clusters_per_batch for m in Modality},
                   {m: np.arange(size) for m in Modality})
-    return lambda: train_step(model, optimizer, memory, batch, precision=precision)
+    return lambda: train_step(model, optimizer, memory, batch, None, precision)
 
 
 def embedding(model, device, precision, size, channels_last):
