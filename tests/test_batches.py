@@ -6,7 +6,8 @@ import torch
 from data.augment import Augmentation, apply, draw, normalise
 from data.sampler import cluster_batches, iterations_per_epoch
 from processor.prompt import PromptBatches
-from tests.tiny import tiny_prompt_settings
+from processor.train import Batches
+from tests.tiny import tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng
 
@@ -105,3 +106,11 @@ def test_same_seed_same_images():
     x = images(16)
     torch.testing.assert_close(augment(x, policy, numpy_rng(5)), augment(x, policy, numpy_rng(5)), rtol=0, atol=0)
     assert (augment(x, policy, numpy_rng(5)) != augment(x, policy, numpy_rng(6))).any()
+
+
+def test_batches_of_an_epoch_count_labelled_images_alone():
+    labels = {Modality.RGB: np.repeat([-1, 0, 1], [18, 6, 6]), Modality.IR: np.repeat([-1, 0, 1], [24, 3, 3])}
+    batches = Batches(tiny_banks(), labels, tiny_settings(), 1)         # P x K = 2 x 2
+    assert len(batches) == 12 // 4 + 1 and batches.size == 8
+    assert all(len(batches[0].images[m]) == len(batches[0].labels[m]) == 4 for m in Modality)
+    assert set(batches.names(0)) == {f"number {i}" for m in Modality for i in batches.positions[m][0]}

@@ -29,7 +29,7 @@ TESTS = {
     "loss/cross_memory.py": f"test_memory {FUNCTIONS} test_golden_model",
     "loss/image_text.py": FUNCTIONS,
     "processor/guidance.py": "test_train test_golden_model",
-    "processor/train.py": f"{LOOP} {NOTICES}",
+    "processor/train.py": f"test_batches {LOOP} {NOTICES}",
     "processor/prompt.py": f"{LOOP} {NOTICES} test_batches",
     "processor/features.py": f"test_train {NOTICES}",
     "processor/pseudo_labels.py": f"test_train {NOTICES} test_bad_input",
