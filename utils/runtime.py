@@ -70,7 +70,7 @@ class _BarSafeHandler(logging.Handler):
     """Writes lines above the progress bars."""
 
     def emit(self, record):
-        """Print a line; a console that is gone or cannot show it does not end the run, whose log file goes on."""
+        """Print a line; a console that is gone or cannot show it does not end the run: its log file is written."""
         line = self.format(record)
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         try:

@@ -3,7 +3,7 @@
     python -m utils.report RUN_DIR [--figures DIR]
     python -m utils.report RUN_DIR RUN_DIR ... [--output FILE] [--figures DIR]
 
-The stages write the page of their run at their end; the first command writes it again, also while a run is going on.
+The stages write the page of their run at their end; the first command writes it again, also during a run.
 Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes every figure as PNG
 and PDF.
 """

@@ -1,6 +1,6 @@
 """Makes a page of HTML, one file that fetches nothing, from the Jinja2 templates beside this module.
 
-Values are escaped; only SVG of `utils.report.figures` is inserted as it is.
+Values are escaped; only SVG of `utils.report.figures` is inserted unescaped.
 """
 import base64
 import io
