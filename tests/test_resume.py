@@ -232,5 +232,9 @@ def test_state_file_is_there_at_every_moment(tmp_path, monkeypatch):
 
 def test_ctrl_c_before_training_is_one_line(words, tmp_path, here, capsys, monkeypatch):
     monkeypatch.setattr("processor.setup.open_bank", lambda *a: signal.raise_signal(signal.SIGINT))
-    assert here("train_prepare", words(tmp_path / "run")) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background job ignores it
+    try:
+        assert here("train_prepare", words(tmp_path / "run")) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.startswith("stopped at once;") and not (tmp_path / "run").exists()
