@@ -92,16 +92,17 @@ def mutate(file, sample, timeout):
         config = Path(folder) / "cosmic.toml"
         config.write_text(CONFIG.format(file=file, timeout=timeout, excluded=json.dumps(EXCLUDED),
                                         command=f"{sys.executable} -m pytest -x -q -p no:cacheprovider {tests}"))
-        for command in (["cosmic-ray", "init", config, session], ["cr-filter-operators", session, config]):
-            _run(command, copy)
+        _run(copy, "cosmic-ray", "init", config, session)
+        _run(copy, "cr-filter-operators", session, config)
         left_out = _leave_out(session, sample)
-        _run(["cosmic-ray", "exec", config, session], copy)
+        _run(copy, "cosmic-ray", "exec", config, session)
         return file, *_results(session), left_out
 
 
-def _run(command, folder):
-    command = [str(Path(sys.executable).parent / command[0]), *map(str, command[1:])]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+def _run(folder, command, *arguments):
+    """Run a command of cosmic-ray in a folder."""
+    subprocess.run([Path(sys.executable).with_name(command), *arguments], cwd=folder, check=True,
+                   stdout=subprocess.DEVNULL)
 
 
 def _leave_out(session, sample):
@@ -127,13 +128,12 @@ def _results(session):
         for item, result in work.completed_work_items:
             if result.worker_outcome == WorkerOutcome.SKIPPED:
                 continue
-            if result.is_killed:
-                killed += 1
-                continue
-            new = [line[1:].strip() for line in (result.diff or "").splitlines()
-                   if line.startswith("+") and not line.startswith("+++")]
-            survivors.append((item.mutations[0].start_pos[0], item.mutations[0].operator_name.split("/")[1],
-                              " ".join(new)))
+            killed += result.is_killed
+            if not result.is_killed:
+                new = [line[1:].strip() for line in (result.diff or "").splitlines()
+                       if line.startswith("+") and not line.startswith("+++")]
+                change = item.mutations[0]
+                survivors.append((change.start_pos[0], change.operator_name.split("/")[1], " ".join(new)))
     return killed, sorted(survivors)
 
 

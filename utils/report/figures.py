@@ -81,11 +81,6 @@ def _legend(axes, handles=None):
                 handlelength=1.3, columnspacing=1.0, handletextpad=0.5, borderaxespad=0.1)
 
 
-def _shown(label):
-    """Keep a label that matplotlib would leave out of the legend because it begins with "_"."""
-    return f" {label}" if label.startswith("_") else label
-
-
 def chart_figure(chart):
     """Draw a `Chart`: the matplotlib figure."""
     from matplotlib.ticker import MaxNLocator
@@ -94,7 +89,9 @@ def chart_figure(chart):
         figure, axes = _axes(chart.title, chart.unit)
         for line in chart.lines:
             marker = "o" if len(line.x) < 12 else None
-            axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label), marker=marker,
+            # matplotlib leaves labels that begin with "_" out of the legend
+            label = f" {line.label}" if line.label.startswith("_") else line.label
+            axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=label, marker=marker,
                       markersize=3.5, gid=f"curve {line.label}")
         values = np.concatenate([line.y for line in chart.lines])
         if chart.top is not None:

@@ -117,7 +117,7 @@ def _results(run, figures):
            for index, (name, content) in enumerate(run.contents.items()) for test in content["tests"]]
     shown = {"headline": None, "table": _results_table(results), "charts": figures.charts(_cmc_charts(cmc))}
     if results:
-        what, protocol, numbers = next(result for result in reversed(results) if BEST not in result[0])
+        what, protocol, numbers = [result for result in results if BEST not in result[0]][-1]
         shown["headline"] = {"what": what, "protocol": protocol,
                              "numbers": [(name, 100 * numbers[key]) for key, name in NUMBERS.items()]}
     return shown if results or shown["charts"] else None
