@@ -88,7 +88,7 @@ def _read(job):
 
 
 def _besides(data):
-    """List the files that lie beside listed images without being listed, and of empty folders beside theirs."""
+    """List the files that lie beside images without being listed, and the empty folders beside the images' folders."""
     listed = {path for _, images in data.sets() for path in images.paths}
     folders = {Path(path).parent for _, images in data.sets() if not images.array for path in images.paths}
     ignored, empty = [], []
