@@ -144,7 +144,7 @@ def test_embedding_and_labels_are_the_same_to_the_bit(tiny_clip_file, tmp_path):
 def test_search_by_shares_is_the_same_to_the_bit(monkeypatch, faiss):
     if not faiss:
         monkeypatch.setattr(clustering, "faiss", None)
-    x = torch.nn.functional.normalize(torch.randn(3000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = torch.nn.functional.normalize(torch.randn(9000, 512, generator=torch.Generator().manual_seed(0)), dim=1)
     whole = clustering.k_nearest(x, 20)
     for size in (2, 5):
         parts = [clustering.k_nearest(x, 20, one_of(size, rank).share(len(x), clustering.SEARCH_UNIT))
@@ -197,8 +197,8 @@ def data(tmp_path_factory):
 def words(data, tiny_clip_file):
     """The words of a command line that writes to a folder."""
     def of(folder, **changes):
-        return scripts.settings(DATASET__ROOT=data, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=folder,
-                                **{"PREPARE__EPOCHS": 2, "PROMPT__EPOCHS": 2, "FINETUNE__EPOCHS": 2, **changes})
+        return scripts.settings(**{"DATASET__ROOT": data, "MODEL__CLIP_WEIGHTS": tiny_clip_file, "OUTPUT_DIR": folder,
+                                   "PREPARE__EPOCHS": 2, "PROMPT__EPOCHS": 2, "FINETUNE__EPOCHS": 2, **changes})
     return of
 
 
@@ -304,7 +304,7 @@ def strike(size, name, words, folder, line, rank, number):
     os.kill(workers.processes[rank].pid, number)
     started = time.monotonic()
     codes = workers.codes(60)
-    return codes, [text for text in workers.said() if "error" in text or "stopped" in text], time.monotonic() - started
+    return codes, [text for text in workers.said() if "error: " in text or "stopped; " in text], time.monotonic() - started
 
 
 def test_killed_and_stopped_in_every_stage(words, tmp_path):

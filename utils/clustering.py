@@ -27,7 +27,7 @@ except ImportError:  # the torch search below takes its place
     faiss = None
 
 BLOCK_ROWS = 1024           # rows of one matrix product of the search
-SEARCH_UNIT = 256           # rows that one process searches for are whole units: shapes of products stay alike
+SEARCH_UNIT = 4096          # a process searches for whole units of rows, FAISS's own blocks: the bits stay the same
 PIECE_ELEMENTS = 1 << 18    # of temporary tensors that are read at random: small enough for the cache
 
 

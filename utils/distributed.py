@@ -14,10 +14,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
-from utils.watch import GONE, Watch, connect
+from utils.watch import GONE, JOINING, Watch, connect
 
 PATIENCE = timedelta(days=30)       # of a collective operation: utils/watch.py ends those that wait for a lost process
-JOINING = timedelta(minutes=5)      # until every process has started
 
 
 class Processes:
@@ -106,7 +105,7 @@ class TorchProcesses(Processes):
     def __init__(self, rank, size, local_rank, device_type):
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._watch = Watch(rank, size)
-        store = connect()
+        store = connect(JOINING)
         store.set(f"device/{rank}", device_type)
         try:
             store.wait([f"device/{r}" for r in range(size)], JOINING)

@@ -77,8 +77,8 @@ def exit_on_user_error(main):
 
 def _exit(last_line, code):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
-        from utils.watch import say_once  # slow: torch
-        say_once(str(last_line))
+        from utils.watch import end_together  # slow: torch
+        end_together(str(last_line))
         sys.stdout.flush()
         os._exit(code)      # an orderly end would wait for operations that others have left
     print(last_line, file=sys.stderr)
