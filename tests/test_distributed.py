@@ -303,8 +303,8 @@ def strike(size, name, words, folder, line, rank, number):
     wait_for(line, folder, workers)
     os.kill(workers.processes[rank].pid, number)
     started = time.monotonic()
-    codes = workers.codes(60)
-    return codes, [text for text in workers.said() if "error: " in text or "stopped; " in text], time.monotonic() - started
+    codes, seconds = workers.codes(60), time.monotonic() - started
+    return codes, [text for text in workers.said() if "error: " in text or "stopped; " in text], seconds
 
 
 def test_killed_and_stopped_in_every_stage(words, tmp_path):
@@ -333,16 +333,18 @@ def test_killed_and_stopped_in_every_stage(words, tmp_path):
 def test_sigterm_to_torchrun(words, tmp_path):
     """All processes stop after the same step and save once; more of them, or one, resume."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                str(ROOT / "train_prepare.py"), *map(str, words(folder, PREPARE__EPOCHS=40))]
     with open(tmp_path / "out", "w") as out:
         torchrun = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        end = time.monotonic() + 120
-        while "prepare 1/" not in (tmp_path / "out").read_text():
-            assert time.monotonic() < end and torchrun.poll() is None, (tmp_path / "out").read_text()
-            time.sleep(0.05)
-        torchrun.send_signal(signal.SIGTERM)
-        torchrun.wait(60)
+        try:
+            end = time.monotonic() + 300
+            while "prepare 1/" not in (tmp_path / "out").read_text():
+                assert time.monotonic() < end and torchrun.poll() is None, (tmp_path / "out").read_text()
+                time.sleep(0.05)
+        finally:
+            torchrun.send_signal(signal.SIGTERM)
+            torchrun.wait(60)
     said = (tmp_path / "out").read_text()
     assert said.count("stopped; the same command resumes from") == 1 and torchrun.returncode not in (0, None)
     codes, said = run(1, "train_prepare", words(folder, PREPARE__EPOCHS=40), tmp_path / "resumed")

@@ -72,11 +72,11 @@ def cluster(features, k1, k2, eps, min_samples, processes=ALONE):
         return np.full(0, -1, dtype=np.int64)
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or Inf; clustering needs finite values")
-    found = [_neighbours(features, k1, processes)]      # in a list that gives them away: DBSCAN needs the memory
-    return processes.once(lambda: _dbscan(_distances(*found.pop(), k1, k2, eps), eps, min_samples))
+    found = [neighbours_of(features, k1, processes)]      # in a list that gives them away: DBSCAN needs the memory
+    return processes.once(lambda: dbscan(distances_of(*found.pop(), k1, k2, eps), eps, min_samples))
 
 
-def _dbscan(distances, eps, min_samples):
+def dbscan(distances, eps, min_samples):
     """Label the rows of a sparse matrix (N, N) of distances: (N,) int64."""
     labels = np.full(distances.shape[0], -1, dtype=np.int64)
     near_itself = np.flatnonzero(np.diff(distances.indptr))
@@ -94,11 +94,11 @@ def jaccard_distances(features, k1, k2, eps):
 
     Two rows that share no neighbour are at distance 1, which is not stored even where eps is 1.
     """
-    return _distances(*_neighbours(features, k1), k1, k2, eps)
+    return distances_of(*neighbours_of(features, k1), k1, k2, eps)
 
 
 @torch.no_grad()
-def _neighbours(features, k1, processes=ALONE):
+def neighbours_of(features, k1, processes=ALONE):
     """Normalise features (N, D) and find the neighbours of each row; each process searches for its share of rows."""
     with gpu_rounding("fp32"):
         features = F.normalize(features.float(), dim=1)
@@ -107,7 +107,7 @@ def _neighbours(features, k1, processes=ALONE):
 
 
 @torch.no_grad()
-def _distances(features, neighbours, k1, k2, eps):
+def distances_of(features, neighbours, k1, k2, eps):
     """Compute `jaccard_distances` from the first k1 neighbours of normalised features."""
     with gpu_rounding("fp32"):
         encoding = reciprocal_encoding(features, neighbours, k1)

@@ -52,11 +52,15 @@ def end_together(line):
     Torchrun would stop those that are left when the first has ended, before they have an exit code of their own.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    say_once(line)
     end = time.monotonic() + BEAT + 2 * GRACE
     try:
         store = connect(ANSWER)
-        while time.monotonic() < end and store.add("ended", 0) < int(os.environ["WORLD_SIZE"]):
+        store.set(f"ends/{os.environ['RANK']}", "")
+    except RuntimeError:
+        store = None
+    say_once(line)
+    try:
+        while store is not None and time.monotonic() < end and store.add("ended", 0) < int(os.environ["WORLD_SIZE"]):
             time.sleep(0.05)
     except RuntimeError:
         pass
@@ -84,6 +88,8 @@ class Watch:
     def _watch_others(self):
         while not self._stopped.wait(BEAT):
             try:
+                if self._store.check([self._own.replace("beat", "ends")]):
+                    self.stop()         # the main thread ends this process, with an exit code of its own
                 self._store.set(self._own, str(self._looks))
                 others_ended, is_lost = self._store.add("ended", 0), self._is_one_lost()
             except RuntimeError:        # the store, and with it torchrun or process 0, is gone
