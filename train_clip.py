@@ -27,7 +27,7 @@ def main():
     folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, setup.data.label_dirs())
     labels, known = load_pseudo_labels(folder, {m: len(images) for m, images in setup.data.train.items()},
                                        setup.manifest)
-    model, text = setup.new_model(), TextTower(setup.clip).to(setup.device)
+    model, text = setup.training_model(), TextTower(setup.clip).to(setup.device)
     images, tester = setup.banks("train"), setup.tester()
     with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else

@@ -5,16 +5,21 @@ from tqdm import tqdm
 
 from data.augment import normalise
 from utils.finite import NonFinite
-from utils.runtime import autocast, gpu_rounding
+from utils.runtime import autocast, bytes_free, bytes_given, gpu_rounding, is_compiled
+
+LARGEST_BATCH = 1024        # more images at once are not faster
+FREE_SHARE = 0.8            # of a GPU's free memory that a batch may take
 
 
 def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision):
     """Embed images in evaluation mode, without augmentation, in the order of indices.
 
+    On a GPU the batches grow to what its memory allows, and shrink when it does not: only last bits depend on that.
+
     Args:
         model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality;
         heads: of "feature" (N, D), L2-normalised, and "projection" (N, E); indices: positions in the bank, all if
-        None; precision: of `utils.runtime`.
+        None; batch_size: images at once, on a GPU in the first batch; precision: of `utils.runtime`.
     Returns:
         {head: float32 tensor on the model's device}.
     Raises:
@@ -23,15 +28,28 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     indices = np.arange(len(bank)) if indices is None else np.asarray(indices)
     was_training = model.training
     model.eval()
-    rows = {head: [] for head in heads}
-    with torch.inference_mode(), gpu_rounding(precision):
-        for start in tqdm(range(0, len(indices), batch_size), desc=f"embedding {modality.value}", unit="batch",
-                          leave=False, disable=None):
-            images = normalise(bank.batch(indices[start:start + batch_size]))
-            with autocast(precision, bank.device):
-                embedded = model.encode(images, modality, heads)
+    rows, done, compiled = {head: [] for head in heads}, 0, is_compiled(model)
+    with (torch.inference_mode(), gpu_rounding(precision),
+          tqdm(total=len(indices), desc=f"embedding {modality.value}", unit="image", leave=False, disable=None) as bar):
+        while done < len(indices):
+            chosen, given = indices[done:done + batch_size], bytes_given(bank.device)
+            try:
+                # A compiled model keeps to one batch size: the last batch is filled up with repeats.
+                images = normalise(bank.batch(np.resize(chosen, batch_size) if compiled else chosen))
+                with autocast(precision, bank.device):
+                    embedded = model.encode(images, modality, heads)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                continue
             for head in heads:
-                rows[head].append(embedded[head].float())
+                rows[head].append(embedded[head][:len(chosen)].float())
+            if done == 0 and given is not None:
+                each = (bytes_given(bank.device) - given) / len(images)
+                batch_size = grown_batch(batch_size, each, bytes_free(bank.device))
+            done += len(chosen)
+            bar.update(len(chosen))
     model.train(was_training)
     embedded = {head: torch.cat(batches) for head, batches in rows.items()}    # ordinary tensors, for autograd
     for head, found in embedded.items():
@@ -40,3 +58,14 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
             raise NonFinite(f"the {head} of {len(broken)} {modality.value} image{'s' if len(broken) > 1 else ''}",
                             bank.names(indices[broken.cpu().numpy()]))
     return embedded
+
+
+def grown_batch(batch_size, bytes_of_image, free):
+    """Double a batch size while its images fit into a share of the free bytes of a GPU, up to LARGEST_BATCH.
+
+    Args: bytes_of_image: all that was allocated for an image of an earlier batch. Much of it was freed on the way, so
+        a batch takes less.
+    """
+    while 2 * batch_size <= LARGEST_BATCH and 2 * batch_size * bytes_of_image <= FREE_SHARE * free:
+        batch_size *= 2
+    return batch_size

@@ -1,8 +1,7 @@
 """What texts add to the fine-tune: each image is drawn to the text of its pseudo label."""
-import torch
-
 from loss.image_text import image_to_text
 from utils.modality import Modality
+from utils.runtime import to_device
 
 
 class TextGuidance:
@@ -22,5 +21,5 @@ class TextGuidance:
         Args: projections: Modality -> (B, E); positions: Modality -> (B,) of the images in the training set.
         """
         return {f"loss_i2t_{m.value}": image_to_text(
-            projections[m], self.texts[m], torch.from_numpy(self.labels[m][positions[m]]).to(projections[m].device),
+            projections[m], self.texts[m], to_device(self.labels[m][positions[m]], projections[m].device),
             self.smoothing) for m in Modality}

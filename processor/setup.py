@@ -23,7 +23,7 @@ from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
-from utils.runtime import open_log, pick_device, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, unused_gpu_warning
 
 
 class Setup:
@@ -50,6 +50,13 @@ class Setup:
     def new_model(self):
         """Build a `CCLNet` with CLIP's weights, on the device."""
         return self.place(CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH))
+
+    def training_model(self):
+        """Build a `CCLNet` to train: compiled if COMPILE says so. Raises: UserError: there is no compiler."""
+        model = self.new_model()
+        if self.config.COMPILE:
+            compile_parts(model.tower, self.device)
+        return model
 
     def place(self, model):
         """Return the model on the device, its convolutions channels-last, which is fastest there."""
