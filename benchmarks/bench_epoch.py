@@ -1,5 +1,6 @@
 """One epoch of train_prepare.py at SYSU size on a GPU, part by part: images of random bytes, and a profile of steps."""
 import argparse
+import copy
 import sys
 
 import numpy as np
@@ -73,8 +74,9 @@ def run_epoch(state, banks, epoch):
 def bounds(state, banks, batches, device):
     """Measure the least that the tower's arithmetic needs, on images that lie there: {part: seconds}."""
     s, images = state.settings, sum(map(len, banks.values()))
-    tower = measure(embedding(state.model, device, s.precision, EMBED_BATCH, True)) / EMBED_BATCH * images
-    step = measure(training(state.model, device, s.precision, batches.size // 2, True))
+    model = copy.deepcopy(state.model)
+    tower = measure(embedding(model, device, s.precision, EMBED_BATCH, True)) / EMBED_BATCH * images
+    step = measure(training(model, device, s.precision, batches.size // 2, True))
     return {"embedding all images": tower, "training": step * len(batches)}
 
 

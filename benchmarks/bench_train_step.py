@@ -29,11 +29,11 @@ def rn50():
 def training(model, device, precision, size, channels_last, backend=None):
     """Prepare a training step without swapping: a callable.
 
-    Args: size: images of each modality; backend: of torch.compile, None: not compiled.
+    Args: model: is moved and trained; size: images of each modality; backend: of torch.compile, None: not compiled.
     """
     settings = train_settings(load_config(), 120)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).to(device).to(memory_format=layout).train()
+    model = model.to(device).to(memory_format=layout).train()
     if backend:
         compile_parts(model.tower, torch.device(device), backend)
     optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
@@ -46,9 +46,12 @@ def training(model, device, precision, size, channels_last, backend=None):
 
 
 def embedding(model, device, precision, size, channels_last):
-    """Prepare the embedding of images of one modality, as `processor.features.embed` does it: a callable."""
+    """Prepare the embedding of images of one modality, as `processor.features.embed` does it: a callable.
+
+    Args: model: is moved; size: images.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).to(device).to(memory_format=layout).eval()
+    model = model.to(device).to(memory_format=layout).eval()
     shape = size, 3, model.tower.height, model.tower.width
     images = torch.randn(shape, device=device).to(memory_format=layout)
 
@@ -70,9 +73,9 @@ def main():
     results = Results("training step and embedding")
     for name, make, images, target in (("training step", training, 2 * size, ">= 2.3 x"),
                                        ("embedding", embedding, size, "")):
-        slow = measure(make(model, device, "fp32", size, False), repeats)
+        slow = measure(make(copy.deepcopy(model), device, "fp32", size, False), repeats)
         for precision in precisions:
-            fast = measure(make(model, device, precision, size, True), repeats)
+            fast = measure(make(copy.deepcopy(model), device, precision, size, True), repeats)
             results.add(Row(f"{name}, {precision} channels-last; reference: fp32 contiguous", fast, slow, None,
                             target if precision == "bf16" else "",
                             f"{images / fast:.3g} images/s, reference {images / slow:.3g}"))

@@ -166,8 +166,8 @@ def markdown(about, rows, left_out, failed):
              ", ".join(f"{name} {about[name]}" for name in ("commit", "python", "torch", "cuda", "numpy", "faiss"))
              + f"; {about['time']}.", "",
              "`arithmetic`, `memory`, `host`: the least time that each of them needs, divided by the time measured; "
-             "the largest bounds the row. Peaks are those of the first rows. `memory` counts what unfused kernels move. "
-             f"Shares of an epoch: of the row's precision, else of {SHARED_BY}.", "", *table(rows, epochs), ""]
+             "the largest bounds the row. Peaks are those of the first rows. `memory` counts what unfused kernels "
+             f"move. Shares of an epoch: of the row's precision, else of {SHARED_BY}.", "", *table(rows, epochs), ""]
     if epochs:
         lines += [f"Both stages, {parts.EPOCHS} epochs, the sum of the parts above without any overlap: " + ", ".join(
             f"{name} {seconds * parts.EPOCHS / 3600:.3g} hours" for name, seconds in epochs.items()) + ".", ""]

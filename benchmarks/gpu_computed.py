@@ -6,6 +6,7 @@ Everything runs at full size on fake tensors, which have shapes but no values: n
 """
 import argparse
 
+import torch
 from torch._subclasses import FakeTensorMode
 
 from benchmarks import roofline
@@ -15,10 +16,13 @@ from benchmarks.gpu_parts import EPOCHS, FULL, build_model
 
 def work_of(sizes, precision):
     """Count the `Work` of a training step and of the embedding of one image. Args: sizes: `gpu_parts.Sizes`."""
+    device, model = torch.device("cpu"), build_model(sizes)     # fake tensors on a GPU have no backward pass
+    train, embed = training(model, device, precision, sizes.batch, True), embedding(model, device, precision,
+                                                                                    sizes.batch, True)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build_model(sizes)
-        step = roofline.count(training(model, "cpu", precision, sizes.batch, True))
-        images = roofline.count(embedding(model, "cpu", precision, sizes.batch, True))
+        images = roofline.count(embed)
+        model.train()
+        step = roofline.count(train)
     return step, roofline.Work(images.flops / sizes.batch, images.bytes / sizes.batch)
 
 
@@ -31,8 +35,8 @@ def main():
     arguments = parser.parse_args()
     step, image = work_of(FULL, arguments.precision)
     steps, images = max(FULL.images.values()) // FULL.batch + 1, sum(FULL.images.values())
-    print(f"computed, not measured: {arguments.precision}, {FULL.height} x {FULL.width}, {EPOCHS} epochs of {steps} steps "
-          f"of 2 x {FULL.batch} images and an embedding of {images}")
+    print(f"computed, not measured: {arguments.precision}, {FULL.height} x {FULL.width}, {EPOCHS} epochs of {steps} "
+          f"steps of 2 x {FULL.batch} images and an embedding of {images}")
     print(f"embedding: {image.flops / 1e9:.1f} GFLOP and {image.bytes / 1e6:.0f} MB per image; training step: "
           f"{step.flops / 1e12:.2f} TFLOP and {step.bytes / 1e9:.0f} GB")
     for what, needed, rate in (("arithmetic", "flops", arguments.tflops), ("memory", "bytes", arguments.terabytes)):

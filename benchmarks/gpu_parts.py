@@ -129,7 +129,7 @@ def steps(bench):
     """Time the training step in every precision, and contiguous instead of channels-last."""
     rows = []
     for precision, channels_last in (*((name, True) for name in PRECISIONS), ("bf16", False)):
-        step = training(bench.model, bench.device, precision, bench.sizes.batch, channels_last)
+        step = training(copy.deepcopy(bench.model), bench.device, precision, bench.sizes.batch, channels_last)
         work = bench.work[precision] = roofline.count(step)
         name = f"training step 2 x {bench.sizes.batch}, {precision}" + ("" if channels_last else ", contiguous")
         rows.append(bench.row(name, step, bench.steps if channels_last else 0, precision, work))
@@ -138,11 +138,12 @@ def steps(bench):
 
 def compiled_step(bench, precision, backend="inductor"):
     """Time the training step with a compiled tower."""
-    step = training(bench.model, bench.device, precision, bench.sizes.batch, True, backend)
+    size = bench.sizes.batch
+    work = bench.work.get(precision) or roofline.count(training(copy.deepcopy(bench.model), bench.device, precision,
+                                                                size, True))
+    step = training(copy.deepcopy(bench.model), bench.device, precision, size, True, backend)
     first = measure(step, repeats=1, warmup=0)
-    work = bench.work.get(precision) or roofline.count(training(bench.model, bench.device, precision, bench.sizes.batch,
-                                                                True))
-    row = bench.row(f"training step 2 x {bench.sizes.batch}, {precision}, compiled", step, 0, precision, work)
+    row = bench.row(f"training step 2 x {size}, {precision}, compiled", step, 0, precision, work)
     row.note += f"; the first step took {first:.0f} s; shares as if nothing were fused"
     return [row]
 
@@ -154,7 +155,7 @@ def embeddings(bench):
         middle = bench.sizes.embedded[len(bench.sizes.embedded) // 2]
         for size in bench.sizes.embedded if precision in ("released", "bf16") else (middle,):
             try:
-                run = embedding(bench.model, bench.device, precision, size, True)
+                run = embedding(copy.deepcopy(bench.model), bench.device, precision, size, True)
                 row = bench.row(f"embedding, batches of {size}, {precision}", run, images / size, precision)
             except RuntimeError as error:
                 if not is_out_of_memory(error):

@@ -38,7 +38,8 @@ class ClusterMemory:
 
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
-        x, labels = F.normalize(x.detach().float(), dim=1), np.asarray(torch.as_tensor(labels).cpu())
+        x = F.normalize(x.detach().float(), dim=1)
+        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         turn = _occurrence(labels)
         for number in range(turn.max() + 1):
             samples = np.flatnonzero(turn == number)
