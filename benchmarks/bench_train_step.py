@@ -33,7 +33,7 @@ def training(model, device, precision, size, channels_last, backend=None):
     """
     settings = train_settings(load_config(), 120)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout).train()
+    model = model.to(device, memory_format=layout).train()
     if backend:
         compile_parts(model.tower, torch.device(device), backend)
     optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
@@ -51,7 +51,7 @@ def embedding(model, device, precision, size, channels_last):
     Args: model: is moved; size: images.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout).eval()
+    model = model.to(device, memory_format=layout).eval()
     shape = size, 3, model.tower.height, model.tower.width
     images = torch.randn(shape, device=device).to(memory_format=layout)
 

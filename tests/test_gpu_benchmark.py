@@ -1,4 +1,5 @@
 """`make gpu` on a CPU at small size, and its forward parts on fake CUDA tensors: no number here says anything."""
+import copy
 import json
 
 import numpy as np
@@ -71,11 +72,12 @@ def test_without_a_gpu_it_says_so(monkeypatch):
 def test_forward_parts_on_fake_cuda_tensors(bench, monkeypatch):
     """Model, images, memories and losses of the measured step, without its backward pass; the embedding."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    first, second = (copy.deepcopy(bench.model) for _ in range(2))
     with fake_cuda():
         device = torch.device("cuda")
-        losses, numbers = training(bench.model, device, "released", 8, True)()
+        losses, numbers = training(first, device, "released", 8, True)()
         assert on_gpu(losses) and numbers == {}
-        assert on_gpu(embedding(bench.model, device, "released", 8, True)())
+        assert on_gpu(embedding(second, device, "released", 8, True)())
         a = torch.randn(4, 3, device=device)
         assert roofline.count(lambda: a @ a.T) == roofline.Work(2 * 4 * 3 * 4, 4 * (12 + 12 + 16))
 
