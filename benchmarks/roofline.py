@@ -32,9 +32,10 @@ class ByteCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation and count its inputs and outputs."""
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ not in MOVE_NOTHING:
-            self.bytes += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((args, kwargs, out))
-                              if isinstance(leaf, torch.Tensor))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]     # none: a question
+        if made and func.overloadpacket.__name__ not in MOVE_NOTHING:
+            read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            self.bytes += sum(leaf.numel() * leaf.element_size() for leaf in (*read, *made))
         return out
 
 

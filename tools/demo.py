@@ -44,11 +44,6 @@ def run_seed(seed, overrides, folder):
     run("train_clip.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
     run("test.py", "--resume_path", output / "model_last.pth")
     run("-m", "utils.report", output)       # once more, now with the last test in its table
-    return read_results(output)
-
-
-def read_results(output):
-    """Read the metrics.json of each of STAGES from the folder of a seed."""
     folders = [next((ROOT / output / "tests").glob(f"{name}-*")) for name in TESTED]
     return [json.loads((folder / "metrics.json").read_text()) for folder in folders]
 
@@ -76,6 +71,8 @@ def main():
     results = [run_seed(seed, arguments.overrides, arguments.folder) for seed in arguments.seeds]
     print(f"\n{results[0][0]['protocol']}, last epoch, {len(results)} seed(s), {time.time() - started:.0f} s\n")
     print(table(results))
+    (ROOT / arguments.folder / "table.json").write_text(json.dumps([
+        {stage: {key: found[key] for key in NUMBERS} for stage, found in zip(STAGES, seed)} for seed in results]))
     print("\nwritten:")
     folders = [os.path.relpath(ROOT / arguments.folder / f"seed{seed}") for seed in arguments.seeds]
     for folder in folders:
