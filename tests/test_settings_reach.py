@@ -103,9 +103,9 @@ def watch_loop(watch):
     real = {name: getattr(processor.train, name) for name in ("Batches", "train_step")}
 
     class Batches(real["Batches"]):
-        def __init__(self, images, labels, settings, epoch):
+        def __init__(self, images, labels, settings, epoch, *rest):
             watch.epoch, watch.step = epoch, 0
-            super().__init__(images, labels, settings, epoch)
+            super().__init__(images, labels, settings, epoch, *rest)
             watch.note("Batches", labels=labels, positions=self.positions, length=len(self))
 
     def train_step(model, *rest):
