@@ -1,5 +1,5 @@
 """Test-time retrieval: every image embedded once, then as many trials as wanted."""
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Evaluation:
     trials: tuple           # trial numbers
     per_trial: tuple        # `RankMetrics` of each
     features: dict = field(default=None, repr=False, compare=False)    # Modality -> (U,) positions, (U, D) features
+    measure: object = field(default=None, repr=False, compare=False)    # of `rank_features`
 
     def mean(self):
         """{"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}: means over the trials."""
@@ -73,8 +74,8 @@ def evaluate(model, data, banks, retrievals, batch_size, precision):
                                             for r in retrievals]))
         features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size,
                             precision=precision)["feature"]
-    return [replace(_rank(data, retrieval, used, features), features={m: (used[m], features[m]) for m in Modality})
-            for retrieval in retrievals]
+    features = {m: (used[m], features[m]) for m in Modality}
+    return [rank_features(data, retrieval, features) for retrieval in retrievals]
 
 
 def check_matches(data, retrieval):
@@ -103,20 +104,30 @@ def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, re
                         "persons with images of both modalities. Check the test ids")
 
 
-def _rank(data, retrieval, used, features):
-    """The `Evaluation` of features (Modality -> (U, D)) of the test images at positions used (Modality -> (U,))."""
+def rank_features(data, retrieval, features, measure=None):
+    """Rank the galleries of a retrieval: its `Evaluation`.
+
+    Args: features: Modality -> (U,) ascending positions in the test images, (U, D) tensor, L2-normalised;
+        measure: function of (Q, D) and (G, D) tensors that gives the distances of a trial, (Q, G) array; None: cosine
+        distance.
+    Raises: UserError: a trial's gallery holds nobody of the queries.
+    """
     m = retrieval.query_modality
-    shown = np.unique(np.concatenate(retrieval.galleries))
-    query = features[m][np.searchsorted(used[m], retrieval.query)]
-    gallery = features[m.other][np.searchsorted(used[m.other], shown)]
-    distance = (1 - query @ gallery.T).cpu().numpy()
+
+    def of(modality, positions):
+        known, values = features[modality]
+        return values[np.searchsorted(known, positions)]
+
+    shown, query = np.unique(np.concatenate(retrieval.galleries)), of(m, retrieval.query)
+    if measure is None:
+        distance = (1 - query @ of(m.other, shown).T).cpu().numpy()
     queries, candidates = data.test[m], data.test[m.other]
     results = []
     for trial in retrieval.galleries:
-        columns = np.searchsorted(shown, trial)
-        results.append(_scored(distance[:, columns], queries.persons[retrieval.query], candidates.persons[trial],
+        found = measure(query, of(m.other, trial)) if measure else distance[:, np.searchsorted(shown, trial)]
+        results.append(_scored(found, queries.persons[retrieval.query], candidates.persons[trial],
                                queries.cameras[retrieval.query], candidates.cameras[trial], data, retrieval))
-    return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results))
+    return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results), features, measure)
 
 
 def metrics_record(evaluation, data, **extra):

@@ -141,14 +141,14 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
 def test_a_failed_run_does_not_stop_the_others(settings, tmp_path, capsys):
     words, started = settings
     with pytest.raises(UserError) as error:
-        experiments.main(["run", "--trials", "1", "--vary", "CLUSTER.EPS", "0.0", "0.9", *words])
-    assert "1 of 2 runs failed: CLUSTER.EPS=0.0-trial1: train_prepare.py: all 24 rgb images are outliers" in str(
+        experiments.main(["run", "--trials", "1", "--vary", "CLUSTER.MIN_SAMPLES", "25", "2", *words])
+    assert "1 of 2 runs failed: CLUSTER.MIN_SAMPLES=25-trial1: train_prepare.py: all 24 rgb images are outliers" in str(
         error.value)
     assert started.count("train_prepare") == 2 and started.count("train_clip") == 1
     said = capsys.readouterr()
     assert "1 of 2 runs are finished" in said.out and "failed: " in said.err
     assert {path.name: read_record(path)["state"] for path in (tmp_path / "runs").iterdir()} == {
-        "CLUSTER.EPS=0.0-trial1": "failed", "CLUSTER.EPS=0.9-trial1": "finished"}
+        "CLUSTER.MIN_SAMPLES=25-trial1": "failed", "CLUSTER.MIN_SAMPLES=2-trial1": "finished"}
 
 
 @pytest.mark.parametrize("words, sentence", [
@@ -175,8 +175,8 @@ def test_words_of_the_command_line():
                                            "0.6", "DEVICE", "cpu", "--vary", "OPTIM.STEPS", "[1, 2]", "[3]",
                                            "--trials", "1", "TEST.EVERY=2"])
     assert (options.seeds, options.trials) == ([2, 4, 5, 6], [1])
-    assert options.vary == [("CLUSTER.EPS", ["0.5", "0.6"]), ("OPTIM.STEPS", ["[1, 2]", "[3]"])]
-    assert options.overrides == ["SEED", "3", "TEST.EVERY=2", "DEVICE", "cpu"]
+    assert options.vary == [["CLUSTER.EPS", ["0.5", "0.6"]], ["OPTIM.STEPS", ["[1, 2]", "[3]"]]]
+    assert options.overrides == ["SEED", "3", "DEVICE", "cpu", "TEST.EVERY=2"]
 
 
 def test_folders_are_named_by_what_differs():

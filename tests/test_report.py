@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import torch
 import trees
 import yaml
 
-from processor.evaluate import _rank
+from processor.evaluate import rank_features
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
 from utils.errors import UserError
 from utils.modality import Modality
@@ -46,9 +45,7 @@ def make_run(folder, seed):
     looks = rng.normal(size=(PEOPLE, 8)).repeat(IMAGES // PEOPLE, 0)
     features = {m: torch.nn.functional.normalize(torch.from_numpy(
         looks + rng.normal(size=(IMAGES, 8))).float(), dim=1) for m in Modality}
-    evaluations = [SimpleNamespace(**{**vars(_rank(data, retrieval, {m: known for m in Modality}, features)),
-                                      "features": {m: (known, features[m]) for m in Modality},
-                                      "mean": _rank(data, retrieval, {m: known for m in Modality}, features).mean})
+    evaluations = [rank_features(data, retrieval, {m: (known, features[m]) for m in Modality})
                    for retrieval in retrievals(data)]
     labels = {m: np.where(rng.random(IMAGES) < 0.2, -1, np.arange(IMAGES) // 6) for m in Modality}
     pairs = np.arange(PEOPLE), np.roll(np.arange(PEOPLE), seed), rng.random(PEOPLE)

@@ -11,6 +11,7 @@ train_clip.py, then test.py on the last and the best checkpoint of both. The sam
 finished is skipped, a failed run does not stop the others. `plan` measures a few steps of each stage here and says what
 the grid will cost. `table` reads the folders of runs, or of grids.
 """
+import json
 import re
 import sys
 import time
@@ -30,10 +31,10 @@ def parse_arguments(arguments=None):
     parser = Parser(__doc__)
     parser.add_argument("action", choices=("run", "plan", "table"))
     parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
-    parser.add_argument("--seeds", nargs="+", default=[], help="one run for each, as in 1 2 3 or 1-3")
-    parser.add_argument("--trials", nargs="+", default=[], help="RegDB: one run for each split, as in 1-10")
-    parser.add_argument("--vary", nargs="+", action="append", default=[], metavar="WORD",
-                        help="a key and its values: one run for each; may be given several times")
+    parser.add_argument("--seeds", default="", help="one run for each, as in 1 2 3 or 1-3")
+    parser.add_argument("--trials", default="", help="RegDB: one run for each split, as in 1-10")
+    parser.add_argument("--vary", action="append", default=[], metavar="KEY VALUE VALUE ...",
+                        help="one run for each value; may be given several times")
     parser.add_argument("--baseline", action="store_true", help="test baseline CLIP too")
     parser.add_argument("--at_once", type=int, default=1, help="runs at the same time on this machine; default: 1")
     parser.add_argument("--cluster", choices=("slurm",), help="queue a job for every run instead")
@@ -44,7 +45,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = parser.parse_known_args(join_values(sys.argv[1:] if arguments is None else arguments))
     strange = [word for word in overrides if word.startswith("--")]
     if strange:
         parser.error(f"unknown option {strange[0]}")
@@ -53,38 +54,40 @@ def parse_arguments(arguments=None):
     for name in ("at_once", "gpus", "cpus", "hours"):
         if not getattr(options, name) > 0:
             raise UserError(f"--{name} is {getattr(options, name)}; expected a number above 0")
-    # these options are greedy: what follows their values are KEY VALUE words
-    options.seeds, more = split_numbers("--seeds", options.seeds)
-    options.trials, other = split_numbers("--trials", options.trials)
-    varied = [split_values(words) for words in options.vary]
-    options.vary = [(key, values) for key, values, _ in varied]
-    options.overrides = [*more, *other, *(word for _, _, rest in varied for word in rest), *overrides]
+    options.seeds, options.trials = json.loads(options.seeds or "[]"), json.loads(options.trials or "[]")
+    options.vary, options.overrides = [json.loads(words) for words in options.vary], overrides
     return options
 
 
-def split_numbers(name, words):
-    """Split words into the numbers that they begin with, ranges expanded, and the rest. Raises UserError: none."""
-    count = next((i for i, word in enumerate(words) if not RANGE.match(word)), len(words))
-    numbers = set()
-    for first, last in (RANGE.match(word).groups() for word in words[:count]):
-        numbers |= set(range(int(first), int(last or first) + 1))
-    if words and not numbers:
-        raise UserError(f"{name} {' '.join(words)} names no number; expected some, as in {name} 1 2 3 or {name} 1-3")
-    return sorted(numbers), words[count:]
+def join_values(words):
+    """Join --seeds, --trials and --vary with their values to one word each; what follows are KEY VALUE words.
 
-
-def split_values(words):
-    """Split the words of a --vary into key, values, and what follows from the next key on.
-
-    Raises UserError: the key is unknown, or has no value.
+    Raises UserError: a value is missing or no number, or a key is unknown.
     """
-    key, known = words[0], flat(as_dict(load_config()))
-    end = next((i for i, word in enumerate(words[1:], start=1) if word in known or KEY.match(word)), len(words))
-    if key not in known:
-        load_config(None, [key, "0"])       # says which key is nearest
-    if end == 1:
-        raise UserError(f"--vary {key} names no value; expected some, as in --vary CLUSTER.EPS 0.5 0.6")
-    return key, words[1:end], words[end:]
+    known, words, joined = flat(as_dict(load_config())), list(words), []
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name not in ("--seeds", "--trials", "--vary"):
+            joined.append(f"{name}{equals}{value}")
+            continue
+        words = [value, *words] if equals else words
+        key = words.pop(0) if name == "--vary" and words else ""
+        belongs = RANGE.match if not key else lambda word: not (word in known or KEY.match(word) or word[:2] == "--")
+        count = next((i for i, word in enumerate(words) if not belongs(word)), len(words))
+        values, words = words[:count], words[count:]
+        if key not in known and name == "--vary":
+            load_config(None, [key, "0"])       # says which key is nearest
+        if not values:
+            raise UserError(f"{name} {key or ' '.join(words[:1])} names no {'value' if key else 'number'}; expected "
+                            "some, as in --seeds 1 2 3, --trials 1-10 or --vary CLUSTER.EPS 0.5 0.6")
+        joined.append(f"{name}={json.dumps([key, values] if key else expand(values))}")
+    return joined
+
+
+def expand(ranges):
+    """List the numbers of words such as 4 or 1-3, each once, ascending."""
+    bounds = [RANGE.match(word).groups() for word in ranges]
+    return sorted({n for first, last in bounds for n in range(int(first), int(last or first) + 1)})
 
 
 def grid_of(options):
