@@ -1,7 +1,7 @@
 """Open data sets by name. A new one is a module with a `load` and an entry here."""
 from pathlib import Path
 
-from data import demo, llcm, regdb, sysu
+from data import demo, llcm, regdb, sysu, table
 from utils.errors import UserError
 
 
@@ -19,7 +19,8 @@ def _open_demo(root, trial, check_counts):
     return sysu.load(root, "demo", kind=sysu.OtherPeople)
 
 
-OPENERS = {"sysu": _open_sysu, "regdb": regdb.load, "llcm": _open_llcm, "demo": _open_demo}
+OPENERS = {"sysu": _open_sysu, "regdb": regdb.load, "llcm": _open_llcm, "demo": _open_demo,
+           "csv": table.load}
 
 
 def open_dataset(name, root, trial=1, check_counts=True):
