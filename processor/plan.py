@@ -21,7 +21,7 @@ from data.llcm import LLCMDataSet
 from data.regdb import RegDBDataSet
 from data.sysu import SysuDataSet
 from model.clip import TextTower, load_clip
-from processor.cost import StageCost, duration, count_tests
+from processor.cost import StageCost, count_tests, duration
 from processor.epoch import on_host
 from processor.evaluate import evaluate
 from processor.features import embed

@@ -7,7 +7,7 @@ from trees import sysu_tree
 
 from configs.defaults import load_config
 from processor import plan
-from processor.cost import StageCost, duration, count_tests
+from processor.cost import StageCost, count_tests, duration
 from tools import experiments
 from utils.errors import UserError
 from utils.modality import Modality
