@@ -16,12 +16,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from processor.grid import BASELINE, make_grid, results_file  # noqa: E402
-from processor.schedule import run_here  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
 CONFIG = "configs/demo.yml"
-TESTED = (BASELINE, "prepare_last", "model_last")
+TESTED = ("baseline_clip", "prepare_last", "model_last")
 STAGES = ("baseline CLIP", "after train_prepare", "after train_clip")
 NUMBERS = {"rank1": "Rank-1", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 
@@ -44,6 +42,9 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
     arguments = parser.parse_intermixed_args()
+    from processor.grid import make_grid, results_file  # slow: after the command line was read
+    from processor.schedule import run_here
+
     here, started = Path.cwd(), time.time()
     os.chdir(ROOT)                  # the paths in configs/demo.yml start there
     experiments = make_grid(CONFIG, arguments.overrides, sorted(set(arguments.seeds)), tested=TESTED)
