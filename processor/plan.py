@@ -30,6 +30,7 @@ from processor.prompt import PromptBatches, PromptState, prompt_step, text_featu
 from processor.pseudo_labels import centroids, make_pseudo_labels
 from processor.setup import Setup, prompt_settings, train_settings
 from processor.train import Batches, TrainState, UnderWay, train_step
+from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.events import memory_use
 from utils.metrics import rank_metrics
@@ -92,6 +93,7 @@ class Measured(Setup):
             super().__init__(config, "plan")
         else:
             self.config, self.device, self.sizes = config, pick_device(config.DEVICE), published_sizes(config)
+            self.processes = ALONE
 
     @property
     def clip(self):

@@ -41,15 +41,12 @@ def rank_trial(data, retrieval, features, trial=0, measure=None):
     query_ids, gallery_ids = queries.persons[retrieval.query], candidates.persons[gallery]
     hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
                            candidates.cameras[gallery])
-    match = query_ids[:, None] == gallery_ids
-    shown = np.full(len(query_ids), len(gallery_ids)) if hidden is None else (~hidden).sum(axis=1)
-    if hidden is not None:
-        match &= ~hidden
+    match = (query_ids[:, None] == gallery_ids) & ~hidden
     sides = features_at(features, m, retrieval.query), features_at(features, m.other, gallery)
     distance = measure(*map(torch.from_numpy, sides)) if measure else 1 - sides[0] @ sides[1].T
     order = rank_gallery(distance, hidden)
     return Ranking(gallery[order], np.take_along_axis(distance, order, axis=1),
-                   np.take_along_axis(match, order, axis=1), shown)
+                   np.take_along_axis(match, order, axis=1), (~hidden).sum(axis=1))
 
 
 def features_at(features, modality, positions):
