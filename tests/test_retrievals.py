@@ -14,7 +14,7 @@ def test_several_retrievals_from_one_embedding(monkeypatch):
     features = {m: rng.standard_normal((8, 4)).astype(np.float32) for m in Modality}
     embedded = []
 
-    def embed(model, bank, modality, indices, batch_size, precision):
+    def embed(model, bank, modality, indices, batch_size, precision, processes):
         import torch
         embedded.append((modality, tuple(indices)))
         return {"feature": torch.from_numpy(features[modality][indices])}
