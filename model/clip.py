@@ -81,7 +81,7 @@ def _read_state_dict(path):
 
 
 def _check_clip(state, path):
-    if not any(k.startswith("visual.layer4.") for k in state) or "visual.attnpool.q_proj.weight" not in state:
+    if "visual.proj" not in state and (not any(k.startswith("visual.layer4.") for k in state) or "visual.attnpool.q_proj.weight" not in state):
         kind = "a vision transformer" if "visual.proj" in state else "no CLIP image tower"
         raise UserError(f"CLIP weights {path} hold {kind}; expected a ModifiedResNet (RN50 and its relatives), with "
                         "visual.layer1 to layer4 and visual.attnpool. Choose another MODEL.CLIP_WEIGHTS")
