@@ -25,13 +25,15 @@ class ImageBank:
     """The resized images of one modality and split.
 
     Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted; paths: (N,) names
-        for messages, or none; cache: "mmap" reads batches from the array, "device" from a copy on the device.
+        for messages, or none; cache: "mmap" reads batches from the array, "device" from a copy on the device;
+        normalisation: what a model that sees the images expects, of `data.augment.NORMALISATIONS`.
     """
 
-    def __init__(self, images, device="cpu", paths=(), cache="mmap"):
+    def __init__(self, images, device="cpu", paths=(), cache="mmap", normalisation="imagenet"):
         self.images = images
         self.device = torch.device(device)
         self.paths = paths
+        self.normalisation = normalisation
         self._copy = _copy_to(images, self.device) if cache == "device" else None
 
     def __len__(self):

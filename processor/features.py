@@ -27,7 +27,7 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     with torch.inference_mode(), gpu_rounding(precision):
         for start in tqdm(range(0, len(indices), batch_size), desc=f"embedding {modality.value}", unit="batch",
                           leave=False, disable=None):
-            images = normalise(bank.batch(indices[start:start + batch_size]))
+            images = normalise(bank.batch(indices[start:start + batch_size]), bank.normalisation)
             with autocast(precision, bank.device):
                 embedded = model.encode(images, modality, heads)
             for head in heads:

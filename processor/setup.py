@@ -22,6 +22,7 @@ from processor.run import Run, check_resumable, read_rows, set_aside, state_file
 from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
 from utils.modality import Modality
+from utils.optim import freeze
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import open_log, pick_device, unused_gpu_warning
 
@@ -45,11 +46,14 @@ class Setup:
     @cached_property
     def clip(self):
         """The `open_clip.CLIP` that the run begins with."""
-        return load_clip(self.config.MODEL.CLIP_WEIGHTS)
+        return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME)
 
     def new_model(self):
         """Build a `CCLNet` with CLIP's weights, on the device."""
-        return self.place(CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH))
+        config = self.config
+        model = CCLNet(self.clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE)
+        freeze(model.named_parameters(), config.OPTIM.FACTORS)
+        return self.place(model)
 
     def place(self, model):
         """Return the model on the device, its convolutions channels-last, which is fastest there."""
@@ -133,6 +137,7 @@ def train_settings(config, epochs, restart=False, allow_collapse=True):
         lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
         lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
+        lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
         restart_epoch=config.MEMORY.SWAP_EPOCH if restart else None, allow_collapse=allow_collapse,
         precision=config.PRECISION, embed_batch_size=config.TEST.BATCH_SIZE)
 

@@ -47,6 +47,7 @@ class TrainSettings:
     warmup_factor: float
     lr_steps: tuple
     lr_gamma: float
+    lr_factors: tuple           # (start of a name, factor) pairs, as `image_optimizer`
     restart_epoch: int | None   # from which optimiser and learning rates begin anew; None: never
     allow_collapse: bool        # whether to train on where a modality stays in one cluster
     precision: str
@@ -155,9 +156,11 @@ class Batches:
                      {m: self.labels[m][positions[m]] for m in Modality}, positions)
 
     def _augmented(self, modality, step):
-        s, images = self.settings, self.images[modality].batch(self.positions[modality][step])
+        s, bank = self.settings, self.images[modality]
+        images = bank.batch(self.positions[modality][step])
         rng = numpy_rng(s.seed, "augment", modality.value, self.epoch, step)
-        return augment.apply(images, augment.draw(s.augmentation[modality], len(images), images.shape[2:], rng))
+        return augment.apply(images, augment.draw(s.augmentation[modality], len(images), images.shape[2:], rng),
+                             bank.normalisation)
 
     def names(self, step):
         """Return the names of the images in a step's batch, for messages."""
@@ -181,7 +184,8 @@ class TrainState:
     def renew_optimizer(self):
         """Begin with a new optimiser, without memory of earlier steps."""
         s = self.settings
-        self.optimizer = image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor)
+        self.optimizer = image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor,
+                                         s.lr_factors)
 
     def close_epoch(self, last):
         """Go to the next epoch. Args: last: `LastEpoch`, what is kept of this one."""

@@ -61,8 +61,9 @@ def test_outputs(golden_methods, clip_of, case, gradients):
             pooled, tokens = tower.trunk(patches)
             projection = tower.project(tokens)
         assert patches.shape[2:] == (int(g["rows"]), int(g["cols"]))
-        for found, name in ((pooled, "class_token"), (projection, "projection"), (block_11.pop(), "class_token_block11"),
-                            (tokens[0, 1:], "patch_tokens"), (tower.positional_embedding, "positional_embedding")):
+        for found, name in ((pooled, "class_token"), (projection, "projection"),
+                            (block_11.pop(), "class_token_block11"), (tokens[0, 1:], "patch_tokens"),
+                            (tower.positional_embedding, "positional_embedding")):
             bound = 2e-5 * np.abs(g[name]).max()
             np.testing.assert_allclose(found.detach(), g[name], rtol=0, atol=bound, err_msg=name)
 

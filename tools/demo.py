@@ -1,8 +1,9 @@
 """Run the whole pipeline on synthetic people, and print one table of what each stage gained.
 
-    python tools/demo.py [KEY VALUE ...] [--seeds 1 2 3]
+    python tools/demo.py [--config_file configs/demo.yml] [KEY VALUE ...] [--seeds 1 2 3]
 
 Runs test.py, train_prepare.py, train_clip.py with configs/demo.yml, as a user would, and test.py after each stage.
+configs/demo_vit.yml is the same demo with a vision transformer.
 With several seeds the table holds mean and standard deviation over them.
 """
 import json
@@ -16,6 +17,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
+from configs.defaults import load_config  # noqa: E402
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
 from utils.processes import run_script  # noqa: E402
 
@@ -34,14 +36,13 @@ def run(script, *arguments):
         sys.exit(code)
 
 
-def run_seed(seed, overrides):
-    """Run all stages with one seed and read the metrics.json of each, in the order of STAGES."""
-    output = Path("runs/demo") / f"seed{seed}"
-    settings = ["SEED", seed, *overrides]
-    run("test.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
-    run("train_prepare.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
+def run_seed(seed, config_file, overrides, output):
+    """Run all stages with one seed and read the metrics.json of each, in the order of STAGES. Args: output: folder."""
+    settings = ["--config_file", config_file, "SEED", seed, *overrides, "OUTPUT_DIR", output]
+    run("test.py", *settings)
+    run("train_prepare.py", *settings)
     run("test.py", "--resume_path", output / "prepare_last.pth")
-    run("train_clip.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
+    run("train_clip.py", *settings)
     run("test.py", "--resume_path", output / "model_last.pth")
     run("-m", "utils.report", output)       # once more, now with the last test in its table
     folders = [next((ROOT / output / "tests").glob(f"{name}-*")) for name in TESTED]
@@ -64,14 +65,16 @@ def main():
     """Run the demo for every seed and print the table."""
     parser = Parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
+    parser.add_argument("--config_file", default=CONFIG, help=f"default: {CONFIG}")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from the file's")
     arguments = parser.parse_intermixed_args()
-    started = time.time()
-    results = [run_seed(seed, arguments.overrides) for seed in arguments.seeds]
+    started, config_file = time.time(), ROOT / arguments.config_file       # an absolute path stays what it is
+    base = Path(load_config(config_file, arguments.overrides).OUTPUT_DIR)
+    results = [run_seed(seed, config_file, arguments.overrides, base / f"seed{seed}") for seed in arguments.seeds]
     print(f"\n{results[0][0]['protocol']}, last epoch, {len(results)} seed(s), {time.time() - started:.0f} s\n")
     print(table(results))
     print("\nwritten:")
-    folders = [os.path.relpath(ROOT / "runs" / "demo" / f"seed{seed}") for seed in arguments.seeds]
+    folders = [os.path.relpath(ROOT / base / f"seed{seed}") for seed in arguments.seeds]
     for folder in folders:
         print(f"  {folder}/  pseudo_labels/ prepare_last.pth model_last.pth log.txt config.yml "
               "tests/*/metrics.json")
