@@ -33,7 +33,7 @@ def main():
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
         clusters = max(int(of_modality.max()) + 1 for of_modality in labels.values())
-        for line in scale_lines(model, text, images, clusters, float(setup.clip.logit_scale.exp()),
+        for line in scale_lines(model, text, images, clusters, setup.clip.logit_scale.exp().item(),
                                 batch_size=config.TEST.BATCH_SIZE, precision=config.PRECISION):
             run.log.info(line)
         prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run)

@@ -1,7 +1,5 @@
 """The vision transformer's outputs: equal to those of CLIP-ReID's released code."""
 import copy
-import importlib.util
-import sys
 
 import numpy as np
 import pytest
@@ -25,20 +23,13 @@ def one_thread():
 @pytest.fixture(scope="module")
 def clip_of(golden_methods, tmp_path_factory):
     """A case's numbers -> the CLIP of the recipe, loaded as a user's file would be."""
-    spec = importlib.util.spec_from_file_location("recipe_vit", golden_methods.folder / "recipe_vit.py")
-    recipe = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(golden_methods.folder))      # it imports the recipe beside it
-    try:
-        spec.loader.exec_module(recipe)
-    finally:
-        sys.path.pop(0)
     loaded = {}
 
     def load(g):
         sizes = {name: int(g[f"model_{name}"]) for name in ("width", "layers", "patch", "grid", "embed")}
         if str(sizes) not in loaded:
             path = tmp_path_factory.mktemp("clip") / "vit.pt"
-            torch.save(recipe.clip_vit_state_dict(golden_methods.seed, **sizes), path)
+            torch.save(golden_methods.recipe_vit.clip_vit_state_dict(golden_methods.seed, **sizes), path)
             loaded[str(sizes)] = load_clip(str(path))
         return loaded[str(sizes)]
     return load
