@@ -63,7 +63,8 @@ class Setup:
         """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
         data, config = self.data, self.config
         return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split, config.INPUT.HEIGHT,
-                             config.INPUT.WIDTH, self.device, self.cache) for m, images in getattr(data, split).items()}
+                             config.INPUT.WIDTH, self.device, self.cache, normalisation=config.INPUT.NORMALISATION)
+                for m, images in getattr(data, split).items()}
 
     @cached_property
     def cache(self):

@@ -203,15 +203,18 @@ def scale_outputs(model: CLIP, photos: Tensor, texts: Tensor) -> None:
     model.text_projection *= text_factor
 
 
-def openai_state(model: CLIP, used: Tensor, seed: int) -> dict[str, Tensor]:
-    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows."""
+def openai_state(model: CLIP, used: Tensor, longest: int, seed: int) -> dict[str, Tensor]:
+    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows.
+
+    Args: used: sorted token ids of the captions; longest: tokens of the longest caption.
+    """
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     table = torch.randn(VOCABULARY, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.02
-    name = "visual.positional_embedding"
-    if name in state:       # the format's grid is square; resizing it to this one's columns gives these very numbers
-        rows, columns = model.visual.grid_size
+    if hasattr(model.visual, "grid_size"):      # the format's grid is square; resized to these columns it is this one
+        name, (rows, columns) = "visual.positional_embedding", model.visual.grid_size
         grid = state[name][1:].view(rows, columns, -1).repeat_interleave(rows // columns, dim=1)
         state[name] = torch.cat([state[name][:1], grid.flatten(0, 1)])
+        state["positional_embedding"] = state["positional_embedding"][:longest]     # those behind never learned
     table[used] = model.token_embedding.weight.detach()
     state["token_embedding.weight"] = table.half()
     return {k: v.contiguous() for k, v in state.items()}
@@ -225,7 +228,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         + ", ".join(f"assets/{file} for a {kind}" for kind, file in FILES.items()))
     for name, default, what in (
             ("people", 600, ""), ("images", 8, "of each person and modality"), ("cameras", 12, "of each modality"),
-            ("steps", 1200, ""), ("batch-size", 128, ""), ("lr", 1e-3, ""), ("seed", 0, ""), ("threads", 2, "")):
+            ("steps", 1200, "the small vision transformer was trained for 800"), ("batch-size", 128, ""), ("lr", 1e-3, ""), ("seed", 0, ""), ("threads", 2, "")):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{what} (default: {default})")
     return parser.parse_args(argv)
 
@@ -243,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     scale_outputs(model, photos, texts)
     output = args.output or REPOSITORY / "assets" / FILES[args.kind]
     output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(openai_state(model, used, args.seed), output)
+    torch.save(openai_state(model, used, texts.shape[-1], args.seed), output)
     size = output.stat().st_size / 1e6
     print(f"{output}: {size:.2f} MB after {time.perf_counter() - started:.0f} s")
 
