@@ -126,7 +126,7 @@ class ViTTower(nn.Module):
         `project`. There is no generalised mean: the cube of a negative mean is no number to average.
         """
         patches = x.flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = self.class_embedding.expand(len(x), 1, -1)
         tokens = torch.cat([first, patches], dim=1) + self.positional_embedding
         tokens = self.ln_post(self.transformer(self.ln_pre(tokens)))
         return tokens[:, 0].float(), tokens

@@ -1,5 +1,6 @@
 """A vision transformer in CLIP's place: runs of the scripts, checkpoints, sentences, optimiser, normalisation."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import trees
 from open_clip.pretrained import get_pretrained_url
 
-from configs.defaults import CHOICES
+from configs.defaults import CHOICES, load_config
 from data import augment
 from model import clip as clip_module
 from model.cclnet import CCLNet
@@ -17,7 +18,7 @@ from model.released import checkpoint_normalisation, model_from_checkpoint
 from processor.guidance import describe_scale
 from processor.train import TrainState, train
 from tests.tiny import HEIGHT, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
-from tools import export_released
+from tools import export_released, train_demo_clip
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.optim import freeze, image_optimizer
@@ -262,3 +263,25 @@ def test_the_scale_of_the_text_losses(image_norm, text_norm, warning):
 
 def test_one_cluster_asks_for_no_scale():
     assert len(describe_scale(0.1, 0.1, 1, 100.0)) == 1
+
+
+# ---- The demo's small CLIP
+
+def test_the_position_grid_of_the_demos_clip_survives_the_square_format(tmp_path):
+    small = train_demo_clip.build_model(8, 0, "vit").eval()
+    torch.save(train_demo_clip.openai_state(small, torch.arange(8), 20, 0), tmp_path / "small.pt")
+    tower = CCLNet(load_clip(str(tmp_path / "small.pt")).visual, *train_demo_clip.IMAGE_SIZE, 16).tower
+    assert torch.equal(tower.positional_embedding, small.visual.positional_embedding.half().float())
+    images = torch.randn(2, 3, *train_demo_clip.IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = tower.project(tower.trunk(tower.stem(images, "ir"))[1])
+        torch.testing.assert_close(found, small.visual(images), rtol=0, atol=2e-2)
+
+
+def test_the_shipped_clip():
+    """It is at most 8 MB, and the settings of its demo fit it."""
+    config = load_config("configs/demo_vit.yml")
+    assert Path(config.MODEL.CLIP_WEIGHTS).stat().st_size <= 8e6
+    model = CCLNet(load_clip(config.MODEL.CLIP_WEIGHTS, config.MODEL.NAME).visual, config.INPUT.HEIGHT,
+                   config.INPUT.WIDTH, config.MODEL.STRIDE)
+    assert model.describe()["kind"] == "vit" and model.feature_dim == 128
