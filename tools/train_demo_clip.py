@@ -228,7 +228,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         + ", ".join(f"assets/{file} for a {kind}" for kind, file in FILES.items()))
     for name, default, what in (
             ("people", 600, ""), ("images", 8, "of each person and modality"), ("cameras", 12, "of each modality"),
-            ("steps", 1200, "the small vision transformer was trained for 800"), ("batch-size", 128, ""), ("lr", 1e-3, ""), ("seed", 0, ""), ("threads", 2, "")):
+            ("steps", 1200, ""), ("batch-size", 128, ""), ("lr", 1e-3, ""), ("seed", 0, ""), ("threads", 2, "")):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{what} (default: {default})")
     return parser.parse_args(argv)
 
