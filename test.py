@@ -36,7 +36,8 @@ def main():
     if not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
     if path:
-        model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH))
+        model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH,
+                                                  config.MODEL.STRIDE))
     else:
         model = setup.new_model()
     banks, folder = setup.banks("test"), results_folder(config, path, setup.data.modes[0])

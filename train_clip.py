@@ -16,7 +16,7 @@ def main():
     config = load_config(arguments.config_file, arguments.overrides)
     from model.clip import TextTower  # slow: after the settings were read and checked
     from processor.epoch import on_host
-    from processor.guidance import TextGuidance
+    from processor.guidance import TextGuidance, scale_lines
     from processor.prompt import learn_prompts, text_features
     from processor.pseudo_labels import labels_digest
     from processor.setup import Setup, prompt_settings, train_settings
@@ -30,6 +30,10 @@ def main():
     with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
+        clusters = max(int(of_modality.max()) + 1 for of_modality in labels.values())
+        for line in scale_lines(model, text, images, clusters, setup.clip.logit_scale.exp().item(),
+                                batch_size=config.TEST.BATCH_SIZE, precision=config.PRECISION):
+            run.log.info(line)
         prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run)
         guidance = TextGuidance(text_features(text, prompts), labels, config.FINETUNE.LABEL_SMOOTHING)
         settings = train_settings(config, config.FINETUNE.EPOCHS, config.FINETUNE.RESTART_AT_SWAP)

@@ -1,12 +1,13 @@
-"""One optimiser step of train_prepare.py and the embedding of images, at RN50's size, against plain fp32 contiguous."""
+"""One optimiser step of train_prepare.py and the embedding of images, at the sizes of RN50 and ViT-B/16."""
 import argparse
 import copy
 
 import numpy as np
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import QuickGELU, VisionTransformer
 
-from benchmarks.harness import Results, Row, measure
+from benchmarks.harness import Results, Row, measure, peak_memory
 from configs.defaults import load_config
 from model.cclnet import CCLNet
 from processor.setup import train_settings
@@ -16,14 +17,22 @@ from utils.optim import image_optimizer
 from utils.runtime import autocast, compile_parts, gpu_rounding
 
 HEIGHT, WIDTH, CLUSTERS = 288, 144, 500
+BACKBONES = {"RN50": None, "ViT-B/16": 16, "ViT-B/16, stride 12": 12}      # name -> stride of the patches
 EMBEDDED_BEFORE = 41040             # images that ten separate trials embed: 10 x (3,803 queries + 301 gallery images)
 EMBEDDED_ONCE = 3803 + 2800         # queries once, and at most so many images appear in any of the ten galleries
 
 
-def rn50():
-    """Build a `CCLNet` of RN50's size with random weights: the arithmetic is the same."""
+def build(backbone):
+    """Build a `CCLNet` of a backbone's size with random weights: the arithmetic is the same. Args: of BACKBONES."""
     torch.manual_seed(0)
-    return CCLNet(ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64), HEIGHT, WIDTH)
+    visual = (ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64) if backbone == "RN50"
+              else VisionTransformer(224, 16, 768, 12, 12, 4.0, output_dim=512, act_layer=QuickGELU))
+    return CCLNet(visual, HEIGHT, WIDTH, BACKBONES[backbone])
+
+
+def rn50():
+    """Build the `CCLNet` of the released recipe's size."""
+    return build("RN50")
 
 
 def training(model, device, precision, size, channels_last, backend=None):
@@ -61,30 +70,60 @@ def embedding(model, device, precision, size, channels_last):
     return run
 
 
-def main():
-    """Run and save."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=64 if device.type == "cuda" else 4, help="images per modality")
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    size, repeats, model = arguments.batch, arguments.repeats, rn50()
-    precisions = ("fp32", "bf16") if device.type == "cpu" else ("released", "fp32", "tf32", "bf16")
-    results = Results("training step and embedding")
+def step_on_the_host(backbone, size):
+    """Prepare a training step for `peak_memory`: a callable. Args: size: images of each modality."""
+    return training(build(backbone), torch.device("cpu"), "fp32", size, True)
+
+
+def memory_of(backbone, make, size):
+    """Measure the bytes of a training step in fp32: of the GPU all that was allocated, of the host what was added."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        make()
+        return torch.cuda.max_memory_allocated()
+    return peak_memory(step_on_the_host, backbone, size)
+
+
+def compare_backbone(backbone, results, others, device, precisions, size, repeats):
+    """Add a backbone's rows. The reference of RN50 is fp32 contiguous, that of the others RN50 in the same precision.
+
+    Args: others: the seconds of RN50's rows, filled and read here; size: images of each modality.
+    """
+    model = build(backbone)
     for name, make, images, target in (("training step", training, 2 * size, ">= 2.3 x"),
                                        ("embedding", embedding, size, "")):
-        slow = measure(make(copy.deepcopy(model), device, "fp32", size, False), repeats)
+        slow = measure(make(copy.deepcopy(model), device, "fp32", size, False), repeats) if backbone == "RN50" else None
         for precision in precisions:
-            fast = measure(make(copy.deepcopy(model), device, precision, size, True), repeats)
-            results.add(Row(f"{name}, {precision} channels-last; reference: fp32 contiguous", fast, slow, None,
-                            target if precision == "bf16" else "",
-                            f"{images / fast:.3g} images/s, reference {images / slow:.3g}"))
-        if name == "embedding":
+            step = make(copy.deepcopy(model), device, precision, size, True)
+            fast = measure(step, repeats)
+            against = slow or others.get((name, precision))
+            note = f"{images / fast:.3g} images/s" + (f", reference {images / against:.3g}" if against else "")
+            if make is training and precision == "fp32":
+                note += f"; {memory_of(backbone, step, size) / 1e9:.2f} GB"
+            reference = "fp32 contiguous" if slow else "RN50"
+            results.add(Row(f"{name}, {backbone}, {precision} channels-last; reference: {reference}", fast, against,
+                            None, target if precision == "bf16" and slow else "", note))
+            if backbone == "RN50":
+                others[name, precision] = fast
+        if name == "embedding" and slow:
             results.add(Row("a SYSU-MM01 evaluation of ten trials, counted", fast / images * EMBEDDED_ONCE,
                             slow / images * EMBEDDED_BEFORE, None, "",
                             f"{EMBEDDED_ONCE} images once instead of {EMBEDDED_BEFORE}; from the rates above"))
-    if device.type == "cuda":
-        print(f"peak device memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+
+
+def main():
+    """Run and save."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = ("fp32", "bf16") if device.type == "cpu" else ("released", "fp32", "tf32", "bf16")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=64 if device.type == "cuda" else 4, help="images per modality")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument("--precisions", nargs="+", choices=known, default=known)
+    arguments = parser.parse_args()
+    results, others = Results("training step and embedding"), {}
+    for backbone in arguments.backbones:
+        compare_backbone(backbone, results, others, device, arguments.precisions, arguments.batch, arguments.repeats)
     results.save()
 
 

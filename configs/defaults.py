@@ -30,13 +30,16 @@ _C.DATASET.CACHE = "auto"            # auto | mmap | device: where they are held
 _C.INPUT = CfgNode()
 _C.INPUT.HEIGHT = 288
 _C.INPUT.WIDTH = 144
+_C.INPUT.NORMALISATION = "imagenet"  # imagenet | clip | half: mean and standard deviation (see data/augment.py)
 _C.INPUT.GREY = 0.5                  # probability of grey, visible images
 _C.INPUT.FLIP = 0.5                  # probability of a left-right flip
 _C.INPUT.PAD = 10                    # pixels of zero padding before the random crop
 _C.INPUT.ERASE = 0.5                 # probability of random erasing
 
 _C.MODEL = CfgNode()
-_C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (RN50, downloaded) or a file
+_C.MODEL.NAME = "RN50"               # which of OpenAI's CLIPs (see CHOICES below); a file's kind is read from it
+_C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (MODEL.NAME, downloaded) or a file
+_C.MODEL.STRIDE = 16                 # pixels between patches of a vision transformer; a ResNet's map has always 16
 
 _C.CLUSTER = CfgNode()
 _C.CLUSTER.K1 = 30                   # neighbours that count as near
@@ -66,6 +69,7 @@ _C.OPTIM.WARMUP_EPOCHS = 10
 _C.OPTIM.WARMUP_FACTOR = 0.01
 _C.OPTIM.STEPS = [30, 50]            # epochs from which the learning rate is multiplied by GAMMA
 _C.OPTIM.GAMMA = 0.1
+_C.OPTIM.FACTORS = []                # [start of a name, factor on its rate] pairs, as [["tower.stems.", 0]]; 0 freezes
 
 _C.PREPARE = CfgNode()
 _C.PREPARE.EPOCHS = 120
@@ -97,12 +101,15 @@ _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoc
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
-           "TEST.PROTOCOL": ("python", "original-1", "original-10")}
+           "TEST.PROTOCOL": ("python", "original-1", "original-10"),
+           "INPUT.NORMALISATION": ("imagenet", "clip", "half"),
+           "MODEL.NAME": ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
+                          "ViT-L-14-336")}
 NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,
      ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
       "SAMPLER.INSTANCES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "PROMPT.BATCH_SIZE", "FINETUNE.EPOCHS", "TEST.TRIALS",
-      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "BATCH_NORM.SPLITS")),
+      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "BATCH_NORM.SPLITS", "MODEL.STRIDE")),
     ("0 or more", lambda v: v >= 0,
      ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
       "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR",
@@ -111,7 +118,6 @@ NUMBERS = (    # what is expected, the test, the keys
     ("a number from 0 to 1", lambda v: 0 <= v <= 1,
      ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
       "FINETUNE.LABEL_SMOOTHING")),
-    ("a multiple of 16, the stride of the feature map", lambda v: v % 16 == 0, ("INPUT.HEIGHT", "INPUT.WIDTH")),
 )
 ASSIGNMENT = re.compile(r"[A-Z_0-9]+(\.[A-Z_0-9]+)*=")       # KEY=VALUE, another spelling of KEY VALUE
 # Keys that older checkpoints store. They are ignored there; on the command line and in a .yml file they are unknown.
@@ -257,3 +263,12 @@ def _check_values(config):
         raise UserError("OUTPUT_DIR is empty; expected a folder such as runs/sysu")
     if not all(type(step) is int for step in config.OPTIM.STEPS):
         raise UserError(f"OPTIM.STEPS is {config.OPTIM.STEPS}; expected a list of epochs such as [30, 50]")
+    if not all(map(_is_factor, config.OPTIM.FACTORS)):
+        raise UserError(f"OPTIM.FACTORS is {_short(config.OPTIM.FACTORS)}; expected pairs of the start of a weight's "
+                        "name and a factor of 0 or more, such as [[\"tower.stems.\", 0]]")
+
+
+def _is_factor(pair):
+    """Tell whether an entry of OPTIM.FACTORS is a name and a number."""
+    return (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+            and type(pair[1]) in (int, float) and 0 <= pair[1] < math.inf)

@@ -15,6 +15,11 @@ from utils.runtime import to_device
 
 MEAN = (0.485, 0.456, 0.406)     # ImageNet's, as the released code does, not CLIP's
 STD = (0.229, 0.224, 0.225)
+NORMALISATIONS = {               # name -> mean and standard deviation of the channels
+    "imagenet": (MEAN, STD),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),         # of CLIP-ReID's vision transformer
+}
 LUMA = (0.299, 0.587, 0.114)     # ITU-R 601-2
 ERASE_AREA, ERASE_ASPECT, ERASE_TRIES = (0.02, 0.33), (0.3, 3.3), 10    # torchvision's defaults
 
@@ -73,10 +78,10 @@ def draw_rectangles(batch, size, rng):
     return np.stack([rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w], axis=1)
 
 
-def apply(images, plan):
+def apply(images, plan, normalisation="imagenet"):
     """Carry out a plan: crop out of zero padding, flip, grey, normalise, erase.
 
-    Args: images: (B, 3, H, W) uint8; plan: `Plan` of these images.
+    Args: images: (B, 3, H, W) uint8; plan: `Plan` of these images; normalisation: of NORMALISATIONS.
     Returns: (B, 3, H, W) float32, normalised; what is erased is 0, the mean colour.
     """
     height, width = images.shape[2:]
@@ -86,22 +91,22 @@ def apply(images, plan):
     out = torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, plan.flip)]).float()
     grey = to_device(np.flatnonzero(plan.grey), out.device)
     out[grey] = sum(weight * out[grey, channel] for channel, weight in enumerate(LUMA))[:, None]
-    out = _normalise(out)
+    out = _normalise(out, normalisation)
     for image, (top, left, h, w) in zip(out, plan.erased.tolist()):
         image[:, top:top + h, left:left + w] = 0
     return out
 
 
-def normalise(images):
-    """Normalise images without augmentation: scale to [0, 1], minus ImageNet's mean, over its standard deviation.
+def normalise(images, normalisation="imagenet"):
+    """Normalise images without augmentation: scale to [0, 1], minus the mean, over the standard deviation.
 
-    Args: images: (B, 3, H, W) in [0, 255]. Returns: (B, 3, H, W) float32.
+    Args: images: (B, 3, H, W) in [0, 255]; normalisation: of NORMALISATIONS. Returns: (B, 3, H, W) float32.
     """
-    return _normalise(images.to(torch.float32, copy=True))
+    return _normalise(images.to(torch.float32, copy=True), normalisation)
 
 
-def _normalise(images):
+def _normalise(images, normalisation):
     """Normalise float32 images in place. torchvision's `normalize` would wait for a GPU in every batch."""
-    of_bytes = np.array([[255 * v for v in values] for values in (MEAN, STD)], np.float32)
+    of_bytes = np.array([[255 * v for v in values] for values in NORMALISATIONS[normalisation]], np.float32)
     mean, std = to_device(of_bytes, images.device)[..., None, None]
     return images.sub_(mean).div_(std)

@@ -26,13 +26,15 @@ class ImageBank:
     """The resized images of one modality and split.
 
     Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted; paths: (N,) names
-        for messages, or none; cache: "mmap" reads batches from the array, "device" from a copy on the device.
+        for messages, or none; cache: "mmap" reads batches from the array, "device" from a copy on the device;
+        normalisation: what a model that sees the images expects, of `data.augment.NORMALISATIONS`.
     """
 
-    def __init__(self, images, device="cpu", paths=(), cache="mmap"):
+    def __init__(self, images, device="cpu", paths=(), cache="mmap", normalisation="imagenet"):
         self.images = images
         self.device = torch.device(device)
         self.paths = paths
+        self.normalisation = normalisation
         self._copy = _copy_to(images, self.device) if cache == "device" else None
 
     def __len__(self):
@@ -71,12 +73,14 @@ def pick_cache(name, size, device):
     return "device" if fits else "mmap"
 
 
-def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", cache="mmap"):
+def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", cache="mmap",
+              normalisation="imagenet"):
     """Open the `ImageBank` of an image set from its cache; the cache is written first if it is missing or stale.
 
     Args:
         image_set: `data.records.ImageSet`; root: folder its paths start from; cache_dir: folder of the .npy files;
-        split: "train" or "test", part of their names; height, width: pixels; device, cache: of `ImageBank`.
+        split: "train" or "test", part of their names; height, width: pixels; device, cache,
+        normalisation: of `ImageBank`.
     Raises:
         UserError: an image is missing or does not decode, the cache cannot be written, or the images are an array of
             another size.
@@ -88,12 +92,12 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", ca
             raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
                             f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
                             f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
-        return ImageBank(images, device, image_set.paths, cache)
+        return ImageBank(images, device, image_set.paths, cache, normalisation)
     files = CacheFiles(Path(cache_dir), split, image_set.modality.value)
     manifest = _cache_manifest(image_set, root, height, width)
     if not files.is_current(manifest, shape):
         files.write(image_set, root, manifest, height, width)
-    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache)
+    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache, normalisation)
 
 
 class CacheFiles:

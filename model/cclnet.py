@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.towers import ResNetTower
+from model.towers import build_tower
 from utils.modality import Modality
 
 HEADS = ("feature", "projection")
@@ -23,12 +23,15 @@ class CCLNet(nn.Module):
 
     `feature` is what clusters, memories and retrieval use; `projection` lies in CLIP's joint space with texts.
 
-    Args: visual: CLIP's image tower (`load_clip(...).visual`), copied; height, width: pixels of the images.
+    Args:
+        visual: CLIP's image tower (`load_clip(...).visual`), copied; height, width: pixels of the images;
+        stride: pixels from a patch of a vision transformer to the next; None: the tower's own.
+    Raises: UserError: the tower cannot have images of this size or this stride.
     """
 
-    def __init__(self, visual, height, width):
+    def __init__(self, visual, height, width, stride=None):
         super().__init__()
-        self.tower = ResNetTower(visual, height, width)
+        self.tower = build_tower(visual, height, width, stride)
         self.neck = nn.BatchNorm1d(self.tower.feature_dim)
         self.neck.bias.requires_grad_(False)
 

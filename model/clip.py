@@ -1,7 +1,7 @@
 """CLIP in, image tower and text tower out; open_clip does the work.
 
-Weights are OpenAI's RN50 or any OpenAI-format CLIP with a ModifiedResNet image tower: widths and depths are read
-from the shapes of the weights.
+Weights are one of OpenAI's, or any OpenAI-format CLIP whose image tower is a ModifiedResNet or a vision transformer:
+kind, widths and depths are read from the names and shapes of the weights.
 """
 import hashlib
 import os
@@ -11,7 +11,8 @@ import torch
 from open_clip import get_tokenizer
 from open_clip.model import build_model_from_openai_state_dict
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url
+from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url, list_pretrained_models_by_tag
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
 from model.archive import is_torchscript, read_torchscript
@@ -20,25 +21,35 @@ from utils.errors import UserError, is_out_of_memory
 OPENAI_MODEL = "RN50"
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
 TEXT_KEYS = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
+RESNET_KEYS = ("visual.conv1.weight", "visual.layer4.0.conv1.weight", "visual.attnpool.q_proj.weight")
+VIT_KEYS = ("visual.conv1.weight", "visual.class_embedding", "visual.positional_embedding", "visual.ln_pre.weight",
+            "visual.ln_post.weight", "visual.proj")
+KINDS = {"resnet": "a ResNet", "vit": "a vision transformer"}
+HEAD_WIDTH = 64                     # numbers of a head, in all of OpenAI's transformers and attention pools
 SIZE_KEYS = ("input_resolution", "context_length", "vocab_size")   # facts beside the weights
 
 
-def load_clip(weights="openai"):
-    """CLIP with fp32 weights, in evaluation mode: an `open_clip.CLIP` whose `.visual` is a ModifiedResNet.
+def load_clip(weights="openai", name=OPENAI_MODEL):
+    """CLIP with fp32 weights, in evaluation mode: an `open_clip.CLIP`, `.visual` a ModifiedResNet or VisionTransformer.
 
     Args:
-        weights: "openai" (RN50: downloaded, checksum-verified and cached by open_clip) or the path of a
-            TorchScript archive or a state dict.
+        weights: "openai" (downloaded, checksum-verified and cached by open_clip) or the path of a TorchScript archive
+            or a state dict; name: open_clip's name of OpenAI's model. Beside a file "RN50" says nothing.
     Raises:
-        UserError: the weights are missing, unreadable, not finite, or no ModifiedResNet CLIP.
+        UserError: the weights are missing, unreadable, not finite, no CLIP, or of another kind than the name's.
     """
-    path = _download() if weights == "openai" else weights
+    path = _download(name) if weights == "openai" else weights
     state = {k: v.float() for k, v in _read_state_dict(path).items() if k not in SIZE_KEYS}
-    _check_clip(state, path)
+    kind = _check_clip(state, path)
+    named = "vit" if name.startswith("ViT") else "resnet"
+    if name != OPENAI_MODEL and named != kind:
+        raise UserError(f"MODEL.NAME is {name}, {KINDS[named]}, but the CLIP weights {path} hold {KINDS[kind]}; leave "
+                        "MODEL.NAME and its settings out (a file's kind is read from its weights), or choose another "
+                        "MODEL.CLIP_WEIGHTS")
     try:
         model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32)
         model.float().load_state_dict(state)   # the builder casts to fp16 on the way in
-    except (RuntimeError, KeyError, AssertionError) as error:
+    except Exception as error:          # shapes that do not fit raise many kinds, in open_clip and torch
         if is_out_of_memory(error):
             raise
         raise UserError(f"CLIP weights {path} do not fit together: {_first_line(error)}; expected the state dict of "
@@ -50,8 +61,10 @@ def _first_line(error):
     return " ".join(str(error).split())[:200]
 
 
-def _download():
-    url = get_pretrained_url(OPENAI_MODEL, "openai")
+def _download(name):
+    url = get_pretrained_url(name, "openai")
+    if not url:
+        raise UserError(f"MODEL.NAME is {name}; choose {' or '.join(list_pretrained_models_by_tag('openai'))}")
     try:
         return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
     except (URLError, OSError, RuntimeError) as error:
@@ -62,8 +75,8 @@ def _download():
 
 def _read_state_dict(path):
     if not os.path.isfile(path):
-        raise UserError(f"CLIP weights {path} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads RN50) or "
-                        "to the path of a TorchScript archive or state dict")
+        raise UserError(f"CLIP weights {path} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads MODEL.NAME) "
+                        "or to the path of a TorchScript archive or state dict")
     try:
         content = read_torchscript(path) if is_torchscript(path) else torch.load(path, map_location="cpu",
                                                                                  weights_only=True)
@@ -81,10 +94,17 @@ def _read_state_dict(path):
 
 
 def _check_clip(state, path):
-    if not any(k.startswith("visual.layer4.") for k in state) or "visual.attnpool.q_proj.weight" not in state:
-        kind = "a vision transformer" if "visual.proj" in state else "no CLIP image tower"
-        raise UserError(f"CLIP weights {path} hold {kind}; expected a ModifiedResNet (RN50 and its relatives), with "
-                        "visual.layer1 to layer4 and visual.attnpool. Choose another MODEL.CLIP_WEIGHTS")
+    """Return the kind of a CLIP's image tower, "resnet" or "vit". Raises: UserError: something is missing or broken."""
+    kind = "vit" if any(k.startswith(("visual.transformer.", "visual.class_embedding")) for k in state) else "resnet"
+    missing = [k for k in (VIT_KEYS if kind == "vit" else RESNET_KEYS) if k not in state]
+    if missing:
+        raise UserError(f"CLIP weights {path} hold no whole image tower ({', '.join(missing)} missing); expected "
+                        "OpenAI's names of a ModifiedResNet (RN50 and its relatives) or a vision transformer "
+                        "(ViT-B-16 and its relatives). Choose another MODEL.CLIP_WEIGHTS")
+    width = len(state["visual.class_embedding"]) if kind == "vit" else HEAD_WIDTH
+    if width % HEAD_WIDTH or width < HEAD_WIDTH:
+        raise UserError(f"CLIP weights {path} hold a vision transformer of width {width}; expected a multiple of "
+                        f"{HEAD_WIDTH}, the width of each head in OpenAI's format. Choose another MODEL.CLIP_WEIGHTS")
     missing = [k for k in TEXT_KEYS if k not in state]
     if missing:
         raise UserError(f"CLIP weights {path} lack the text tower ({', '.join(missing)}); expected a whole CLIP. "
@@ -93,6 +113,7 @@ def _check_clip(state, path):
         if not torch.isfinite(value).all():
             raise UserError(f"CLIP weights {path} hold NaN or Inf in {name}; expected finite values. "
                             "Download the file again")
+    return kind
 
 
 def weights_digest(clip):
@@ -104,12 +125,20 @@ def weights_digest(clip):
     return digest.hexdigest()
 
 
-def build_image_tower(state):
-    """A ModifiedResNet of the sizes found in a state dict without "visual." prefix; weights are not copied."""
+def build_image_tower(state, heads=None):
+    """Build a ModifiedResNet or VisionTransformer of the sizes in a `CCLNet`'s state dict; weights are not copied.
+
+    Args: state: names without "tower." and "layers."; heads: None: as many as OpenAI's models of this width have.
+    """
+    if "class_embedding" in state:
+        width, patch = len(state["class_embedding"]), state["stems.rgb.weight"].shape[-1]
+        blocks = len({k.split(".")[2] for k in state if k.startswith("transformer.resblocks.")})
+        return VisionTransformer(patch, patch, width, blocks, heads or width // HEAD_WIDTH, mlp_ratio=4.0,
+                                 output_dim=state["proj"].shape[1], act_layer=QuickGELU)
     layers = [len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4)]
     width = state["layer1.0.conv1.weight"].shape[0]
-    return ModifiedResNet(layers, output_dim=state["attnpool.c_proj.weight"].shape[0], heads=width * 32 // 64,
-                          image_size=7 * 32, width=width)
+    return ModifiedResNet(layers, output_dim=state["attnpool.c_proj.weight"].shape[0],
+                          heads=heads or width * 32 // HEAD_WIDTH, image_size=7 * 32, width=width)
 
 
 class TextTower(nn.Module):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from model.cclnet import CCLNet
-from model.clip import TextTower, build_image_tower, tokenize
+from model.clip import HEAD_WIDTH, TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
-from model.towers import STRIDE
+from model.towers import ACTIVATION, STRIDE, patch_grid
 from utils.errors import UserError, is_out_of_memory
 from utils.modality import Modality
 
@@ -30,17 +30,20 @@ LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv
              "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
 # Names in checkpoints of this project's first version: its prefix, ours.
 FIRST_NAMES = (("stems.", "tower.stems."), ("trunk.", "tower.layers."), ("attnpool.", "tower.attnpool."))
+# Weights by which the image side of a checkpoint is known, of either kind.
+IMAGE_SIDES = (("tower.attnpool.positional_embedding", "tower.attnpool.q_proj.weight"),
+               ("tower.class_embedding", "tower.positional_embedding", "tower.stems.rgb.weight"))
 TEXT_PARTS = ("positional_embedding", "text_projection", "transformer.", "ln_final.")
 RANKS = (1, 5, 10, 20)
 
 
-def model_from_checkpoint(content, path, height=None, width=None):
+def model_from_checkpoint(content, path, height=None, width=None, stride=None):
     """Build the `CCLNet` of a checkpoint's content (`utils.checkpoint.load_checkpoint`), in evaluation mode.
 
-    The released format and the names of this project's first version are recognised. Every size but that of the images
-    is read from the weights; CLIP's weights are not needed.
+    The released format and the names of this project's first version are recognised. Kind and sizes are read from the
+    weights, what these do not say from the checkpoint's description; CLIP's weights are not needed.
 
-    Args: path: for messages; height, width: pixels of the images; None: those of the checkpoint.
+    Args: path: for messages; height, width: pixels of the images, stride: of the patches; None: the checkpoint's.
     Raises: UserError: the content is no checkpoint of an image side, or its sizes do not fit.
     """
     if height is None:
@@ -48,16 +51,19 @@ def model_from_checkpoint(content, path, height=None, width=None):
     if height is None:
         raise UserError(f"checkpoint {path} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
     state = _our_state(content, path)
-    tokens = len(state["tower.attnpool.positional_embedding"]) - 1
-    if tokens != (height // STRIDE) * (width // STRIDE):
-        raise UserError(f"checkpoint {path} was trained on images of {tokens} map cells; INPUT.HEIGHT {height} and "
-                        f"INPUT.WIDTH {width} give {(height // STRIDE) * (width // STRIDE)}. Use the configuration of "
-                        "the training run")
+    heads, own_stride = _described(content, state, path)
+    if stride not in (None, own_stride):
+        raise UserError(f"checkpoint {path} was trained with MODEL.STRIDE {own_stride}, now it is {stride}. Use the "
+                        "configuration of the training run")
+    found, given = _map_cells(state, height, width, own_stride)
+    if found != given:
+        raise UserError(f"checkpoint {path} was trained on images of {found} map cells; INPUT.HEIGHT {height} and "
+                        f"INPUT.WIDTH {width} give {given}. Use the configuration of the training run")
     try:
         broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         visual = build_image_tower({name.removeprefix("tower.layers.").removeprefix("tower."): value
-                                    for name, value in state.items()})
-        model = CCLNet(visual, height, width)
+                                    for name, value in state.items()}, heads)
+        model = CCLNet(visual, height, width, own_stride)
         model.load_state_dict(state)
     except (RuntimeError, KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
         if is_out_of_memory(error):
@@ -68,6 +74,41 @@ def model_from_checkpoint(content, path, height=None, width=None):
         raise UserError(f"checkpoint {path} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
                         "download it again")
     return model.eval()
+
+
+def _described(content, state, path):
+    """Return what shapes do not say: heads and stride, inferred where an old checkpoint does not say them.
+
+    Raises: UserError: the description is of another model than the weights.
+    """
+    vit = "tower.class_embedding" in state
+    told = content.get("model") if isinstance(content.get("model"), dict) else {}
+    size = len(state["tower.class_embedding"]) if vit else len(state["tower.attnpool.q_proj.weight"])
+    patch = state["tower.stems.rgb.weight"].shape[-1] if vit else STRIDE
+    facts = {"kind": "vit" if vit else "resnet", "heads": size // HEAD_WIDTH, "stride": patch,
+             "activation": ACTIVATION if vit else None, **told}
+    expected = (("kind", "vit" if vit else "resnet", facts["kind"] == ("vit" if vit else "resnet")),
+                ("heads", f"a divisor of {size}", _is_count(facts["heads"]) and size % facts["heads"] == 0),
+                ("stride", f"1 to {patch}" if vit else STRIDE,
+                 _is_count(facts["stride"]) and (facts["stride"] <= patch if vit else facts["stride"] == STRIDE)),
+                ("activation", ACTIVATION, not vit or facts["activation"] == ACTIVATION))
+    for name, right, fits in expected:
+        if not fits:
+            raise UserError(f"checkpoint {path} describes its model with {name} {str(facts[name])[:40]}, but its "
+                            f"weights need {right}. Train or download it again")
+    return facts["heads"], facts["stride"]
+
+
+def _is_count(value):
+    return type(value) is int and value >= 1
+
+
+def _map_cells(state, height, width, stride):
+    """Count the cells of the map that the weights were trained with, and those that images of a size give."""
+    if "tower.class_embedding" not in state:
+        return len(state["tower.attnpool.positional_embedding"]) - 1, (height // STRIDE) * (width // STRIDE)
+    rows, columns = patch_grid(height, width, state["tower.stems.rgb.weight"].shape[-1], stride)
+    return len(state["tower.positional_embedding"]) - 1, rows * columns
 
 
 def checkpoint_size(content):
@@ -86,13 +127,19 @@ def checkpoint_size(content):
     return None
 
 
+def checkpoint_normalisation(content):
+    """Find how a checkpoint's images are normalised, a name of INPUT.NORMALISATION; "imagenet" if it does not say."""
+    return ((content.get("config") or {}).get("INPUT") or {}).get("NORMALISATION", "imagenet")
+
+
 def _our_state(content, path):
     """The state dict of a checkpoint under our names. Raises: UserError: it holds no image side."""
     released = released_state(content)
     state = content.get("state_dict") if released is None else from_released(released)
     state = _renamed(state) if isinstance(state, dict) else {}
-    if "tower.attnpool.positional_embedding" not in state:
-        raise UserError(f"checkpoint {path} holds no image side (state_dict with stems, trunk, attnpool and neck); "
+    if not any(all(isinstance(state.get(name), torch.Tensor) and state[name].ndim for name in names)
+               for names in IMAGE_SIDES):
+        raise UserError(f"checkpoint {path} holds no image side (state_dict with stems, trunk and neck); "
                         "expected a file written by train_prepare.py or train_clip.py, or a released one")
     return state
 
@@ -182,6 +229,9 @@ def to_released(content, clip, height, width):
     Raises: UserError: the CLIP weights have other sizes than the checkpoint.
     """
     trained = _renamed(content["state_dict"])
+    if "tower.class_embedding" in trained:
+        raise UserError("the checkpoint holds a vision transformer, and the released format knows ResNets alone; test "
+                        "it with test.py, or export a run with a ResNet")
     start = {name: value.contiguous() for name, value in CCLNet(clip.visual, height, width).state_dict().items()}
     for name, value in trained.items():
         if name not in start or start[name].shape != value.shape:

@@ -8,10 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.errors import UserError
 from utils.modality import Modality
 
 STRIDE = 16                      # of a ResNet's feature map with layer4 at stride 1
 STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
+ACTIVATION = "quick_gelu"        # x sigmoid(1.702 x), in the transformers of all of OpenAI's CLIPs
+
+
+def build_tower(visual, height, width, stride):
+    """Build the tower of the kind that CLIP's image tower is: a `ViTTower` or a `ResNetTower`; arguments as theirs."""
+    kind = ViTTower if hasattr(visual, "class_embedding") else ResNetTower
+    return kind(visual, height, width, stride)
 
 
 class ResNetTower(nn.Module):
@@ -19,11 +27,19 @@ class ResNetTower(nn.Module):
 
     Args:
         visual: `load_clip(...).visual`, any width and depth; copied.
-        height, width: pixels of the images.
+        height, width: pixels of the images, multiples of 16; stride: 16 or None, it is a ResNet's own.
+    Raises: UserError: another size or stride.
     """
 
-    def __init__(self, visual, height, width):
+    def __init__(self, visual, height, width, stride=None):
         super().__init__()
+        if stride not in (None, STRIDE):
+            raise UserError(f"MODEL.STRIDE is {stride}, but the CLIP weights hold a ResNet, whose feature map always "
+                            f"has a stride of {STRIDE}. Leave MODEL.STRIDE out, or choose a vision transformer")
+        for key, pixels in (("HEIGHT", height), ("WIDTH", width)):
+            if pixels % STRIDE or pixels < STRIDE:
+                raise UserError(f"INPUT.{key} is {pixels}; expected a multiple of {STRIDE}, the stride of a ResNet's "
+                                "feature map")
         visual = copy.deepcopy(visual)
         self.height, self.width = height, width
         self.stems = nn.ModuleDict({m.value: Stem(visual) for m in Modality})
@@ -61,6 +77,73 @@ class ResNetTower(nn.Module):
         """Return what the weights' shapes do not say."""
         return {"kind": "resnet", "height": self.height, "width": self.width, "stride": STRIDE,
                 "heads": self.attnpool.heads}
+
+
+class ViTTower(nn.Module):
+    """CLIP's vision transformer with two patch convolutions, one per modality; everything behind them is shared.
+
+    Args:
+        visual: `load_clip(...).visual`, any width and depth; copied. Its position embedding is resized to the grid of
+        patches here, once; the resized one is what learns and what checkpoints hold.
+        height, width: pixels of the images; what is left of the last whole patch is not seen.
+        stride: pixels from a patch to the next; smaller than a patch they overlap. None: the size of a patch.
+    Raises: UserError: a stride that leaves gaps, or images smaller than a patch.
+    """
+
+    def __init__(self, visual, height, width, stride=None):
+        super().__init__()
+        visual = copy.deepcopy(visual)
+        patch = visual.conv1.kernel_size[0]
+        stride = patch if stride is None else stride
+        if not 1 <= stride <= patch:
+            raise UserError(f"MODEL.STRIDE is {stride}, but the patches of the vision transformer have {patch} pixels "
+                            f"and none may be skipped; expected 1 to {patch}. Set MODEL.STRIDE {patch} for patches "
+                            "that do not overlap")
+        for key, pixels in (("HEIGHT", height), ("WIDTH", width)):
+            if pixels < patch:
+                raise UserError(f"INPUT.{key} is {pixels}; expected {patch} or more, the pixels of a patch")
+        self.height, self.width, self.stride = height, width, stride
+        visual.conv1.stride = (stride, stride)
+        self.stems = nn.ModuleDict({m.value: copy.deepcopy(visual.conv1) for m in Modality})
+        self.class_embedding, self.proj = visual.class_embedding, visual.proj
+        self.positional_embedding = nn.Parameter(_resize_positions(
+            visual.positional_embedding, *patch_grid(height, width, patch, stride)))
+        self.ln_pre, self.transformer, self.ln_post = visual.ln_pre, visual.transformer, visual.ln_post
+
+    @property
+    def feature_dim(self):
+        """D, the length of a pooled feature."""
+        return len(self.class_embedding)
+
+    def stem(self, images, modality):
+        """Embed the patches of one modality: (B, 3, H, W) -> (B, D, rows, columns)."""
+        return self.stems[Modality(modality).value](images)
+
+    def trunk(self, x):
+        """Run the transformer on what stems gave, all modalities as one batch.
+
+        Returns: (B, D), the class token after the last norm; all tokens after it (B, 1 + rows * columns, D), for
+        `project`. There is no generalised mean: the cube of a negative mean is no number to average.
+        """
+        patches = x.flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(x), 1, -1)
+        tokens = torch.cat([first, patches], dim=1) + self.positional_embedding
+        tokens = self.ln_post(self.transformer(self.ln_pre(tokens)))
+        return tokens[:, 0].float(), tokens
+
+    def project(self, tokens):
+        """Project the class token: (B, E), CLIP's joint space with texts, not normalised."""
+        return (tokens[:, 0] @ self.proj).float()
+
+    def describe(self):
+        """Return what the weights' shapes do not say."""
+        return {"kind": "vit", "height": self.height, "width": self.width, "stride": self.stride,
+                "heads": self.transformer.resblocks[0].attn.num_heads, "activation": ACTIVATION}
+
+
+def patch_grid(height, width, patch, stride):
+    """Count the patches of an image: (rows, columns)."""
+    return (height - patch) // stride + 1, (width - patch) // stride + 1
 
 
 class Stem(nn.Module):

@@ -41,7 +41,8 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
             chosen, given = mine[done:done + batch_size], bytes_given(bank.device)
             try:
                 # A compiled model keeps to one batch size: the last batch is filled up with repeats.
-                images = normalise(bank.batch(np.resize(chosen, batch_size) if compiled else chosen))
+                images = bank.batch(np.resize(chosen, batch_size) if compiled else chosen)
+                images = normalise(images, bank.normalisation)
                 with autocast(precision, bank.device):
                     embedded = model.encode(images, modality, heads)
             except torch.OutOfMemoryError:

@@ -1,8 +1,18 @@
 """What texts add to the fine-tune: each image is drawn to the text of its pseudo label."""
+import math
+
+import numpy as np
+import torch
+
 from loss.image_text import image_to_text
+from model.clip import tokenize
+from model.prompt import TEMPLATES
+from processor.features import embed
 from utils.distributed import ALONE
 from utils.modality import Modality
 from utils.runtime import to_device
+
+MEASURED_IMAGES = 256       # of each modality, for the norms at a run's start
 
 
 class TextGuidance:
@@ -30,3 +40,46 @@ class TextGuidance:
             losses[f"loss_i2t_{m.value}"] = image_to_text(projections[m], self.texts[m], own, self.smoothing,
                                                          labelled=whole)
         return losses
+
+
+@torch.no_grad()
+def scale_lines(model, text, images, clusters, logit_scale, *, batch_size, precision):
+    """Measure the norms of image projections and text features before training: lines for the log.
+
+    Args:
+        model: the `CCLNet` before training; text: `TextTower`; images: Modality -> `ImageBank`; clusters: K of the
+        larger modality; logit_scale: that CLIP was trained with; batch_size, precision: of the embedding.
+    """
+    image_norms, text_norms = [], []
+    for m in Modality:
+        some = np.unique(np.linspace(0, len(images[m]) - 1, min(len(images[m]), MEASURED_IMAGES)).astype(np.int64))
+        projections = embed(model, images[m], m, ("projection",), some, batch_size=batch_size, precision=precision)
+        image_norms.append(float(projections["projection"].norm(dim=1).mean()))
+        tokens = tokenize(TEMPLATES[m], text.context_length)
+        tokens = tokens[:, :int(tokens.argmax()) + 1].to(text.positional_embedding.device)
+        text_norms.append(float(text(text.token_embedding(tokens)).norm()))
+    return describe_scale(sum(image_norms) / 2, sum(text_norms) / 2, clusters, logit_scale)
+
+
+def describe_scale(image_norm, text_norm, clusters, logit_scale):
+    """Say what the norms are, and whether the text losses begin far from what they do for RN50: lines for the log.
+
+    The losses do not normalise, so the product of the norms stands where CLIP's own loss has its logit scale, by which
+    cosines are multiplied before the softmax. Below ln(K - 1) a text whose cosine is higher by 1 than those of all
+    others has less than half of the softmax: the loss stays near ln K, a guess, whatever is learned. From half of
+    CLIP's own scale on (100 in OpenAI's models), the softmax over persons who look much alike is about as sharp as that
+    over all of CLIP's captions, and images nearer to another person's text give losses far above ln K.
+    """
+    product, least, most = image_norm * text_norm, math.log(max(clusters - 1, 1)), logit_scale / 2
+    lines = [f"mean norms: image projections {image_norm:.2f}, text features {text_norm:.2f}; their product "
+             f"{product:.1f} scales the cosines in the text losses, which do not normalise (CLIP's own: "
+             f"{logit_scale:.1f})"]
+    if product < least:
+        lines.append(f"warning: with a scale of {product:.2g} below {least:.2g}, the logarithm of {clusters} clusters, "
+                     "the text losses can hardly leave their start, a guess among all texts, and will not guide the "
+                     "images as RN50's do; choose weights with longer projections")
+    elif product > most:
+        lines.append(f"warning: with a scale of {product:.3g} above {most:.3g}, half of CLIP's own, the text losses "
+                     "begin far sharper than RN50's and outweigh the memories' losses where an image is nearer to "
+                     "another person's text; use a low OPTIM.LR with a warm-up, as configs/*_vit.yml do")
+    return lines

@@ -25,6 +25,7 @@ from utils.checkpoint import write_atomically
 from utils.distributed import join_processes
 from utils.errors import UserError
 from utils.modality import Modality
+from utils.optim import freeze
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import compile_parts, open_log, pick_device, silent_log, unused_gpu_warning
 
@@ -54,11 +55,14 @@ class Setup:
     def clip(self):
         """The `open_clip.CLIP` that the run begins with."""
         with self.processes.in_turn():      # the first downloads the weights
-            return load_clip(self.config.MODEL.CLIP_WEIGHTS)
+            return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME)
 
     def new_model(self):
         """Build a `CCLNet` with CLIP's weights, on the device."""
-        return self.place(CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH))
+        config = self.config
+        model = CCLNet(self.clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE)
+        freeze(model.named_parameters(), config.OPTIM.FACTORS)
+        return self.place(model)
 
     def model_to_train(self):
         """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
@@ -80,7 +84,8 @@ class Setup:
         data, config = self.data, self.config
         with self.processes.in_turn():      # the first decodes the images
             return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split,
-                                 config.INPUT.HEIGHT, config.INPUT.WIDTH, self.device, self.cache)
+                                 config.INPUT.HEIGHT, config.INPUT.WIDTH, self.device, self.cache,
+                                 normalisation=config.INPUT.NORMALISATION)
                     for m, images in getattr(data, split).items()}
 
     @cached_property
@@ -206,6 +211,7 @@ def train_settings(config, epochs, restart=False, allow_collapse=True):
         lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
         lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
+        lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
         restart_epoch=config.MEMORY.SWAP_EPOCH if restart else None, allow_collapse=allow_collapse,
         precision=config.PRECISION, embed_batch_size=config.TEST.BATCH_SIZE)
 

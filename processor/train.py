@@ -48,6 +48,7 @@ class TrainSettings:
     warmup_factor: float
     lr_steps: tuple
     lr_gamma: float
+    lr_factors: tuple           # (start of a name, factor) pairs, as `image_optimizer`
     restart_epoch: int | None   # from which optimiser and learning rates begin anew; None: never
     allow_collapse: bool        # whether to train on where a modality stays in one cluster
     precision: str
@@ -172,12 +173,12 @@ class Batches:
                      {m: self.labels[m][positions[m]] for m in Modality}, positions)
 
     def _augmented(self, modality, step):
-        s, positions = self.settings, self.positions[modality][step]
+        s, bank, positions = self.settings, self.images[modality], self.positions[modality][step]
         own = self.processes.share(len(positions))
-        images = self.images[modality].batch(positions[own])
+        images = bank.batch(positions[own])
         rng = numpy_rng(s.seed, "augment", modality.value, self.epoch, step)
         plan = augment.draw(s.augmentation[modality], len(positions), images.shape[2:], rng)
-        return augment.apply(images, plan if len(images) == len(positions) else plan.part(own))
+        return augment.apply(images, plan if len(images) == len(positions) else plan.part(own), bank.normalisation)
 
     def names(self, step):
         """Return the names of the images in a step's batch, for messages."""
@@ -201,7 +202,8 @@ class TrainState:
     def renew_optimizer(self):
         """Begin with a new optimiser, without memory of earlier steps."""
         s = self.settings
-        self.optimizer = image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor)
+        self.optimizer = image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor,
+                                         s.lr_factors)
 
     def close_epoch(self, last):
         """Go to the next epoch. Args: last: `LastEpoch`, what is kept of this one."""

@@ -72,9 +72,29 @@ def inf_weight(place):
     place.weights(lambda state: state["text_projection"].fill_(float("inf")))
 
 
-def vision_transformer(place):
-    torch.save({"visual.proj": torch.ones(4, 4), "visual.conv1.weight": torch.ones(4, 3, 2, 2)}, place.base / "v.pt")
-    place.set(MODEL__CLIP_WEIGHTS=place.base / "v.pt")
+def vision_transformer(place, change=lambda state: None, **settings):
+    """A small CLIP with a vision transformer of width 64 and patches of 16 pixels, with changes."""
+    state = torch.load(place.clip, weights_only=True)
+    state = {name: value for name, value in state.items() if not name.startswith("visual.")}
+    sizes = {"conv1.weight": (64, 3, 16, 16), "class_embedding": (64,), "positional_embedding": (10, 64),
+             "proj": (64, state["text_projection"].shape[1]), "transformer.resblocks.0.attn.in_proj_weight": (192, 64),
+             "transformer.resblocks.0.attn.in_proj_bias": (192,),
+             "transformer.resblocks.0.attn.out_proj.weight": (64, 64),
+             "transformer.resblocks.0.mlp.c_fc.weight": (256, 64), "transformer.resblocks.0.mlp.c_fc.bias": (256,),
+             "transformer.resblocks.0.mlp.c_proj.weight": (64, 256)}
+    state.update({f"visual.{name}": torch.full(shape, 0.01) for name, shape in sizes.items()})
+    for name in ("ln_pre", "ln_post", "transformer.resblocks.0.ln_1", "transformer.resblocks.0.ln_2"):
+        state.update({f"visual.{name}.weight": torch.ones(64), f"visual.{name}.bias": torch.zeros(64)})
+    for name in ("attn.out_proj", "mlp.c_proj"):
+        state[f"visual.transformer.resblocks.0.{name}.bias"] = torch.zeros(64)
+    change(state)
+    torch.save(state, place.base / "vit.pt")
+    place.set(MODEL__CLIP_WEIGHTS=place.base / "vit.pt", **settings)
+
+
+def narrow_transformer(state):
+    """Of width 44, eleven heads of four numbers."""
+    state["visual.class_embedding"] = torch.ones(44)
 
 
 def no_text_tower(place):

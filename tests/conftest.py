@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +28,18 @@ class Golden:
 
     @cached_property
     def recipe(self):
-        spec = importlib.util.spec_from_file_location("recipe", self.folder / "recipe.py")
+        return self._module("recipe")
+
+    @cached_property
+    def recipe_vit(self):
+        sys.path.insert(0, str(self.folder))        # it imports the recipe beside it
+        try:
+            return self._module("recipe_vit")
+        finally:
+            sys.path.pop(0)
+
+    def _module(self, name):
+        spec = importlib.util.spec_from_file_location(name, self.folder / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -67,5 +79,14 @@ def tiny_clip_file(golden, tmp_path_factory):
     """A path to a very small random CLIP (width 16), fp16 as OpenAI ships weights."""
     state = golden.recipe.clip_state_dict(3, width=16, embed=32, text_width=64, text_layers=1)
     path = tmp_path_factory.mktemp("clip") / "tiny_clip.pt"
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_file(golden_methods, tmp_path_factory):
+    """A path to a very small random CLIP with a vision transformer (two heads, patches of 16), fp16."""
+    state = golden_methods.recipe_vit.clip_vit_state_dict(3, layers=2, grid=3, text_width=64, text_layers=1)
+    path = tmp_path_factory.mktemp("clip") / "tiny_vit.pt"
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
     return str(path)

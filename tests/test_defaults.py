@@ -17,7 +17,7 @@ from utils.modality import Modality
 SYSU = {     # the released recipe
     "INPUT.HEIGHT": 288, "INPUT.WIDTH": 144,
     "INPUT.GREY": 0.5, "INPUT.FLIP": 0.5, "INPUT.PAD": 10, "INPUT.ERASE": 0.5,
-    "MODEL.CLIP_WEIGHTS": "openai",
+    "INPUT.NORMALISATION": "imagenet", "MODEL.NAME": "RN50", "MODEL.CLIP_WEIGHTS": "openai", "MODEL.STRIDE": 16,
     "CLUSTER.K1": 30, "CLUSTER.K2": 6, "CLUSTER.EPS": 0.6, "CLUSTER.MIN_SAMPLES": 4,
     "MEMORY.TEMPERATURE": 0.05, "MEMORY.MOMENTUM": 0.1,
     "MEMORY.SWAP_EPOCH": 61, "MEMORY.SWAP_SCALE": 0.1, "MEMORY.SWAP_ORDER": "released",
@@ -35,7 +35,7 @@ SYSU = {     # the released recipe
 OURS = {     # what the released code has no setting for
     "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "COMPILE": False, "PSEUDO_LABEL_DIR": "",
     "DATASET.TRIAL": 1, "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto",
-    "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1,
+    "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1, "OPTIM.FACTORS": [],
 }
 REGDB = {    # where RegDB's recipe differs
     "OUTPUT_DIR": "runs/regdb/trial1", "DATASET.NAME": "regdb", "DATASET.ROOT": "dataset/RegDB",
@@ -44,7 +44,18 @@ REGDB = {    # where RegDB's recipe differs
 }
 
 
-@pytest.mark.parametrize("file, differs", [(None, {}), ("configs/sysu.yml", {}), ("configs/regdb.yml", REGDB)])
+LLCM = {"OUTPUT_DIR": "runs/llcm", "DATASET.NAME": "llcm", "DATASET.ROOT": "dataset/LLCM", "TEST.MODE": "v2t"}
+VIT = {      # CLIP-ReID's vision transformer
+    "MODEL.NAME": "ViT-B-16", "INPUT.NORMALISATION": "half", "OPTIM.LR": 5e-6, "OPTIM.WEIGHT_DECAY": 1e-4,
+    "OPTIM.WARMUP_FACTOR": 0.1,
+}
+
+
+@pytest.mark.parametrize("file, differs", [
+    (None, {}), ("configs/sysu.yml", {}), ("configs/regdb.yml", REGDB), ("configs/llcm.yml", LLCM),
+    ("configs/sysu_vit.yml", {**VIT, "OUTPUT_DIR": "runs/sysu_vit"}),
+    ("configs/regdb_vit.yml", {**REGDB, **VIT, "OUTPUT_DIR": "runs/regdb_vit/trial1"}),
+    ("configs/llcm_vit.yml", {**LLCM, **VIT, "OUTPUT_DIR": "runs/llcm_vit"})])
 def test_every_default_is_the_released_one(file, differs):
     assert flat(as_dict(load_config(file))) == {**SYSU, **OURS, **differs}
 
@@ -64,7 +75,8 @@ ODD = {"SEED": 3, "PRECISION": "tf32", "CLUSTER.K1": 17, "CLUSTER.K2": 5, "CLUST
        "MEMORY.SWAP_SCALE": 0.2, "MEMORY.SWAP_ORDER": "simultaneous", "SAMPLER.CLUSTERS": 9, "SAMPLER.INSTANCES": 11,
        "INPUT.GREY": 0.15, "INPUT.FLIP": 0.25, "INPUT.PAD": 7, "INPUT.ERASE": 0.35, "OPTIM.LR": 0.002,
        "OPTIM.BIAS_LR_FACTOR": 1.5, "OPTIM.WEIGHT_DECAY": 0.003, "OPTIM.WARMUP_EPOCHS": 12,
-       "OPTIM.WARMUP_FACTOR": 0.02, "OPTIM.STEPS": [21, 31], "OPTIM.GAMMA": 0.4, "TEST.BATCH_SIZE": 48}
+       "OPTIM.WARMUP_FACTOR": 0.02, "OPTIM.STEPS": [21, 31], "OPTIM.GAMMA": 0.4, "TEST.BATCH_SIZE": 48,
+       "OPTIM.FACTORS": [["tower.", 0.5]]}
 ODD_PROMPT = {"SEED": 4, "PRECISION": "fp32", "PROMPT.EPOCHS": 14, "PROMPT.BATCH_SIZE": 26, "PROMPT.LR": 0.006,
               "PROMPT.LR_MIN": 0.0007, "PROMPT.WARMUP_LR": 0.0008, "PROMPT.WARMUP_EPOCHS": 8,
               "PROMPT.WEIGHT_DECAY": 0.009, "TEST.BATCH_SIZE": 49}
@@ -81,7 +93,8 @@ def test_fields_of_a_training_stage():
         augmentation={Modality.RGB: Augmentation(grey=0.15, flip=0.25, pad=7, erase=0.35),
                       Modality.IR: Augmentation(grey=0.0, flip=0.25, pad=7, erase=0.35)},
         lr=0.002, bias_lr_factor=1.5, weight_decay=0.003, warmup_epochs=12, warmup_factor=0.02, lr_steps=(21, 31),
-        lr_gamma=0.4, restart_epoch=None, allow_collapse=True, precision="tf32", embed_batch_size=48)
+        lr_gamma=0.4, lr_factors=(("tower.", 0.5),), restart_epoch=None, allow_collapse=True, precision="tf32",
+        embed_batch_size=48)
     assert {field.name for field in dataclasses.fields(TrainSettings)} == set(expected)
     config = with_settings(ODD)
     assert train_settings(config, 77) == TrainSettings(**expected)

@@ -102,9 +102,9 @@ def random(*shape):
     return {m: torch.randn(*shape, device="cuda") for m in Modality}
 
 
-@pytest.fixture
-def clip(tiny_clip_file):
-    return load_clip(tiny_clip_file)
+@pytest.fixture(params=["resnet", "vit"])
+def clip(request, tiny_clip_file, tiny_vit_file):
+    return load_clip({"resnet": tiny_clip_file, "vit": tiny_vit_file}[request.param])
 
 
 @pytest.fixture

@@ -39,13 +39,13 @@ ODD = {      # key -> another value than the default; the fixture fills in None
     "OUTPUT_DIR": None, "SEED": 7, "DEVICE": "cpu", "PRECISION": "tf32", "PSEUDO_LABEL_DIR": None,
     "DATASET.ROOT": None, "DATASET.CACHE_DIR": None, "DATASET.CACHE": "device",
     "INPUT.HEIGHT": 48, "INPUT.WIDTH": 32, "INPUT.GREY": 0.7, "INPUT.FLIP": 0.3, "INPUT.PAD": 2, "INPUT.ERASE": 0.6,
-    "MODEL.CLIP_WEIGHTS": None,
+    "INPUT.NORMALISATION": "half", "MODEL.CLIP_WEIGHTS": None,
     "CLUSTER.K1": 9, "CLUSTER.K2": 3, "CLUSTER.EPS": 0.7, "CLUSTER.MIN_SAMPLES": 2,
     "MEMORY.TEMPERATURE": 0.07, "MEMORY.MOMENTUM": 0.3, "MEMORY.SWAP_EPOCH": 4, "MEMORY.SWAP_SCALE": 0.2,
     "MEMORY.SWAP_ORDER": "simultaneous",
     "SAMPLER.CLUSTERS": 3, "SAMPLER.INSTANCES": 4, "BATCH_NORM.SPLITS": 2,
     "OPTIM.LR": 0.0004, "OPTIM.BIAS_LR_FACTOR": 3.0, "OPTIM.WEIGHT_DECAY": 0.003, "OPTIM.WARMUP_EPOCHS": 3,
-    "OPTIM.WARMUP_FACTOR": 0.25, "OPTIM.STEPS": [4, 5], "OPTIM.GAMMA": 0.5,
+    "OPTIM.WARMUP_FACTOR": 0.25, "OPTIM.STEPS": [4, 5], "OPTIM.GAMMA": 0.5, "OPTIM.FACTORS": [["neck.", 0.1]],
     "PREPARE.EPOCHS": EPOCHS,
     "PROMPT.EPOCHS": 3, "PROMPT.BATCH_SIZE": 6, "PROMPT.LR": 0.004, "PROMPT.LR_MIN": 0.0002,
     "PROMPT.WARMUP_LR": 0.001, "PROMPT.WARMUP_EPOCHS": 2, "PROMPT.WEIGHT_DECAY": 0.03,
@@ -58,6 +58,8 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "DATASET.TRIAL": "test_data_set_settings: SYSU-MM01 is not split into trials",
     "DATASET.CHECK_COUNTS": "test_data_set_settings: it must be False for miniature data",
     "COMPILE": "test_compile.py: test_the_scripts_train_a_compiled_tower_if_asked, for compiling takes minutes",
+    "MODEL.NAME": "test_vit.py: test_names: OpenAI's models are downloads, and a file's kind is read from it",
+    "MODEL.STRIDE": "test_vit.py: test_a_run_of_both_scripts: a ResNet's stride is its own",
     "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
 }
 
@@ -254,7 +256,7 @@ def device(run):
 
 
 def clip_weights(run):
-    assert run.prepare.of("load_clip")[0].arguments == (run.clip,)
+    assert run.prepare.of("load_clip")[0].arguments == (run.clip, "RN50")
     expected = CCLNet(load_clip(run.clip).visual, 48, 32)
     for _, watch in watches(run):
         first = watch.of("encode")[0]
@@ -315,7 +317,7 @@ def trained_images_are_augmented(run):
     for _, watch in watches(run):
         made = {m: [] for m in Modality}
         for apply, draw in zip(watch.of("apply"), watch.of("draw"), strict=True):
-            assert apply.arguments[1] is draw.result
+            assert apply.arguments[1] is draw.result and apply.arguments[2] == "half"
         for number, call in enumerate(watch.of("apply")):
             made[list(Modality)[number % 2]].append(call.result)
         for call, rgb, ir in zip(watch.of("forward"), made[Modality.RGB], made[Modality.IR], strict=True):
@@ -332,7 +334,7 @@ def embedded_images_are_not_augmented(run):
             assert call.arguments[1] is normalised.result and call.before[1] is False
         images = torch.cat([call.arguments[1] for call in calls if call.arguments[2] is Modality.RGB][:6])   # 40 by 7
         bank = banks(watch, "train")[Modality.RGB]
-        torch.testing.assert_close(images, data.augment.normalise(bank.batch(np.arange(40))))
+        torch.testing.assert_close(images, data.augment.normalise(bank.batch(np.arange(40)), "half"))
 
 
 # ---- Clusters and memories
@@ -434,6 +436,7 @@ def learning_rates(run):
         found = rates(watch, stage)
         assert [found[epoch][0] for epoch in range(1, 6)] == pytest.approx([0.0004 * f for f in factors[stage]])
         assert [found[epoch][1] for epoch in range(1, 6)] == pytest.approx([0.0012 * f for f in factors[stage]])
+        assert [found[epoch][2] for epoch in range(1, 6)] == pytest.approx([0.00004 * f for f in factors[stage]])
 
 
 def parameter_groups(run):
@@ -441,9 +444,10 @@ def parameter_groups(run):
         model = watch.of("train_step")[0].arguments[0]
         names = {id(p): name for name, p in model.named_parameters()}
         call = watch.of("optimizer step", stage)[0]
-        plain, biases = ({names[key] for key in group} for group in call.parameters)
+        plain, biases, slow, none = ({names[key] for key in group} for group in call.parameters)
         assert biases == {name for name in names.values() if "bias" in name} - {"neck.bias"}
-        assert plain == {name for name in names.values() if "bias" not in name}
+        assert plain == {name for name in names.values() if "bias" not in name} - {"neck.weight"}
+        assert slow == {"neck.weight"} and not none
 
 
 def batch_norm_splits(run):
@@ -568,6 +572,7 @@ REACHES = {      # key -> what must show
     "PSEUDO_LABEL_DIR": pseudo_label_dir, "DATASET.ROOT": dataset_root, "DATASET.CACHE_DIR": cache_dir,
     "DATASET.CACHE": cache, "INPUT.HEIGHT": height_and_width, "INPUT.WIDTH": height_and_width,
     "INPUT.GREY": augmentation, "INPUT.FLIP": augmentation, "INPUT.PAD": augmentation, "INPUT.ERASE": augmentation,
+    "INPUT.NORMALISATION": trained_images_are_augmented, "OPTIM.FACTORS": learning_rates,
     "MODEL.CLIP_WEIGHTS": clip_weights, "CLUSTER.K1": clustering, "CLUSTER.K2": clustering,
     "CLUSTER.EPS": clustering, "CLUSTER.MIN_SAMPLES": clustering, "MEMORY.TEMPERATURE": temperature,
     "MEMORY.MOMENTUM": momentum, "MEMORY.SWAP_EPOCH": swap_epoch, "MEMORY.SWAP_SCALE": swap_scale_and_order,

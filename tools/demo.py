@@ -1,9 +1,10 @@
 """Run the whole pipeline on synthetic people, and print one table of what each stage gained.
 
-    python tools/demo.py [KEY VALUE ...] [--seeds 1 2 3]
+    python tools/demo.py [--config_file configs/demo.yml] [KEY VALUE ...] [--seeds 1 2 3]
 
 Runs train_prepare.py and train_clip.py with configs/demo.yml, as a user would, and test.py on baseline CLIP and after
 each stage, for every seed in turn (processor/grid.py). The same command again resumes, and skips what is finished.
+configs/demo_vit.yml is the same demo with a vision transformer.
 """
 import json
 import os
@@ -40,14 +41,15 @@ def main():
     """Run the demo for every seed and print the table."""
     parser = Parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
+    parser.add_argument("--config_file", default=CONFIG, help=f"default: {CONFIG}")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from the file's")
     arguments = parser.parse_intermixed_args()
     from processor.grid import make_grid, results_file  # slow: after the command line was read
     from processor.schedule import run_here
 
     here, started = Path.cwd(), time.time()
     os.chdir(ROOT)                  # the paths in configs/demo.yml start there
-    experiments = make_grid(CONFIG, arguments.overrides, sorted(set(arguments.seeds)), tested=TESTED)
+    experiments = make_grid(arguments.config_file, arguments.overrides, sorted(set(arguments.seeds)), tested=TESTED)
     failed = run_here(experiments)
     if failed:
         raise UserError("; ".join(f"{name}: {error}" for name, error in failed))

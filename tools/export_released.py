@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from model.clip import load_clip  # noqa: E402
+from model.clip import OPENAI_MODEL, load_clip  # noqa: E402
 from model.released import released_state, to_released  # noqa: E402
 from utils.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
@@ -29,7 +29,7 @@ def main(arguments=None):
                         "written by train_prepare.py or train_clip.py")
     if Path(options.out).resolve() == Path(options.checkpoint).resolve():
         raise UserError(f"{options.out} is the checkpoint itself; name another file to write")
-    clip = load_clip(options.clip_weights or config["MODEL"]["CLIP_WEIGHTS"])
+    clip = load_clip(options.clip_weights or config["MODEL"]["CLIP_WEIGHTS"], config["MODEL"].get("NAME", OPENAI_MODEL))
     released = to_released(content, clip, config["INPUT"]["HEIGHT"], config["INPUT"]["WIDTH"])
     save_checkpoint(options.out, released)
     print(f"{options.out}: {len(released['state_dict'])} weights in the released format")

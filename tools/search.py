@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script li
 from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
 from data.manifest import file_stat  # noqa: E402
 from model.clip import weights_digest  # noqa: E402
-from model.released import model_from_checkpoint  # noqa: E402
+from model.released import checkpoint_normalisation, model_from_checkpoint  # noqa: E402
 from processor.features import embed  # noqa: E402
 from utils.checkpoint import load_array, load_checkpoint, save_array  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
@@ -82,6 +82,7 @@ class Searcher:
         model = model_from_checkpoint(content, checkpoint)
         self.size, self.device = tuple(model.describe()[side] for side in ("height", "width")), device
         self.digest = weights_digest(model)
+        self.normalisation = checkpoint_normalisation(content)
         self.model = model.to(device, memory_format=torch.channels_last)
 
     def embed_files(self, paths, modality, batch_size=64):
@@ -91,8 +92,8 @@ class Searcher:
             for start in range(0, len(paths), DECODED_AT_ONCE):
                 some = paths[start:start + DECODED_AT_ONCE]
                 images = np.stack(in_parallel(lambda path: read_image(path, *self.size), some, "decoding"))
-                parts.append(embed(self.model, ImageBank(images, self.device), modality, batch_size=batch_size,
-                                   precision="released")["feature"].cpu())
+                parts.append(embed(self.model, ImageBank(images, self.device, normalisation=self.normalisation),
+                                   modality, batch_size=batch_size, precision="released")["feature"].cpu())
                 bar.update(len(some))
         return torch.cat(parts).numpy()
 
@@ -104,7 +105,7 @@ class Searcher:
         """
         paths = image_files(folder)
         stats = [file_stat(path) for path in paths]
-        made_from = [f"{self.digest} {modality.value} {self.size}",
+        made_from = [f"{self.digest} {modality.value} {self.size} {self.normalisation}",
                      *(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}" for path, stat in zip(paths, stats))]
         digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
         cache = Path(cache_dir) / f"features-{digest[:16]}.npy"

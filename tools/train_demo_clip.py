@@ -2,7 +2,7 @@
 
 The people, the cameras and their random streams are others than those of the demo's data sets.
 
-    python tools/train_demo_clip.py [--output assets/demo_clip.pt]
+    python tools/train_demo_clip.py [--kind resnet|vit] [--output FILE]
 """
 import argparse
 import math
@@ -31,6 +31,8 @@ STREAM = 7_000_000  # first word of every seed here; the demo's data sets have a
 IMAGE_SIZE = (96, 48)  # pixels, height and width
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EMBED_DIM, IMAGE_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 128, 16, 64, 2
+VIT_WIDTH, VIT_LAYERS, PATCH = 128, 3, 16
+FILES = {"resnet": "demo_clip.pt", "vit": "demo_vit_clip.pt"}
 VOCABULARY, CONTEXT = 49408, 77
 # Mean norms at the end: CCLNet's losses do not normalise. Texts longer than this satisfy the prompt loss without
 # pointing where their images lie, and then say little across modalities.
@@ -59,13 +61,18 @@ class ResizedAttentionPool(AttentionPool2d):
         return pooled[0]
 
 
-def build_model(words: int, seed: int) -> CLIP:
-    """A small CLIP whose token table holds only the `words` tokens that the captions use."""
+def build_model(words: int, seed: int, kind: str) -> CLIP:
+    """A small CLIP of a kind of FILES whose token table holds only the `words` tokens that the captions use."""
+    if kind == "vit":
+        vision = CLIPVisionCfg(layers=VIT_LAYERS, width=VIT_WIDTH, patch_size=PATCH, image_size=IMAGE_SIZE)
+    else:
+        vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=IMAGE_WIDTH, image_size=224)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=IMAGE_WIDTH, image_size=224)
         text = CLIPTextCfg(CONTEXT, words, width=TEXT_WIDTH, heads=1, layers=TEXT_LAYERS)
         model = CLIP(EMBED_DIM, vision, text, quick_gelu=True)
+    if kind == "vit":
+        return model
     model.visual.attnpool.__class__ = ResizedAttentionPool
     block = model.visual.layer4[0]
     block.avgpool = nn.Identity()
@@ -190,15 +197,24 @@ def scale_outputs(model: CLIP, photos: Tensor, texts: Tensor) -> None:
     images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     image_factor = IMAGE_NORM / model.visual(images).norm(dim=1).mean()
     text_factor = TEXT_NORM / encode_text(model, texts.flatten(0, 2)[:512]).norm(dim=1).mean()
-    model.visual.attnpool.c_proj.weight *= image_factor
-    model.visual.attnpool.c_proj.bias *= image_factor
+    last = model.visual.attnpool.c_proj.parameters() if hasattr(model.visual, "attnpool") else [model.visual.proj]
+    for parameter in last:
+        parameter *= image_factor
     model.text_projection *= text_factor
 
 
-def openai_state(model: CLIP, used: Tensor, seed: int) -> dict[str, Tensor]:
-    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows."""
+def openai_state(model: CLIP, used: Tensor, longest: int, seed: int) -> dict[str, Tensor]:
+    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows.
+
+    Args: used: sorted token ids of the captions; longest: tokens of the longest caption.
+    """
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     table = torch.randn(VOCABULARY, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.02
+    if hasattr(model.visual, "grid_size"):      # the format's grid is square; resized to these columns it is this one
+        name, (rows, columns) = "visual.positional_embedding", model.visual.grid_size
+        grid = state[name][1:].view(rows, columns, -1).repeat_interleave(rows // columns, dim=1)
+        state[name] = torch.cat([state[name][:1], grid.flatten(0, 1)])
+        state["positional_embedding"] = state["positional_embedding"][:longest]     # those behind never learned
     table[used] = model.token_embedding.weight.detach()
     state["token_embedding.weight"] = table.half()
     return {k: v.contiguous() for k, v in state.items()}
@@ -207,8 +223,9 @@ def openai_state(model: CLIP, used: Tensor, seed: int) -> dict[str, Tensor]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "assets" / "demo_clip.pt",
-                        help="the file to write; default: assets/demo_clip.pt of this repository")
+    parser.add_argument("--kind", choices=FILES, default="resnet", help="of the image tower (default: resnet)")
+    parser.add_argument("--output", type=Path, help="the file to write; default: "
+                        + ", ".join(f"assets/{file} for a {kind}" for kind, file in FILES.items()))
     for name, default, what in (
             ("people", 600, ""), ("images", 8, "of each person and modality"), ("cameras", 12, "of each modality"),
             ("steps", 1200, ""), ("batch-size", 128, ""), ("lr", 1e-3, ""), ("seed", 0, ""), ("threads", 2, "")):
@@ -224,13 +241,14 @@ def main(argv: list[str] | None = None) -> None:
     people = draw_people(np.random.default_rng([STREAM, args.seed, 0]), args.people)
     texts, used = tokenise(people)
     photos = draw_photos(people, args)
-    model = build_model(len(used), args.seed)
+    model = build_model(len(used), args.seed, args.kind)
     train(model, photos, texts, args)
     scale_outputs(model, photos, texts)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(openai_state(model, used, args.seed), args.output)
-    size = args.output.stat().st_size / 1e6
-    print(f"{args.output}: {size:.2f} MB after {time.perf_counter() - started:.0f} s")
+    output = args.output or REPOSITORY / "assets" / FILES[args.kind]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(openai_state(model, used, texts.shape[-1], args.seed), output)
+    size = output.stat().st_size / 1e6
+    print(f"{output}: {size:.2f} MB after {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,44 @@ from bisect import bisect_right
 
 import torch
 
+from utils.errors import UserError
 
-def image_optimizer(named_parameters, lr, weight_decay, bias_lr_factor):
+
+def image_optimizer(named_parameters, lr, weight_decay, bias_lr_factor, factors=()):
     """Build Adam over (name, parameter) pairs; parameters named "bias" learn at lr * bias_lr_factor.
 
     `set_lr` sets the learning rates before the first step.
+
+    Args: factors: (start of a name, factor on the learning rate) pairs, of which the first that fits a name counts;
+        each gives two groups more, of weights and biases.
     """
-    groups = {False: [], True: []}
+    groups = {(factor, bias): [] for factor in (1.0, *(factor for _, factor in factors)) for bias in (False, True)}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups["bias" in name].append(parameter)
-    return torch.optim.Adam([{"params": groups[False], "base_lr": lr},
-                             {"params": groups[True], "base_lr": lr * bias_lr_factor}], weight_decay=weight_decay)
+            groups[_factor(name, factors), "bias" in name].append(parameter)
+    return torch.optim.Adam([{"params": parameters, "base_lr": lr * factor * (bias_lr_factor if bias else 1.0)}
+                             for (factor, bias), parameters in groups.items()], weight_decay=weight_decay)
+
+
+def freeze(named_parameters, factors):
+    """Let the parameters whose factor is 0 have no gradients. Args: factors: as `image_optimizer`.
+
+    Raises: UserError: a pair fits no parameter's name.
+    """
+    named_parameters = list(named_parameters)
+    for start, _ in factors:
+        if not any(name.startswith(start) for name, _ in named_parameters):
+            known = sorted({".".join(name.split(".")[:2]) for name, _ in named_parameters})
+            raise UserError(f"OPTIM.FACTORS names {start}, with which no weight's name begins; expected the start of a "
+                            f"name such as {', '.join(known)}")
+    for name, parameter in named_parameters:
+        if _factor(name, factors) == 0:
+            parameter.requires_grad_(False)
+
+
+def _factor(name, factors):
+    """Return the factor on the learning rate of the parameter of a name."""
+    return next((float(factor) for start, factor in factors if name.startswith(start)), 1.0)
 
 
 def warmup_step_factor(epoch, warmup_epochs, warmup_factor, steps, gamma):
