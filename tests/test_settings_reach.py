@@ -57,6 +57,7 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "DATASET.NAME": "test_data_set_settings: another data set is another folder layout",
     "DATASET.TRIAL": "test_data_set_settings: SYSU-MM01 is not split into trials",
     "DATASET.CHECK_COUNTS": "test_data_set_settings: it must be False for miniature data",
+    "COMPILE": "test_compile.py: test_the_scripts_train_a_compiled_tower_if_asked, for compiling takes minutes",
     "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
 }
 
