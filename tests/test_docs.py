@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.defaults import as_dict, flat, load_config
-from tools import settings_page
+from tools import method_figure, settings_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,9 +31,10 @@ def test_the_settings_page_is_of_todays_settings():
     assert text_of(ROOT / "docs/settings.md") == settings_page.page()
 
 
-def test_settings_are_explained_by_their_comments(tmp_path):
+def test_settings_are_explained_by_their_comments():
     keys, headings = settings_page.read_comments(
-        "_C = CfgNode()\n_C.A = CfgNode()   # all\n_C.A.B = [1,\n    2]   # two,\n          # words\n# no\n_C.A.C = '#'\n")
+        "_C = CfgNode()\n_C.A = CfgNode()   # all\n_C.A.B = [1,\n    2]   # two,\n          # words\n# no\n"
+        "_C.A.C = '#'\n")
     assert (keys, headings) == ({"A.B": "two, words", "A.C": ""}, {"A": "all"})
 
 
@@ -100,3 +101,10 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
     messages = re.findall(r"^> (.+)$", text_of(ROOT / "docs/troubleshooting.md"), re.MULTILINE)
     assert len(messages) > 8
     assert [message for message in messages if message not in source] == []
+
+
+def test_the_methods_figure_is_the_scripts(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["method_figure.py", "--output", str(tmp_path / "method.svg")])
+    method_figure.main()
+    drawn, kept = ((folder / "method.svg").read_text() for folder in (tmp_path, ROOT / "assets"))
+    assert drawn.count("<path") == kept.count("<path") > 50
