@@ -91,6 +91,9 @@ _C.TEST.BATCH_SIZE = 64
 _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
 
+_C.LOG = CfgNode()
+_C.LOG.WANDB = False                 # True: log to Weights & Biases too, beside the TensorBoard files
+
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
            "TEST.PROTOCOL": ("python", "original-1", "original-10")}

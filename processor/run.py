@@ -17,7 +17,7 @@ MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start 
 
 # Settings that may differ when a run is resumed: they decide neither weights nor labels. More epochs may be asked for.
 # DEVICE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT", "DATASET.CACHE_DIR",
+MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "LOG.", "DATASET.ROOT", "DATASET.CACHE_DIR",
               "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 # Script -> what it makes, and what was made from that: patterns under OUTPUT_DIR.

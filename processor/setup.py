@@ -21,6 +21,7 @@ from processor.pseudo_labels import ClusterSettings
 from processor.run import Run, check_resumable, read_rows, set_aside, state_file
 from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
+from utils.events import WandbLog, check_wandb
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import open_log, pick_device, unused_gpu_warning
@@ -34,6 +35,8 @@ class Setup:
 
     def __init__(self, config, script):
         self.config, self.script = config, script
+        if config.LOG.WANDB:
+            check_wandb()
         self.device = pick_device(config.DEVICE)
         self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
                                  config.DATASET.CHECK_COUNTS)
@@ -116,7 +119,10 @@ class Setup:
             for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes):
                 if line:
                     log.info(line)
-            yield Run(script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content)
+            run = Run(script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content)
+            if config.LOG.WANDB:
+                run.events.others.append(WandbLog(config.OUTPUT_DIR, script, facts["config"]))
+            yield run
 
 
 def train_settings(config, epochs, restart=False, allow_collapse=True):

@@ -57,6 +57,7 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "DATASET.TRIAL": "test_data_set_settings: SYSU-MM01 is not split into trials",
     "DATASET.CHECK_COUNTS": "test_data_set_settings: it must be False for miniature data",
     "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
+    "LOG.WANDB": "test_wandb.py: test_numbers_of_every_epoch, for the package is an extra",
 }
 
 
