@@ -22,9 +22,10 @@ MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT."
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 # Script -> what it makes, and what was made from that: patterns under OUTPUT_DIR.
 OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/finetune", "report_data/finetune.json",
-           "report.html", "tests/model_*", "metrics.jsonl", "config.yml")
+           "report_data/run-train_clip.json", "report.html", "tests/model_*", "metrics.jsonl", "config.yml")
 DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
-                                          "tensorboard/prepare", "report_data/prepare.json", "tests/prepare_*")}
+                                          "tensorboard/prepare", "report_data/prepare.json", "report_data/run-train_prepare.json",
+                                          "tests/prepare_*")}
 ADVICE = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 

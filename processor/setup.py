@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from configs.defaults import as_dict
+from configs.defaults import as_dict, flat, load_config
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
@@ -20,11 +20,15 @@ from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
 from processor.run import Run, check_resumable, read_rows, set_aside, state_file
 from processor.train import TrainSettings
-from utils.checkpoint import write_atomically
+from utils.checkpoint import save_json, write_atomically
 from utils.events import WandbLog, check_wandb
 from utils.modality import Modality
+from utils.provenance import provenance
+from utils.report.run_files import CONTENT_FOLDER
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import open_log, pick_device, unused_gpu_warning
+
+METHOD = "CCLNet"       # as the page of a run names it
 
 
 class Setup:
@@ -88,9 +92,11 @@ class Setup:
                       self.config.PRECISION)
 
     def start(self, folder):
-        """Open the log in a folder, write config.yml, print the data set's counts: the logger."""
+        """Open the log in a folder, write config.yml and where the run comes from, print the data set's counts: the logger."""
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
+        save_json(Path(folder) / CONTENT_FOLDER / f"run-{self.script}.json", {
+            "method": METHOD, **provenance(self.device), "defaults": flat(as_dict(load_config()))})
         log.info(f"{self.script} on {self.device}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
         for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes):
