@@ -15,7 +15,7 @@ from utils.seeding import numpy_rng
 
 PICTURE_HEIGHT = 128        # pixels
 LISTS, NEAREST = 4, 10      # ranked lists of each kind, and images in each
-LISTED_PERSONS = 24         # persons with a ranked list of their own, to choose from
+LISTED_PERSONS = 16         # persons with a ranked list of their own, to choose from
 SHEETS, MEMBERS = 5, 12     # clusters of each kind, and images of each
 MAPPED_PERSONS, MAPPED_IMAGES = 40, 8       # of each person and modality
 PERPLEXITY = 30             # of the map's t-SNE

@@ -145,7 +145,8 @@ def chart_figure(chart):
         if chart.ticks:
             axes.set_xticks(chart.ticks)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: chart.number.format(number)))
+        axes.yaxis.set_major_formatter(FuncFormatter(
+            lambda number, _: (chart.number if "e}" in chart.number else "{:.4g}").format(number)))
         axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
         if len(chart.lines) > 1:
             _legend(axes, labels)

@@ -87,10 +87,11 @@ def result_tables(results):
 
 
 def cells(result, reference):
-    """Write a result's numbers: [{"name", "value", "spread", "gain"}]. Args: reference: key -> fraction, or None."""
+    """Write a result's numbers: [{"name", "value", "spread", "gain", "worse"}]. Args: reference: key -> fraction, or None."""
     return [{"name": name, "value": f"{100 * result.numbers[key]:.1f}",
              "spread": f"± {100 * result.spread[key]:.1f}" if result.spread else "",
-             "gain": difference(result.numbers[key], reference[key]) if reference else ""}
+             "gain": difference(result.numbers[key], reference[key]) if reference else "",
+             "worse": bool(reference) and result.numbers[key] < reference[key]}
             for key, name in NUMBERS.items()]
 
 

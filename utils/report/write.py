@@ -161,8 +161,8 @@ def _results(results, figures):
     last = main_result(results)
     baseline = baseline_of(results, last.protocol) if last.stage != "baseline" else None
     tiles = [{"name": name, "value": f"{100 * last.numbers[key]:.1f}",
-              "gain": f"{difference(last.numbers[key], baseline[key])} to {BASELINE}" if baseline else ""}
-             for key, name in NUMBERS.items()]
+              "gain": f"{difference(last.numbers[key], baseline[key])} to {BASELINE}" if baseline else "",
+              "worse": bool(baseline) and last.numbers[key] < baseline[key]} for key, name in NUMBERS.items()]
     spread = "± is the standard deviation over the trials. " if any(result.spread for result in results) else ""
     gain = f"Small numbers below: the gain over {BASELINE}. " if baseline else (
         f"{BASELINE} was not tested here: python test.py without --resume_path does. ")
