@@ -138,23 +138,23 @@ def cluster_sizes(labels):
 
 
 def epoch_lines(stage, numbers, epochs):
-    """Write one line about an epoch, and where identities are known one of diagnosis, each within 160 columns.
+    """Write two lines about an epoch: training; clusters and, where identities are known, their diagnosis.
 
-    Args: numbers: of `epoch_numbers`, and the diagnosis where there is one.
+    The log's date before them, they stay within 160 columns.
+
+    Args: numbers: of `epoch_numbers`, and the diagnosis.
     """
-    n = numbers
+    n, head = numbers, f"{stage} {numbers['epoch']}/{epochs}"
     losses = " ".join(f"{name.removeprefix('loss_')} {value:.4f}" for name, value in n.items()
                       if name.startswith("loss"))
-    clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} + {n[f'outliers_{m.value}']} outliers"
+    left = n["seconds"] * (epochs - n["epoch"])
+    clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} ({n[f'outliers_{m.value}']} outliers)"
                          for m in Modality)
     swapped = f", {n['matched']:.0f} pairs" if n["matched"] else ""
-    left = n["seconds"] * (epochs - n["epoch"])
-    lines = [f"{stage} {n['epoch']}/{epochs} | loss {losses} | clusters {clusters}{swapped} | lr {n['lr']:.1e} | "
-             f"{n['images_per_second']:.0f} images/s | {n['seconds']:.1f} s, {left / 60:.0f} min left"]
-    if "ari_rgb" in n:
-        lines.append(f"{stage} {n['epoch']}/{epochs} | diagnosis by known identities: ARI rgb {n['ari_rgb']:.2f}, ir "
-                     f"{n['ari_ir']:.2f}; {100 * n['matching_accuracy']:.0f} % of the matched pairs are right")
-    return lines
+    diagnosis = (f" | diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, pairs "
+                 f"{100 * n['matching_accuracy']:.0f} % right" if "ari_rgb" in n else "")
+    return (f"{head} | loss {losses} | lr {n['lr']:.1e} | {n['images_per_second']:.0f} images/s | "
+            f"{n['seconds']:.1f} s, {left / 60:.0f} min left", f"{head} | clusters {clusters}{swapped}{diagnosis}")
 
 
 def on_host(state):

@@ -92,7 +92,7 @@ class Setup:
                       self.config.PRECISION)
 
     def start(self, folder):
-        """Open the log in a folder, write config.yml and where the run comes from, print the data set's counts: the logger."""
+        """Open the log in a folder, write config.yml and where the run comes from, print the counts: the logger."""
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
         save_json(Path(folder) / CONTENT_FOLDER / f"run-{self.script}.json", {

@@ -1,4 +1,4 @@
-"""Weights as safetensors: written with a model card, read by test.py and tools/search.py, from a file or from the Hub."""
+"""Weights as safetensors: written with a model card, read by test.py and tools/search.py, from file or Hub."""
 import http.server
 import json
 import os
@@ -161,7 +161,8 @@ def test_from_the_hub(hub, tmp_path):
 
     found = search("hf://lab/ours")
     assert found.returncode == 0 and "0.0000  gallery/a.png" in found.stdout, found.stderr
-    assert [path for command, path in Hub.asked if command == "GET" and "resolve" in path] == [f"/lab/ours/resolve/main/{FILE_NAME}"]
+    fetched = [path for command, path in Hub.asked if command == "GET" and "resolve" in path]
+    assert fetched == [f"/lab/ours/resolve/main/{FILE_NAME}"]
     missing = search("hf://lab/ours/other.safetensors")
     assert missing.returncode == 2 and missing.stderr.startswith("error: hf://lab/ours/other.safetensors cannot be")
     assert missing.stderr.count("\n") == 1

@@ -77,13 +77,13 @@ def model_card(title, description, licence):
                if isinstance(told.get(key), (int, float))]
     lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
              "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "", f"# {title}", "",
-             "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close in "
-             "both. Trained without identities.", "",
+             "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
+             "in both. Trained without identities.", "",
              f"- **Data**: {dataset}{trial}; its own terms of use hold for what was learned from it.",
              f"- **Training**: stage {description.get('stage', 'unknown')}, epoch {description.get('epoch', 'unknown')}"
              f" ({selection}).",
-             f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised with "
-             "ImageNet's mean and deviation.",
+             f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
+             "with ImageNet's mean and deviation.",
              f"- **Licence**: {licence}; the code is MIT.", ""]
     if numbers:
         lines += [f"## Results: {told.get('protocol', 'protocol unknown')}", "",
@@ -92,5 +92,5 @@ def model_card(title, description, licence):
                   f"Percent, mean of {told.get('trials', 1)} trials, tested by the code that trained it.", ""]
     return "\n".join([*lines, "## Use", "", "```", f"python test.py --resume_path {FILE_NAME}",
                       f"python tools/search.py --checkpoint {FILE_NAME} --gallery FOLDER --query IMAGE", "```", "",
-                      f"`hf://OWNER/NAME` in place of the file reads it from the Hub. The weights are plain tensors; the "
-                      f"file's metadata hold, under `{METADATA}`, the configuration as JSON.", ""])
+                      "`hf://OWNER/NAME` in place of the file reads it from the Hub. The weights are plain tensors; "
+                      f"the file's metadata hold, under `{METADATA}`, the configuration as JSON.", ""])

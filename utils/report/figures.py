@@ -119,7 +119,8 @@ def _hover(axes, x_label, lines):
     return {"x": x_label, "top": round(height * (1 - box.y1), 1), "bottom": round(height * (1 - box.y0), 1),
             "left": round(width * box.x0, 1), "lines": [
                 {"label": label, "colour": VARIABLES.get(colour, "ink"), "points": [
-                    [*place, f"{number:.4g}", text] for place, number, text in zip(_places(axes, x, y).tolist(), x, texts)]}
+                    [*place, f"{number:.4g}", text]
+                    for place, number, text in zip(_places(axes, x, y).tolist(), x, texts)]}
                 for label, colour, x, y, texts in lines]}
 
 
@@ -144,14 +145,15 @@ def chart_figure(chart):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if chart.ticks:
             axes.set_xticks(chart.ticks)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(
             lambda number, _: (chart.number if "e}" in chart.number else "{:.4g}").format(number)))
         axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
         if len(chart.lines) > 1:
             _legend(axes, labels)
         figure.hover = _hover(axes, chart.x_label, [
-            (line.label, line.colour, line.x, line.y, [chart.number.format(y) for y in line.y]) for line in chart.lines])
+            (line.label, line.colour, line.x, line.y, [chart.number.format(y) for y in line.y])
+            for line in chart.lines])
         return figure
 
 

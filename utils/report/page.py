@@ -71,7 +71,10 @@ def jpeg_text(image, width, height):
 
 
 def tile_text(images):
-    """Put small copies of images (H, W, 3) uint8 into one JPEG, in rows: {"jpeg": base64, "columns", "width", "height"}."""
+    """Put small copies of images (H, W, 3) uint8 into one JPEG, in rows.
+
+    Returns: {"jpeg": base64 text, "columns": images in a row, "width", "height": of each in pixels}.
+    """
     height = TILE_HEIGHT
     width = round(height * images[0].shape[1] / images[0].shape[0])
     columns = min(len(images), 40)

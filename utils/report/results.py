@@ -32,7 +32,7 @@ class Result:
 
 
 def find_results(run):
-    """List the `Result`s of a run (`RunFiles`): per protocol the baseline, the last and best epochs, what else was tested.
+    """List the `Result`s of a `RunFiles`: per protocol the baseline, last and best epochs, what else was tested.
 
     What training and test.py have both tested stands once.
     """
@@ -59,7 +59,7 @@ def find_results(run):
 def _result(stage, name, record, best):
     """Make a `Result` of a record of metrics.json or metrics.jsonl."""
     trials = record.get("per_trial", ())
-    spread = {key: float(np.std([trial[key] for trial in trials], ddof=1)) for key in NUMBERS} if len(trials) > 1 else {}
+    spread = {key: float(np.std([trial[key] for trial in trials], ddof=1)) for key in NUMBERS if len(trials) > 1}
     return Result(stage, name, record["protocol"], {key: record[key] for key in NUMBERS}, spread,
                   tuple(record.get("cmc", ())), best)
 
@@ -87,7 +87,10 @@ def result_tables(results):
 
 
 def cells(result, reference):
-    """Write a result's numbers: [{"name", "value", "spread", "gain", "worse"}]. Args: reference: key -> fraction, or None."""
+    """Write a result's numbers, and their gain over others: [{"name", "value", "spread", "gain", "worse"}].
+
+    Args: reference: key -> fraction, or None.
+    """
     return [{"name": name, "value": f"{100 * result.numbers[key]:.1f}",
              "spread": f"± {100 * result.spread[key]:.1f}" if result.spread else "",
              "gain": difference(result.numbers[key], reference[key]) if reference else "",

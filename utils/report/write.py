@@ -60,17 +60,17 @@ def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
     """
     run, figures = read_run(folder), Figures()
     results = find_results(run)
-    shown = list(run.contents.items())[:None if all_stages else 1]
-    titled = [(CONTENT_TITLES[name], name, content) for name, content in shown]
+    titled = [(CONTENT_TITLES[name], name, content) for name, content in run.contents.items()]
+    clustered = [(title, content["clusters"]) for title, _, content in titled if content.get("clusters")]
+    shown = titled if all_stages else titled[:1]
     baseline = {stage: _epoch_0(run, results, stage) for stage in STAGES}
     sections = [
         Section("results", "Results", "results.html", _results(results, figures)),
         Section("lists", "Ranked lists", "ranked_lists.html",
-                [(title, content["tests"]) for title, _, content in titled]),
+                [(title, content["tests"]) for title, _, content in shown]),
         Section("map", "Map", "embeddings.html",
-                [(title, _embeddings(name, content, figures)) for title, name, content in titled]),
-        Section("clusters", "Clusters", "clusters.html",
-                [(title, content["clusters"]) for title, _, content in titled if content.get("clusters")]),
+                [(title, _embeddings(name, content, figures)) for title, name, content in shown]),
+        Section("clusters", "Clusters", "clusters.html", clustered if all_stages else clustered[:1]),
         Section("training", "Losses and labels", "curves.html", _curves(
             figures, lambda stage: stage_charts(run.epochs, stage, False, baseline[stage]))),
         Section("details", "Details", "details.html",
@@ -78,8 +78,7 @@ def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
         Section("data", "Data set", "table.html", _data_table(run.contents)),
         Section("settings", "Settings", "table.html", _settings_table(run))]
     path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
-                      {name: data for _, content in shown for name, data in content["images"].items()},
-                      _facts(run, results))
+                      run.pictures(), _facts(run, results))
     if figures_dir:
         save_figures(figures_dir, figures.named(only))
     return path
@@ -133,7 +132,7 @@ class Figures:
         return [self.add(chart.name, chart_figure(chart)) for chart in charts]
 
     def named(self, words):
-        """Return the figures whose names hold one of the words; without words, all. Raises: UserError: there is none."""
+        """Return the figures whose names hold one of the words, or all without words. Raises: UserError: none has."""
         found = {name: figure for name, figure in self.by_name.items()
                  if not words or any(word in name for word in words)}
         if not found:
@@ -181,7 +180,8 @@ def _cmc_charts(tests):
                         "--" if result.stage == "baseline" else "-")
             lines.setdefault((title, protocol), []).append(line)
     return [Chart(f"cmc_{number}", title, tuple(found), f"% found within a rank; {protocol}", "rank", top=100,
-                  ticks=CMC_TICKS, number="{:.1f}") for number, ((title, protocol), found) in enumerate(lines.items(), 1)]
+                  ticks=CMC_TICKS, number="{:.1f}")
+            for number, ((title, protocol), found) in enumerate(lines.items(), 1)]
 
 
 def _embeddings(name, content, figures):
@@ -197,10 +197,10 @@ def _data_table(contents):
     """Tell persons and images per split, modality and camera; all contents of a run are of one data set."""
     if not contents:
         return None
-    rows = [(f"{row['split']}, {MODALITY_NAMES[row['modality']]}", f"{row['persons']:,}", f"{row['images']:,}",
-             ", ".join(f"camera {camera}: {count:,}" for camera, count in row["cameras"].items()))
-            for row in next(iter(contents.values()))["data"]]
-    return Table(("split", "persons", "images", "images per camera"), rows)
+    rows = [(f"{row['split']}, {MODALITY_NAMES[row['modality']]}",
+             ", ".join(f"camera {camera}: {count:,}" for camera, count in row["cameras"].items()),
+             f"{row['persons']:,}", f"{row['images']:,}") for row in next(iter(contents.values()))["data"]]
+    return Table(("split", "images per camera", "persons", "images"), rows, 2)
 
 
 def _settings_table(run):
