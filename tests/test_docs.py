@@ -1,11 +1,22 @@
 """README and docs: their examples run, and what they name (files, tests, commands, keys, messages) is there."""
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import scripts
+import torch
+from PIL import Image
 
 from configs.defaults import as_dict, flat, load_config
+from data import registry
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from processor.train import train_step
+from tests.tiny import tiny_banks
 from tools import method_figure, settings_page
+from utils.modality import Modality
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -108,3 +119,80 @@ def test_the_methods_figure_is_the_scripts(tmp_path, monkeypatch):
     method_figure.main()
     drawn, kept = ((folder / "method.svg").read_text() for folder in (tmp_path, ROOT / "assets"))
     assert drawn.count("<path") == kept.count("<path") > 50
+
+
+def blocks(page):
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """The names that the blocks of docs/extending.md define, run in their order, and what they changed is undone."""
+    names, path, openers = {}, list(sys.path), dict(registry.OPENERS)
+    for block in blocks(ROOT / "docs/extending.md"):
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    yield names
+    sys.path[:] = path
+    registry.OPENERS.clear()
+    registry.OPENERS.update(openers)
+
+
+def test_the_data_set_of_the_example_is_trained_on(examples, tmp_path, tiny_clip_file, monkeypatch):
+    scripts.without_report(monkeypatch)
+    images = {m: bank.images for m, bank in tiny_banks().items()}
+    for m, folder in examples["FOLDERS"].items():
+        for index, pixels in enumerate(images[m]):
+            path = tmp_path / f"people/{folder}/{index // 6:03d}/{index % 6}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    data = registry.open_dataset("folders", tmp_path / "people")
+    assert [sorted(set(images.persons)) for _, images in data.sets()] == [[0, 2, 4]] * 2 + [[1, 3]] * 2
+    retrieval = data.retrieval("t2v", trials=2)
+    assert (len(retrieval.query), [len(gallery) for gallery in retrieval.galleries]) == (12, [2, 2])
+    words = scripts.settings(DATASET__NAME="folders", DATASET__ROOT=tmp_path / "people", CLUSTER__K1=4,
+                             MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
+    assert scripts.call(scripts.load("train_prepare"), words) == 0
+    assert (tmp_path / "run/prepare_last.pth").is_file()
+
+
+def test_the_association_of_the_example(examples):
+    rgb = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    links = examples["mutual_nearest"](rgb, torch.tensor([[1.0, 0.0], [0.1, 0.9]]))
+    assert links.rgb_to_ir.tolist() == [0, -1, 1] and links.ir_to_rgb.tolist() == [0, 2]
+
+
+def test_the_loss_and_the_backbone_of_the_examples_take_a_step(examples, tiny_clip_file):
+    model = examples["averaging_model"](load_clip(tiny_clip_file).visual, 32, 16)
+    images = torch.rand(2, 3, 32, 16)
+    memory = SimpleNamespace(losses=lambda features, labels: {"loss_rgb": features[Modality.RGB].sum()},
+                             update=lambda features, labels: {})
+    text = SimpleNamespace(losses=lambda projections, positions: {"loss_i2t_rgb": projections[Modality.RGB].sum()})
+    guidance = examples["ShortProjections"](text, 0.5)
+    batch = SimpleNamespace(images={m: images for m in Modality}, labels=None, positions=None)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    losses, _ = train_step(model.train(), optimizer, memory, batch, guidance, "fp32")
+    assert set(losses) == {"loss_rgb", "loss_i2t_rgb", "loss_length_rgb", "loss_length_ir"}
+    assert losses["loss_length_ir"] > 0
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert "tower.attnpool.c_proj.weight" in changed and "tower.layers.layer4.0.conv1.weight" in changed
+    feature, plain = (m.eval().encode_image(images, "rgb").feature
+                      for m in (model, CCLNet(load_clip(tiny_clip_file).visual, 32, 16)))
+    assert not torch.allclose(feature, plain)
+
+
+def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
+    """Ten lines: a checkpoint, two images, their distance."""
+    (code,) = blocks(ROOT / "README.md")
+    assert len(code.strip().splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    model = CCLNet(load_clip(tiny_clip_file).visual, 32, 16).eval()
+    checkpoint, *pictures = re.findall(r'"([\w/]+\.(?:pth|jpg|png))"', code)
+    for name in (checkpoint, *pictures):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": model.state_dict(), "model": model.describe()}, checkpoint)
+    for name in pictures:
+        Image.fromarray(tiny_banks()[Modality.RGB].images[len(name)]).save(name)
+    exec(compile(code, "README.md", "exec"), {})
+    assert 1e-3 < float(capsys.readouterr().out) < 2

@@ -98,7 +98,8 @@ def test_page_holds_everything_and_fetches_nothing(runs):
                   "Matched pairs", "different persons", "Outliers, infrared", "Test embeddings", "CMC", "Learning rate",
                   "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME",
                   "Choose a person", "first right image at rank", "seed 0, perplexity", "epoch 0: baseline",
-                  "diagnosis by known identities", "1.0e-04", "abc1234", "A machine", "torch 9.9", "2026-01-02 03:04", "python train_clip.py SEED 1",
+                  "diagnosis by known identities", "1.0e-04", "abc1234", "A machine", "torch 9.9", "2026-01-02 03:04",
+                  "python train_clip.py SEED 1",
                   "3 min 0 s", "Method"):
         assert words in text, words
     assert text.count("<h2>") == len(re.findall(r'<section id="', text)) <= 8
