@@ -5,12 +5,11 @@ in the visible image, a reflectance that knows nothing of that colour in the inf
 of a person share is therefore shape: build, garments, pattern, bag, hat and hair.
 """
 
-import os
-import shutil
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -380,12 +379,10 @@ def draw_dataset(root: str | Path, seed: int = 0) -> None:
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists already; remove it to draw the demo's people again")
-    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
-    try:
-        _write_dataset(partial, seed)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
+        _write_dataset(Path(partial) / root.name, seed)
+        (Path(partial) / root.name).rename(root)
 
 
 def _write_dataset(root: Path, seed: int) -> None:

@@ -59,7 +59,7 @@ class Chart:
 
 @contextmanager
 def _style():
-    """Draw with the look of the page for the length of a block."""
+    """Draw with the look of the page for the length of a block or, as @_style(), of a function."""
     import matplotlib  # slow to import: only when something is drawn
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": "cclnet", "font.size": 9, "axes.spines.top": False,
@@ -124,6 +124,7 @@ def _hover(axes, x_label, lines):
                 for label, colour, x, y, texts in lines]}
 
 
+@_style()
 def chart_figure(chart):
     """Draw a `Chart`: the matplotlib figure."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -133,28 +134,27 @@ def chart_figure(chart):
     from_zero = chart.top is not None or values.min() < 0.75 * values.max() or values.min() == values.max()
     from_zero &= values.min() >= 0
     unit = chart.unit if from_zero or values.min() < 0 else f"{chart.unit}; the axis does not begin at 0"
-    with _style():
-        figure, axes = _axes(chart.title, unit, legend_rows=-(-len(labels) // _columns(labels)))
-        for line in chart.lines:
-            axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label),
-                      marker="o" if len(line.x) < 12 else None, markersize=3.5, gid=f"curve {line.label}")
-        if from_zero:
-            axes.set_ylim(0, chart.top * 1.02 if chart.top is not None else None)
-        if chart.mark:
-            _mark(axes, *chart.mark)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        if chart.ticks:
-            axes.set_xticks(chart.ticks)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(
-            lambda number, _: (chart.number if "e}" in chart.number else "{:.4g}").format(number)))
-        axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
-        if len(chart.lines) > 1:
-            _legend(axes, labels)
-        figure.hover = _hover(axes, chart.x_label, [
-            (line.label, line.colour, line.x, line.y, [chart.number.format(y) for y in line.y])
-            for line in chart.lines])
-        return figure
+    figure, axes = _axes(chart.title, unit, legend_rows=-(-len(labels) // _columns(labels)))
+    for line in chart.lines:
+        axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label),
+                  marker="o" if len(line.x) < 12 else None, markersize=3.5, gid=f"curve {line.label}")
+    if from_zero:
+        axes.set_ylim(0, chart.top * 1.02 if chart.top is not None else None)
+    if chart.mark:
+        _mark(axes, *chart.mark)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    if chart.ticks:
+        axes.set_xticks(chart.ticks)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(
+        lambda number, _: (chart.number if "e}" in chart.number else "{:.4g}").format(number)))
+    axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
+    if len(chart.lines) > 1:
+        _legend(axes, labels)
+    figure.hover = _hover(axes, chart.x_label, [
+        (line.label, line.colour, line.x, line.y, [chart.number.format(y) for y in line.y])
+        for line in chart.lines])
+    return figure
 
 
 def _mark(axes, x, text):
@@ -167,24 +167,25 @@ def _mark(axes, x, text):
               bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
 
 
+@_style()
 def distance_figure(title, edges, same, different):
     """Draw the densities of distances within and between persons. Args: edges: (B + 1,); others: (B,) counts."""
-    with _style():
-        figure, axes = _axes(title, "density of pairs", LOW)
-        width, centres, lines = np.diff(edges), np.add(edges[1:], edges[:-1]) / 2, []
-        for label, counts, colour in (("same person", same, SERIES[2]), ("different", different, SERIES[4])):
-            density = np.array(counts) / max(np.sum(counts), 1) / width
-            axes.stairs(density, edges, fill=True, alpha=0.3, color=colour)
-            axes.stairs(density, edges, color=colour, linewidth=1.5, label=label, gid=f"histogram {label}")
-            lines.append((label, colour, centres, density, [f"{100 * share:.1f} %" for share in density * width]))
-        axes.set_xlabel("cosine distance", loc="right", fontsize=8.5)
-        axes.set_yticks([])
-        axes.set_ylim(bottom=0)
-        _legend(axes, ["same person", "different"])
-        figure.hover = _hover(axes, "distance", lines)
-        return figure
+    figure, axes = _axes(title, "density of pairs", LOW)
+    width, centres, lines = np.diff(edges), np.add(edges[1:], edges[:-1]) / 2, []
+    for label, counts, colour in (("same person", same, SERIES[2]), ("different", different, SERIES[4])):
+        density = np.array(counts) / max(np.sum(counts), 1) / width
+        axes.stairs(density, edges, fill=True, alpha=0.3, color=colour)
+        axes.stairs(density, edges, color=colour, linewidth=1.5, label=label, gid=f"histogram {label}")
+        lines.append((label, colour, centres, density, [f"{100 * share:.1f} %" for share in density * width]))
+    axes.set_xlabel("cosine distance", loc="right", fontsize=8.5)
+    axes.set_yticks([])
+    axes.set_ylim(bottom=0)
+    _legend(axes, ["same person", "different"])
+    figure.hover = _hover(axes, "distance", lines)
+    return figure
 
 
+@_style()
 def map_figure(title, points, persons, modalities, perplexity=None, cameras=None, tiles=None):
     """Draw a map of embeddings, coloured by person: a disc for each visible image, a triangle for each infrared one.
 
@@ -198,28 +199,27 @@ def map_figure(title, points, persons, modalities, perplexity=None, cameras=None
     coloured = dict(zip(known[np.argsort(-counts, kind="stable")].tolist(), PERSONS))
     markers = {"rgb": "o", "ir": "^"}
     how = f"t-SNE, seed 0{f', perplexity {perplexity:.3g}' if perplexity else ''}"
-    with _style():
-        figure, axes = _axes(title, f"{how}; {len(coloured)} of {len(known)} persons in colour", SQUARE)
-        axes.set_position((0.01, 0.01, 0.98, 0.87))
-        for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
-            for name, marker in markers.items():
-                chosen = (persons == person) & (modalities == name)
-                axes.scatter(*points[chosen].T, s=30, marker=marker, linewidths=0.5, edgecolors=PAPER,
-                             color=coloured.get(person, OTHERS), alpha=1 if person in coloured else 0.35,
-                             gid=f"person {person}, {MODALITY_NAMES[name]}")
-        low, high = points.min(axis=0), points.max(axis=0)
-        margin = 0.025 * np.maximum(high - low, 1e-3)
-        axes.set(xticks=[], yticks=[], xlim=(low[0] - margin[0], high[0] + margin[0]),
-                 ylim=(low[1] - margin[1], high[1] + margin[1]))
-        axes.spines["bottom"].set_visible(False)
-        axes.grid(False)
-        _legend(axes, list(MODALITY_NAMES.values()),
-                [Line2D([], [], marker=marker, linestyle="", color=MUTED, label=MODALITY_NAMES[name])
-                 for name, marker in markers.items()])
-        figure.hover = {"images": [
-            [*place, f"person {person}, {MODALITY_NAMES[name]}" + (f", camera {cameras[index]}" if cameras else "")]
-            for index, (place, person, name) in enumerate(zip(_places(axes, *points.T).tolist(), persons, modalities))]}
-        return figure
+    figure, axes = _axes(title, f"{how}; {len(coloured)} of {len(known)} persons in colour", SQUARE)
+    axes.set_position((0.01, 0.01, 0.98, 0.87))
+    for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
+        for name, marker in markers.items():
+            chosen = (persons == person) & (modalities == name)
+            axes.scatter(*points[chosen].T, s=30, marker=marker, linewidths=0.5, edgecolors=PAPER,
+                         color=coloured.get(person, OTHERS), alpha=1 if person in coloured else 0.35,
+                         gid=f"person {person}, {MODALITY_NAMES[name]}")
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.025 * np.maximum(high - low, 1e-3)
+    axes.set(xticks=[], yticks=[], xlim=(low[0] - margin[0], high[0] + margin[0]),
+             ylim=(low[1] - margin[1], high[1] + margin[1]))
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(False)
+    _legend(axes, list(MODALITY_NAMES.values()),
+            [Line2D([], [], marker=marker, linestyle="", color=MUTED, label=MODALITY_NAMES[name])
+             for name, marker in markers.items()])
+    figure.hover = {"images": [
+        [*place, f"person {person}, {MODALITY_NAMES[name]}" + (f", camera {cameras[index]}" if cameras else "")]
+        for index, (place, person, name) in enumerate(zip(_places(axes, *points.T).tolist(), persons, modalities))]}
+    return figure
 
 
 def svg(figure, prefix):
