@@ -196,3 +196,7 @@ def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
         Image.fromarray(tiny_banks()[Modality.RGB].images[len(name)]).save(name)
     exec(compile(code, "README.md", "exec"), {})
     assert 1e-3 < float(capsys.readouterr().out) < 2
+
+
+def test_the_readme_is_short():
+    assert len([word for word in text_of(ROOT / "README.md").split() if re.search(r"\w", word)]) <= 1200
