@@ -18,7 +18,7 @@ return [(e.clientX-r.left)/r.width*box.width,(e.clientY-r.top)/r.height*box.heig
 svg.addEventListener("pointerleave",hide);
 if(hover.lines)svg.addEventListener("pointermove",e=>{hide();const [x]=place(e),
 at=nearest(hover.lines.flatMap(l=>l.points),p=>Math.abs(p[0]-x)),
-rule=document.createElementNS("http://www.w3.org/2000/svg","path");
+rule=document.createElementNS(svg.namespaceURI,"path");
 rule.setAttribute("class","rule");rule.setAttribute("d",`M${at[0]} ${hover.top}V${hover.bottom}`);svg.append(rule);
 const rows=hover.lines.flatMap(l=>l.points.filter(p=>p[2]===at[2]).map(p=>element("div",`${p[3]}  ${l.label}`,l.colour)));
 show(e,element("b",`${hover.x} ${at[2]}`),...rows)});
