@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from loss.association import hungarian
 from loss.cluster_memory import ClusterMemory
+from utils.distributed import ALONE
 from utils.modality import Modality
 
 
@@ -21,12 +22,12 @@ class CrossMemory:
     Args:
         centroids: Modality -> (K, D), the start of the prototypes; temperature, momentum: of `ClusterMemory`;
         swaps: whether prototypes are swapped in this epoch; swap_scale: share that a prototype keeps in a swap;
-        swap_order: see `swap`.
+        swap_order: see `swap`; processes: of `utils.distributed`, which all keep the same memories.
     """
 
-    def __init__(self, centroids, temperature, momentum, swaps, swap_scale, swap_order):
+    def __init__(self, centroids, temperature, momentum, swaps, swap_scale, swap_order, processes=ALONE):
         self.memories = {m: ClusterMemory(centroids[m], temperature, momentum) for m in Modality}
-        self.swaps, self.swap_scale, self.swap_order = swaps, swap_scale, swap_order
+        self.swaps, self.swap_scale, self.swap_order, self.processes = swaps, swap_scale, swap_order, processes
 
     def losses(self, features, labels):
         """Compute each modality's contrastive loss: {"loss_rgb", "loss_ir"}, scalars.
@@ -52,8 +53,8 @@ class CrossMemory:
         return {"matched": len(similarity), "matched_similarity": float(similarity.mean()) if len(similarity) else 0.0}
 
     def links(self):
-        """Associate the prototypes as they are now: `Links`."""
-        return hungarian(*(self.memories[m].prototypes for m in Modality))
+        """Associate the prototypes as they are now: `Links`; the first process does it for all."""
+        return self.processes.once(lambda: hungarian(*(self.memories[m].prototypes for m in Modality)))
 
     def pairs(self, links=None):
         """List linked clusters as they are now: RGB clusters (M,), IR clusters (M,), their inner products (M,), arrays.

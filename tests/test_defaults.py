@@ -36,6 +36,7 @@ OURS = {     # what the released code has no setting for
     "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "PSEUDO_LABEL_DIR": "", "DATASET.TRIAL": 1,
     "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto", "CHECKPOINT.MINUTES": 10.0,
     "LOG.WANDB": False,
+    "BATCH_NORM.SPLITS": 1,
 }
 REGDB = {    # where RegDB's recipe differs
     "OUTPUT_DIR": "runs/regdb/trial1", "DATASET.NAME": "regdb", "DATASET.ROOT": "dataset/RegDB",
