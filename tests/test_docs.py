@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import scripts
 import torch
@@ -165,11 +166,12 @@ def test_the_association_of_the_example(examples):
 def test_the_loss_and_the_backbone_of_the_examples_take_a_step(examples, tiny_clip_file):
     model = examples["averaging_model"](load_clip(tiny_clip_file).visual, 32, 16)
     images = torch.rand(2, 3, 32, 16)
-    memory = SimpleNamespace(losses=lambda features, labels: {"loss_rgb": features[Modality.RGB].sum()},
+    memory = SimpleNamespace(losses=lambda features, *rest: {"loss_rgb": features[Modality.RGB].sum()},
                              update=lambda features, labels: {})
-    text = SimpleNamespace(losses=lambda projections, positions: {"loss_i2t_rgb": projections[Modality.RGB].sum()})
+    text = SimpleNamespace(losses=lambda projections, *rest: {"loss_i2t_rgb": projections[Modality.RGB].sum()})
     guidance = examples["ShortProjections"](text, 0.5)
-    batch = SimpleNamespace(images={m: images for m in Modality}, labels=None, positions=None)
+    batch = SimpleNamespace(images={m: images for m in Modality}, labels={m: np.zeros(2, int) for m in Modality},
+                            positions=None)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     before = {name: value.clone() for name, value in model.named_parameters()}
     losses, _ = train_step(model.train(), optimizer, memory, batch, guidance, "fp32")
