@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test lint bench soak mutants
+.PHONY: demo test lint bench gpu soak mutants
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,10 @@ lint: .venv/installed
 bench: .venv/installed
 	for name in sampler memory augment metrics train_step "clustering --dense --repeats 1" epoch; do \
 		$(PY) -m benchmarks.bench_$$name || exit 1; done
+
+# On a machine with a GPU, at most 8 minutes: its tests, a short demo, times and limits of every part (docs/gpu.md).
+gpu: .venv/installed
+	$(PY) -m benchmarks.gpu
 
 # Kills and resumes of the demo for SOAK_MINUTES; prints what happened and fails if a result differs.
 SOAK_MINUTES ?= 20

@@ -1,9 +1,8 @@
 """What texts add to the fine-tune: each image is drawn to the text of its pseudo label."""
-import torch
-
 from loss.image_text import image_to_text
 from utils.distributed import ALONE
 from utils.modality import Modality
+from utils.runtime import to_device
 
 
 class TextGuidance:
@@ -26,7 +25,7 @@ class TextGuidance:
         losses = {}
         for m in Modality:
             labels = self.labels[m][positions[m]]
-            own = torch.from_numpy(labels[processes.share(len(labels))]).to(projections[m].device)
+            own = to_device(labels[processes.share(len(labels))], projections[m].device)
             whole = None if processes.size == 1 else max(int((labels >= 0).sum()), 1) / processes.size
             losses[f"loss_i2t_{m.value}"] = image_to_text(projections[m], self.texts[m], own, self.smoothing,
                                                          labelled=whole)

@@ -14,6 +14,7 @@ from utils.events import memory_use
 from utils.finite import RunningMeans, check_weights
 from utils.modality import Modality
 from utils.optim import warmup_cosine_lr
+from utils.runtime import to_device
 from utils.seeding import numpy_rng, torch_rng
 
 
@@ -80,8 +81,7 @@ def prompt_step(text, prompts, optimizer, projections, labels):
 
     Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) int64 arrays.
     """
-    loss = prompt_loss(text, prompts, projections, {
-        m: torch.from_numpy(labels[m]).to(projections[m].device) for m in Modality})
+    loss = prompt_loss(text, prompts, projections, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -93,14 +93,15 @@ def prompt_loss(text, prompts, projections, labels):
 
     The text of a label that repeats in the batch is computed once.
 
-    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) tensors.
+    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) int64 arrays.
     """
     loss = 0
     for m in Modality:
-        distinct, which = torch.unique(labels[m], return_inverse=True)
+        of_batch, distinct, which = (to_device(values, projections[m].device) for values in (
+            labels[m], *np.unique(labels[m], return_inverse=True)))
         texts = text(prompts[m](distinct))[which]
-        loss = loss + supervised_contrast(projections[m], labels[m], texts, labels[m])
-        loss = loss + supervised_contrast(texts, labels[m], projections[m], labels[m])
+        loss = loss + supervised_contrast(projections[m], of_batch, texts, of_batch)
+        loss = loss + supervised_contrast(texts, of_batch, projections[m], of_batch)
     return loss
 
 

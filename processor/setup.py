@@ -29,7 +29,7 @@ from utils.modality import Modality
 from utils.provenance import provenance
 from utils.report.run_files import CONTENT_FOLDER
 from utils.resume import StopRequest, lock_folder
-from utils.runtime import open_log, pick_device, silent_log, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, silent_log, unused_gpu_warning
 
 METHOD = "CCLNet"       # as the page of a run names it
 
@@ -68,12 +68,15 @@ class Setup:
         return self.place(CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH))
 
     def model_to_train(self):
-        """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS.
+        """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
 
-        Raises: UserError: processes, splits and the batch do not divide.
+        Raises: UserError: processes, splits and the batch do not divide, or there is no compiler.
         """
         check_shares(self.config, self.processes.size)
-        return spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes)
+        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes)
+        if self.config.COMPILE:
+            compile_parts(model.tower, self.device)
+        return model
 
     def place(self, model):
         """Return the model on the device, its convolutions channels-last, which is fastest there."""

@@ -57,6 +57,7 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "DATASET.NAME": "test_data_set_settings: another data set is another folder layout",
     "DATASET.TRIAL": "test_data_set_settings: SYSU-MM01 is not split into trials",
     "DATASET.CHECK_COUNTS": "test_data_set_settings: it must be False for miniature data",
+    "COMPILE": "test_compile.py: test_the_scripts_train_a_compiled_tower_if_asked, for compiling takes minutes",
     "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
     "LOG.WANDB": "test_wandb.py: test_numbers_of_every_epoch, for the package is an extra",
 }
@@ -104,9 +105,9 @@ def watch_loop(watch):
     real = {name: getattr(processor.train, name) for name in ("Batches", "train_step")}
 
     class Batches(real["Batches"]):
-        def __init__(self, images, labels, settings, epoch):
+        def __init__(self, images, labels, settings, epoch, *rest):
             watch.epoch, watch.step = epoch, 0
-            super().__init__(images, labels, settings, epoch)
+            super().__init__(images, labels, settings, epoch, *rest)
             watch.note("Batches", labels=labels, positions=self.positions, length=len(self))
 
     def train_step(model, *rest):

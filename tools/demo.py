@@ -34,9 +34,9 @@ def run(script, *arguments):
         sys.exit(code)
 
 
-def run_seed(seed, overrides):
-    """Run all stages with one seed and read the metrics.json of each, in the order of STAGES."""
-    output = Path("runs/demo") / f"seed{seed}"
+def run_seed(seed, overrides, folder):
+    """Run all stages with one seed, in folder/seedN, and read the metrics.json of each, in the order of STAGES."""
+    output = Path(folder) / f"seed{seed}"
     settings = ["SEED", seed, *overrides]
     run("test.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
     run("train_prepare.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
@@ -64,14 +64,17 @@ def main():
     """Run the demo for every seed and print the table."""
     parser = Parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
+    parser.add_argument("--folder", default="runs/demo", help="of all output, default: runs/demo")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
     arguments = parser.parse_intermixed_args()
     started = time.time()
-    results = [run_seed(seed, arguments.overrides) for seed in arguments.seeds]
+    results = [run_seed(seed, arguments.overrides, arguments.folder) for seed in arguments.seeds]
     print(f"\n{results[0][0]['protocol']}, last epoch, {len(results)} seed(s), {time.time() - started:.0f} s\n")
     print(table(results))
+    (ROOT / arguments.folder / "table.json").write_text(json.dumps([
+        {stage: {key: found[key] for key in NUMBERS} for stage, found in zip(STAGES, seed)} for seed in results]))
     print("\nwritten:")
-    folders = [os.path.relpath(ROOT / "runs" / "demo" / f"seed{seed}") for seed in arguments.seeds]
+    folders = [os.path.relpath(ROOT / arguments.folder / f"seed{seed}") for seed in arguments.seeds]
     for folder in folders:
         print(f"  {folder}/  pseudo_labels/ prepare_last.pth model_last.pth log.txt config.yml "
               "tests/*/metrics.json")
