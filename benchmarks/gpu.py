@@ -67,7 +67,7 @@ def run_demo(left, *overrides):
     """Run a short demo in a folder of its own: seconds, and {stage: {number: value}}."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        found = subprocess.run([sys.executable, "tools/demo.py", "--folder", folder, *SHORT_DEMO, *overrides], cwd=ROOT,
+        found = subprocess.run([sys.executable, "tools/demo.py", "OUTPUT_DIR", folder, *SHORT_DEMO, *overrides], cwd=ROOT,
                                capture_output=True, text=True, timeout=left)
         if found.returncode:
             raise RuntimeError(f"the demo failed:\n{found.stdout[-500:]}\n{found.stderr[-1500:]}")

@@ -20,7 +20,7 @@ _C.COMPILE = False                   # torch.compile of the image tower in train
 _C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels (RegDB: trialN in it)
 
 _C.DATASET = CfgNode()
-_C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | demo
+_C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | csv (own images) | demo
 _C.DATASET.ROOT = "dataset/SYSU-MM01"
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from loss.image_text import supervised_contrast
 from model.prompt import PromptLearner
+from processor.cost import duration
 from processor.epoch import on_host
 from processor.features import embed
 from utils.events import memory_use
@@ -71,6 +72,9 @@ def learn_prompts(model, text, images, labels, settings, run):
                    **memory_use(text.positional_embedding.device))
         state.epoch += 1
         run.save_state("prompt", state.state_dict())
+        if epoch == 1:
+            run.log.info(f"estimate of prompt: {duration(s.epochs * (time.perf_counter() - started))} in all; that of "
+                         "the fine-tune follows after its first epoch")
     for parameter in (p for m in Modality for p in state.prompts[m].parameters()):
         run.processes.same(parameter.detach())      # GPUs may differ in the last bits
     return state.prompts

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,16 +17,18 @@ import torch
 import trees
 import yaml
 
-from processor.evaluate import _rank
+from processor.evaluate import rank_features
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.report import __main__ as command
 from utils.report.content import retrieval_content, stage_content
 from utils.report.figures import Chart, Line, chart_figure, save_figures
+from utils.report.groups import group_charts, group_runs
 from utils.report.page import TEMPLATES
 from utils.report.ranking import rank_trial, save_rankings
-from utils.report.results import NUMBERS
+from utils.report.results import NUMBERS, compared_tables, find_results
+from utils.report.run_files import read_run
 from utils.report.write import save_report, write_comparison_page, write_run_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -41,9 +42,7 @@ def make_run(folder, seed):
     looks = rng.normal(size=(PEOPLE, 8)).repeat(IMAGES // PEOPLE, 0)
     features = {m: torch.nn.functional.normalize(torch.from_numpy(
         looks + rng.normal(size=(IMAGES, 8))).float(), dim=1) for m in Modality}
-    evaluations = [SimpleNamespace(**{**vars(_rank(data, retrieval, {m: known for m in Modality}, features)),
-                                      "features": {m: (known, features[m]) for m in Modality},
-                                      "mean": _rank(data, retrieval, {m: known for m in Modality}, features).mean})
+    evaluations = [rank_features(data, retrieval, {m: (known, features[m]) for m in Modality})
                    for retrieval in retrievals(data)]
     labels = {m: np.where(rng.random(IMAGES) < 0.2, -1, np.arange(IMAGES) // 6) for m in Modality}
     pairs = np.arange(PEOPLE), np.roll(np.arange(PEOPLE), seed), rng.random(PEOPLE)
@@ -331,17 +330,43 @@ def test_comparison(runs):
     assert text.count('data-name="first"') == text.count('data-name="second"') > 20
 
 
-def test_runs_that_differ_in_their_seed_are_one_row(runs, tmp_path):
-    for name, number in (("a", 0.2), ("b", 0.4), ("c", 0.9)):
-        shutil.copytree(runs[0] / "first", tmp_path / name)
-        changed = (tmp_path / name / "config.yml").read_text().replace("SEED: 1", f"SEED: {number}")
-        (tmp_path / name / "config.yml").write_text(changed + ("OUTPUT_DIR: x\n" if name == "a" else ""))
-        (tmp_path / name / "tests/baseline_clip/metrics.json").write_text(json.dumps(
-            {**a_record(number), "checkpoint": "baseline CLIP"}))
-    (tmp_path / "c/config.yml").write_text("SEED: 1\nCLUSTER: {K1: 99}\n")
-    text = write_comparison_page([tmp_path / name for name in "cab"], tmp_path / "page.html").read_text()
-    assert [row[:2] for row in rows_of(text, "<h3>baseline CLIP: tiny")] == [
-        ["c", "90.0 ± 1.4"], ["a, b (2 seeds)", "30.0 ± 14.1 −60.0"]]
+def runs_of(folder, values, **settings):
+    """Folders of runs with seeds 1, 2, ...: their Rank-1 after epochs 1 and 2."""
+    folders = []
+    for seed, pair in enumerate(values, start=1):
+        path = folder / f"seed{seed}"
+        path.mkdir(parents=True)
+        (path / "config.yml").write_text(yaml.safe_dump({"SEED": seed, "OUTPUT_DIR": str(path), **settings}))
+        (path / "metrics.jsonl").write_text("".join(json.dumps(
+            {"stage": "prepare", "epoch": epoch, "lr": 1e-4, "test": {"protocol": "p", **{k: value for k in NUMBERS}}}
+        ) + "\n" for epoch, value in enumerate(pair, start=1)))
+        folders.append(path)
+    return folders
+
+
+def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
+    folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], MEMORY={"MOMENTUM": 0.1}),
+               *runs_of(tmp_path / "b", [(0.2, 0.65)], MEMORY={"MOMENTUM": 0.2})]
+    groups = group_runs({str(folder): read_run(folder) for folder in folders})
+    assert {label: len(group) for label, group in groups.items()} == {"MEMORY.MOMENTUM 0.1": 2,
+                                                                      "MEMORY.MOMENTUM 0.2": 1}
+    (table,) = compared_tables({label: [find_results(run) for run in group] for label, group in groups.items()})
+    assert [[row["name"], *(row["cells"][0][key] for key in ("value", "spread", "gain"))] for row in table["rows"]] == [
+        ["MEMORY.MOMENTUM 0.1", "50.0", "± 14.1", ""], ["MEMORY.MOMENTUM 0.2", "65.0", "", "+15.0"]]
+    chart = next(chart for chart in group_charts(groups, "prepare", False) if chart.name == "prepare_test_rank1")
+    one, other = chart.lines
+    assert (one.x, one.label) == ([1, 2], "MEMORY.MOMENTUM 0.1 (n = 2)")
+    np.testing.assert_allclose((one.y, one.spread), ([20, 50], [200 ** 0.5] * 2))
+    np.testing.assert_allclose((other.y, other.spread), ([20, 65], [0, 0]))
+    text = write_comparison_page(folders, tmp_path / "page.html").read_text()
+    assert [row[:2] for row in rows_of(text, "<h3>train_prepare.py: p")] == [
+        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
+    assert not group_runs({str(folder): read_run(folder) for folder in folders[1:]})
+    alone = write_comparison_page(folders[1:], tmp_path / "page.html").read_text()
+    assert "(n = " not in alone and 'data-name="seed2"' in alone
+    figure = chart_figure(chart)
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((20 - 200 ** 0.5, 50 + 200 ** 0.5))
 
 
 def test_charts_say_where_their_axis_begins():

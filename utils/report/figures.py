@@ -33,13 +33,14 @@ REFERRED = r"(?:[mph][0-9a-f]{10}|C[0-9a-f]+_)"     # ids of shapes and clips th
 
 @dataclass(frozen=True)
 class Line:
-    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib, such as "-" or "--"."""
+    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib; `spread`: (N,) half widths of a band, or ()."""
 
     label: str
     x: list
     y: list
     colour: str
     style: str = "-"
+    spread: list = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ def chart_figure(chart):
     for line in chart.lines:
         axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label),
                   marker="o" if len(line.x) < 12 else None, markersize=3.5, gid=f"curve {line.label}")
+        if len(line.spread):
+            axes.fill_between(line.x, np.subtract(line.y, line.spread), np.add(line.y, line.spread),
+                              color=line.colour, alpha=0.18, linewidth=0)
     if from_zero:
         axes.set_ylim(0, chart.top * 1.02 if chart.top is not None else None)
     if chart.mark:
@@ -152,9 +156,14 @@ def chart_figure(chart):
     if len(chart.lines) > 1:
         _legend(axes, labels)
     figure.hover = _hover(axes, chart.x_label, [
-        (line.label, line.colour, line.x, line.y, [chart.number.format(y) for y in line.y])
-        for line in chart.lines])
+        (line.label, line.colour, line.x, line.y, _texts(line, chart.number)) for line in chart.lines])
     return figure
+
+
+def _texts(line, number):
+    """Write the numbers of a line, and the half width of its band where it has one."""
+    return [number.format(y) for y in line.y] if not len(line.spread) else [
+        f"{number.format(y)} ± {number.format(half)}" for y, half in zip(line.y, line.spread)]
 
 
 def _mark(axes, x, text):

@@ -17,6 +17,7 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
+from utils.report.groups import group_charts, group_runs
 from utils.report.page import Section, Table, write_page
 from utils.report.results import (
     BASELINE,
@@ -85,30 +86,34 @@ def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
 
 
 def write_comparison_page(folders, output=None, figures_dir=None, only=()):
-    """Write one page that compares several runs: its path.
+    """Write one page that compares several runs: its path. Runs that differ in their seed alone share a line, the mean.
 
     Args: folders: of the runs; output: the file, FIRST_FOLDER/comparison.html if not set; figures_dir, only: as
         `write_run_page`.
     Raises: UserError: as `write_run_page`.
     """
     runs, figures = _named_runs(folders), Figures()
-    results = {name: find_results(run) for name, run in runs.items()}
-    groups = _same_but_for_the_seed(runs)
-    tables = compared_tables({name: [results[member] for member in members] for name, members in groups.items()})
+    groups = group_runs(runs)
+    compared = {f"{label} (n = {len(group)})": group for label, group in groups.items()} or {
+        name: [run] for name, run in runs.items()}
+    tables = compared_tables({name: [find_results(run) for run in group] for name, group in compared.items()})
     cmc = [(result.protocol, f"{TRAINED.get(result.stage, result.name)}", name, SERIES[index % len(SERIES)], result)
-           for index, name in enumerate(runs) for result in results[name] if not result.best]
-    note = (f"Small numbers below: the difference to {next(iter(groups))}. ± is the standard deviation over the seeds "
-            "where several runs differ in nothing else, else over the trials. Numbers of different protocols do not "
-            "compare.")
+           for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if not result.best]
+    note = (f"Small numbers below: the difference to {next(iter(compared))}. ± is the standard deviation (n − 1) over "
+            "the runs that differ in their seed alone, of a single run over its trials. Numbers of different protocols "
+            "do not compare.")
     epochs = {name: run.epochs for name, run in runs.items()}
+
+    def charts(detail):
+        return _curves(figures, lambda stage: group_charts(groups, stage, detail) if groups else comparison_charts(
+            epochs, stage, detail))
+
     sections = [
         Section("results", "Results", "results.html", {"tiles": [], "note": note, "tables": tables, "charts":
                 figures.charts(_cmc_charts(cmc))} if tables else None),
         Section("differences", "Settings that differ", "table.html", _differences_table(runs)),
-        Section("training", "Losses and labels", "curves.html", _curves(
-            figures, lambda stage: comparison_charts(epochs, stage, False))),
-        Section("details", "Details", "details.html",
-                _curves(figures, lambda stage: comparison_charts(epochs, stage, True)))]
+        Section("training", "Losses and labels", "curves.html", charts(False)),
+        Section("details", "Details", "details.html", charts(True))]
     path = write_page(Path(output) if output else Path(folders[0]) / "comparison.html",
                       f"Comparison of {len(runs)} runs", " · ".join(runs), sections)
     if figures_dir:
@@ -252,16 +257,6 @@ def _named_runs(folders):
         names = run.folder.resolve().name, str(run.folder), f"{run.folder} ({len(runs) + 1})"
         runs[next(name for name in names if name not in runs)] = run
     return runs
-
-
-def _same_but_for_the_seed(runs):
-    """Group runs whose settings differ in their seed and folder alone: group's name -> names of its runs."""
-    groups = {}
-    for name, run in runs.items():
-        settings = {key: str(value) for key, value in flat(run.config).items() if key not in ("SEED", "OUTPUT_DIR")}
-        groups.setdefault(json.dumps(settings, sort_keys=True) if settings else name, []).append(name)
-    return {members[0] if len(members) == 1 else f"{', '.join(members)} ({len(members)} seeds)": members
-            for members in groups.values()}
 
 
 def _differences_table(runs):
