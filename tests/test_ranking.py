@@ -121,6 +121,20 @@ def test_a_picture_of_two_tests(tmp_path, monkeypatch):
     assert above[0] > above[1] and below[1] > below[0]
     assert (pixels[:tool.STEP_Y, :tool.NAME_WIDTH] < 100).any() and (pixels[tool.STEP_Y:, :tool.NAME_WIDTH] < 100).any()
     assert scripts.call(tool, ["ours.csv", ".", "out.png", "--baseline", "other.csv"]) == 2
+    assert tool.shown_precision([("a", True), ("b", False), ("c", True)]) == (1 + 2 / 3) / 2
+    assert tool.shown_precision([("a", False)]) == 0
+
+
+def test_queries_from_the_greatest_gain_to_the_greatest_loss(tmp_path, monkeypatch):
+    tool, drawn = scripts.load("tools/ranking_picture"), []
+    head, gains = "trial,query,rank,gallery,match\n", {"a": (0, 1), "b": (1, 0), "c": (1, 1), "d": (0, 1), "e": (1, 0)}
+    for index, name in enumerate(("baseline", "ours")):
+        (tmp_path / f"{name}.csv").write_text(head + "".join(
+            f"0,{query},1,g,{pair[index]}\n" for query, pair in gains.items()))
+    monkeypatch.setattr(tool, "draw", lambda rows, *rest: drawn.extend(rows) or Image.new("RGB", (1, 1)))
+    monkeypatch.chdir(tmp_path)
+    assert scripts.call(tool, ["ours.csv", ".", "out.png", "--baseline", "baseline.csv", "--queries", "3"]) == 0
+    assert [query for name, query, _ in drawn if name == "baseline CLIP"] == ["a", "c", "e"]
 
 
 @pytest.mark.parametrize("words, message", [

@@ -4,7 +4,9 @@
     python test.py --config_file configs/demo.yml OUTPUT_DIR runs/demo/seed1 --save_ranking
     python tools/ranking_picture.py RANKING.csv dataset/demo assets/ranking.png [--baseline BASELINE.csv]
 
-With --baseline each query has two rows: its list in the other file above, in the first one below, both named.
+Queries are taken at equal steps through their sorted names. With --baseline each query has two rows: its list in the
+other file above, in the first one below, both named; queries are taken at equal steps from the one that gained most
+to the one that lost most, by average precision among the images shown.
 """
 import csv
 import sys
@@ -36,13 +38,15 @@ def main():
     if min(arguments.queries, arguments.ranks) < 1:
         raise UserError(f"--queries is {arguments.queries}, --ranks {arguments.ranks}; expected 1 or more")
     lists = read_lists(arguments.ranking, arguments.ranks)
-    chosen = sorted(lists)[::max(1, len(lists) // arguments.queries)][:arguments.queries]
-    tests = [("", lists)]
+    ordered, tests = sorted(lists), [("", lists)]
     if arguments.baseline:
         tests = [("baseline CLIP", read_lists(arguments.baseline, arguments.ranks)), ("after training", lists)]
-        if set(chosen) - set(tests[0][1]):
+        if set(lists) != set(tests[0][1]):
             raise UserError(f"{arguments.baseline} ranks other queries than {arguments.ranking}; expected two tests of "
                             "the same data set, protocol and mode")
+        ordered.sort(key=lambda query: shown_precision(tests[0][1][query]) - shown_precision(lists[query]))
+    chosen = [ordered[int((number + 0.5) * len(ordered) / arguments.queries)]
+              for number in range(arguments.queries)] if len(ordered) > arguments.queries else ordered
     image = draw([(name, query, found[query]) for query in chosen for name, found in tests], Path(arguments.root),
                  arguments.ranks, len(tests))
     write_atomically(arguments.picture, lambda file: image.quantize(256).save(file, "PNG", optimize=True))
@@ -65,6 +69,12 @@ def read_lists(path, ranks):
     if not lists:
         raise UserError(f"ranking {path} holds no list; expected ranking_MODE.csv of test.py --save_ranking")
     return lists
+
+
+def shown_precision(found):
+    """Average the precision at every right image of a list, 0 without one. Args: found: of `read_lists`."""
+    ranks = [rank for rank, (_, right) in enumerate(found, 1) if right]
+    return sum(number / rank for number, rank in enumerate(ranks, 1)) / max(len(ranks), 1)
 
 
 def draw(rows, root, ranks, together):
