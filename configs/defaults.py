@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 _C = CfgNode()
 _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it becomes DATASET.TRIAL
-_C.SEED = 1
+_C.SEED = 1                          # of every random number (see utils/seeding.py)
 _C.DEVICE = "auto"                   # auto | cuda | cpu
 _C.PRECISION = "released"            # released | fp32 | tf32 | bf16, of the image side (see utils/runtime.py)
 _C.COMPILE = False                   # torch.compile of the image tower in training: minutes at first, then faster steps
@@ -28,7 +28,7 @@ _C.DATASET.CACHE_DIR = ""            # folder of the decoded images (RegDB: of t
 _C.DATASET.CACHE = "auto"            # auto | mmap | device: where they are held (see data/images.py)
 
 _C.INPUT = CfgNode()
-_C.INPUT.HEIGHT = 288
+_C.INPUT.HEIGHT = 288                # pixels to which images are resized
 _C.INPUT.WIDTH = 144
 _C.INPUT.NORMALISATION = "imagenet"  # imagenet | clip | half: mean and standard deviation (see data/augment.py)
 _C.INPUT.GREY = 0.5                  # probability of grey, visible images
@@ -45,7 +45,7 @@ _C.CLUSTER = CfgNode()
 _C.CLUSTER.K1 = 30                   # neighbours that count as near
 _C.CLUSTER.K2 = 6                    # neighbours whose encodings are averaged
 _C.CLUSTER.EPS = 0.6                 # largest Jaccard distance of DBSCAN neighbours
-_C.CLUSTER.MIN_SAMPLES = 4
+_C.CLUSTER.MIN_SAMPLES = 4           # neighbours, itself among them, that make an image the core of a cluster
 
 _C.MEMORY = CfgNode()
 _C.MEMORY.TEMPERATURE = 0.05
@@ -62,30 +62,30 @@ _C.SAMPLER.CLUSTERS = 4              # P per modality and batch
 _C.SAMPLER.INSTANCES = 16            # K images of each
 
 _C.OPTIM = CfgNode()                 # image side
-_C.OPTIM.LR = 3.5e-4
-_C.OPTIM.BIAS_LR_FACTOR = 2.0
+_C.OPTIM.LR = 3.5e-4                 # of Adam
+_C.OPTIM.BIAS_LR_FACTOR = 2.0        # on the learning rate of biases
 _C.OPTIM.WEIGHT_DECAY = 5e-4
-_C.OPTIM.WARMUP_EPOCHS = 10
-_C.OPTIM.WARMUP_FACTOR = 0.01
+_C.OPTIM.WARMUP_EPOCHS = 10          # in which the learning rate rises to LR, linearly
+_C.OPTIM.WARMUP_FACTOR = 0.01        # share of LR at the start of the warm-up
 _C.OPTIM.STEPS = [30, 50]            # epochs from which the learning rate is multiplied by GAMMA
 _C.OPTIM.GAMMA = 0.1
 _C.OPTIM.FACTORS = []                # [start of a name, factor on its rate] pairs, as [["tower.stems.", 0]]; 0 freezes
 
 _C.PREPARE = CfgNode()
-_C.PREPARE.EPOCHS = 120
+_C.PREPARE.EPOCHS = 120              # of train_prepare.py
 _C.PREPARE.ALLOW_COLLAPSE = False    # True: train on though a modality stays in one cluster
 
 _C.PROMPT = CfgNode()
-_C.PROMPT.EPOCHS = 60
+_C.PROMPT.EPOCHS = 60                # of train_clip.py's first stage
 _C.PROMPT.BATCH_SIZE = 128           # pairs of a visible and an infrared image
-_C.PROMPT.LR = 3.5e-4
-_C.PROMPT.LR_MIN = 1e-6
-_C.PROMPT.WARMUP_LR = 1e-5
+_C.PROMPT.LR = 3.5e-4                # of Adam, before the cosine
+_C.PROMPT.LR_MIN = 1e-6              # at the end of the cosine
+_C.PROMPT.WARMUP_LR = 1e-5           # at the start of the warm-up
 _C.PROMPT.WARMUP_EPOCHS = 5
 _C.PROMPT.WEIGHT_DECAY = 1e-4
 
 _C.FINETUNE = CfgNode()
-_C.FINETUNE.EPOCHS = 120
+_C.FINETUNE.EPOCHS = 120             # of train_clip.py's second stage
 _C.FINETUNE.LABEL_SMOOTHING = 0.1    # of the image-to-text loss
 _C.FINETUNE.RESTART_AT_SWAP = False  # new Adam and new warm-up at MEMORY.SWAP_EPOCH, as RegDB's released code
 
@@ -98,6 +98,9 @@ _C.TEST.BATCH_SIZE = 64              # images embedded at once; on a GPU the lea
 
 _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
+
+_C.LOG = CfgNode()
+_C.LOG.WANDB = False                 # True: log to Weights & Biases too, beside the TensorBoard files
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),

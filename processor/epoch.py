@@ -49,7 +49,8 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
     pairs, persons = now.memory.pairs(), known_persons(tester.data.train)
     numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **diagnose(now.labels, pairs, persons),
                **memory_use(tester.device)}
-    run.log.info(epoch_line(stage, numbers, epochs))
+    for line in epoch_lines(stage, numbers, epochs):
+        run.log.info(line)
     for warning in collapse_warnings(now.labels):
         run.log.info(warning)
     collapsed = any(labels.max() == 0 for labels in now.labels.values())
@@ -148,18 +149,24 @@ def cluster_sizes(labels):
     return {f"cluster_size_{m.value}": np.bincount(values[values >= 0]) for m, values in labels.items()}
 
 
-def epoch_line(stage, numbers, epochs):
-    """Write one line about an epoch. Args: numbers: of `epoch_numbers`, and the diagnosis where there is one."""
-    n = numbers
-    losses = " ".join(f"{name} {value:.4f}" for name, value in n.items() if name.startswith("loss"))
-    clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} clusters {n[f'outliers_{m.value}']} outliers"
-                         for m in Modality)
-    swapped = f" | {n['matched']:.0f} pairs matched" if n["matched"] else ""
-    diagnosis = (f" | ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, {100 * n['matching_accuracy']:.0f}% of pairs right"
-                 if "ari_rgb" in n else "")
+def epoch_lines(stage, numbers, epochs):
+    """Write two lines about an epoch: training; clusters and, where identities are known, their diagnosis.
+
+    The log's date before them, they stay within 160 columns.
+
+    Args: numbers: of `epoch_numbers`, and the diagnosis.
+    """
+    n, head = numbers, f"{stage} {numbers['epoch']}/{epochs}"
+    losses = " ".join(f"{name.removeprefix('loss_')} {value:.4f}" for name, value in n.items()
+                      if name.startswith("loss"))
     left = n["seconds"] * (epochs - n["epoch"])
-    return (f"{stage} {n['epoch']}/{epochs} | {losses} | {clusters}{swapped}{diagnosis} | lr {n['lr']:.2e} | "
-            f"{n['images_per_second']:.0f} images/s | {n['seconds']:.1f} s, {left / 60:.0f} min left")
+    clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} ({n[f'outliers_{m.value}']} outliers)"
+                         for m in Modality)
+    swapped = f", {n['matched']:.0f} pairs" if n["matched"] else ""
+    diagnosis = (f" | diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, pairs "
+                 f"{100 * n['matching_accuracy']:.0f} % right" if "ari_rgb" in n else "")
+    return (f"{head} | loss {losses} | lr {n['lr']:.1e} | {n['images_per_second']:.0f} images/s | "
+            f"{n['seconds']:.1f} s, {left / 60:.0f} min left", f"{head} | clusters {clusters}{swapped}{diagnosis}")
 
 
 def on_host(state):

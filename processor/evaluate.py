@@ -139,9 +139,11 @@ def rank_features(data, retrieval, features, measure=None):
 
 
 def metrics_record(evaluation, data, **extra):
-    """Collect what goes into metrics.json: protocol, means, and each trial's own numbers."""
+    """Collect what goes into metrics.json: protocol, means, their CMC, and each trial's own numbers."""
+    shortest = min(len(result.cmc) for result in evaluation.per_trial)
     return {"dataset": data.name, "protocol": evaluation.protocol, "mode": evaluation.mode,
             "trials": len(evaluation.trials), **evaluation.mean(), **extra,
+            "cmc": np.mean([result.cmc[:shortest] for result in evaluation.per_trial], axis=0).round(6).tolist(),
             "per_trial": [{"trial": trial, **trial_numbers(result)}
                           for trial, result in zip(evaluation.trials, evaluation.per_trial)]}
 

@@ -19,14 +19,15 @@ MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start 
 
 # Settings that may differ when a run is resumed: they decide neither weights nor labels. More epochs may be asked for.
 # DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT",
-              "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
+MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "LOG.",
+              "DATASET.ROOT", "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 # Script -> what it makes, and what was made from that: patterns under OUTPUT_DIR.
 OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/finetune", "report_data/finetune.json",
-           "report.html", "tests/model_*", "metrics.jsonl", "config.yml")
+           "report_data/run-train_clip.json", "report.html", "tests/model_*", "metrics.jsonl", "config.yml")
 DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
-                                          "tensorboard/prepare", "report_data/prepare.json", "tests/prepare_*")}
+                                          "tensorboard/prepare", "report_data/prepare.json",
+                                          "report_data/run-train_prepare.json", "tests/prepare_*")}
 ADVICE = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 

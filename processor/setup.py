@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from configs.defaults import as_dict
+from configs.defaults import as_dict, flat, load_config
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
@@ -21,13 +21,18 @@ from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
 from processor.run import Run, SilentRun, check_resumable, read_rows, set_aside, state_file
 from processor.train import TrainSettings
-from utils.checkpoint import write_atomically
+from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
 from utils.errors import UserError
+from utils.events import WandbLog, check_wandb
 from utils.modality import Modality
 from utils.optim import freeze
+from utils.provenance import provenance
+from utils.report.run_files import CONTENT_FOLDER
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import compile_parts, open_log, pick_device, silent_log, unused_gpu_warning
+
+METHOD = "CCLNet"       # as the page of a run names it
 
 
 class Setup:
@@ -40,6 +45,8 @@ class Setup:
 
     def __init__(self, config, script):
         self.config, self.script = config, script
+        if config.LOG.WANDB:
+            check_wandb()
         device = pick_device(config.DEVICE)
         self.processes = join_processes(device.type)
         self.device = self.processes.own(device)
@@ -125,11 +132,13 @@ class Setup:
                       self.config.PRECISION, self.processes)
 
     def start(self, folder):
-        """Open the log in a folder, write config.yml, print the data set's counts: the logger."""
+        """Open the log in a folder, write config.yml and where the run comes from, print the counts: the logger."""
         if not self.processes.writes:
             return silent_log()
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
+        save_json(Path(folder) / CONTENT_FOLDER / f"run-{self.script}.json", {
+            "method": METHOD, **provenance(self.device), "defaults": flat(as_dict(load_config()))})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
@@ -157,8 +166,11 @@ class Setup:
             log = self.start(config.OUTPUT_DIR)
             for line in lines:
                 log.info(line)
-            yield (Run if self.processes.writes else SilentRun)(
+            run = (Run if self.processes.writes else SilentRun)(
                 script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content, self.processes)
+            if config.LOG.WANDB and self.processes.writes:
+                run.events.others.append(WandbLog(config.OUTPUT_DIR, script, facts["config"]))
+            yield run
 
     def _find_state(self, script, fresh, facts):
         """Find the state to resume from, if there is one, and what is to be said about it."""

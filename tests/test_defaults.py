@@ -35,7 +35,7 @@ SYSU = {     # the released recipe
 OURS = {     # what the released code has no setting for
     "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "COMPILE": False, "PSEUDO_LABEL_DIR": "",
     "DATASET.TRIAL": 1, "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto",
-    "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1, "OPTIM.FACTORS": [],
+    "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1, "OPTIM.FACTORS": [], "LOG.WANDB": False,
 }
 REGDB = {    # where RegDB's recipe differs
     "OUTPUT_DIR": "runs/regdb/trial1", "DATASET.NAME": "regdb", "DATASET.ROOT": "dataset/RegDB",

@@ -104,6 +104,39 @@ def test_as_a_picture(tested, tmp_path):
     assert right == [[False, True], [True, True], [False, False]]
 
 
+def test_a_picture_of_two_tests(tmp_path, monkeypatch):
+    """The baseline's row stands above, and its frames are its own."""
+    tool = scripts.load("tools/ranking_picture")
+    Image.new("RGB", (8, 16), "white").save(tmp_path / "q.png")
+    Image.new("RGB", (8, 16), "white").save(tmp_path / "g.png")
+    for name, match in (("ours", 1), ("baseline", 0)):
+        (tmp_path / f"{name}.csv").write_text(f"trial,query,rank,gallery,match\n0,q.png,1,g.png,{match}\n")
+    (tmp_path / "other.csv").write_text("trial,query,rank,gallery,match\n0,g.png,1,g.png,1\n")
+    monkeypatch.chdir(tmp_path)
+    assert scripts.call(tool, ["ours.csv", ".", "out.png", "--ranks", "1", "--baseline", "baseline.csv"]) == 0
+    with Image.open("out.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    column = tool.NAME_WIDTH + 3 * tool.GAP + tool.STEP_X + 20
+    above, below = (pixels[tool.GAP + row * tool.STEP_Y + 1, column] for row in (0, 1))
+    assert above[0] > above[1] and below[1] > below[0]
+    assert (pixels[:tool.STEP_Y, :tool.NAME_WIDTH] < 100).any() and (pixels[tool.STEP_Y:, :tool.NAME_WIDTH] < 100).any()
+    assert scripts.call(tool, ["ours.csv", ".", "out.png", "--baseline", "other.csv"]) == 2
+    assert tool.shown_precision([("a", True), ("b", False), ("c", True)]) == (1 + 2 / 3) / 2
+    assert tool.shown_precision([("a", False)]) == 0
+
+
+def test_queries_from_the_greatest_gain_to_the_greatest_loss(tmp_path, monkeypatch):
+    tool, drawn = scripts.load("tools/ranking_picture"), []
+    head, gains = "trial,query,rank,gallery,match\n", {"a": (0, 1), "b": (1, 0), "c": (1, 1), "d": (0, 1), "e": (1, 0)}
+    for index, name in enumerate(("baseline", "ours")):
+        (tmp_path / f"{name}.csv").write_text(head + "".join(
+            f"0,{query},1,g,{pair[index]}\n" for query, pair in gains.items()))
+    monkeypatch.setattr(tool, "draw", lambda rows, *rest: drawn.extend(rows) or Image.new("RGB", (1, 1)))
+    monkeypatch.chdir(tmp_path)
+    assert scripts.call(tool, ["ours.csv", ".", "out.png", "--baseline", "baseline.csv", "--queries", "3"]) == 0
+    assert [query for name, query, _ in drawn if name == "baseline CLIP"] == ["a", "c", "e"]
+
+
 @pytest.mark.parametrize("words, message", [
     (["none.csv", ".", "out.png"], "ranking none.csv cannot be read"), (["all.csv"], "not understood"),
     (["all.csv", ".", "out.png"], "image q.png cannot be read"), (["all.csv", ".", "x", "--ranks", "0"], "1 or more")])
@@ -120,4 +153,4 @@ def test_pictures_of_no_lists(tmp_path):
     for text in ("", "trial,query\n1,2\n", "trial,query,rank,gallery,match\n0,a,first,b,1\n"):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(UserError, match="expected ranking_MODE.csv"):
-            tool.read_lists(tmp_path / "bad.csv", 3, 3)
+            tool.read_lists(tmp_path / "bad.csv", 3)

@@ -1,5 +1,6 @@
 """The page of a run: everything is on it, nothing is fetched; ranked lists as files."""
 import csv
+import html
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,22 +24,15 @@ from utils.modality import Modality
 from utils.report import __main__ as command
 from utils.report.content import retrieval_content, stage_content
 from utils.report.figures import Chart, Line, chart_figure, save_figures
-from utils.report.groups import group_charts, group_runs, mean_rows
+from utils.report.groups import group_charts, group_runs
 from utils.report.page import TEMPLATES
 from utils.report.ranking import rank_trial, save_rankings
+from utils.report.results import NUMBERS, compared_tables, find_results
 from utils.report.run_files import read_run
-from utils.report.write import NUMBERS, save_report, write_comparison_page, write_run_page
+from utils.report.write import save_report, write_comparison_page, write_run_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Runs in the page when it has loaded; its findings are the title, which --dump-dom prints.
-PROBE = """<script>const errors=[];addEventListener("error",e=>errors.push(e.message||"resource"),true);
-addEventListener("load",()=>{const all=s=>[...document.querySelectorAll(s)];document.title=JSON.stringify({
-pictures:all("img").length,seen:all("img").filter(i=>i.complete&&i.naturalWidth>10).length,
-charts:all(".panel svg").length,
-drawn:all(".panel svg").filter(s=>s.getBoundingClientRect().height>60&&s.querySelectorAll("path").length>4).length,
-curves:all(".named path").filter(p=>p.getTotalLength()>0).length,
-wide:document.documentElement.scrollWidth-innerWidth,errors,
-fetched:performance.getEntriesByType("resource").map(e=>e.name).filter(n=>!n.startsWith("data:"))})})</script>"""
+PROBE = (Path(__file__).parent / "report_probe.html").read_text()     # its findings are its title
 
 
 def make_run(folder, seed):
@@ -52,17 +47,32 @@ def make_run(folder, seed):
     labels = {m: np.where(rng.random(IMAGES) < 0.2, -1, np.arange(IMAGES) // 6) for m in Modality}
     pairs = np.arange(PEOPLE), np.roll(np.arange(PEOPLE), seed), rng.random(PEOPLE)
     (folder / "report_data").mkdir(parents=True)
-    folder.joinpath("config.yml").write_text(f"SEED: {seed}\nDATASET:\n  NAME: tiny\n")
+    folder.joinpath("config.yml").write_text(f"SEED: {seed}\nDATASET:\n  NAME: tiny\nCLUSTER:\n  K1: {20 + seed}\n")
+    folder.joinpath("report_data/run-train_clip.json").write_text(json.dumps({
+        "method": "Method", "command": "python train_clip.py SEED 1", "started": "2026-01-02T03:04:05+00:00",
+        "commit": "abc1234", "versions": {"torch": "9.9"}, "hardware": "A machine",
+        "defaults": {"SEED": 1, "DATASET.NAME": "sysu", "CLUSTER.K1": 20 + seed}}))
     rows = [{"stage": stage, "epoch": epoch, "loss": 1 / epoch, "loss_rgb": 2 / epoch, "loss_ir": 3 / epoch, "lr": 1e-4,
              "clusters_rgb": 6, "clusters_ir": 7, "clusters_per_person_rgb": 1.2, "matched": 5.0 * (epoch > 2),
              "ari_rgb": 0.5, "ari_ir": 0.6, "matching_accuracy": 0.1 * epoch,
-             "test": {"protocol": "tiny", **{k: 0.1 * epoch for k in NUMBERS}}}
+             "seconds": 30.0, "test": a_record(0.1 * epoch * seed)}
             for stage in ("prepare", "finetune") for epoch in (1, 2, 3)]
+    for name, number, facts in (("baseline_clip", 0.04, {"checkpoint": "baseline CLIP", "epoch": 0}),
+                                ("model_last", 0.3 * seed, {"checkpoint": "runs/x/model_last.pth", "epoch": 3})):
+        (folder / f"tests/{name}").mkdir(parents=True)
+        (folder / f"tests/{name}/metrics.json").write_text(json.dumps({**a_record(number), **facts}))
     folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = stage_content("finetune", data, banks, retrievals(data)[0], evaluations[0], banks,
                             labels, pairs, {m: images.persons for m, images in data.train.items()})
     folder.joinpath("report_data/finetune.json").write_text(json.dumps(content))
     return data, evaluations
+
+
+def a_record(number):
+    """A record of metrics.json whose numbers are all one, spread by 0.01 over two trials."""
+    trials = [{k: number + sign * 0.01 for k in NUMBERS} for sign in (1, -1)]
+    return {"protocol": "tiny", **{k: number for k in NUMBERS}, "per_trial": trials,
+            "cmc": [min(1.0, number + 0.01 * rank) for rank in range(20)]}
 
 
 def retrievals(data):
@@ -85,8 +95,14 @@ def test_page_holds_everything_and_fetches_nothing(runs):
     text = (runs[0] / "first/report.html").read_text()
     for words in ("tiny v2t", "tiny t2v", "Best queries", "Worst queries", "Random queries", "Most impure clusters",
                   "Matched pairs", "different persons", "Outliers, infrared", "Test embeddings", "CMC", "Learning rate",
-                  "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME"):
+                  "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME",
+                  "Choose a person", "first right image at rank", "seed 0, perplexity", "epoch 0: baseline",
+                  "diagnosis by known identities", "1.0e-04", "abc1234", "A machine", "torch 9.9", "2026-01-02 03:04",
+                  "python train_clip.py SEED 1",
+                  "3 min 0 s", "Method"):
         assert words in text, words
+    assert text.count("<h2>") == len(re.findall(r'<section id="', text)) <= 8
+    assert text.index('id="results"') < text.index('id="lists"') < text.index('id="map"') < text.index('id="clusters"')
     outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     assert not re.search(r"https?://|url\((?!#)|@import|src=\"(?!data:)", outside)
     ids = re.findall(r'\bid="([^"]*)"', text)
@@ -103,15 +119,19 @@ def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
     words = ["--resume_path", tmp_path / "run/model_last.pth", "OUTPUT_DIR", tmp_path / "tested"]
     results = "tested/tests/model_last-python-all"
     assert scripts.call(scripts.load("test"), words) == 0
-    for folder, pages, lists in (("run", 2, 2), (results, 1, 1)):
+    for folder, pages in (("run", 2), (results, 1)):
         log, text = ((tmp_path / folder / name).read_text() for name in ("log.txt", "report.html"))
         assert log.count("page to look at: ") == pages and "warning: the report" not in log
-        assert text.count("<h3>Best queries</h3>") == text.count(">Ranked lists: ") // 2 == lists
-        assert ("<h3>Largest clusters, visible</h3>" in text) == (folder == "run")
+        assert text.count("<h4>Best queries</h4>") == text.count("train_clip.py, last epoch; ") + (folder != "run") == 1
+        assert ("<h4>Largest clusters, visible</h4>" in text) == (folder == "run")
+        assert (tmp_path / folder / "report_data").is_dir() and text.count("<dt>Hardware</dt>") == 1
     run = (tmp_path / "run/report.html").read_text()
-    for anchor in ("results", "curves-prepare", "curves-prompt", "curves-finetune", "embeddings-prepare",
-                   "clusters-finetune", "data", "settings"):
+    for anchor in ("results", "lists", "map", "clusters", "training", "details", "data", "settings"):
         assert f'<section id="{anchor}">' in run, anchor
+    for line in (tmp_path / "run/log.txt").read_text().splitlines():
+        assert len(line) <= 160 or line.startswith("page to look at"), line
+    everything = write_run_page(tmp_path / "run", all_stages=True).read_text()
+    assert everything.count("<h4>Best queries</h4>") == 2
 
 
 ATTACK = """</title></script><script>alert(1)</script>"><img src=x onerror='alert("2")'>"""
@@ -127,21 +147,25 @@ def test_everything_from_files_is_text(runs, tmp_path):
         row["test"]["protocol"] = ATTACK
     rows.append({**rows[-1], "stage": ATTACK, ATTACK: 1})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for path in (folder / "report_data").iterdir():
+    for path in (folder / "report_data/finetune.json", folder / "report_data/test.json"):
         content = json.loads(path.read_text())
         content["data"][0]["split"] = ATTACK
         for test in content["tests"]:
             test["protocol"] = test["mode"] = ATTACK
             for entry in test["lists"]:
-                for image in (entry["query"], *entry["gallery"]):
-                    content["images"][ATTACK] = content["images"][image["image"]]
+                for image in (entry["query"], *entry["gallery"], entry["behind"] or {}):
+                    content["images"][ATTACK] = content["images"][entry["query"]["image"]]
                     image.update(path=ATTACK, image=ATTACK, person=ATTACK, camera=ATTACK)
         for pair in content.get("clusters", {}).get("pairs", ()):
             pair["sides"][0].update(cluster=ATTACK, person=ATTACK)
+        content["map"]["persons"] = [ATTACK] * len(content["map"]["persons"])
         path.write_text(json.dumps(content))
-    tested = folder / ATTACK.replace("/", "")
-    tested.mkdir()
-    tested.joinpath("metrics.json").write_text(json.dumps({**rows[0]["test"], "checkpoint": ATTACK}))
+    (folder / "report_data/run-test.json").write_text(json.dumps(
+        {"method": ATTACK, "command": ATTACK, "started": ATTACK, "commit": ATTACK, "versions": {ATTACK: ATTACK},
+         "hardware": ATTACK, "defaults": {ATTACK: 1}}))
+    other = folder / ATTACK.replace("/", "")
+    other.mkdir()
+    other.joinpath("metrics.json").write_text(json.dumps({**rows[0]["test"], "checkpoint": ATTACK}))
 
     for path in (write_run_page(folder),
                  write_comparison_page([folder, runs[0] / "first"], tmp_path / "comparison.html")):
@@ -176,7 +200,7 @@ def test_json_in_a_script_stays_inside(tmp_path):
     assert text.count("</script>") == text.count("<script>") == 1
 
 
-@pytest.mark.parametrize("name", ["report.html", "report_data/test.json", "ranking_v2t.csv", "figures/cmc_v2t.png"])
+@pytest.mark.parametrize("name", ["report.html", "report_data/test.json", "ranking_v2t.csv", "figures/cmc_1.png"])
 def test_killed_half_way(runs, tmp_path, monkeypatch, name):
     """What is under a name stays whole until the new file is."""
     folder, data, evaluations = tmp_path / "run", *runs[1:]
@@ -226,20 +250,84 @@ def test_any_name_of_a_run(tmp_path):
 def test_figures_as_files(tmp_path, monkeypatch, capsys):
     """The command writes page and figures of a run that has had one epoch so far."""
     tmp_path.joinpath("metrics.jsonl").write_text('{"stage": "prepare", "epoch": 1, "loss_rgb": 3.5, "lr": 1e-4}\n')
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--figures", str(tmp_path / "figures")])
+    words = ["report", str(tmp_path), "--figures", str(tmp_path / "figures")]
+    monkeypatch.setattr("sys.argv", [*words, "--only", "lr"])
     command.main()
-    assert capsys.readouterr().out == f"written to {tmp_path / 'report.html'}\n"
+    assert sorted(path.name for path in tmp_path.glob("figures/*")) == ["prepare_lr.pdf", "prepare_lr.png"]
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", words)
+    command.main()
+    assert capsys.readouterr().out == (f"written to {tmp_path / 'report.html'}\n"
+                                       f"figures written to {tmp_path / 'figures'}\n")
     assert (tmp_path / "figures/prepare_loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "figures/prepare_lr.pdf").read_bytes().startswith(b"%PDF")
     assert len(list(tmp_path.glob("figures/*"))) == 4
+    for wrong, sentence in ((["--only", "cmc", "--figures", "x"], "prepare_loss, prepare_lr"),
+                            (["--only", "lr"], "--figures")):
+        monkeypatch.setattr("sys.argv", ["report", str(tmp_path), *wrong])
+        with pytest.raises(UserError, match=sentence):
+            command.main()
+
+
+def rows_of(text, heading):
+    """The rows of the first table after a heading: [[text of each cell]]."""
+    table = text[text.index(heading):].partition("</table>")[0]
+    return [[" ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)]
+            for row in table.split("<tr")[2:]]
+
+
+def test_results_are_rows_with_gain_and_spread(runs):
+    """Baseline, prepare, finetune, each once; what test.py tested again is not said twice."""
+    rows = rows_of((runs[0] / "first/report.html").read_text(), "Small numbers below")
+    assert [row[:2] for row in rows] == [
+        ["baseline CLIP", "4.0 ± 1.4"], ["train_prepare.py, epoch 3", "30.0 ± 1.4 +26.0"],
+        ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"]]
+    assert "+26.0 to baseline CLIP" in (runs[0] / "first/report.html").read_text()
+
+
+def test_best_epochs_and_other_tests_have_rows_of_their_own(runs, tmp_path):
+    shutil.copytree(runs[0] / "first", tmp_path / "run")
+    path = tmp_path / "run/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[-2]["test"] = a_record(0.02)
+    rows[-3]["test"] = a_record(0.9)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run/tests/elsewhere").mkdir()
+    (tmp_path / "run/tests/elsewhere/metrics.json").write_text(json.dumps(
+        {**a_record(0.01), "checkpoint": "a/other.pth", "epoch": 9}))
+    found = rows_of(write_run_page(tmp_path / "run").read_text(), "Small numbers below")
+    assert [row[:2] for row in found[2:]] == [
+        ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"],
+        ["train_clip.py, epoch 1, best Rank-1 on test data", "90.0 ± 1.4 +86.0"],
+        ["elsewhere: other.pth", "1.0 ± 1.4 −3.0"]]
+
+
+def test_settings_that_differ_come_first(runs):
+    text = (runs[0] / "first/report.html").read_text()
+    assert rows_of(text, "Settings that differ from the defaults") == [["DATASET.NAME", "tiny", "sysu"]]
+    assert ["CLUSTER.K1", "21"] in rows_of(text, "All settings")
+
+
+def test_lists_reach_the_first_right_image(runs):
+    """It is shown with its rank where it is not among the ten."""
+    content = json.loads((runs[0] / "first/report_data/test.json").read_text())
+    for test in content["tests"]:
+        for entry in test["lists"]:
+            marks = [image["right"] for image in entry["gallery"]]
+            assert (entry["behind"] is None) == any(marks)
+            assert entry["first_right"] == (marks.index(True) + 1 if any(marks) else entry["first_right"])
+            if entry["behind"]:
+                assert entry["behind"]["right"] and entry["behind"]["person"] == entry["query"]["person"]
+        chosen = [entry["query"]["person"] for entry in test["lists"] if entry["kind"] == "person"]
+        assert chosen == sorted(set(chosen)) and len(chosen) == PEOPLE
 
 
 def test_comparison(runs):
     text = (runs[0] / "first/comparison.html").read_text()
     assert "Comparison of 2 runs" in text
-    assert "SEED" in text and "DATASET.NAME" not in text      # the settings that differ, and no others
-    assert text.count("<title>first</title>") == text.count("<title>second</title>") + 2 > 2    # the CMC of two tests
-    assert "Means over the seeds" in text and "all runs (n = 2)" in text
+    assert [row[0] for row in rows_of(text, "Settings that differ</h2>")] == ["CLUSTER.K1", "SEED"]
+    assert rows_of(text, "<h3>train_clip.py: tiny")[1][:2] == ["second", "60.0 ± 1.4 +30.0"]
+    assert text.count('data-name="first"') == text.count('data-name="second"') > 20
 
 
 def runs_of(folder, values, **settings):
@@ -262,21 +350,40 @@ def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
     groups = group_runs({str(folder): read_run(folder) for folder in folders})
     assert {label: len(group) for label, group in groups.items()} == {"MEMORY.MOMENTUM 0.1": 2,
                                                                       "MEMORY.MOMENTUM 0.2": 1}
-    first, second = mean_rows(groups, ["rank1", "mAP"])
-    assert first[3:] == (2, "50.00 ± 14.14", "50.00 ± 14.14") and second[3:] == (1, "65.00 (+15.00)", "65.00 (+15.00)")
-    chart = next(chart for chart in group_charts(groups, "prepare") if chart.name == "prepare_test_rank1")
+    (table,) = compared_tables({label: [find_results(run) for run in group] for label, group in groups.items()})
+    assert [[row["name"], *(row["cells"][0][key] for key in ("value", "spread", "gain"))] for row in table["rows"]] == [
+        ["MEMORY.MOMENTUM 0.1", "50.0", "± 14.1", ""], ["MEMORY.MOMENTUM 0.2", "65.0", "", "+15.0"]]
+    chart = next(chart for chart in group_charts(groups, "prepare", False) if chart.name == "prepare_test_rank1")
     one, other = chart.lines
     assert (one.x, one.label) == ([1, 2], "MEMORY.MOMENTUM 0.1 (n = 2)")
     np.testing.assert_allclose((one.y, one.spread), ([20, 50], [200 ** 0.5] * 2))
     np.testing.assert_allclose((other.y, other.spread), ([20, 65], [0, 0]))
     text = write_comparison_page(folders, tmp_path / "page.html").read_text()
-    assert "65.00 (+15.00)" in text and "difference from the first group" in text
+    assert [row[:2] for row in rows_of(text, "<h3>train_prepare.py: p")] == [
+        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
     assert not group_runs({str(folder): read_run(folder) for folder in folders[1:]})
     alone = write_comparison_page(folders[1:], tmp_path / "page.html").read_text()
-    assert "Means over the seeds" not in alone and "<title>seed2</title>" in alone
+    assert "(n = " not in alone and 'data-name="seed2"' in alone
     figure = chart_figure(chart)
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((20 - 200 ** 0.5, 50 + 200 ** 0.5))
+
+
+def test_charts_say_where_their_axis_begins():
+    def drawn(*values):
+        figure = chart_figure(Chart("x", "T", (Line("a", [1, 2], list(values), "#2563c9"),), "unit", mark=(2, "mark")))
+        return figure, figure.axes[0].get_ylim()[0], [text.get_text() for text in figure.texts]
+
+    for values, zero, marked in (((1, 10), True, False), ((9, 10), False, True), ((-1, 10), False, False),
+                                 ((5, 5), True, False)):
+        figure, bottom, texts = drawn(*values)
+        assert (bottom == 0) == zero and any("does not begin at 0" in text for text in texts) == marked
+    figure.canvas.draw()
+    inside, label = figure.axes[0].get_window_extent(), figure.axes[0].texts[0].get_window_extent()
+    assert inside.x0 <= label.x0 and label.x1 <= inside.x1 + 1      # a mark at the right end stays in its plot
+    point = figure.hover["lines"][0]["points"][1]
+    pixels = figure.axes[0].transData.transform((2, 5)) * 72 / figure.dpi
+    assert point == [pytest.approx(pixels[0], abs=0.1), pytest.approx(2.8 * 72 - pixels[1], abs=0.1), "2", "5"]
 
 
 def test_a_report_never_stops_a_run(tmp_path, caplog):
@@ -322,17 +429,30 @@ def test_files_of_another_kind(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("name, size", [("report", "390,844"), ("comparison", "1300,900")])
-def test_in_a_browser(runs, tmp_path, name, size):
-    """Every picture and curve is there, nothing is fetched or an error, and nothing sticks out at phone width."""
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name, width", [("report", 390), ("report", 1400), ("comparison", 390), ("comparison", 1400)])
+def test_in_a_browser(runs, tmp_path, name, width, theme):
+    """Nothing overlaps, sticks out or is fetched, everything is drawn, and the pointer finds values and images."""
     text = (runs[0] / f"first/{name}.html").read_text()
     page = tmp_path / "probe.html"
-    page.write_text(text.replace("<head>", f"<head>{PROBE}", 1))
-    result = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}",
+    nav = "nav .menu" if width == 390 else "nav .wide a"
+    for old, new in (("WIDTH", str(width)), ("THEME", theme), ("NAV", json.dumps(nav)),
+                     ("PAGE", json.dumps(text).replace("</", "<\\/"))):
+        page.write_text((page.read_text() if page.exists() else PROBE).replace(old, new, 1))
+    result = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1500,1000",
                              "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-                             page.as_uri()], capture_output=True, text=True, timeout=120)
-    found = json.loads(re.search(r"<title>(\{.*?\})</title>", result.stdout).group(1))
-    assert found["errors"] == [] and found["fetched"] == [] and ":CONSOLE" not in result.stderr
+                             "--virtual-time-budget=20000", page.as_uri()], capture_output=True, text=True, timeout=240)
+    found = json.loads(html.unescape(re.search(r"<title>(\{.*?\})</title>", result.stdout).group(1)))
+    assert found["errors"] == found["fetched"] == found["overlaps"] == found["outside"] == []
+    assert ":CONSOLE" not in result.stderr
     assert found["pictures"] == found["seen"] == text.count("<img ")
     assert found["charts"] == found["drawn"] == text.count("<svg ") and found["charts"] > 15
-    assert found["curves"] >= found["charts"] and found["wide"] <= 0
+    assert found["curves"] >= found["charts"] and found["wide"] <= 0 and found["hidden"] == 0
+    assert found["nav"] == (1 if width == 390 else text.count("<section "))
+    assert (found["colours"][0] == "#1d2127") == (theme == "light")
+    for closed, said, _, rules, value, label in found["hover"]:
+        assert closed and value in said and label in said and rules == 1
+    for closed, said, pictures, _, label in found["map"]:
+        assert closed and said == label and pictures == 1
+    assert all(closed and pictures == 1 for closed, _, pictures, _ in found["larger"])
+    assert name == "comparison" or (len(found["map"]) == 1 and len(found["larger"]) == 5)

@@ -1,26 +1,40 @@
-"""Convert a checkpoint of train_prepare.py or train_clip.py to the released format.
+"""Convert a checkpoint of train_prepare.py or train_clip.py to the released format, or to safetensors to publish.
 
     python tools/export_released.py CHECKPOINT OUT.pth [--clip_weights openai|FILE]
+    python tools/export_released.py CHECKPOINT FOLDER --safetensors [--licence other] [--title TITLE]
+
+--safetensors writes FOLDER/model.safetensors, the image side with its description as metadata, and FOLDER/README.md, a
+model card; `huggingface-cli upload OWNER/NAME FOLDER` publishes both, and --resume_path hf://OWNER/NAME reads them.
 """
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
 from model.clip import OPENAI_MODEL, load_clip  # noqa: E402
-from model.released import released_state, to_released  # noqa: E402
-from utils.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from model.released import model_from_checkpoint, released_state, to_released  # noqa: E402
+from utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.published import FILE_NAME, as_safetensors, model_card  # noqa: E402
+
+DESCRIPTION = ("format", "stage", "epoch", "selected", "config", "dataset", "trial", "manifest", "metrics")
 
 
 def main(arguments=None):
     """Convert the checkpoint that the command line names."""
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", help="written by train_prepare.py or train_clip.py")
-    parser.add_argument("out", help="the file to write")
+    parser.add_argument("out", help="the file to write; with --safetensors the folder")
     parser.add_argument("--clip_weights", help="openai or a file; those of the training run if left out")
+    parser.add_argument("--safetensors", action="store_true", help="write safetensors and a model card")
+    parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
+    parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
     options = parser.parse_args(arguments)
     content = load_checkpoint(options.checkpoint)
+    if options.safetensors:
+        publish(content, options)
+        return
     if released_state(content) is not None:
         raise UserError(f"checkpoint {options.checkpoint} is in the released format already; copy the file instead")
     config = content.get("config")
@@ -33,6 +47,27 @@ def main(arguments=None):
     released = to_released(content, clip, config["INPUT"]["HEIGHT"], config["INPUT"]["WIDTH"])
     save_checkpoint(options.out, released)
     print(f"{options.out}: {len(released['state_dict'])} weights in the released format")
+
+
+def publish(content, options):
+    """Write safetensors and a model card of a checkpoint's content. Raises UserError: it holds no image side."""
+    model, folder = model_from_checkpoint(content, options.checkpoint), Path(options.out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a folder for {FILE_NAME} and README.md")
+    told = {key: content[key] for key in DESCRIPTION if key in content} if released_state(content) is None else {}
+    description = {**without_own_paths(told), "model": model.describe()}
+    title = options.title or f"CCLNet on {description.get('dataset', 'unknown data')}"
+    for name, data in ((FILE_NAME, as_safetensors({**description, "state_dict": model.state_dict()})),
+                       ("README.md", model_card(title, description, options.licence).encode())):
+        write_atomically(folder / name, lambda file, data=data: file.write(data))
+    print(f"{folder / FILE_NAME}: {len(model.state_dict())} weights; {folder / 'README.md'}: the model card")
+
+
+def without_own_paths(tree):
+    """Leave out absolute paths, which say nothing on another machine, and sections that hold nothing else."""
+    kept = {key: without_own_paths(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {key: value for key, value in kept.items()
+            if not (value == {} and tree[key] or isinstance(value, str) and os.path.isabs(value))}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """Draw ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
 
-    python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking OUTPUT_DIR runs/demo/seed1/ranking
-    python tools/ranking_picture.py runs/demo/seed1/ranking/ranking_all.csv dataset/demo assets/ranking.png
+    python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking
+    python test.py --config_file configs/demo.yml OUTPUT_DIR runs/demo/seed1 --save_ranking
+    python tools/ranking_picture.py RANKING.csv dataset/demo assets/ranking.png [--baseline BASELINE.csv]
+
+Queries are taken at equal steps through their sorted names. With --baseline each query has two rows: its list in the
+other file above, in the first one below, both named; queries are taken at equal steps from the one that gained most
+to the one that lost most, by average precision among the images shown.
 """
 import csv
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
 
@@ -16,6 +21,7 @@ from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
 WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
 STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
+NAME_WIDTH = 112                                # pixels, where rows are named
 RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
 
 
@@ -27,16 +33,27 @@ def main():
     parser.add_argument("picture", help=".png to write")
     parser.add_argument("--queries", type=int, default=6, help="how many lists; default: 6")
     parser.add_argument("--ranks", type=int, default=8, help="gallery images in each; default: 8")
+    parser.add_argument("--baseline", help="another CSV of the same test, drawn above")
     arguments = parser.parse_args()
     if min(arguments.queries, arguments.ranks) < 1:
         raise UserError(f"--queries is {arguments.queries}, --ranks {arguments.ranks}; expected 1 or more")
-    image = draw(read_lists(arguments.ranking, arguments.queries, arguments.ranks), Path(arguments.root),
-                 arguments.ranks)
+    lists = read_lists(arguments.ranking, arguments.ranks)
+    ordered, tests = sorted(lists), [("", lists)]
+    if arguments.baseline:
+        tests = [("baseline CLIP", read_lists(arguments.baseline, arguments.ranks)), ("after training", lists)]
+        if set(lists) != set(tests[0][1]):
+            raise UserError(f"{arguments.baseline} ranks other queries than {arguments.ranking}; expected two tests of "
+                            "the same data set, protocol and mode")
+        ordered.sort(key=lambda query: shown_precision(tests[0][1][query]) - shown_precision(lists[query]))
+    chosen = [ordered[int((number + 0.5) * len(ordered) / arguments.queries)]
+              for number in range(arguments.queries)] if len(ordered) > arguments.queries else ordered
+    image = draw([(name, query, found[query]) for query in chosen for name, found in tests], Path(arguments.root),
+                 arguments.ranks, len(tests))
     write_atomically(arguments.picture, lambda file: image.quantize(256).save(file, "PNG", optimize=True))
 
 
-def read_lists(path, count, ranks):
-    """Read evenly spread queries of a file's first trial: [(query, [(gallery image, whether it is right)])].
+def read_lists(path, ranks):
+    """Read the lists of a file's first trial: {query: [(gallery image, whether it is right)]}.
 
     Raises: UserError: the file is missing, or no CSV of `test.py --save_ranking`.
     """
@@ -51,18 +68,30 @@ def read_lists(path, count, ranks):
         raise UserError(f"ranking {path} cannot be read ({error}); expected ranking_MODE.csv of test.py --save_ranking")
     if not lists:
         raise UserError(f"ranking {path} holds no list; expected ranking_MODE.csv of test.py --save_ranking")
-    queries = sorted(lists)
-    return [(query, lists[query]) for query in queries[::max(1, len(queries) // count)][:count]]
+    return lists
 
 
-def draw(lists, root, ranks):
-    """Draw a row of framed images per query. Args: lists: of `read_lists`; root: folder of their paths."""
-    sheet = Image.new("RGB", ((ranks + 1) * STEP_X + 3 * GAP, len(lists) * STEP_Y + GAP), "white")
-    for row, (query, gallery) in enumerate(lists):
-        top = GAP + row * STEP_Y
-        sheet.paste(framed(root / query, NEUTRAL), (GAP, top))
+def shown_precision(found):
+    """Average the precision at every right image of a list, 0 without one. Args: found: of `read_lists`."""
+    ranks = [rank for rank, (_, right) in enumerate(found, 1) if right]
+    return sum(number / rank for number, rank in enumerate(ranks, 1)) / max(len(ranks), 1)
+
+
+def draw(rows, root, ranks, together):
+    """Draw rows of framed images.
+
+    Args: rows: (name, query, its list); root: folder of their paths; together: rows of each query.
+    """
+    left = NAME_WIDTH if together > 1 else 0
+    height = len(rows) * STEP_Y + (len(rows) // together - 1) * GAP * (together > 1) + GAP
+    sheet = Image.new("RGB", (left + (ranks + 1) * STEP_X + 3 * GAP, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (name, query, gallery) in enumerate(rows):
+        top = GAP + number * STEP_Y + number // together * GAP * (together > 1)
+        pen.text((GAP, top + STEP_Y // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(size=15))
+        sheet.paste(framed(root / query, NEUTRAL), (left + GAP, top))
         for column, (path, right) in enumerate(gallery, 1):
-            sheet.paste(framed(root / path, RIGHT if right else WRONG), (3 * GAP + column * STEP_X, top))
+            sheet.paste(framed(root / path, RIGHT if right else WRONG), (left + 3 * GAP + column * STEP_X, top))
     return sheet
 
 

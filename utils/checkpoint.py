@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError, is_out_of_memory
+from utils.published import HUB, fetch, load_safetensors
 
 # What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run, as
 # numpy 1 ("numpy.core") and numpy 2 ("numpy._core") spell it.
@@ -98,11 +99,16 @@ def save_json(path, content):
 def load_checkpoint(path):
     """The dict in a checkpoint file, on the host; no pickled code is executed.
 
+    Args: path: a .pth file, a .safetensors file, or hf://OWNER/NAME.
     Raises: UserError: the file is missing, damaged, or holds more than tensors, numbers and text.
     """
+    if str(path).startswith(HUB):
+        path = fetch(path)
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} is missing; expected a .pth file written by train_prepare.py or "
                         "train_clip.py, or a released one")
+    if str(path).endswith(".safetensors"):
+        return load_safetensors(path)
     try:
         with torch.serialization.safe_globals(NUMPY_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,11 +1,11 @@
 """The page of a run: RUN_DIR/report.html, one file with all curves, results and pictures; nothing is fetched.
 
-    python -m utils.report RUN_DIR [--figures DIR]
-    python -m utils.report RUN_DIR RUN_DIR ... [--output FILE] [--figures DIR]
+    python -m utils.report RUN_DIR [--all_stages] [--figures DIR] [--only WORD ...]
+    python -m utils.report RUN_DIR RUN_DIR ... [--output FILE] [--figures DIR] [--only WORD ...]
 
 The stages write the page of their run at their end; the first command writes it again, also during a run.
-Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes every figure as PNG
-and PDF.
+Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes figures as PNG and PDF:
+all, or those whose names hold one of the words after --only, such as cmc or finetune_loss.
 """
 from jinja2 import UndefinedError
 
@@ -19,15 +19,22 @@ def main():
     parser.prog = "python -m utils.report"
     parser.add_argument("folders", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--output", help="the comparison's file")
-    parser.add_argument("--figures", metavar="DIR", help="write the figures as PNG and PDF too")
+    parser.add_argument("--all_stages", action="store_true", help="lists, map and clusters of every stage")
+    parser.add_argument("--figures", metavar="DIR", help="write figures as PNG and PDF too")
+    parser.add_argument("--only", metavar="WORD", nargs="+", default=(), help="of the figures' names")
     arguments = parser.parse_args()
+    if arguments.only and not arguments.figures:
+        raise UserError("--only chooses figures to write; expected --figures DIR with it")
     try:
-        path = (write_run_page(arguments.folders[0], arguments.figures) if len(arguments.folders) == 1 else
-                write_comparison_page(arguments.folders, arguments.output, arguments.figures))
+        path = (write_run_page(arguments.folders[0], arguments.figures, arguments.only, arguments.all_stages)
+                if len(arguments.folders) == 1 else
+                write_comparison_page(arguments.folders, arguments.output, arguments.figures, arguments.only))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
         raise UserError(f"the files of {' and '.join(arguments.folders)} do not hold what the stages write (missing or "
                         f"of another kind: {error}); expected files of this version. Run the stages again")
     print(f"written to {path}")
+    if arguments.figures:
+        print(f"figures written to {arguments.figures}")
 
 
 if __name__ == "__main__":

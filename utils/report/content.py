@@ -9,14 +9,16 @@ from sklearn.manifold import TSNE
 
 from utils.diagnosis import majority
 from utils.modality import Modality
-from utils.report.page import jpeg_text
+from utils.report.page import jpeg_text, tile_text
 from utils.report.ranking import features_at, rank_trial
 from utils.seeding import numpy_rng
 
-PICTURE_HEIGHT = 104        # pixels
+PICTURE_HEIGHT = 128        # pixels
 LISTS, NEAREST = 4, 10      # ranked lists of each kind, and images in each
+LISTED_PERSONS = 16         # persons with a ranked list of their own, to choose from
 SHEETS, MEMBERS = 5, 12     # clusters of each kind, and images of each
 MAPPED_PERSONS, MAPPED_IMAGES = 40, 8       # of each person and modality
+PERPLEXITY = 30             # of the map's t-SNE
 SAMPLED = 1000              # images of each modality whose distances are counted
 BINS = 50
 
@@ -46,7 +48,7 @@ def retrieval_content(name, data, banks, retrievals, evaluations):
     """
     pictures, features = Pictures(banks, f"{name}-test"), evaluations[0].features
     tests = [_test(data, *pair, pictures) for pair in zip(retrievals, evaluations)]
-    return {"data": _data_counts(data), "tests": tests, "map": _map(data, features),
+    return {"data": _data_counts(data), "tests": tests, "map": _map(data, features, banks),
             "distances": _distances(data, features), "images": pictures.by_name}
 
 
@@ -87,27 +89,40 @@ def _test(data, retrieval, evaluation, pictures):
 
 
 def _chosen_queries(data, retrieval, ranking):
-    """Choose queries of different persons: {"best", "worst", "random"} -> rows of the ranking, by average precision."""
+    """Choose queries of different persons: {"best", "worst", "random", "person"} -> rows of the ranking.
+
+    "best" and "worst" by average precision; "person" holds a random query of each of many persons.
+    """
     precision = ranking.average_precision
     scored = np.flatnonzero(~np.isnan(precision))
     ascending = scored[np.argsort(precision[scored], kind="stable")]
     persons = data.test[retrieval.query_modality].persons[retrieval.query]
     chosen = {"best": ascending[::-1], "worst": ascending,
               "random": numpy_rng(0, "report lists").permutation(scored)}
+    chosen["person"] = chosen["random"]
     for kind, order in chosen.items():
-        first_of_person = np.unique(persons[order], return_index=True)[1]
-        chosen[kind] = order[np.sort(first_of_person)[:LISTS]]
+        first_of_person = np.sort(np.unique(persons[order], return_index=True)[1])
+        chosen[kind] = order[first_of_person[:LISTED_PERSONS if kind == "person" else LISTS]]
+    chosen["person"] = chosen["person"][np.argsort(persons[chosen["person"]], kind="stable")]
     return chosen
 
 
 def _ranked_list(kind, data, retrieval, ranking, q, pictures):
-    """Show a query (row q of the ranking) and its nearest gallery images; hidden ones are left out."""
+    """Show a query (row q of the ranking), its nearest gallery images, and its first right image if that lies behind.
+
+    Images that the protocol hides from the query are left out.
+    """
     m = retrieval.query_modality
-    return {"kind": kind, "average_precision": float(ranking.average_precision[q]),
+
+    def shown(rank):
+        return {**_test_image(data, m.other, ranking.gallery[q, rank], pictures),
+                "distance": float(ranking.distance[q, rank]), "right": bool(ranking.match[q, rank])}
+
+    first = int(ranking.match[q].argmax())
+    return {"kind": kind, "average_precision": float(ranking.average_precision[q]), "first_right": first + 1,
             "query": _test_image(data, m, retrieval.query[q], pictures),
-            "gallery": [{**_test_image(data, m.other, ranking.gallery[q, rank], pictures),
-                         "distance": float(ranking.distance[q, rank]), "right": bool(ranking.match[q, rank])}
-                        for rank in range(min(NEAREST, int(ranking.shown[q])))]}
+            "gallery": [shown(rank) for rank in range(min(NEAREST, int(ranking.shown[q])))],
+            "behind": shown(first) if first >= NEAREST else None}
 
 
 def _test_image(data, modality, position, pictures):
@@ -117,8 +132,11 @@ def _test_image(data, modality, position, pictures):
             "camera": int(images.cameras[position]), "path": images.paths[position]}
 
 
-def _map(data, features):
-    """Map some test images by t-SNE (van der Maaten & Hinton, JMLR 2008): points, persons, modalities."""
+def _map(data, features, banks):
+    """Map some test images by t-SNE (van der Maaten & Hinton, JMLR 2008).
+
+    Returns: {"points", "persons", "modalities", "cameras", "perplexity", "tiles": all images in one small picture}.
+    """
     persons = {m: data.test[m].persons[features[m][0]] for m in Modality}
     mapped = numpy_rng(0, "report map").permutation(np.unique(np.concatenate(list(persons.values()))))[:MAPPED_PERSONS]
     rng, drawn = numpy_rng(0, "report sample"), {}
@@ -126,12 +144,14 @@ def _map(data, features):
         groups = [features[m][0][persons[m] == person] for person in mapped]
         drawn[m] = np.sort(np.concatenate([rng.permutation(group)[:MAPPED_IMAGES] for group in groups]))
     values = np.concatenate([features_at(features, m, drawn[m]) for m in Modality])
-    points = np.zeros((len(values), 2))
+    points, perplexity = np.zeros((len(values), 2)), min(float(PERPLEXITY), (len(values) - 1) / 3)
     if np.ptp(values, axis=0).max() > 1e-6:      # scikit-learn crashes where a collapsed model gives one feature to all
-        points = TSNE(init="pca", random_state=0, perplexity=min(30.0, (len(values) - 1) / 3)).fit_transform(values)
-    return {"points": np.round(points, 2).tolist(),
+        points = TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(values)
+    return {"points": np.round(points, 2).tolist(), "perplexity": perplexity,
             "persons": np.concatenate([data.test[m].persons[drawn[m]] for m in Modality]).tolist(),
-            "modalities": [m.value for m in Modality for _ in drawn[m]]}
+            "cameras": np.concatenate([data.test[m].cameras[drawn[m]] for m in Modality]).tolist(),
+            "modalities": [m.value for m in Modality for _ in drawn[m]],
+            "tiles": tile_text([banks[m].images[position] for m in Modality for position in drawn[m]])}
 
 
 def _distances(data, features):

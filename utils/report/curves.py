@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from utils.report.figures import MODALITY_COLOURS, MODALITY_NAMES, MUTED, SERIES, Chart, Line
 
 COLOURS = {name: MODALITY_COLOURS[modality] for modality, name in MODALITY_NAMES.items()}
+DIAGNOSIS = "diagnosis by known identities"
 STAGES = {"prepare": "train_prepare.py", "prompt": "train_clip.py, prompts", "finetune": "train_clip.py, fine-tuning"}
 
 
@@ -12,7 +13,8 @@ class Curve:
     """Says which numbers of an epoch make a chart.
 
     `keys`: label -> key in a row ("test/rank1": of its dict "test"); `scale` multiplies the numbers; `top`: highest
-    value of the axis; `positive`: leave out epochs whose number is 0 or less.
+    value of the axis; `positive`: leave out epochs whose number is 0 or less; `number`: format of its numbers;
+    `detail`: whether the page folds it away, as what tells of the machine more than of the method.
     """
 
     name: str
@@ -22,6 +24,8 @@ class Curve:
     scale: float = 1.0
     top: float | None = None
     positive: bool = False
+    number: str = "{:.4g}"
+    detail: bool = False
 
 
 def _both(key):
@@ -36,19 +40,20 @@ CURVES = (
     Curve("prompt_loss", "Loss of the prompts", "mean of the epoch", {"loss": "loss"}),
     Curve("clusters", "Clusters", "number", _both("clusters_{}")),
     Curve("outliers", "Outliers", "images without a cluster", _both("outliers_{}")),
-    Curve("ari", "ARI", "1 is perfect", _both("ari_{}"), top=1),
-    Curve("nmi", "NMI", "1 is perfect", _both("nmi_{}"), top=1),
-    Curve("purity", "Purity", "%", _both("purity_{}"), 100, 100),
-    Curve("matching_accuracy", "Clusters matched rightly", "% of pairs", {"pairs": "matching_accuracy"}, 100, 100),
+    Curve("ari", "ARI", f"1 is perfect; {DIAGNOSIS}", _both("ari_{}"), top=1),
+    Curve("nmi", "NMI", f"1 is perfect; {DIAGNOSIS}", _both("nmi_{}"), top=1),
+    Curve("purity", "Purity", f"%; {DIAGNOSIS}", _both("purity_{}"), 100, 100),
+    Curve("matching_accuracy", "Clusters matched rightly", f"% of pairs; {DIAGNOSIS}", {"pairs": "matching_accuracy"},
+          100, 100),
     Curve("matched", "Matched pairs", "per swap", {"pairs": "matched"}, positive=True),
     Curve("matched_similarity", "Similarity of pairs", "mean cosine before a swap", {"pairs": "matched_similarity"},
           positive=True),
-    Curve("cluster_size_median", "Cluster size", "median, images", _both("cluster_size_{}_median")),
-    Curve("cluster_size_max", "Largest cluster", "images", _both("cluster_size_{}_max")),
-    Curve("lr", "Learning rate", "in 1/10,000", {"rate": "lr"}, 1e4),
-    Curve("images_per_second", "Speed", "images/s", {"speed": "images_per_second"}),
-    Curve("seconds", "Time", "s per epoch", {"time": "seconds"}),
-    Curve("memory", "Peak memory", "GiB", {"process": "memory_gb", "GPU": "gpu_memory_gb"}),
+    Curve("cluster_size_median", "Cluster size", "median, images", _both("cluster_size_{}_median"), detail=True),
+    Curve("cluster_size_max", "Largest cluster", "images", _both("cluster_size_{}_max"), detail=True),
+    Curve("lr", "Learning rate", "of the weights", {"rate": "lr"}, number="{:.1e}", detail=True),
+    Curve("images_per_second", "Speed", "images/s", {"speed": "images_per_second"}, detail=True),
+    Curve("seconds", "Time", "s per epoch", {"time": "seconds"}, detail=True),
+    Curve("memory", "Peak memory", "GiB", {"process": "memory_gb", "GPU": "gpu_memory_gb"}, detail=True),
 )
 
 
@@ -64,20 +69,27 @@ def points(rows, stage, key, curve):
     return x, y
 
 
-def stage_charts(rows, stage):
-    """Make the `Chart`s of one stage of a run, in the order of CURVES; those without numbers are left out."""
+def stage_charts(rows, stage, detail, baseline=None):
+    """Make the `Chart`s of one stage of a run, in the order of CURVES; those without numbers are left out.
+
+    Args: detail: whether those that the page folds away, or the others; baseline: numbers of baseline CLIP by the
+        stage's protocol, the test's epoch 0.
+    """
     charts = []
     swaps = [row["epoch"] for row in rows if row["stage"] == stage and row.get("matched")]
+    if baseline:
+        rows = [{"stage": stage, "epoch": 0, "test": baseline}, *rows]
     for curve in CURVES:
         found = {label: points(rows, stage, key, curve) for label, key in curve.keys.items()}
         lines = [Line(label, x, y, COLOURS.get(label, SERIES[2 + index]))
-                 for index, (label, (x, y)) in enumerate(found.items()) if x]
+                 for index, (label, (x, y)) in enumerate(found.items()) if x and x != [0]]
         if lines and curve.name == "clusters":
             lines += _person_line(rows, stage)
-        if lines:
+        if lines and curve.detail == detail:
             begins = swaps and swaps[0] > 1 and curve.name in ("test", "loss", "clusters", "ari", "matching_accuracy")
-            charts.append(Chart(f"{stage}_{curve.name}", curve.title, tuple(lines), curve.unit, top=curve.top,
-                                mark=(swaps[0], "swapping begins") if begins else ()))
+            unit = f"{curve.unit}; epoch 0: baseline CLIP" if baseline and curve.name == "test" else curve.unit
+            charts.append(Chart(f"{stage}_{curve.name}", curve.title, tuple(lines), unit, top=curve.top,
+                                mark=(swaps[0], "swapping begins") if begins else (), number=curve.number))
     return charts
 
 
@@ -89,15 +101,19 @@ def _person_line(rows, stage):
     return [Line("persons", x, y, MUTED, "--")] if x else []
 
 
-def comparison_charts(runs, stage):
-    """Make the `Chart`s of one stage with a line per run. Args: runs: run's name -> rows of its metrics.jsonl."""
+def comparison_charts(runs, stage, detail):
+    """Make the `Chart`s of one stage with a line per run.
+
+    Args: runs: run's name -> rows of its metrics.jsonl; detail: as `stage_charts`.
+    """
     charts = []
     for curve in CURVES:
-        for label, key in curve.keys.items():
+        for label, key in curve.keys.items() if curve.detail == detail else ():
             found = {name: points(rows, stage, key, curve) for name, rows in runs.items()}
             lines = [Line(name, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else "--")
                      for index, (name, (x, y)) in enumerate(found.items()) if x]
             if lines:
                 title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
-                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top))
+                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top,
+                                    number=curve.number))
     return charts

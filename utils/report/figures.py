@@ -1,15 +1,23 @@
-"""Figures of numbers, drawn once by matplotlib: as SVG that takes the page's colours, as PNG and as PDF."""
+"""Figures of numbers, drawn once by matplotlib: as SVG that takes the page's colours, as PNG and as PDF.
+
+A figure's attribute `hover` holds where its points lie and what they say; the page's script shows it at the pointer.
+"""
+import html
 import io
+import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.checkpoint import write_atomically
 
 SIZE, LOW, SQUARE = (4.4, 2.8), (4.4, 2.2), (6.4, 5.6)      # inches
+TITLES, LEGEND_ROW = 0.46, 0.18     # inches above the axes: title and unit, and a row of the legend
+LONGEST_LABEL = 40                  # letters of a name in a legend
 # Colours of the light theme; in the page each becomes a variable that the dark theme sets to another value.
 INK, MUTED, GRID, PAPER = "#1d2127", "#5f6773", "#dfe3e8", "#fefefe"
 SERIES = ("#2563c9", "#d1560a", "#14804f", "#8a3fc2", "#b8275d", "#0f7f93", "#7a6400", "#59616c")
@@ -46,6 +54,8 @@ class Chart:
     x_label: str = "epoch"
     top: float | None = None
     mark: tuple = ()        # (x, text) of a vertical line
+    ticks: tuple = ()       # of the x axis, if they are fixed
+    number: str = "{:.4g}"  # format of its numbers
 
 
 @contextmanager
@@ -64,78 +74,132 @@ def _style():
         yield
 
 
-def _axes(title, unit, size=SIZE):
-    """Start a figure with its title and unit: figure, axes."""
+def _axes(title, unit, size=SIZE, legend_rows=1):
+    """Start a figure with its title and unit: figure, axes. More rows of a legend make it higher."""
     from matplotlib.figure import Figure
 
-    figure, (width, height) = Figure(figsize=size), size
+    width, height = size[0], size[1] + LEGEND_ROW * (legend_rows - 1)
+    figure, above = Figure(figsize=(width, height)), TITLES + LEGEND_ROW * legend_rows + 0.06
     # Fixed margins in inches: matplotlib's layout engines take longer than the drawing.
-    axes = figure.add_axes((0.55 / width, 0.42 / height, 1 - 0.65 / width, 1 - 1.0 / height))
+    axes = figure.add_axes((0.6 / width, 0.42 / height, 1 - 0.72 / width, 1 - (0.42 + above) / height))
     figure.text(0.06 / width, 1 - 0.05 / height, title, fontsize=10.5, fontweight="bold", va="top")
-    figure.text(0.06 / width, 1 - 0.29 / height, unit, color=MUTED, fontsize=8.5, va="top")
+    figure.text(0.06 / width, 1 - 0.27 / height, unit, color=MUTED, fontsize=8.5, va="top")
     return figure, axes
 
 
-def _legend(axes, handles=None):
-    """Put the lines' names in a row above the axes."""
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=4, frameon=False, fontsize=8.5,
-                handlelength=1.3, columnspacing=1.0, handletextpad=0.5, borderaxespad=0.1)
+def _columns(labels):
+    """Return how many names fit side by side in a legend."""
+    longest = max(len(label) for label in labels)
+    return max(1, min(len(labels), int(SIZE[0] * 72 // (5.2 * min(longest, LONGEST_LABEL) + 26))))
+
+
+def _legend(axes, labels, handles=None):
+    """Put the lines' names in rows above the axes."""
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=_columns(labels), frameon=False,
+                fontsize=8.5, handlelength=1.3, columnspacing=1.0, handletextpad=0.5, borderaxespad=0.1,
+                labelspacing=0.2)
+
+
+def _shown(label):
+    """Shorten a label, and keep one that matplotlib would leave out of the legend because it begins with "_"."""
+    label = label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL - 1]}…"
+    return f" {label}" if label.startswith("_") else label
+
+
+def _places(axes, x, y):
+    """Return where points of the data lie in the figure's SVG: (N, 2), in its units."""
+    figure = axes.figure
+    pixels = axes.transData.transform(np.column_stack([x, y])) * 72 / figure.dpi
+    return np.round(np.column_stack([pixels[:, 0], 72 * figure.get_figheight() - pixels[:, 1]]), 1)
+
+
+def _hover(axes, x_label, lines):
+    """Describe lines for the page's script. Args: lines: (label, colour, x, y, text of each y)."""
+    box = axes.get_position()
+    width, height = 72 * axes.figure.get_figwidth(), 72 * axes.figure.get_figheight()
+    return {"x": x_label, "top": round(height * (1 - box.y1), 1), "bottom": round(height * (1 - box.y0), 1),
+            "left": round(width * box.x0, 1), "lines": [
+                {"label": label, "colour": VARIABLES.get(colour, "ink"), "points": [
+                    [*place, f"{number:.4g}", text]
+                    for place, number, text in zip(_places(axes, x, y).tolist(), x, texts)]}
+                for label, colour, x, y, texts in lines]}
 
 
 @_style()
 def chart_figure(chart):
     """Draw a `Chart`: the matplotlib figure."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure, axes = _axes(chart.title, chart.unit)
+    labels = [line.label for line in chart.lines]
+    values = np.concatenate([line.y for line in chart.lines])
+    from_zero = chart.top is not None or values.min() < 0.75 * values.max() or values.min() == values.max()
+    from_zero &= values.min() >= 0
+    unit = chart.unit if from_zero or values.min() < 0 else f"{chart.unit}; the axis does not begin at 0"
+    figure, axes = _axes(chart.title, unit, legend_rows=-(-len(labels) // _columns(labels)))
     for line in chart.lines:
-        marker = "o" if len(line.x) < 12 else None
-        # matplotlib leaves labels that begin with "_" out of the legend
-        label = f" {line.label}" if line.label.startswith("_") else line.label
-        axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=label, marker=marker,
-                  markersize=3.5, gid=f"curve {line.label}")
+        axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label),
+                  marker="o" if len(line.x) < 12 else None, markersize=3.5, gid=f"curve {line.label}")
         if len(line.spread):
             axes.fill_between(line.x, np.subtract(line.y, line.spread), np.add(line.y, line.spread),
                               color=line.colour, alpha=0.18, linewidth=0)
-    values = np.concatenate([line.y for line in chart.lines])
-    if chart.top is not None:
-        axes.set_ylim(0, chart.top * 1.02)
-    elif values.min() >= 0 and values.min() < 0.6 * values.max():
-        axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(0, chart.top * 1.02 if chart.top is not None else None)
     if chart.mark:
-        axes.axvline(chart.mark[0], color=MUTED, linewidth=1, linestyle=":")
-        axes.text(chart.mark[0], 0.1, f" {chart.mark[1]}", color=MUTED, fontsize=8,
-                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-                  transform=axes.get_xaxis_transform())
+        _mark(axes, *chart.mark)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.yaxis.set_major_formatter("{x:.4g}")
+    if chart.ticks:
+        axes.set_xticks(chart.ticks)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(
+        lambda number, _: (chart.number if "e}" in chart.number else "{:.4g}").format(number)))
     axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
     if len(chart.lines) > 1:
-        _legend(axes)
+        _legend(axes, labels)
+    figure.hover = _hover(axes, chart.x_label, [
+        (line.label, line.colour, line.x, line.y, _texts(line, chart.number)) for line in chart.lines])
     return figure
+
+
+def _texts(line, number):
+    """Write the numbers of a line, and the half width of its band where it has one."""
+    return [number.format(y) for y in line.y] if not len(line.spread) else [
+        f"{number.format(y)} ± {number.format(half)}" for y, half in zip(line.y, line.spread)]
+
+
+def _mark(axes, x, text):
+    """Draw a vertical line with a text beside it, on the side that has room."""
+    axes.axvline(x, color=MUTED, linewidth=1, linestyle=":")
+    left, right = axes.get_xlim()
+    on_the_left = x > (left + right) / 2
+    axes.text(x, 0.06, f"{text} " if on_the_left else f" {text}", color=MUTED, fontsize=8,
+              ha="right" if on_the_left else "left", transform=axes.get_xaxis_transform(),
+              bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
 
 
 @_style()
 def distance_figure(title, edges, same, different):
     """Draw the densities of distances within and between persons. Args: edges: (B + 1,); others: (B,) counts."""
     figure, axes = _axes(title, "density of pairs", LOW)
-    width = np.diff(edges)
+    width, centres, lines = np.diff(edges), np.add(edges[1:], edges[:-1]) / 2, []
     for label, counts, colour in (("same person", same, SERIES[2]), ("different", different, SERIES[4])):
         density = np.array(counts) / max(np.sum(counts), 1) / width
         axes.stairs(density, edges, fill=True, alpha=0.3, color=colour)
         axes.stairs(density, edges, color=colour, linewidth=1.5, label=label, gid=f"histogram {label}")
+        lines.append((label, colour, centres, density, [f"{100 * share:.1f} %" for share in density * width]))
     axes.set_xlabel("cosine distance", loc="right", fontsize=8.5)
     axes.set_yticks([])
-    _legend(axes)
+    axes.set_ylim(bottom=0)
+    _legend(axes, ["same person", "different"])
+    figure.hover = _hover(axes, "distance", lines)
     return figure
 
 
 @_style()
-def map_figure(title, points, persons, modalities):
+def map_figure(title, points, persons, modalities, perplexity=None, cameras=None, tiles=None):
     """Draw a map of embeddings, coloured by person: a disc for each visible image, a triangle for each infrared one.
 
-    Args: points: (N, 2); persons: (N,) identities; modalities: (N,) "rgb" or "ir".
+    Args: points: (N, 2); persons: (N,) identities; modalities: (N,) "rgb" or "ir"; perplexity: of the t-SNE;
+        cameras: (N,), or None; tiles: of `content`, only for the page's script.
     """
     from matplotlib.lines import Line2D
 
@@ -143,51 +207,61 @@ def map_figure(title, points, persons, modalities):
     known, counts = np.unique(persons, return_counts=True)
     coloured = dict(zip(known[np.argsort(-counts, kind="stable")].tolist(), PERSONS))
     markers = {"rgb": "o", "ir": "^"}
-    figure, axes = _axes(title, f"t-SNE; {len(coloured)} of {len(known)} persons in colour", SQUARE)
-    axes.set_position((0.01, 0.01, 0.98, 0.88))
+    how = f"t-SNE, seed 0{f', perplexity {perplexity:.3g}' if perplexity else ''}"
+    figure, axes = _axes(title, f"{how}; {len(coloured)} of {len(known)} persons in colour", SQUARE)
+    axes.set_position((0.01, 0.01, 0.98, 0.87))
     for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
         for name, marker in markers.items():
             chosen = (persons == person) & (modalities == name)
-            axes.scatter(*points[chosen].T, s=26, marker=marker, linewidths=0.5, edgecolors=PAPER,
+            axes.scatter(*points[chosen].T, s=30, marker=marker, linewidths=0.5, edgecolors=PAPER,
                          color=coloured.get(person, OTHERS), alpha=1 if person in coloured else 0.35,
                          gid=f"person {person}, {MODALITY_NAMES[name]}")
-    axes.set(xticks=[], yticks=[])
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.025 * np.maximum(high - low, 1e-3)
+    axes.set(xticks=[], yticks=[], xlim=(low[0] - margin[0], high[0] + margin[0]),
+             ylim=(low[1] - margin[1], high[1] + margin[1]))
     axes.spines["bottom"].set_visible(False)
     axes.grid(False)
-    _legend(axes, [Line2D([], [], marker=marker, linestyle="", color=MUTED, label=MODALITY_NAMES[name])
-                   for name, marker in markers.items()])
+    _legend(axes, list(MODALITY_NAMES.values()),
+            [Line2D([], [], marker=marker, linestyle="", color=MUTED, label=MODALITY_NAMES[name])
+             for name, marker in markers.items()])
+    figure.hover = {"images": [
+        [*place, f"person {person}, {MODALITY_NAMES[name]}" + (f", camera {cameras[index]}" if cameras else "")]
+        for index, (place, person, name) in enumerate(zip(_places(axes, *points.T).tolist(), persons, modalities))]}
     return figure
 
 
-@_style()
 def svg(figure, prefix):
-    """Write a figure as SVG for a page: its colours become the page's variables, names of groups become tooltips.
+    """Write a figure as SVG for a page: its colours become the page's variables, its `hover` goes with it.
 
     matplotlib has escaped all text in it.
 
     Args: prefix: of this figure in the page, so that the ids of two figures never meet.
     """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with _style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = NAMED.sub(r'<g class="named"><title>\1</title>', text)
+    text = NAMED.sub(r'<g class="named" data-name="\1">', text)
     text = re.sub(rf'\bid="(?!{REFERRED})[^"]*"', "", text)
     text = re.sub(rf'(id="|href="#|url\(#)(?={REFERRED})', rf"\g<1>{prefix}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
+    hover = html.escape(json.dumps(getattr(figure, "hover", {}), separators=(",", ":")))
+    text = text.replace("<svg ", f'<svg role="img" data-hover="{hover}" ', 1)
     return re.sub(r'(?:width|height)="[\d.]+pt" ', "", text, count=2)
 
 
-@_style()
 def save_figures(folder, figures):
     """Write figures (name -> Figure) as FOLDER/NAME.png and .pdf; what is no letter or digit in a name becomes "_"."""
-    for name, figure in figures.items():
+    for name, figure in tqdm(figures.items(), desc=f"figures to {folder}", unit="figure", disable=None):
         name = re.sub(r"\W", "_", name)
         for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
                               ("pdf", {"metadata": {"CreationDate": None}})):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, **options)
+            with _style():
+                figure.savefig(buffer, format=kind, **options)
             data = buffer.getvalue()
             write_atomically(Path(folder) / f"{name}.{kind}", lambda file, data=data: file.write(data))

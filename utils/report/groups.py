@@ -1,4 +1,4 @@
-"""Puts runs together that differ in their seed alone: means, bands of a standard deviation, differences."""
+"""Puts runs together that differ in their seed alone: the mean of their curves, in a band of a standard deviation."""
 import numpy as np
 
 from utils.report.curves import CURVES, points
@@ -25,35 +25,14 @@ def group_runs(runs):
     return groups if any(len(group) > 1 for group in groups.values()) else {}
 
 
-def mean_rows(groups, numbers):
-    """Average the results of each group: rows of label, what, protocol, n, then a cell for each of `numbers`.
+def group_charts(groups, stage, detail):
+    """Make the `Chart`s of one stage with a line per group: its mean, in a band of a standard deviation.
 
-    A cell holds mean ± standard deviation (n - 1) in percent and, from the second group on, the difference of the mean
-    from the first group's of the same result and protocol.
+    Args: groups: of `group_runs`; detail: as `utils.report.curves.stage_charts`.
     """
-    rows, first = [], {}
-    for label, group in groups.items():
-        found = {}
-        for run in group:
-            for what, protocol, result in run.results():
-                found.setdefault((what, protocol), []).append([100 * result[key] for key in numbers])
-        for (what, protocol), values in found.items():
-            mean = np.mean(values, axis=0)
-            before = first.get((what, protocol)) if groups and label != next(iter(groups)) else None
-            first.setdefault((what, protocol), mean)
-            spread = np.std(values, axis=0, ddof=1) if len(values) > 1 else [None] * len(mean)
-            rows.append((label, what, protocol, len(values), *(
-                f"{m:.2f}" + (f" ± {s:.2f}" if s is not None else "") + (
-                    f" ({m - before[i]:+.2f})" if before is not None else "")
-                for i, (m, s) in enumerate(zip(mean, spread)))))
-    return rows
-
-
-def group_charts(groups, stage):
-    """Make the `Chart`s of one stage with a line per group: its mean, in a band of a standard deviation."""
     charts = []
     for curve in CURVES:
-        for label, key in curve.keys.items():
+        for label, key in curve.keys.items() if curve.detail == detail else ():
             lines = []
             for index, (name, group) in enumerate(groups.items()):
                 by_epoch = {}
@@ -68,5 +47,6 @@ def group_charts(groups, stage):
                                       "-" if index < len(SERIES) else "--", spread))
             if lines:
                 title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
-                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top))
+                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top,
+                                    number=curve.number))
     return charts

@@ -6,12 +6,11 @@ from pathlib import Path
 import yaml
 
 from utils.errors import UserError
-from utils.report.curves import STAGES
 
 CONTENT_FOLDER = "report_data"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
 FORMER_NAMES = {"model": "finetune"}        # how earlier versions called a stage in their files
-BEST = "best Rank-1 on test data"
+SCRIPTS = ("train_prepare", "train_clip", "test")
 
 
 @dataclass(frozen=True)
@@ -23,23 +22,7 @@ class RunFiles:
     epochs: list    # metrics.jsonl, a dict per epoch of every stage
     tests: dict     # folder below this one ("." is this one) -> its metrics.json
     contents: dict  # key of CONTENT_TITLES -> report_data/KEY.json, as `utils.report.content` makes it
-
-    def results(self):
-        """List the results of test.py and of each stage's last and best epoch: [(what, protocol, numbers)]."""
-        found = []
-        for where, metrics in self.tests.items():
-            what = "test.py" if where == "." else where
-            found += [(f"{what}: {Path(m.get('checkpoint', '')).name}", m["protocol"], m)
-                      for m in metrics.get("results", [metrics])]
-        for stage, title in STAGES.items():
-            tested = [row for row in self.epochs if row["stage"] == stage and "test" in row]
-            if tested:
-                last, best = tested[-1], max(tested, key=lambda row: row["test"]["rank1"])
-                found.append((f"{title}: epoch {last['epoch']}, the last tested", last["test"]["protocol"],
-                              last["test"]))
-                if best is not last:
-                    found.append((f"{title}: epoch {best['epoch']}, {BEST}", best["test"]["protocol"], best["test"]))
-        return found
+    about: dict     # script -> report_data/run-SCRIPT.json, where and how it ran
 
     def pictures(self):
         """Collect the small pictures of all contents: name -> base64 JPEG."""
@@ -57,6 +40,10 @@ def read_run(folder):
              for path in sorted(folder.glob(pattern))]
     tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, json.loads, None)
              for path in paths if not path.parent.name.startswith("old-")}
+    if tests and folder.resolve().parent.name == "tests":        # a test's page compares with its neighbour
+        tests |= {path.parent.name: _read(path, json.loads, None)
+                  for path in sorted(folder.resolve().parent.glob("baseline_clip-*/metrics.json"))
+                  if path.parent != folder.resolve()}
     contents = {}
     for name in (*CONTENT_TITLES, *FORMER_NAMES):
         content = _read(folder / CONTENT_FOLDER / f"{name}.json", json.loads, None)
@@ -65,7 +52,9 @@ def read_run(folder):
     if not (epochs or tests or contents):
         raise UserError(f"{folder} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); expected the "
                         "OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or a test")
-    return RunFiles(folder, _read(folder / "config.yml", yaml.safe_load, {}) or {}, epochs, tests, contents)
+    about = {name: _read(folder / CONTENT_FOLDER / f"run-{name}.json", json.loads, None) for name in SCRIPTS}
+    return RunFiles(folder, _read(folder / "config.yml", yaml.safe_load, {}) or {}, epochs, tests, contents,
+                    {name: facts for name, facts in about.items() if facts})
 
 
 def _read(path, parse, default):

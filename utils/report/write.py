@@ -3,9 +3,11 @@ import json
 from pathlib import Path
 
 from utils.checkpoint import write_atomically
+from utils.errors import UserError
 from utils.report.curves import STAGES, comparison_charts, stage_charts
 from utils.report.figures import (
     MODALITY_NAMES,
+    MUTED,
     SERIES,
     Chart,
     Line,
@@ -15,14 +17,25 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
-from utils.report.groups import group_charts, group_runs, mean_rows
+from utils.report.groups import group_charts, group_runs
 from utils.report.page import Section, Table, write_page
-from utils.report.run_files import BEST, CONTENT_FOLDER, CONTENT_TITLES, flat, read_run
+from utils.report.results import (
+    BASELINE,
+    NUMBERS,
+    TRAINED,
+    baseline_of,
+    compared_tables,
+    difference,
+    find_results,
+    main_result,
+    result_tables,
+)
+from utils.report.run_files import CONTENT_FOLDER, CONTENT_TITLES, flat, read_run
 
-NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 DISTANCES = {"across": "Distances, visible to infrared", "rgb": "Distances among visible",
              "ir": "Distances among infrared"}
-DIFFERENT_PROTOCOLS = "Numbers of different protocols do not compare."
+COLOURS = {"baseline": MUTED, "prepare": SERIES[0], "finetune": SERIES[1]}      # of the CMC's lines
+CMC_TICKS = (1, 5, 10, 20)
 
 
 def save_report(folder, log, name, make_content):
@@ -39,57 +52,72 @@ def save_report(folder, log, name, make_content):
         log.info(f"warning: the report could not be written ({type(error).__name__}: {error})")
 
 
-def write_run_page(folder, figures_dir=None):
+def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
     """Write FOLDER/report.html: its path.
 
-    Args: folder: of a run; figures_dir: where every figure goes as PNG and PDF too, if set.
-    Raises: UserError: as `read_run` and `write_atomically`.
+    Args: folder: of a run; figures_dir: where figures go as PNG and PDF too, if set; only: words, of which a figure's
+        name must hold one; all_stages: whether lists, map and clusters are shown of every stage, not of the last one.
+    Raises: UserError: as `read_run` and `write_atomically`; no figure has such a name.
     """
     run, figures = read_run(folder), Figures()
-    sections = [Section("results", "Results", "results.html", _results(run, figures))]
-    sections += [_curves(stage, stage_charts(run.epochs, stage), figures) for stage in STAGES]
-    for name, content in run.contents.items():
-        title = CONTENT_TITLES[name]
-        sections += [
-            Section(f"embeddings-{name}", f"Embeddings: {title}", "embeddings.html",
-                    _embeddings(name, content, figures)),
-            Section(f"lists-{name}", f"Ranked lists: {title}", "ranked_lists.html", content["tests"]),
-            Section(f"clusters-{name}", f"Clusters: {title}", "clusters.html", content.get("clusters"))]
-    sections += [Section("data", "Data set", "table.html", _data_table(run.contents)),
-                 Section("settings", "Settings", "table.html", _settings_table(run.config))]
+    results = find_results(run)
+    titled = [(CONTENT_TITLES[name], name, content) for name, content in run.contents.items()]
+    clustered = [(title, content["clusters"]) for title, _, content in titled if content.get("clusters")]
+    shown = titled if all_stages else titled[:1]
+    baseline = {stage: _epoch_0(run, results, stage) for stage in STAGES}
+    sections = [
+        Section("results", "Results", "results.html", _results(results, figures)),
+        Section("lists", "Ranked lists", "ranked_lists.html",
+                [(title, content["tests"]) for title, _, content in shown]),
+        Section("map", "Map", "embeddings.html",
+                [(title, _embeddings(name, content, figures)) for title, name, content in shown]),
+        Section("clusters", "Clusters", "clusters.html", clustered if all_stages else clustered[:1]),
+        Section("training", "Losses and labels", "curves.html", _curves(
+            figures, lambda stage: stage_charts(run.epochs, stage, False, baseline[stage]))),
+        Section("details", "Details", "details.html",
+                _curves(figures, lambda stage: stage_charts(run.epochs, stage, True))),
+        Section("data", "Data set", "table.html", _data_table(run.contents)),
+        Section("settings", "Settings", "table.html", _settings_table(run))]
     path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
-                      run.pictures())
+                      run.pictures(), _facts(run, results))
     if figures_dir:
-        save_figures(figures_dir, figures.by_name)
+        save_figures(figures_dir, figures.named(only))
     return path
 
 
-def write_comparison_page(folders, output=None, figures_dir=None):
+def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     """Write one page that compares several runs: its path. Runs that differ in their seed alone share a line, the mean.
 
-    Args: folders: of the runs; output: the file, FIRST_FOLDER/comparison.html if not set; figures_dir: where every
-        figure goes as PNG and PDF too, if set.
-    Raises: UserError: as `read_run` and `write_atomically`.
+    Args: folders: of the runs; output: the file, FIRST_FOLDER/comparison.html if not set; figures_dir, only: as
+        `write_run_page`.
+    Raises: UserError: as `write_run_page`.
     """
     runs, figures = _named_runs(folders), Figures()
-    results = [(f"{name}, {what}", protocol, numbers) for name, run in runs.items()
-               for what, protocol, numbers in run.results()]
-    cmc = [(f"{name}_cmc", f"CMC: {CONTENT_TITLES[name]}", run_name, index, test)
-           for index, (run_name, run) in enumerate(runs.items())
-           for name, content in run.contents.items() for test in content["tests"]]
-    note = DIFFERENT_PROTOCOLS if len({protocol for _, protocol, _ in results}) > 1 else ""
     groups = group_runs(runs)
-    sections = [Section("means", "Means over the seeds", "table.html", _means_table(groups)),
-                Section("results", "Results", "table.html", _results_table(results, note)),
-                Section("differences", "Settings that differ", "table.html", _differences_table(runs)),
-                Section("cmc", "CMC", "charts.html", figures.charts(_cmc_charts(cmc)))]
+    compared = {f"{label} (n = {len(group)})": group for label, group in groups.items()} or {
+        name: [run] for name, run in runs.items()}
+    tables = compared_tables({name: [find_results(run) for run in group] for name, group in compared.items()})
+    cmc = [(result.protocol, f"{TRAINED.get(result.stage, result.name)}", name, SERIES[index % len(SERIES)], result)
+           for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if not result.best]
+    note = (f"Small numbers below: the difference to {next(iter(compared))}. ± is the standard deviation (n − 1) over "
+            "the runs that differ in their seed alone, of a single run over its trials. Numbers of different protocols "
+            "do not compare.")
     epochs = {name: run.epochs for name, run in runs.items()}
-    sections += [_curves(stage, group_charts(groups, stage) if groups else comparison_charts(epochs, stage), figures)
-                 for stage in STAGES]
+
+    def charts(detail):
+        return _curves(figures, lambda stage: group_charts(groups, stage, detail) if groups else comparison_charts(
+            epochs, stage, detail))
+
+    sections = [
+        Section("results", "Results", "results.html", {"tiles": [], "note": note, "tables": tables, "charts":
+                figures.charts(_cmc_charts(cmc))} if tables else None),
+        Section("differences", "Settings that differ", "table.html", _differences_table(runs)),
+        Section("training", "Losses and labels", "curves.html", charts(False)),
+        Section("details", "Details", "details.html", charts(True))]
     path = write_page(Path(output) if output else Path(folders[0]) / "comparison.html",
                       f"Comparison of {len(runs)} runs", " · ".join(runs), sections)
     if figures_dir:
-        save_figures(figures_dir, figures.by_name)
+        save_figures(figures_dir, figures.named(only))
     return path
 
 
@@ -108,52 +136,64 @@ class Figures:
         """Draw and keep `Chart`s: their SVG texts."""
         return [self.add(chart.name, chart_figure(chart)) for chart in charts]
 
-
-def _curves(stage, charts, figures):
-    """Make the section of a training stage's curves."""
-    return Section(f"curves-{stage}", f"Curves: {STAGES[stage]}", "charts.html", figures.charts(charts))
-
-
-def _results(run, figures):
-    """Choose what stands at the top of a run's page: the last result in large figures, all results, CMC curves."""
-    results = run.results()
-    cmc = [("cmc", "CMC", CONTENT_TITLES[name].partition(",")[0], index, test)
-           for index, (name, content) in enumerate(run.contents.items()) for test in content["tests"]]
-    shown = {"headline": None, "table": _results_table(results), "charts": figures.charts(_cmc_charts(cmc))}
-    if results:
-        what, protocol, numbers = [result for result in results if BEST not in result[0]][-1]
-        shown["headline"] = {"what": what, "protocol": protocol,
-                             "numbers": [(name, 100 * numbers[key]) for key, name in NUMBERS.items()]}
-    return shown if results or shown["charts"] else None
+    def named(self, words):
+        """Return the figures whose names hold one of the words, or all without words. Raises: UserError: none has."""
+        found = {name: figure for name, figure in self.by_name.items()
+                 if not words or any(word in name for word in words)}
+        if not found:
+            raise UserError(f"no figure of this page has {' or '.join(words)} in its name; there are "
+                            f"{', '.join(self.by_name) or 'none'}")
+        return found
 
 
-def _results_table(results, note=""):
-    rows = [(what, protocol, *(f"{100 * numbers[key]:.2f}" for key in NUMBERS)) for what, protocol, numbers in results]
-    return Table(("in percent", "protocol", *NUMBERS.values()), rows, 2, note) if rows else None
+def _curves(figures, make_charts):
+    """Draw the curves of all stages: [(title, SVG texts)]. Args: make_charts: stage -> `Chart`s."""
+    drawn = [(title, figures.charts(make_charts(stage))) for stage, title in STAGES.items()]
+    return [(title, charts) for title, charts in drawn if charts]
 
 
-def _means_table(groups):
-    rows = mean_rows(groups, NUMBERS)
-    note = "Percent, mean ± standard deviation (n - 1)" + (
-        "; in brackets the difference from the first group." if len(groups) > 1 else ".")
-    return Table(("runs", "result", "protocol", "n", *NUMBERS.values()), rows, 3, note) if rows else None
+def _epoch_0(run, results, stage):
+    """Return the numbers of baseline CLIP by the protocol of a stage's tests, None if there are none."""
+    tests = [row["test"] for row in run.epochs if row["stage"] == stage and "test" in row]
+    return baseline_of(results, tests[0]["protocol"]) if tests else None
+
+
+def _results(results, figures):
+    """Choose what stands at the top of a run's page: the last stage's numbers as tiles, all results, CMC curves."""
+    if not results:
+        return None
+    last = main_result(results)
+    baseline = baseline_of(results, last.protocol) if last.stage != "baseline" else None
+    tiles = [{"name": name, "value": f"{100 * last.numbers[key]:.1f}",
+              "gain": f"{difference(last.numbers[key], baseline[key])} to {BASELINE}" if baseline else "",
+              "worse": bool(baseline) and last.numbers[key] < baseline[key]} for key, name in NUMBERS.items()]
+    spread = "± is the standard deviation over the trials. " if any(result.spread for result in results) else ""
+    gain = f"Small numbers below: the gain over {BASELINE}. " if baseline else (
+        f"{BASELINE} was not tested here: python test.py without --resume_path does. ")
+    cmc = [(result.protocol, "CMC", result.name, COLOURS.get(result.stage, SERIES[2 + index % 6]), result)
+           for index, result in enumerate(results) if not result.best]
+    return {"tiles": tiles, "what": f"{last.name}; {last.protocol}", "note": f"Percent. {spread}{gain}",
+            "tables": result_tables(results), "charts": figures.charts(_cmc_charts(cmc))}
 
 
 def _cmc_charts(tests):
-    """Make CMC charts. Args: tests: (begin of the chart's name, title, line's label, number of its colour, test)."""
+    """Make CMC charts. Args: tests: (protocol, title, line's label, colour, `Result`)."""
     lines = {}
-    for name, title, label, index, test in tests:
-        line = Line(label, list(range(1, len(test["cmc"]) + 1)), [100 * share for share in test["cmc"]],
-                    SERIES[index % len(SERIES)])
-        lines.setdefault((name, title, test["mode"]), []).append(line)
-    return [Chart(f"{name}_{mode}", title, tuple(found), f"% found within a rank; {mode}", "rank", top=100)
-            for (name, title, mode), found in lines.items()]
+    for protocol, title, label, colour, result in tests:
+        if result.cmc:
+            line = Line(label, list(range(1, len(result.cmc) + 1)), [100 * share for share in result.cmc], colour,
+                        "--" if result.stage == "baseline" else "-")
+            lines.setdefault((title, protocol), []).append(line)
+    return [Chart(f"cmc_{number}", title, tuple(found), f"% found within a rank; {protocol}", "rank", top=100,
+                  ticks=CMC_TICKS, number="{:.1f}")
+            for number, ((title, protocol), found) in enumerate(lines.items(), 1)]
 
 
 def _embeddings(name, content, figures):
-    """Draw the map of the embeddings and the histograms of their distances: {"map": SVG, "distances": [SVG]}."""
+    """Draw the map of the embeddings and the histograms of their distances: {"map", "tiles", "distances"}."""
     found = content["distances"]
     return {"map": figures.add(f"{name}_map", map_figure("Test embeddings", **content["map"])),
+            "tiles": content["map"].get("tiles"),
             "distances": [figures.add(f"{name}_distances_{key}", distance_figure(title, found["edges"], **found[key]))
                           for key, title in DISTANCES.items()]}
 
@@ -162,22 +202,51 @@ def _data_table(contents):
     """Tell persons and images per split, modality and camera; all contents of a run are of one data set."""
     if not contents:
         return None
-    rows = [(f"{row['split']}, {MODALITY_NAMES[row['modality']]}", f"{row['persons']:,}", f"{row['images']:,}",
-             ", ".join(f"camera {camera}: {count:,}" for camera, count in row["cameras"].items()))
-            for row in next(iter(contents.values()))["data"]]
-    return Table(("split", "persons", "images", "images per camera"), rows)
+    rows = [(f"{row['split']}, {MODALITY_NAMES[row['modality']]}",
+             ", ".join(f"camera {camera}: {count:,}" for camera, count in row["cameras"].items()),
+             f"{row['persons']:,}", f"{row['images']:,}") for row in next(iter(contents.values()))["data"]]
+    return Table(("split", "images per camera", "persons", "images"), rows, 2)
 
 
-def _settings_table(config):
-    return Table(("key", "value"), list(flat(config).items()), 2) if config else None
+def _settings_table(run):
+    """List the settings that are not the defaults, and below them all."""
+    everything = Table(("key", "value"), list(flat(run.config).items()), 2, "All settings")
+    defaults = next((facts["defaults"] for facts in run.about.values() if "defaults" in facts), None)
+    if not run.config or defaults is None:
+        return everything if run.config else None
+    changed = [(key, value, defaults.get(key, "–")) for key, value in flat(run.config).items()
+               if value != defaults.get(key)]
+    return Table(("key", "value", "default"), changed, 3, "Settings that differ from the defaults." if changed else
+                 "All settings are the defaults.", everything)
+
+
+def _facts(run, results):
+    """Tell where the results come from: [(name, text or list of texts)], empty where nothing is known."""
+    about = list(run.about.values())
+    last = about[-1] if about else {}
+    data = run.config.get("DATASET", {})
+    trial = f", trial {data.get('TRIAL')}" if data.get("NAME") == "regdb" else ""
+    seconds = sum(row.get("seconds", 0) for row in run.epochs)
+    return [("Method", last.get("method")), ("Data set", f"{data.get('NAME', '')}{trial}"),
+            ("Protocol", main_result(results).protocol if results else ""),
+            ("Date", str(last.get("started", ""))[:16].replace("T", " ")), ("Commit", last.get("commit")),
+            ("Versions", ", ".join(f"{name} {number}" for name, number in last.get("versions", {}).items())),
+            ("Hardware", last.get("hardware")), ("Training time", duration(seconds) if seconds else ""),
+            ("Commands", [facts["command"] for facts in about])]
+
+
+def duration(seconds):
+    """Write seconds as hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _subtitle(run):
-    """Name the data set, the seed, how far each stage has come, and the folder."""
+    """Name the seed, how far each stage has come, and the folder."""
     last = {stage: max((row["epoch"] for row in run.epochs if row["stage"] == stage), default=0) for stage in STAGES}
     epochs = ", ".join(f"{STAGES[stage]} {epoch} epochs" for stage, epoch in last.items() if epoch)
-    dataset = str(run.config.get("DATASET", {}).get("NAME", ""))
-    return " · ".join(filter(None, (dataset, f"seed {run.config.get('SEED', '?')}", epochs, str(run.folder))))
+    return " · ".join(filter(None, (f"seed {run.config.get('SEED', '?')}", epochs, str(run.folder))))
 
 
 def _named_runs(folders):

@@ -1,0 +1,204 @@
+"""README and docs: their examples run, and what they name (files, tests, commands, keys, messages) is there."""
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scripts
+import torch
+from PIL import Image
+
+from configs.defaults import as_dict, flat, load_config
+from data import registry
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from processor.train import train_step
+from tests.tiny import tiny_banks
+from tools import method_figure, settings_page
+from utils.modality import Modality
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+KEYS = flat(as_dict(load_config()))
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def commands(page):
+    """The command lines of a page: [words of one], from code blocks and between backticks."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text_of(page), re.DOTALL)
+    inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL))
+    lines = [line.split("#")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()] + inline
+    return [" ".join(line.split()).removeprefix("$ ").split() for line in lines
+            if re.match(r"(\$ )?(OMP_NUM_THREADS=\d+ )?(python|make|torchrun) ", " ".join(line.split()))]
+
+
+def test_the_settings_page_is_of_todays_settings():
+    """Run `python tools/settings_page.py` if this fails."""
+    assert text_of(ROOT / "docs/settings.md") == settings_page.page()
+
+
+def test_settings_are_explained_by_their_comments():
+    keys, headings = settings_page.read_comments(
+        "_C = CfgNode()\n_C.A = CfgNode()   # all\n_C.A.B = [1,\n    2]   # two,\n          # words\n# no\n"
+        "_C.A.C = '#'\n")
+    assert (keys, headings) == ({"A.B": "two, words", "A.C": ""}, {"A": "all"})
+
+
+@pages
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), target
+        if anchor:
+            headings = [re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+                        for line in text_of(other).splitlines() if line.startswith("#")]
+            assert anchor in [*headings, *re.findall(r'<a id="([^"]+)"', text_of(other))], target
+
+
+@pages
+def test_named_tests_and_files_exist(page):
+    for file, name in re.findall(r"`(tests/test_\w+\.py)::(\w+)`", text_of(page)):
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for name in re.findall(rf"`((?:{folders})/[\w/.]+\.(?:py|yml|md|png|pt))`", text_of(page)):
+        assert name.startswith(("runs/", "dataset/")) or (ROOT / name).is_file(), name
+
+
+@pages
+def test_commands_are_those_of_the_scripts(page):
+    """Scripts, options, make's targets and KEY VALUE pairs exist."""
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for words in commands(page):
+        words = words[1:] if words[0].startswith("OMP") else words
+        if words[0] == "make":
+            assert words[1] in targets, words
+            continue
+        script = words[2].replace(".", "/") if words[1] == "-m" else next((w for w in words if w.endswith(".py")), None)
+        if script is None or script.startswith("http"):
+            continue
+        path = ROOT / (f"{script}/__main__.py" if (ROOT / script).is_dir() else script.removesuffix(".py") + ".py")
+        assert path.is_file(), words
+        known = path.read_text() + (ROOT / "configs/command_line.py").read_text() + tool_behind(path)
+        for option in (word.strip("[]").partition("=")[0] for word in words if word.strip("[").startswith("--")):
+            assert words[0] == "torchrun" or option[2:].replace("-", "_") in known.replace("-", "_"), (words, option)
+        assert [word for word in words if re.fullmatch(r"[A-Z]+\.[A-Z_0-9]+", word) and word not in KEYS] == [], words
+
+
+def tool_behind(path):
+    """The source of the tool that an old spelling runs."""
+    tool = ROOT / "tools" / path.name
+    return tool.read_text() if tool.is_file() else ""
+
+
+@pages
+def test_named_settings_exist(page):
+    sections = {key.partition(".")[0] for key in KEYS if "." in key}
+    named = re.findall(rf"`((?:{'|'.join(sections)})\.[A-Z_0-9]+)\b", text_of(page))
+    assert [key for key in named if key not in KEYS] == []
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    source = " ".join(path.read_text() for folder in ("configs", "data", "model", "processor", "utils", "loss")
+                      for path in (ROOT / folder).rglob("*.py")) + (ROOT / "test.py").read_text()
+    source = re.sub(r'"\s*\n\s*f?"', "", source)        # sentences run over several lines
+    messages = re.findall(r"^> (.+)$", text_of(ROOT / "docs/troubleshooting.md"), re.MULTILINE)
+    assert len(messages) > 8
+    assert [message for message in messages if message not in source] == []
+
+
+def test_the_methods_figure_is_the_scripts(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["method_figure.py", "--output", str(tmp_path / "method.svg")])
+    method_figure.main()
+    drawn, kept = ((folder / "method.svg").read_text() for folder in (tmp_path, ROOT / "assets"))
+    assert drawn.count("<path") == kept.count("<path") > 50
+
+
+def blocks(page):
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """The names that the blocks of docs/extending.md define, run in their order, and what they changed is undone."""
+    names, path, openers = {}, list(sys.path), dict(registry.OPENERS)
+    for block in blocks(ROOT / "docs/extending.md"):
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    yield names
+    sys.path[:] = path
+    registry.OPENERS.clear()
+    registry.OPENERS.update(openers)
+
+
+def test_the_data_set_of_the_example_is_trained_on(examples, tmp_path, tiny_clip_file, monkeypatch):
+    scripts.without_report(monkeypatch)
+    images = {m: bank.images for m, bank in tiny_banks().items()}
+    for m, folder in examples["FOLDERS"].items():
+        for index, pixels in enumerate(images[m]):
+            path = tmp_path / f"people/{folder}/{index // 6:03d}/{index % 6}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    data = registry.open_dataset("folders", tmp_path / "people")
+    assert [sorted(set(images.persons)) for _, images in data.sets()] == [[0, 2, 4]] * 2 + [[1, 3]] * 2
+    retrieval = data.retrieval("t2v", trials=2)
+    assert (len(retrieval.query), [len(gallery) for gallery in retrieval.galleries]) == (12, [2, 2])
+    words = scripts.settings(DATASET__NAME="folders", DATASET__ROOT=tmp_path / "people", CLUSTER__K1=4,
+                             MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
+    assert scripts.call(scripts.load("train_prepare"), words) == 0
+    assert (tmp_path / "run/prepare_last.pth").is_file()
+
+
+def test_the_association_of_the_example(examples):
+    rgb = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    links = examples["mutual_nearest"](rgb, torch.tensor([[1.0, 0.0], [0.1, 0.9]]))
+    assert links.rgb_to_ir.tolist() == [0, -1, 1] and links.ir_to_rgb.tolist() == [0, 2]
+
+
+def test_the_loss_and_the_backbone_of_the_examples_take_a_step(examples, tiny_clip_file):
+    model = examples["averaging_model"](load_clip(tiny_clip_file).visual, 32, 16)
+    images = torch.rand(2, 3, 32, 16)
+    memory = SimpleNamespace(losses=lambda features, *rest: {"loss_rgb": features[Modality.RGB].sum()},
+                             update=lambda features, labels: {})
+    text = SimpleNamespace(losses=lambda projections, *rest: {"loss_i2t_rgb": projections[Modality.RGB].sum()})
+    guidance = examples["ShortProjections"](text, 0.5)
+    batch = SimpleNamespace(images={m: images for m in Modality}, labels={m: np.zeros(2, int) for m in Modality},
+                            positions=None)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    losses, _ = train_step(model.train(), optimizer, memory, batch, guidance, "fp32")
+    assert set(losses) == {"loss_rgb", "loss_i2t_rgb", "loss_length_rgb", "loss_length_ir"}
+    assert losses["loss_length_ir"] > 0
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert "tower.attnpool.c_proj.weight" in changed and "tower.layers.layer4.0.conv1.weight" in changed
+    feature, plain = (m.eval().encode_image(images, "rgb").feature
+                      for m in (model, CCLNet(load_clip(tiny_clip_file).visual, 32, 16)))
+    assert not torch.allclose(feature, plain)
+
+
+def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
+    """Ten lines: a checkpoint, two images, their distance."""
+    (code,) = blocks(ROOT / "README.md")
+    assert len(code.strip().splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    model = CCLNet(load_clip(tiny_clip_file).visual, 32, 16).eval()
+    checkpoint, *pictures = re.findall(r'"([\w/]+\.(?:pth|jpg|png))"', code)
+    for name in (checkpoint, *pictures):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": model.state_dict(), "model": model.describe()}, checkpoint)
+    for name in pictures:
+        Image.fromarray(tiny_banks()[Modality.RGB].images[len(name)]).save(name)
+    exec(compile(code, "README.md", "exec"), {})
+    assert 1e-3 < float(capsys.readouterr().out) < 2
+
+
+def test_the_readme_is_short():
+    assert len([word for word in text_of(ROOT / "README.md").split() if re.search(r"\w", word)]) <= 1200

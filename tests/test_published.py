@@ -1,0 +1,168 @@
+"""Weights as safetensors: written with a model card, read by test.py and tools/search.py, from file or Hub."""
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import scripts
+import torch
+import trees
+from PIL import Image
+from safetensors import safe_open
+
+from configs.defaults import as_dict, load_config
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from tools.export_released import main as export
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.published import FILE_NAME, as_safetensors
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMBERS = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4125, "mINP": 0.3}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return trees.people_tree(tmp_path_factory.mktemp("people") / "data")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tree, tiny_clip_file, tmp_path_factory):
+    """A checkpoint as train_clip.py writes it."""
+    path = tmp_path_factory.mktemp("ours") / "model_last.pth"
+    config = as_dict(load_config(None, scripts.settings(DATASET__ROOT=tree, MODEL__CLIP_WEIGHTS=tiny_clip_file)))
+    model = CCLNet(load_clip(tiny_clip_file).visual, 32, 16)
+    torch.save({"format": "cclnet-2", "stage": "finetune", "epoch": 7, "state_dict": model.state_dict(),
+                "model": model.describe(), "prompts": {m: {"context": torch.ones(5, 4, 64)} for m in ("rgb", "ir")},
+                "metrics": {"protocol": "SYSU all-search", "trials": 10, **NUMBERS}, "config": config,
+                "trial": 1}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    """What --safetensors writes."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    export([str(checkpoint), str(folder), "--safetensors", "--licence", "mit", "--title", "Ours"])
+    return folder
+
+
+def test_weights_and_description_read_back(checkpoint, folder, tree):
+    ours, read = load_checkpoint(checkpoint), load_checkpoint(folder / FILE_NAME)
+    assert ours["state_dict"].keys() == read["state_dict"].keys()
+    assert all(torch.equal(value, read["state_dict"][name]) for name, value in ours["state_dict"].items())
+    for key in ("stage", "epoch", "metrics", "model", "trial"):
+        assert read[key] == ours[key]
+    assert read["config"]["INPUT"] == ours["config"]["INPUT"]
+    text = json.dumps({key: value for key, value in read.items() if key != "state_dict"})
+    assert str(tree) not in text and "CLIP_WEIGHTS" not in text      # paths of the machine that trained
+    with safe_open(folder / FILE_NAME, "pt") as file:      # as others read it
+        assert file.metadata()["format"] == "pt" and "neck.weight" in file.keys()
+
+
+def test_model_card(folder):
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\nlicense: mit\n") and "# Ours" in text
+    for words in ("32 x 16 pixels", "stage finetune, epoch 7", "SYSU all-search", "| 50.00 |", "| 41.25 |",
+                  f"--resume_path {FILE_NAME}"):
+        assert words in text, words
+
+
+def test_the_released_format_is_published_too(checkpoint, folder, tmp_path, tiny_clip_file):
+    export([str(checkpoint), str(tmp_path / "released.pth"), "--clip_weights", tiny_clip_file])
+    export([str(tmp_path / "released.pth"), str(tmp_path / "out"), "--safetensors"])
+    ours, read = load_checkpoint(folder / FILE_NAME), load_checkpoint(tmp_path / "out" / FILE_NAME)
+    assert all(torch.equal(value, read["state_dict"][name]) for name, value in ours["state_dict"].items())
+    assert "config" not in read and "unknown data" in (tmp_path / "out/README.md").read_text()
+
+
+def test_it_is_tested_as_the_checkpoint_is(checkpoint, folder, tree, tmp_path, monkeypatch):
+    scripts.without_report(monkeypatch)
+    words = ["DATASET.ROOT", tree, "DEVICE", "cpu"]
+    script = scripts.load("test")
+    for name, path in (("ours", checkpoint), ("published", folder / FILE_NAME)):
+        assert scripts.call(script, ["--resume_path", path, *words, "OUTPUT_DIR", tmp_path / name]) == 0
+    ours, read = (json.loads(next((tmp_path / name).glob("tests/*/metrics.json")).read_text())
+                  for name in ("ours", "published"))
+    assert ours["per_trial"] == read["per_trial"] and read["epoch"] == 7
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"", lambda data: b"[" * 999])
+def test_damaged_files(folder, tmp_path, damage):
+    (tmp_path / FILE_NAME).write_bytes(damage((folder / FILE_NAME).read_bytes()))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(tmp_path / FILE_NAME)
+
+
+def test_strange_descriptions(tmp_path, checkpoint):
+    path = tmp_path / FILE_NAME
+    path.write_bytes(as_safetensors({"state_dict": {}}).replace(b"{}", b"[]"))
+    with pytest.raises(UserError, match="description of type list"):
+        load_checkpoint(path)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="is a file; expected a folder"):
+        export([str(checkpoint), str(tmp_path / "out"), "--safetensors"])
+    with pytest.raises(UserError, match="names no model"):
+        load_checkpoint("hf://owner")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The Hub's download of files: /OWNER/NAME/resolve/REVISION/FILE."""
+
+    files, asked = {}, []
+
+    def do_HEAD(self):
+        data = self.files.get(self.path.rpartition("/resolve/main/")[2] if "/lab/ours/" in self.path else None)
+        self.asked.append((self.command, self.path))
+        self.send_response(404 if data is None else 200)
+        if data is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("ETag", '"1234"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        return data
+
+    def do_GET(self):
+        self.wfile.write(self.do_HEAD() or b"")
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def hub(folder):
+    """A server on this machine that speaks as the Hub does: the environment that leads to it."""
+    Hub.files, Hub.asked = {FILE_NAME: (folder / FILE_NAME).read_bytes()}, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
+           "NO_PROXY": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "20"}
+    server.shutdown()
+
+
+def test_from_the_hub(hub, tmp_path):
+    """tools/search.py fetches a model once; a model that is not there ends in one sentence."""
+    (tmp_path / "gallery").mkdir()
+    for name in ("gallery/a.png", "query.png"):
+        Image.new("RGB", (16, 32), "red").save(tmp_path / name)
+    environment = {**os.environ, **hub, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+
+    def search(address):
+        return subprocess.run([sys.executable, ROOT / "tools/search.py", "--checkpoint", address, "--device", "cpu",
+                               "--gallery", "gallery", "--query", "query.png", "--output", "found"], cwd=tmp_path,
+                              env=environment, capture_output=True, text=True, timeout=240)
+
+    found = search("hf://lab/ours")
+    assert found.returncode == 0 and "0.0000  gallery/a.png" in found.stdout, found.stderr
+    fetched = [path for command, path in Hub.asked if command == "GET" and "resolve" in path]
+    assert fetched == [f"/lab/ours/resolve/main/{FILE_NAME}"]
+    missing = search("hf://lab/ours/other.safetensors")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: hf://lab/ours/other.safetensors cannot be")
+    assert missing.stderr.count("\n") == 1

@@ -1,0 +1,96 @@
+"""Write docs/settings.md: every key of configs/defaults.py with its default, its comment and what it may be.
+
+    python tools/settings_page.py [--output docs/settings.md]
+
+Run it after a key was added or a comment changed; a test compares the file with a fresh one.
+"""
+import ast
+import io
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
+
+from configs.defaults import CHOICES, NUMBERS, as_dict, flat, load_config  # noqa: E402
+from utils.checkpoint import write_atomically  # noqa: E402
+from utils.errors import Parser, exit_on_user_error  # noqa: E402
+
+HEAD = """# Settings
+
+Made by `python tools/settings_page.py` from `configs/defaults.py`; edit that file, not this page.
+
+Every command takes `--config_file FILE.yml` and, after it, `KEY VALUE` pairs:
+`python train_prepare.py --config_file configs/regdb.yml SEED 2 CLUSTER.EPS 0.5`. What comes later counts. An unknown
+key is answered with the nearest one, a wrong value with what was expected. The defaults are the released recipe for
+SYSU-MM01; the last column says what the other files in `configs/` set.
+"""
+
+
+def main():
+    """Write the page."""
+    parser = Parser(__doc__)
+    parser.add_argument("--output", default=ROOT / "docs" / "settings.md", type=Path)
+    output = parser.parse_args().output
+    write_atomically(output, lambda file: file.write(page().encode()))
+    print(f"written to {output}")
+
+
+def page():
+    """Return the page's text."""
+    keys, headings = read_comments((ROOT / "configs" / "defaults.py").read_text())
+    defaults = flat(as_dict(load_config()))
+    files = {path.stem: flat(as_dict(load_config(str(path)))) for path in sorted((ROOT / "configs").glob("*.yml"))}
+    lines, section = [HEAD.rstrip()], None
+    for key, default in defaults.items():
+        if key.rpartition(".")[0] != section:
+            section = key.rpartition(".")[0]
+            lines += ["", f"## {section or 'General'}", "", *([headings[section], ""] if headings.get(section) else []),
+                      "| key | default | may be | meaning | elsewhere |", "| --- | --- | --- | --- | --- |"]
+        elsewhere = ", ".join(f"{name}: `{values[key]!r}`" for name, values in files.items() if values[key] != default)
+        cells = (f"`{key}`", f"`{default!r}`", allowed(key, default), keys.get(key, ""), elsewhere)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def allowed(key, default):
+    """Say what a key's value may be."""
+    if key in CHOICES:
+        return ", ".join(f"`{choice}`" for choice in CHOICES[key])
+    rules = [expected for expected, _, names in NUMBERS if key in names]
+    kind = {bool: "`True` or `False`", str: "text", list: "a list"}.get(type(default), "")
+    return "; ".join(rules) or kind or "a number"
+
+
+def read_comments(source):
+    """Find the comments of configs/defaults.py: {"SECTION.KEY": comment}, {"SECTION": comment}.
+
+    A comment stands behind its line, and may run on in lines that hold nothing else.
+    """
+    comments, keys, headings = _comments_by_line(source), {}, {}
+    for node in ast.parse(source).body:
+        target = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
+        if not target.startswith("_C."):
+            continue
+        text, number = [], node.lineno
+        while number <= node.end_lineno or (number in comments and comments[number][1]):
+            text += [comments[number][0]] if number in comments else []
+            number += 1
+        found = headings if ast.unparse(node.value).startswith("CfgNode(") else keys
+        found[target.removeprefix("_C.")] = " ".join(text)
+    return keys, headings
+
+
+def _comments_by_line(source):
+    """Find comments by line number: (text, whether nothing else stands on the line)."""
+    found = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            alone = not token.line[:token.start[1]].strip() and token.start[1] > 0
+            found[token.start[0]] = token.string.lstrip("# "), alone
+    return found
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

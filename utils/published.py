@@ -1,0 +1,96 @@
+"""Trained weights as others publish and read them: safetensors files, alone or on the Hugging Face Hub."""
+import json
+
+from utils.errors import UserError, is_out_of_memory
+
+HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
+FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
+METADATA = "cclnet"                 # the key under which a file's description lies, as JSON
+
+
+def as_safetensors(content):
+    """Return a checkpoint's state dict as the bytes of a safetensors file, everything else as JSON in its metadata.
+
+    Args: content: {"state_dict": name -> tensor, ...}, the rest what JSON can hold.
+    """
+    from safetensors.torch import save
+
+    state = {name: value.detach().cpu().contiguous() for name, value in content["state_dict"].items()}
+    description = {key: value for key, value in content.items() if key != "state_dict"}
+    return save(state, {"format": "pt", METADATA: json.dumps(description, sort_keys=True)})
+
+
+def load_safetensors(path):
+    """Read a safetensors file as a checkpoint's content: {"state_dict": ..., and what its description says}.
+
+    Raises: UserError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
+            content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"checkpoint {path} cannot be read ({' '.join(str(error).split())[:120]}); expected a whole "
+                        "safetensors file. Copy or download the file again")
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds a description of type {type(content).__name__}; expected one that "
+                        "tools/export_released.py --safetensors wrote")
+    return {**content, "state_dict": state}
+
+
+def fetch(address):
+    """Return the local path of a file on the Hugging Face Hub, downloaded once into huggingface_hub's cache.
+
+    Args: address: hf://OWNER/NAME, or hf://OWNER/NAME/FILE.
+    Raises: UserError: the address is none, or the file cannot be fetched.
+    """
+    owner, _, rest = address.removeprefix(HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not owner or not name:
+        raise UserError(f"{address} names no model; expected hf://OWNER/NAME or hf://OWNER/NAME/FILE.safetensors")
+    from huggingface_hub import hf_hub_download  # slow to import
+
+    try:
+        return hf_hub_download(f"{owner}/{name}", file or FILE_NAME)
+    except Exception as error:      # the library's own, its network library's, and OSError
+        raise UserError(f"{address} cannot be fetched ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+                        f"expected a model on the Hugging Face Hub with {file or FILE_NAME}. Check its name and the "
+                        "network, or download the file and name its path")
+
+
+def model_card(title, description, licence):
+    """Write a model card in Markdown: what the weights are, on what data, with which numbers, how to load them.
+
+    Args: title: of the card; description: the content of a checkpoint without its weights; licence: its identifier
+        on the Hub, such as "mit".
+    """
+    told, size = description.get("metrics", {}), description.get("model", {})
+    dataset = str(description.get("dataset", "unknown"))
+    trial = f", trial {description['trial']}" if description.get("trial") else ""
+    selection = description.get("selected", "last epoch")
+    numbers = [(name, told[key]) for key, name in (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10"),
+                                                   ("rank20", "Rank-20"), ("mAP", "mAP"), ("mINP", "mINP"))
+               if isinstance(told.get(key), (int, float))]
+    lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
+             "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "", f"# {title}", "",
+             "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
+             "in both. Trained without identities.", "",
+             f"- **Data**: {dataset}{trial}; its own terms of use hold for what was learned from it.",
+             f"- **Training**: stage {description.get('stage', 'unknown')}, epoch {description.get('epoch', 'unknown')}"
+             f" ({selection}).",
+             f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
+             "with ImageNet's mean and deviation.",
+             f"- **Licence**: {licence}; the code is MIT.", ""]
+    if numbers:
+        lines += [f"## Results: {told.get('protocol', 'protocol unknown')}", "",
+                  "| " + " | ".join(name for name, _ in numbers) + " |", "| --- " * len(numbers) + "|",
+                  "| " + " | ".join(f"{100 * value:.2f}" for _, value in numbers) + " |", "",
+                  f"Percent, mean of {told.get('trials', 1)} trials, tested by the code that trained it.", ""]
+    return "\n".join([*lines, "## Use", "", "```", f"python test.py --resume_path {FILE_NAME}",
+                      f"python tools/search.py --checkpoint {FILE_NAME} --gallery FOLDER --query IMAGE", "```", "",
+                      "`hf://OWNER/NAME` in place of the file reads it from the Hub. The weights are plain tensors; "
+                      f"the file's metadata hold, under `{METADATA}`, the configuration as JSON.", ""])
