@@ -33,6 +33,8 @@ _C.INPUT.GREY = 0.5                  # probability of grey, visible images
 _C.INPUT.FLIP = 0.5                  # probability of a left-right flip
 _C.INPUT.PAD = 10                    # pixels of zero padding before the random crop
 _C.INPUT.ERASE = 0.5                 # probability of random erasing
+_C.INPUT.CHANNEL = 0.0               # probability of one channel in place of all three, visible images (pgm, rpnr: their
+                                     # second view; the codes since ADCA: 1)
 
 _C.MODEL = CfgNode()
 _C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (RN50, downloaded) or a file
@@ -44,11 +46,22 @@ _C.CLUSTER.EPS = 0.6                 # largest Jaccard distance of DBSCAN neighb
 _C.CLUSTER.MIN_SAMPLES = 4
 
 _C.MEMORY = CfgNode()
+_C.MEMORY.METHOD = "cclnet"          # cclnet | pgm | rpnr | none (see loss/methods.py)
+_C.MEMORY.MATCH_BY = ""              # prototype | centroid | projection | text: where clusters are linked (see
+                                     # processor/linking.py); "" = the method's: cclnet prototype, pgm, rpnr centroid
 _C.MEMORY.TEMPERATURE = 0.05
 _C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
-_C.MEMORY.SWAP_EPOCH = 61            # first epoch with memory swapping
+_C.MEMORY.RENEWAL = ""               # plain | hard: samples that move a prototype; "" = the method's: pgm hard, cclnet
+                                     # plain; rpnr has its own
+_C.MEMORY.SWAP_EPOCH = 61            # first epoch in which the modalities meet: swapping, or the cross-modal loss
 _C.MEMORY.SWAP_SCALE = 0.1           # share that a prototype keeps when swapped
-_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cross_memory.py)
+_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cclnet.py)
+_C.MEMORY.CROSS_WEIGHT = 0.25        # pgm, rpnr: of the cross-modal loss
+_C.MEMORY.GRADIENTS = "exact"        # pgm, rpnr: exact | released (see loss/pgm.py)
+_C.MEMORY.HYBRID_WEIGHT = 0.5        # rpnr: of the loss with the hybrid memory
+_C.MEMORY.RELATION = "released"      # rpnr: released | normalised: length of the features of the relation loss
+_C.MEMORY.RELATION_WEIGHT = 10.0     # rpnr: of the relation loss
+_C.MEMORY.TOP_IMAGES = 20            # rpnr: densest images of a cluster that make its prototype for calibration
 
 _C.SAMPLER = CfgNode()
 _C.SAMPLER.CLUSTERS = 4              # P per modality and batch
@@ -93,19 +106,23 @@ _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoc
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
+           "MEMORY.METHOD": ("cclnet", "pgm", "rpnr", "none"),
+           "MEMORY.MATCH_BY": ("", "prototype", "centroid", "projection", "text"),
+           "MEMORY.RENEWAL": ("", "plain", "hard"), "MEMORY.GRADIENTS": ("exact", "released"),
+           "MEMORY.RELATION": ("released", "normalised"),
            "TEST.PROTOCOL": ("python", "original-1", "original-10")}
 NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,
      ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
       "SAMPLER.INSTANCES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "PROMPT.BATCH_SIZE", "FINETUNE.EPOCHS", "TEST.TRIALS",
-      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH")),
+      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "MEMORY.TOP_IMAGES")),
     ("0 or more", lambda v: v >= 0,
      ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
       "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR",
-      "CHECKPOINT.MINUTES")),
+      "CHECKPOINT.MINUTES", "MEMORY.CROSS_WEIGHT", "MEMORY.HYBRID_WEIGHT", "MEMORY.RELATION_WEIGHT")),
     ("a number above 0", lambda v: v > 0, ("MEMORY.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
     ("a number from 0 to 1", lambda v: 0 <= v <= 1,
-     ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
+     ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "INPUT.CHANNEL", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
       "FINETUNE.LABEL_SMOOTHING")),
     ("a multiple of 16, the stride of the feature map", lambda v: v % 16 == 0, ("INPUT.HEIGHT", "INPUT.WIDTH")),
 )
@@ -244,7 +261,7 @@ def _check_values(config):
     values = flat(as_dict(config))
     for name, choices in CHOICES.items():
         if values[name] not in choices:
-            raise UserError(f"{name} is {values[name]!r}; choose {' or '.join(choices)}")
+            raise UserError(f"{name} is {values[name]!r}; choose {' or '.join(c or repr(c) for c in choices)}")
     for expected, is_right, names in NUMBERS:
         for name in names:
             if not (is_right(values[name]) and math.isfinite(values[name])):

@@ -1,62 +1,113 @@
-"""The method's heart: the memories of both modalities, and what they exchange.
+"""What every method shares: a memory for each modality, their losses, and links between their clusters.
 
-A step of the training loop is
+A method is a subclass in a file of its own and a line in loss/methods.py; docs/extending-methods.md adds one. A step of
+the training loop is
 
     losses = memory.losses(features, labels)
     ... backward, optimiser ...
     memory.update(features, labels)
 """
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loss.association import hungarian
-from loss.cluster_memory import ClusterMemory
+from loss.association import link, no_links
+from loss.cluster_memory import ClusterMemory, HardMemory
 from utils.modality import Modality
+
+RENEWALS = {"plain": ClusterMemory, "hard": HardMemory}
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """The numbers of the memories and of all methods; configs/defaults.py explains them."""
+
+    method: str
+    match_by: str
+    temperature: float
+    momentum: float
+    renewal: str
+    swap_epoch: int             # the first in which the modalities meet
+    swap_scale: float
+    swap_order: str
+    cross_weight: float
+    gradients: str
+    hybrid_weight: float
+    relation: str
+    relation_weight: float
+    top_images: int
 
 
 class CrossMemory:
-    """Both modalities' cluster memories, whose prototypes are swapped across linked clusters (CCLNet).
+    """Both modalities' cluster memories, which never meet (MEMORY.METHOD none); what the methods begin with.
 
     Args:
-        centroids: Modality -> (K, D), the start of the prototypes; temperature, momentum: of `ClusterMemory`;
-        swaps: whether prototypes are swapped in this epoch; swap_scale: share that a prototype keeps in a swap;
-        swap_order: see `swap`.
+        means: Modality -> (K, D), the mean features of the clusters, of any length: the start of the prototypes;
+        epoch: from 1; settings: `MemorySettings`;
+        links: `Links` that hold for the whole epoch, or None: links of the prototypes as they stand in each step;
+        labels: Modality -> (N,) clusters of the images that are trained on.
     """
 
-    def __init__(self, centroids, temperature, momentum, swaps, swap_scale, swap_order):
-        self.memories = {m: ClusterMemory(centroids[m], temperature, momentum) for m in Modality}
-        self.swaps, self.swap_scale, self.swap_order = swaps, swap_scale, swap_order
+    match_by = "prototype"      # the matching space where MEMORY.MATCH_BY names none
+    renewal = "plain"           # how prototypes move where MEMORY.RENEWAL does not say it
+    views = 1                   # of each visible image in a batch
+    mirrored = False            # whether features of an epoch's start are means over an image and its mirror image
+    associate = staticmethod(no_links)      # a function of loss/association.py
+
+    def __init__(self, means, epoch, settings, links=None, labels=None):
+        self.epoch, self.settings, self.fixed = epoch, settings, links
+        self.memories = {m: self.new_memory(F.normalize(means[m], dim=1)) for m in Modality}
+
+    def new_memory(self, prototypes):
+        """Build the memory of a modality. Args: prototypes: (K, D)."""
+        s = self.settings
+        return RENEWALS[s.renewal or self.renewal](prototypes, s.temperature, s.momentum)
+
+    @classmethod
+    def relabel(cls, features, labels, settings):
+        """Return the clusters to train on, from the epoch's swap epoch on; centroids and links stay those of `labels`.
+
+        Args: features: Modality -> (N, D) at the epoch's start; labels: Modality -> (N,) clusters; settings:
+            `MemorySettings`.
+        """
+        return labels
+
+    @property
+    def meets(self):
+        """Whether the modalities meet in this epoch."""
+        return self.epoch >= self.settings.swap_epoch
+
+    @property
+    def needs_whole_batch(self):
+        """Whether `losses` is right for a whole batch alone, not for a mean over parts of it."""
+        return False
 
     def losses(self, features, labels):
-        """Compute each modality's contrastive loss: {"loss_rgb", "loss_ir"}, scalars.
+        """Compute each modality's contrastive loss: {"loss_rgb", "loss_ir"}, scalars; they are summed for training.
 
-        Args: features: Modality -> (B, D); labels: Modality -> (B,) clusters of this epoch.
+        Args: features: Modality -> (B, D); labels: Modality -> (B,) clusters of this epoch, on the host.
         """
         return {f"loss_{m.value}": memory.loss(features[m], labels[m]) for m, memory in self.memories.items()}
 
     def update(self, features, labels):
-        """Move the prototypes to the batch, then swap linked ones, if this epoch does.
+        """Move the prototypes to the batch.
 
-        Args: as `losses`.
-        Returns: numbers of the links before the swap, {"matched": how many, "matched_similarity": their mean inner
-            product}; empty without swapping.
+        Args: as `losses`. Returns: numbers for the log, name -> number.
         """
         for m, memory in self.memories.items():
             memory.update(features[m], labels[m])
-        if not self.swaps:
-            return {}
-        links = self.links()
-        *_, similarity = self.pairs(links)
-        swap(*(memory.prototypes for memory in self.memories.values()), links, labels, self.swap_scale, self.swap_order)
-        return {"matched": len(similarity), "matched_similarity": float(similarity.mean()) if len(similarity) else 0.0}
+        return {}
 
     def links(self):
-        """Associate the prototypes as they are now: `Links`."""
-        return hungarian(*(self.memories[m].prototypes for m in Modality))
+        """Return the epoch's `Links`, or those of the prototypes as they stand."""
+        if self.fixed is not None:
+            return self.fixed
+        return self.associate(*(self.memories[m].prototypes for m in Modality))
 
     def pairs(self, links=None):
-        """List linked clusters as they are now: RGB clusters (M,), IR clusters (M,), their inner products (M,), arrays.
+        """List linked clusters: RGB clusters (M,), IR clusters (M,), inner products of their prototypes (M,), arrays.
 
         Args: links: of `links`, made here if None.
         """
@@ -66,34 +117,16 @@ class CrossMemory:
         return rgb, ir, (rows * others).sum(1).cpu().numpy()
 
     def state_dict(self):
-        """Return what a resumed run needs: {"rgb": state of its memory, "ir": ...}."""
-        return {m.value: memory.state_dict() for m, memory in self.memories.items()}
+        """Return what a resumed run needs: {"rgb": state of its memory, "ir": ..., "links": those of the epoch}."""
+        links = {} if self.fixed is None else {"links": [torch.from_numpy(np.asarray(side)) for side in self.fixed]}
+        return {**{m.value: memory.state_dict() for m, memory in self.memories.items()}, **links}
 
     def load_state_dict(self, state):
-        """Copy the prototypes of `state_dict`."""
+        """Copy the prototypes of `state_dict`; links are given when the memory is made."""
         for m, memory in self.memories.items():
             memory.load_state_dict(state[m.value])
 
 
-def swap(rgb, ir, links, labels, scale, order):
-    """Mix prototypes of this batch's clusters with their partners', in place.
-
-    m <- normalise(scale m + (1 - scale) partner), for every cluster that is in the batch and has a link.
-
-    Args:
-        rgb: (K_rgb, D), ir: (K_ir, D) prototypes; links: `Links`; labels: Modality -> (B,) of the batch;
-        scale: share that a prototype keeps;
-        order: "released": IR prototypes are mixed with RGB ones *after* those have changed, as in the released code (an
-            alias there); "simultaneous": both are mixed with the other's old value, as in the paper.
-    """
-    old_rgb = rgb if order == "released" else rgb.clone()
-    _mix(rgb, labels[Modality.RGB], links.rgb_to_ir, ir, scale)
-    _mix(ir, labels[Modality.IR], links.ir_to_rgb, old_rgb, scale)
-
-
-def _mix(prototypes, labels, partner, others, scale):
-    """Mix the linked clusters among labels (B,) with rows of others. Args: partner: (K,) row of each, -1 for none."""
-    clusters = np.unique(labels)
-    clusters = clusters[partner[clusters] >= 0]
-    rows, other_rows = (torch.from_numpy(v).to(prototypes.device) for v in (clusters, partner[clusters]))
-    prototypes[rows] = F.normalize(scale * prototypes[rows] + (1 - scale) * others[other_rows], dim=1)
+def associated(method, rows):
+    """Link the clusters of an epoch by a method's association. Args: rows: Modality -> (K, ·), 0 for no link."""
+    return link(method.associate, *(rows[m] for m in Modality))

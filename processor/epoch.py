@@ -7,7 +7,7 @@ import torch
 
 from processor.evaluate import format_table, metrics_record
 from processor.pseudo_labels import FILE_NAMES, collapse_warnings, save_pseudo_labels
-from utils.diagnosis import diagnose, known_persons
+from utils.diagnosis import diagnose, known_persons, link_numbers, with_images
 from utils.errors import UserError
 from utils.events import memory_use
 from utils.modality import Modality
@@ -21,7 +21,7 @@ class LastEpoch:
     """What is kept of the last finished epoch, for the page and the pseudo labels."""
 
     labels: dict            # Modality -> (N,) int64 clusters
-    pairs: tuple            # linked clusters at its end: RGB (M,), IR (M,), similarity (M,)
+    pairs: tuple            # a row per link at its end: RGB clusters (M,), IR clusters (M,), similarity (M,)
     collapsed: int          # epochs in a row, with it, in which a modality was in one cluster
     evaluation: object = None       # `Evaluation` of its test, if there was one; not saved
 
@@ -45,9 +45,9 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
         steps; extra: further entries of the checkpoints.
     """
     now = state.under_way
-    pairs, persons = now.memory.pairs(), known_persons(tester.data.train)
-    numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **diagnose(now.labels, pairs, persons),
-               **memory_use(tester.device)}
+    pairs, persons = with_images(now.memory.pairs(), now.labels), known_persons(tester.data.train)
+    numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **link_numbers(pairs),
+               **diagnose(now.labels, pairs, persons), **memory_use(tester.device)}
     run.log.info(epoch_line(stage, numbers, epochs))
     for warning in collapse_warnings(now.labels):
         run.log.info(warning)
@@ -142,9 +142,12 @@ def epoch_line(stage, numbers, epochs):
     losses = " ".join(f"{name} {value:.4f}" for name, value in n.items() if name.startswith("loss"))
     clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} clusters {n[f'outliers_{m.value}']} outliers"
                          for m in Modality)
-    swapped = f" | {n['matched']:.0f} pairs matched" if n["matched"] else ""
-    diagnosis = (f" | ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, {100 * n['matching_accuracy']:.0f}% of pairs right"
-                 if "ari_rgb" in n else "")
+    one_to_one = n["links_per_cluster_max"] <= 1
+    swapped = f" | {n['matched']:.0f} pairs matched" if n["matched"] and one_to_one else ""
+    if not one_to_one:
+        swapped = f" | {n['links']} links, {n['links_per_cluster']:.1f} per cluster"
+    diagnosis = (f" | ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, {100 * n['matching_accuracy']:.0f}% of "
+                 f"{'pairs' if one_to_one else 'links'} right" if "ari_rgb" in n else "")
     left = n["seconds"] * (epochs - n["epoch"])
     return (f"{stage} {n['epoch']}/{epochs} | {losses} | {clusters}{swapped}{diagnosis} | lr {n['lr']:.2e} | "
             f"{n['images_per_second']:.0f} images/s | {n['seconds']:.1f} s, {left / 60:.0f} min left")

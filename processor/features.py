@@ -8,13 +8,14 @@ from utils.finite import NonFinite
 from utils.runtime import autocast, gpu_rounding
 
 
-def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision):
+def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision, mirrored=False):
     """Embed images in evaluation mode, without augmentation, in the order of indices.
 
     Args:
         model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality;
         heads: of "feature" (N, D), L2-normalised, and "projection" (N, E); indices: positions in the bank, all if
-        None; precision: of `utils.runtime`.
+        None; precision: of `utils.runtime`; mirrored: take the mean of each image's and its mirror image's, not
+        normalised again.
     Returns:
         {head: float32 tensor on the model's device}.
     Raises:
@@ -28,10 +29,12 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
         for start in tqdm(range(0, len(indices), batch_size), desc=f"embedding {modality.value}", unit="batch",
                           leave=False, disable=None):
             images = normalise(bank.batch(indices[start:start + batch_size]))
+            views = (images, images.flip(3)) if mirrored else (images,)
             with autocast(precision, bank.device):
-                embedded = model.encode(images, modality, heads)
+                embedded = [model.encode(view, modality, heads) for view in views]
             for head in heads:
-                rows[head].append(embedded[head].float())
+                found = [view[head].float() for view in embedded]
+                rows[head].append(sum(found) / len(found) if mirrored else found[0])
     model.train(was_training)
     embedded = {head: torch.cat(batches) for head, batches in rows.items()}    # ordinary tensors, for autograd
     for head, found in embedded.items():

@@ -1,7 +1,9 @@
 """What texts add to the fine-tune: each image is drawn to the text of its pseudo label."""
 import torch
+import torch.nn.functional as F
 
 from loss.image_text import image_to_text
+from processor.pseudo_labels import cluster_means
 from utils.modality import Modality
 
 
@@ -24,3 +26,19 @@ class TextGuidance:
         return {f"loss_i2t_{m.value}": image_to_text(
             projections[m], self.texts[m], torch.from_numpy(self.labels[m][positions[m]]).to(projections[m].device),
             self.smoothing) for m in Modality}
+
+    def cluster_texts(self, clusters):
+        """Average the unit texts of each cluster's images, those of train_prepare's labels.
+
+        An epoch's clusters are other ones than train_prepare's, whose texts were learned: so a cluster's text is a
+        mean, in which a label counts as often as the cluster has images of it.
+
+        Args: clusters: Modality -> (N,) of the epoch. Returns: Modality -> (K, E), 0 for a cluster of images without a
+            label.
+        """
+        return {m: cluster_means(self._image_texts(m), clusters[m]) for m in clusters}
+
+    def _image_texts(self, modality):
+        """The unit text of each training image, (N, E), 0 for those without a label."""
+        labels = torch.from_numpy(self.labels[modality]).to(self.texts[modality].device)
+        return F.normalize(self.texts[modality].float(), dim=1)[labels] * (labels >= 0)[:, None]

@@ -4,7 +4,7 @@ Every random number is drawn from a stream named by seed, purpose, epoch and ite
 state: a run that was stopped after any iteration resumes exactly.
 """
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from data import augment
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cross_memory import CrossMemory
+from loss.cross_memory import MemorySettings
+from loss.methods import METHODS, restore
 from processor.epoch import LastEpoch, end_of_epoch, finish_stage
 from processor.features import embed
-from processor.pseudo_labels import ClusterSettings, centroids, make_pseudo_labels
+from processor.linking import matching_space, start_memory
+from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from utils.finite import NonFinite, RunningMeans, check_weights
 from utils.modality import Modality
 from utils.optim import image_optimizer, set_lr, warmup_step_factor
@@ -32,11 +34,7 @@ class TrainSettings:
     seed: int
     epochs: int
     cluster: ClusterSettings
-    temperature: float
-    momentum: float
-    swap_epoch: int             # the first with swapping
-    swap_scale: float
-    swap_order: str
+    memory: MemorySettings
     clusters_per_batch: int     # P, of each modality
     instances: int              # K
     augmentation: dict          # Modality -> `Augmentation`
@@ -58,10 +56,14 @@ class TrainSettings:
             epoch -= self.restart_epoch - 1
         return warmup_step_factor(epoch, self.warmup_epochs, self.warmup_factor, self.lr_steps, self.lr_gamma)
 
-    def new_memory(self, start, epoch):
-        """Return the `CrossMemory` of an epoch. Args: start: Modality -> (K, D) centroids."""
-        return CrossMemory(start, self.temperature, self.momentum, epoch >= self.swap_epoch, self.swap_scale,
-                           self.swap_order)
+    @property
+    def method(self):
+        """The class of the memories."""
+        return METHODS[self.memory.method]
+
+    def new_memory(self, means, epoch, links=None, labels=None):
+        """Return the `CrossMemory` of an epoch; arguments as there."""
+        return self.method(means, epoch, self.memory, links, labels)
 
 
 def train(stage, model, images, settings, run, tester, guidance=None, extra=None):
@@ -80,11 +82,11 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
         if state.under_way is None:
             if epoch == s.restart_epoch:
                 state.renew_optimizer()
-            features = {m: _features(model, images[m], m, s, epoch) for m in Modality}      # 1 features of all images
-            labels = {m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality}   # 2 clusters
-            start = {m: centroids(features[m], labels[m]) for m in Modality}                # 3 prototypes
-            state.under_way = UnderWay(labels, s.new_memory(start, epoch), state.clock.seconds())
-            del features, start         # hundreds of megabytes that the steps do not need
+            embedded = {m: _embedded(model, images[m], m, s, epoch) for m in Modality}      # 1 features of all images
+            labels = {m: make_pseudo_labels(embedded[m]["feature"], m, s.cluster) for m in Modality}    # 2 clusters
+            labels, memory = start_memory(embedded, labels, epoch, s, guidance)      # 3 links and prototypes
+            state.under_way = UnderWay(labels, memory, state.clock.seconds())
+            del embedded        # hundreds of megabytes that the steps do not need
         now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch)
         lr = set_lr(state.optimizer, s.lr_factor(epoch))
         model.train()
@@ -123,7 +125,11 @@ def train_step(model, optimizer, memory, batch, guidance, precision):
 
 @dataclass(frozen=True)
 class Batch:
-    """P x K augmented images of each modality (all Modality -> ...)."""
+    """P x K augmented images of each modality (all Modality -> ...).
+
+    Where the method asks for two views of each visible image, all first views stand before all second ones, with labels
+    and positions twice.
+    """
 
     images: dict        # (B, 3, H, W) float32, normalised
     labels: dict        # (B,) int64 on the host, clusters of this epoch
@@ -139,25 +145,31 @@ class Batches:
     def __init__(self, images, labels, settings, epoch):
         s = self.settings = settings
         self.images, self.labels, self.epoch = images, labels, epoch
-        per_modality = s.clusters_per_batch * s.instances
+        per_modality, self.views = s.clusters_per_batch * s.instances, {Modality.RGB: s.method.views, Modality.IR: 1}
         count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)
         self.positions = {m: cluster_batches(labels[m], s.clusters_per_batch, s.instances, count,
                                              numpy_rng(s.seed, "sampler", m.value, epoch)) for m in Modality}
-        self.size = 2 * per_modality        # images of both modalities
+        self.size = per_modality * sum(self.views.values())     # images of both modalities
 
     def __len__(self):
         return len(self.positions[Modality.RGB])
 
     def __getitem__(self, step):
         """Return the `Batch` of a step, counted from 0."""
-        positions = {m: rows[step] for m, rows in self.positions.items()}
-        return Batch({m: self._augmented(m, step) for m in Modality},
+        positions = {m: np.tile(rows[step], self.views[m]) for m, rows in self.positions.items()}
+        return Batch({m: self._augmented(m, step, positions[m]) for m in Modality},
                      {m: self.labels[m][positions[m]] for m in Modality}, positions)
 
-    def _augmented(self, modality, step):
-        s, images = self.settings, self.images[modality].batch(self.positions[modality][step])
-        rng = numpy_rng(s.seed, "augment", modality.value, self.epoch, step)
-        return augment.apply(images, augment.draw(s.augmentation[modality], len(images), images.shape[2:], rng))
+    def _augmented(self, modality, step, positions):
+        images, policy = self.images[modality].batch(positions), self.settings.augmentation[modality]
+        name, size = (self.settings.seed, "augment", modality.value, self.epoch, step), images.shape[2:]
+        if self.views[modality] == 1:
+            plan = augment.draw(policy, len(images), size, numpy_rng(*name))
+        else:       # channels are exchanged in the second view alone
+            first = augment.draw(replace(policy, channel=0.0), len(images) // 2, size, numpy_rng(*name))
+            second = augment.draw(policy, len(images) // 2, size, numpy_rng(*name, "second view"))
+            plan = first.followed_by(second)
+        return augment.apply(images, plan)
 
     def names(self, step):
         """Return the names of the images in a step's batch, for messages."""
@@ -202,9 +214,8 @@ class TrainState:
         self.last = state["last"] and LastEpoch.from_state_dict(state["last"])
         self.under_way = None
         if state["under_way"]:
-            device = next(self.model.parameters()).device
-            start = {m: state["under_way"]["memory"][m.value]["prototypes"].to(device) for m in Modality}
-            self.under_way = UnderWay.from_state_dict(state["under_way"], self.settings.new_memory(start, self.epoch))
+            self.under_way = UnderWay.from_state_dict(state["under_way"], self.epoch, self.settings.memory,
+                                                      next(self.model.parameters()).device)
 
 
 class UnderWay:
@@ -226,10 +237,10 @@ class UnderWay:
                 "means": self.means.state_dict()}
 
     @classmethod
-    def from_state_dict(cls, state, memory):
-        """Make it from a saved state. Args: memory: `CrossMemory` of as many prototypes, to copy the saved ones to."""
+    def from_state_dict(cls, state, epoch, settings, device):
+        """Make it from a saved state. Args: epoch: from 1; settings: `MemorySettings`; device: of the prototypes."""
         labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
-        memory.load_state_dict(state["memory"])
+        memory = restore(state["memory"], epoch, settings, labels, device)
         under_way = cls(labels, memory, state["setup_seconds"])
         under_way.step = state["step"]
         under_way.means.load_state_dict(state["means"])
@@ -247,10 +258,11 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-def _features(model, images, modality, settings, epoch):
-    """Embed all training images of a modality: (N, D). Raises: NonFinite: names the epoch too."""
+def _embedded(model, images, modality, settings, epoch):
+    """Embed all training images of a modality: {head: (N, ·)}. Raises: NonFinite: names the epoch too."""
+    heads = ("feature", "projection") if matching_space(settings.memory) == "projection" else ("feature",)
     try:
-        return embed(model, images, modality, batch_size=settings.embed_batch_size,
-                     precision=settings.precision)["feature"]
+        return embed(model, images, modality, heads, batch_size=settings.embed_batch_size,
+                     precision=settings.precision, mirrored=settings.method.mirrored)
     except NonFinite as error:
         raise error.at(f"epoch {epoch}")

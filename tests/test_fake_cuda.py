@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from data import augment
 from data.images import ImageBank
 from loss.association import Links
-from loss.cross_memory import CrossMemory, swap
+from loss.cclnet import CCLNetMemory, swap
+from loss.cross_memory import CrossMemory
 from loss.image_text import supervised_contrast
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
@@ -39,6 +40,7 @@ from tests.tiny import (
     PEOPLE,
     WIDTH,
     TinyRun,
+    memory_settings,
     tiny_banks,
     tiny_data,
     tiny_prompt_settings,
@@ -169,7 +171,7 @@ def test_embedding(model):
 
 
 def memory(swaps=True, dim=64):
-    return CrossMemory(random(PEOPLE, dim), 0.05, 0.1, swaps, 0.1, "released")
+    return CCLNetMemory(random(PEOPLE, dim), 1, memory_settings(swap_epoch=1 if swaps else 2))
 
 
 def test_prototypes_and_their_losses():

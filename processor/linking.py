@@ -1,0 +1,42 @@
+"""The start of an epoch's memories: the space in which clusters are linked, their links, and the method's memory.
+
+MEMORY.MATCH_BY names the space:
+
+    prototype    the memories' prototypes as they stand in each step, so links change within the epoch
+    centroid     the clusters' mean features at the epoch's start
+    projection   their mean projections, of unit length, in CLIP's joint space
+    text         their mean texts: those that the fine-tune learned for train_prepare's labels of their images
+
+Links of all spaces but the first hold for the whole epoch.
+"""
+import torch.nn.functional as F
+
+from loss.cross_memory import associated
+from loss.methods import METHODS
+from processor.pseudo_labels import cluster_means
+from utils.modality import Modality
+
+
+def matching_space(settings):
+    """Return the space of `MemorySettings`, the method's own if MEMORY.MATCH_BY names none."""
+    return settings.match_by or METHODS[settings.method].match_by
+
+
+def start_memory(embedded, labels, epoch, settings, guidance=None):
+    """Link an epoch's clusters and start its memory.
+
+    Args: embedded: Modality -> {"feature": (N, D), and in the space of projections "projection": (N, E)}; labels:
+        Modality -> (N,) clusters; epoch: from 1; settings: `TrainSettings`; guidance: `TextGuidance` for texts.
+    Returns: Modality -> (N,) labels to train on, which the method may have changed; `CrossMemory`.
+    """
+    method, space = settings.method, matching_space(settings.memory)
+    features = {m: embedded[m]["feature"] for m in Modality}
+    means = {m: cluster_means(features[m], labels[m]) for m in Modality}
+    rows = {"prototype": lambda: None, "centroid": lambda: means,
+            "projection": lambda: {m: cluster_means(F.normalize(embedded[m]["projection"], dim=1), labels[m])
+                                   for m in Modality},
+            "text": lambda: guidance.cluster_texts(labels)}[space]()
+    links = None if rows is None else associated(method, rows)
+    if epoch >= settings.memory.swap_epoch:
+        labels = method.relabel(features, labels, settings.memory)
+    return labels, settings.new_memory(means, epoch, links, labels)
