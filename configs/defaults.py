@@ -33,8 +33,8 @@ _C.INPUT.GREY = 0.5                  # probability of grey, visible images
 _C.INPUT.FLIP = 0.5                  # probability of a left-right flip
 _C.INPUT.PAD = 10                    # pixels of zero padding before the random crop
 _C.INPUT.ERASE = 0.5                 # probability of random erasing
-_C.INPUT.CHANNEL = 0.0               # probability of one channel in place of all three, visible images (pgm, rpnr: their
-                                     # second view; the codes since ADCA: 1)
+_C.INPUT.CHANNEL = 0.0               # probability of one channel in place of all three, visible images (pgm, rpnr: of
+                                     # their second view, where the released codes have 1)
 
 _C.MODEL = CfgNode()
 _C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (RN50, downloaded) or a file

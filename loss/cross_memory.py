@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from loss.association import link, no_links
 from loss.cluster_memory import ClusterMemory, HardMemory
@@ -44,8 +43,8 @@ class CrossMemory:
     """Both modalities' cluster memories, which never meet (MEMORY.METHOD none); what the methods begin with.
 
     Args:
-        means: Modality -> (K, D), the mean features of the clusters, of any length: the start of the prototypes;
-        epoch: from 1; settings: `MemorySettings`;
+        means: Modality -> (K, D), the mean features of the clusters, the start of the prototypes; epoch: from 1;
+        settings: `MemorySettings`;
         links: `Links` that hold for the whole epoch, or None: links of the prototypes as they stand in each step;
         labels: Modality -> (N,) clusters of the images that are trained on.
     """
@@ -53,12 +52,13 @@ class CrossMemory:
     match_by = "prototype"      # the matching space where MEMORY.MATCH_BY names none
     renewal = "plain"           # how prototypes move where MEMORY.RENEWAL does not say it
     views = 1                   # of each visible image in a batch
+    unit_means = True           # whether `means` are divided by their length first
     mirrored = False            # whether features of an epoch's start are means over an image and its mirror image
     associate = staticmethod(no_links)      # a function of loss/association.py
 
     def __init__(self, means, epoch, settings, links=None, labels=None):
         self.epoch, self.settings, self.fixed = epoch, settings, links
-        self.memories = {m: self.new_memory(F.normalize(means[m], dim=1)) for m in Modality}
+        self.memories = {m: self.new_memory(means[m]) for m in Modality}
 
     def new_memory(self, prototypes):
         """Build the memory of a modality. Args: prototypes: (K, D)."""

@@ -27,8 +27,9 @@ class Visit(NamedTuple):
 class PGM(CrossMemory):
     """Cluster memories of both modalities, which from the swap epoch on the other modality's batch meets too.
 
-    In odd epochs, counted from 0 at the swap epoch, the IR batch meets the RGB memory, in even ones the RGB batch the IR
-    memory, each image as of the cluster that its own is linked with. A batch holds two views of each visible image.
+    In odd epochs, counted from 0 at the swap epoch, the IR batch meets the RGB memory, in even ones the RGB batch the
+    IR memory, each image as one of the cluster that its own is linked with. A batch holds two views of each visible
+    image.
     """
 
     match_by = "centroid"

@@ -21,7 +21,7 @@ MARGIN, SHARE, SIGMA, DELTA = 0.2, 0.5, 1.0, 1.0
 class RPNR(PGM):
     """PGM with labels calibrated at the epoch's start, a third memory of linked clusters, and a relation loss."""
 
-    mirrored = True
+    unit_means, mirrored = False, True
     associate = staticmethod(optimal_transport)
 
     def __init__(self, means, epoch, settings, links=None, labels=None):

@@ -142,7 +142,7 @@ def epoch_line(stage, numbers, epochs):
     losses = " ".join(f"{name} {value:.4f}" for name, value in n.items() if name.startswith("loss"))
     clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} clusters {n[f'outliers_{m.value}']} outliers"
                          for m in Modality)
-    one_to_one = n["links_per_cluster_max"] <= 1
+    one_to_one = n.get("links_per_cluster_max", 0) <= 1
     swapped = f" | {n['matched']:.0f} pairs matched" if n["matched"] and one_to_one else ""
     if not one_to_one:
         swapped = f" | {n['links']} links, {n['links_per_cluster']:.1f} per cluster"

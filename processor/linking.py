@@ -39,4 +39,5 @@ def start_memory(embedded, labels, epoch, settings, guidance=None):
     links = None if rows is None else associated(method, rows)
     if epoch >= settings.memory.swap_epoch:
         labels = method.relabel(features, labels, settings.memory)
-    return labels, settings.new_memory(means, epoch, links, labels)
+    start = {m: F.normalize(means[m], dim=1) for m in Modality} if method.unit_means else means
+    return labels, settings.new_memory(start, epoch, links, labels)

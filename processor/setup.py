@@ -129,7 +129,7 @@ def train_settings(config, epochs, restart=False, allow_collapse=True, texts=Tru
     Raises: UserError: clusters shall be linked by texts that the stage does not have.
     """
     if config.MEMORY.MATCH_BY == "text" and not texts:
-        raise UserError("MEMORY.MATCH_BY is text, but train_prepare.py has no texts, which train_clip.py learns; choose "
+        raise UserError("MEMORY.MATCH_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
                         "prototype, centroid or projection")
     augmentation = {m: Augmentation(flip=config.INPUT.FLIP, pad=config.INPUT.PAD, erase=config.INPUT.ERASE,
                                     **({"grey": config.INPUT.GREY, "channel": config.INPUT.CHANNEL}

@@ -85,7 +85,7 @@ def runs(tmp_path_factory):
 def test_page_holds_everything_and_fetches_nothing(runs):
     text = (runs[0] / "first/report.html").read_text()
     for words in ("tiny v2t", "tiny t2v", "Best queries", "Worst queries", "Random queries", "Most impure clusters",
-                  "Matched pairs", "different persons", "Outliers, infrared", "Test embeddings", "CMC", "Learning rate",
+                  "Linked clusters", "different persons", "Outliers, infrared", "Test embeddings", "CMC", "Learning rate",
                   "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME"):
         assert words in text, words
     outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
