@@ -85,8 +85,8 @@ def runs(tmp_path_factory):
 def test_page_holds_everything_and_fetches_nothing(runs):
     text = (runs[0] / "first/report.html").read_text()
     for words in ("tiny v2t", "tiny t2v", "Best queries", "Worst queries", "Random queries", "Most impure clusters",
-                  "Linked clusters", "different persons", "Outliers, infrared", "Test embeddings", "CMC", "Learning rate",
-                  "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME"):
+                  "Linked clusters", "different persons", "Outliers, infrared", "Test embeddings", "CMC",
+                  "Learning rate", "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME"):
         assert words in text, words
     outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     assert not re.search(r"https?://|url\((?!#)|@import|src=\"(?!data:)", outside)
