@@ -9,6 +9,7 @@ import reprlib
 import yaml
 from yacs.config import CfgNode
 
+from loss.methods import METHODS
 from utils.errors import UserError
 
 _C = CfgNode()
@@ -106,7 +107,7 @@ _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoc
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
-           "MEMORY.METHOD": ("cclnet", "pgm", "rpnr", "none"),
+           "MEMORY.METHOD": METHODS,
            "MEMORY.MATCH_BY": ("", "prototype", "centroid", "projection", "text"),
            "MEMORY.RENEWAL": ("", "plain", "hard"), "MEMORY.GRADIENTS": ("exact", "released"),
            "MEMORY.RELATION": ("released", "normalised"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from loss.association import link, no_links
+from loss.association import Links, no_links
 from loss.cluster_memory import ClusterMemory, HardMemory
 from utils.modality import Modality
 
@@ -59,6 +59,15 @@ class CrossMemory:
     def __init__(self, means, epoch, settings, links=None, labels=None):
         self.epoch, self.settings, self.fixed = epoch, settings, links
         self.memories = {m: self.new_memory(means[m]) for m in Modality}
+
+    @classmethod
+    def restored(cls, state, epoch, settings, labels, device):
+        """Make the memory of an epoch again from its state. Args: state: of `state_dict`; others: as the class."""
+        means = {m: state[m.value]["prototypes"].to(device) for m in Modality}      # of the right size, replaced below
+        links = Links(*(side.cpu().numpy() for side in state["links"])) if "links" in state else None
+        memory = cls(means, epoch, settings, links, labels)
+        memory.load_state_dict(state)
+        return memory
 
     def new_memory(self, prototypes):
         """Build the memory of a modality. Args: prototypes: (K, D)."""
@@ -125,8 +134,3 @@ class CrossMemory:
         """Copy the prototypes of `state_dict`; links are given when the memory is made."""
         for m, memory in self.memories.items():
             memory.load_state_dict(state[m.value])
-
-
-def associated(method, rows):
-    """Link the clusters of an epoch by a method's association. Args: rows: Modality -> (K, ·), 0 for no link."""
-    return link(method.associate, *(rows[m] for m in Modality))

@@ -11,15 +11,15 @@ Links of all spaces but the first hold for the whole epoch.
 """
 import torch.nn.functional as F
 
-from loss.cross_memory import associated
-from loss.methods import METHODS
+from loss.association import link
+from loss.methods import method_class
 from processor.pseudo_labels import cluster_means
 from utils.modality import Modality
 
 
 def matching_space(settings):
     """Return the space of `MemorySettings`, the method's own if MEMORY.MATCH_BY names none."""
-    return settings.match_by or METHODS[settings.method].match_by
+    return settings.match_by or method_class(settings.method).match_by
 
 
 def start_memory(embedded, labels, epoch, settings, guidance=None):
@@ -36,7 +36,7 @@ def start_memory(embedded, labels, epoch, settings, guidance=None):
             "projection": lambda: {m: cluster_means(F.normalize(embedded[m]["projection"], dim=1), labels[m])
                                    for m in Modality},
             "text": lambda: guidance.cluster_texts(labels)}[space]()
-    links = None if rows is None else associated(method, rows)
+    links = None if rows is None else link(method.associate, *(rows[m] for m in Modality))
     if epoch >= settings.memory.swap_epoch:
         labels = method.relabel(features, labels, settings.memory)
     start = {m: F.normalize(means[m], dim=1) for m in Modality} if method.unit_means else means

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data import augment
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cross_memory import MemorySettings
-from loss.methods import METHODS, restore
+from loss.methods import method_class
 from processor.epoch import LastEpoch, end_of_epoch, finish_stage
 from processor.features import embed
 from processor.linking import matching_space, start_memory
@@ -59,7 +59,7 @@ class TrainSettings:
     @property
     def method(self):
         """The class of the memories."""
-        return METHODS[self.memory.method]
+        return method_class(self.memory.method)
 
     def new_memory(self, means, epoch, links=None, labels=None):
         """Return the `CrossMemory` of an epoch; arguments as there."""
@@ -214,7 +214,7 @@ class TrainState:
         self.last = state["last"] and LastEpoch.from_state_dict(state["last"])
         self.under_way = None
         if state["under_way"]:
-            self.under_way = UnderWay.from_state_dict(state["under_way"], self.epoch, self.settings.memory,
+            self.under_way = UnderWay.from_state_dict(state["under_way"], self.epoch, self.settings,
                                                       next(self.model.parameters()).device)
 
 
@@ -238,9 +238,9 @@ class UnderWay:
 
     @classmethod
     def from_state_dict(cls, state, epoch, settings, device):
-        """Make it from a saved state. Args: epoch: from 1; settings: `MemorySettings`; device: of the prototypes."""
+        """Make it from a saved state. Args: epoch: from 1; settings: `TrainSettings`; device: of the prototypes."""
         labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
-        memory = restore(state["memory"], epoch, settings, labels, device)
+        memory = settings.method.restored(state["memory"], epoch, settings.memory, labels, device)
         under_way = cls(labels, memory, state["setup_seconds"])
         under_way.step = state["step"]
         under_way.means.load_state_dict(state["means"])

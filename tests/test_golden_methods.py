@@ -13,7 +13,7 @@ from configs.defaults import load_config
 from loss.association import Links, link, matching_cost, optimal_transport, progressive, sinkhorn
 from loss.calibration import calibrate, dense_means, density
 from loss.cluster_memory import ClusterMemory, HardMemory
-from loss.methods import METHODS
+from loss.methods import method_class
 from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
 from processor.pseudo_labels import cluster_means
 from processor.setup import train_settings
@@ -80,7 +80,8 @@ def test_pgm_step(golden_methods, kind, gradients):
         links = Links(*(np.full_like(side, -1) for side in links))
     s = settings(g, method="pgm", renewal="plain" if kind.endswith("_plain") else "", gradients=gradients,
                  cross_weight=float(g["cross_weight"]))
-    memory = METHODS["pgm"]({m: rows(g, f"memory_{m.value}") for m in Modality}, int(g[f"{kind}_epoch"]) + 1, s, links)
+    start = {m: rows(g, f"memory_{m.value}") for m in Modality}
+    memory = method_class("pgm")(start, int(g[f"{kind}_epoch"]) + 1, s, links)
     losses, found, order = step_of(memory, g)
     same_loss(sum(losses.values()), g[f"{kind}_loss"])
     for m in Modality:
@@ -193,7 +194,7 @@ def test_rpnr_step(released_numbers, kind, gradients):
     s = settings(g, method="rpnr", gradients=gradients, cross_weight=float(g["cross_weight"]),
                  hybrid_weight=float(g["hybrid_weight"]), relation="released", relation_weight=float(g["rc_weight"]))
     start = {m: rows(g, f"memory_{m.value}").chunk(2)[0] for m in Modality}
-    memory = METHODS["rpnr"](start, int(g[f"{kind}_epoch"]) + 1, s, Links(g["r2i"], g["i2r"]),
+    memory = method_class("rpnr")(start, int(g[f"{kind}_epoch"]) + 1, s, Links(g["r2i"], g["i2r"]),
                              {m: np.arange(len(start[m])) for m in Modality})
     memory.load_state_dict({name: dict(zip(("prototypes", "hard"), rows(g, f"memory_{name}").chunk(2)))
                             for name in ("rgb", "ir", "hybrid")})
