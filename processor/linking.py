@@ -22,22 +22,29 @@ def matching_space(settings):
     return settings.match_by or method_class(settings.method).match_by
 
 
-def start_memory(embedded, labels, epoch, settings, guidance=None):
+def start_memory(embedded, labels, epoch, settings, guidance=None, links=None):
     """Link an epoch's clusters and start its memory.
 
     Args: embedded: Modality -> {"feature": (N, D), and in the space of projections "projection": (N, E)}; labels:
-        Modality -> (N,) clusters; epoch: from 1; settings: `TrainSettings`; guidance: `TextGuidance` for texts.
+        Modality -> (N,) clusters; epoch: from 1; settings: `TrainSettings`; guidance: `TextGuidance` for texts;
+        links: `Links` in place of the method's own.
     Returns: Modality -> (N,) labels to train on, which the method may have changed; `CrossMemory`.
     """
-    method, space = settings.method, matching_space(settings.memory)
-    features = {m: embedded[m]["feature"] for m in Modality}
+    method, features = settings.method, {m: embedded[m]["feature"] for m in Modality}
     means = {m: cluster_means(features[m], labels[m]) for m in Modality}
-    rows = {"prototype": lambda: None, "centroid": lambda: means,
-            "projection": lambda: {m: cluster_means(F.normalize(embedded[m]["projection"], dim=1), labels[m])
-                                   for m in Modality},
-            "text": lambda: guidance.cluster_texts(labels)}[space]()
-    links = None if rows is None else link(method.associate, *(rows[m] for m in Modality))
+    if links is None:
+        rows = _matching_rows(matching_space(settings.memory), embedded, means, labels, guidance)
+        links = rows and link(method.associate, *(rows[m] for m in Modality))
     if epoch >= settings.memory.swap_epoch:
         labels = method.relabel(features, labels, settings.memory)
     start = {m: F.normalize(means[m], dim=1) for m in Modality} if method.unit_means else means
     return labels, settings.new_memory(start, epoch, links, labels)
+
+
+def _matching_rows(space, embedded, means, labels, guidance):
+    """Return what clusters are linked by: Modality -> (K, ·), or None for the prototypes of each step."""
+    if space == "centroid":
+        return means
+    if space == "projection":
+        return {m: cluster_means(F.normalize(embedded[m]["projection"], dim=1), labels[m]) for m in Modality}
+    return guidance.cluster_texts(labels) if space == "text" else None

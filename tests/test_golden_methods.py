@@ -68,7 +68,7 @@ def step_of(memory, g):
     sum(losses.values()).backward()
     order = [f"{visit.memory} memory, {visit.batch.value} batch" for visit in memory.visits(labels)]
     memory.update(x, labels)
-    return {name: float(loss) for name, loss in losses.items()}, {m: x[m].grad for m in Modality}, order
+    return {name: float(loss.detach()) for name, loss in losses.items()}, {m: x[m].grad for m in Modality}, order
 
 
 @pytest.mark.parametrize("gradients", ["released", "exact"])
