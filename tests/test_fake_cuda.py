@@ -23,6 +23,7 @@ from loss.association import Links
 from loss.cclnet import CCLNetMemory, swap
 from loss.cross_memory import CrossMemory
 from loss.image_text import supervised_contrast
+from loss.methods import method_class
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
 from model.prompt import PromptLearner
@@ -198,6 +199,18 @@ def test_the_whole_update_with_given_links(monkeypatch):
         both = memory()
         assert both.update(random(4, 64), BATCH) == {"matched": 4, "matched_similarity": 1.0}
         assert on_gpu(both.state_dict())
+
+
+@pytest.mark.parametrize("gradients", ["exact", "released"])
+@pytest.mark.parametrize("method", ["pgm", "rpnr"])
+def test_the_other_methods_with_given_links(method, gradients):
+    with fake_cuda():
+        both = method_class(method)(random(PEOPLE, 64), 2, memory_settings(swap_epoch=1, gradients=gradients), LINKS,
+                                    LABELS)
+        losses = both.losses(random(4, 64), BATCH)
+        assert len(losses) == {"pgm": 3, "rpnr": 5}[method] and on_gpu(losses)
+        both.update(random(4, 64), BATCH)
+        assert on_gpu({name: memory.state_dict() for name, memory in both.named.items()})
 
 
 def test_losses_between_images_and_texts(text, monkeypatch):
