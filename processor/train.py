@@ -82,9 +82,9 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
         if state.under_way is None:
             if epoch == s.restart_epoch:
                 state.renew_optimizer()
-            embedded = {m: _embedded(model, images[m], m, s, epoch) for m in Modality}      # 1 features of all images
+            embedded = {m: _features(model, images[m], m, s, epoch) for m in Modality}      # 1 features of all images
             labels = {m: make_pseudo_labels(embedded[m]["feature"], m, s.cluster) for m in Modality}    # 2 clusters
-            labels, memory = start_memory(embedded, labels, epoch, s, guidance)      # 3 links and prototypes
+            labels, memory = start_memory(embedded, labels, epoch, s, guidance)             # 3 links and prototypes
             state.under_way = UnderWay(labels, memory, state.clock.seconds())
             del embedded        # hundreds of megabytes that the steps do not need
         now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch)
@@ -258,7 +258,7 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-def _embedded(model, images, modality, settings, epoch):
+def _features(model, images, modality, settings, epoch):
     """Embed all training images of a modality: {head: (N, ·)}. Raises: NonFinite: names the epoch too."""
     heads = ("feature", "projection") if matching_space(settings.memory) == "projection" else ("feature",)
     try:

@@ -564,6 +564,7 @@ REACHES = {      # key -> what must show
     "PSEUDO_LABEL_DIR": pseudo_label_dir, "DATASET.ROOT": dataset_root, "DATASET.CACHE_DIR": cache_dir,
     "DATASET.CACHE": cache, "INPUT.HEIGHT": height_and_width, "INPUT.WIDTH": height_and_width,
     "INPUT.GREY": augmentation, "INPUT.FLIP": augmentation, "INPUT.PAD": augmentation, "INPUT.ERASE": augmentation,
+    "INPUT.CHANNEL": augmentation,
     "MODEL.CLIP_WEIGHTS": clip_weights, "CLUSTER.K1": clustering, "CLUSTER.K2": clustering,
     "CLUSTER.EPS": clustering, "CLUSTER.MIN_SAMPLES": clustering, "MEMORY.TEMPERATURE": temperature,
     "MEMORY.MOMENTUM": momentum, "MEMORY.SWAP_EPOCH": swap_epoch, "MEMORY.SWAP_SCALE": swap_scale_and_order,

@@ -75,8 +75,9 @@ def test_an_epoch_starts_from_the_means_of_its_clusters(model, banks, tmp_path, 
     found, kept = {}, []
 
     def features(model, bank, modality, *rest, real=processor.train._features):
-        found[modality] = real(model, bank, modality, *rest)
-        return found[modality]
+        embedded = real(model, bank, modality, *rest)
+        found[modality] = embedded["feature"]
+        return embedded
 
     def labels(features, modality, settings):
         made = LABELS[modality].copy()
@@ -87,7 +88,7 @@ def test_an_epoch_starts_from_the_means_of_its_clusters(model, banks, tmp_path, 
         real(self, start, *rest)
         kept.append({m: self.memories[m].prototypes.clone() for m in Modality})
 
-    monkeypatch.setattr(processor.train, "_embedded", features)
+    monkeypatch.setattr(processor.train, "_features", features)
     monkeypatch.setattr(processor.train, "make_pseudo_labels", labels)
     monkeypatch.setattr(CrossMemory, "__init__", memory)
     train("prepare", model, banks, tiny_settings(epochs=1), TinyRun(tmp_path), tiny_tester(banks))
@@ -141,7 +142,7 @@ def test_restart_at_the_swap_epoch(model, banks, tmp_path, monkeypatch):
         return real(model, bank, modality, settings, epoch)
 
     run = TinyRun(tmp_path)
-    monkeypatch.setattr(processor.train, "_embedded", features)
+    monkeypatch.setattr(processor.train, "_features", features)
     ends = []
     monkeypatch.setattr(TinyRun, "save_model", lambda self, stage, which, content: ends.append(
         weights(model)) if which == "last" else None)
