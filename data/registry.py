@@ -5,21 +5,16 @@ from data import demo, llcm, regdb, sysu
 from utils.errors import UserError
 
 
-def _open_sysu(root, trial, check_counts):
-    return sysu.load(root, check_counts=check_counts)
-
-
-def _open_llcm(root, trial, check_counts):
-    return llcm.load(root, check_counts)
-
-
 def _open_demo(root, trial, check_counts):
     if not Path(root).exists():
         demo.draw_dataset(root, seed=trial - 1)
     return sysu.load(root, "demo", kind=sysu.OtherPeople)
 
 
-OPENERS = {"sysu": _open_sysu, "regdb": regdb.load, "llcm": _open_llcm, "demo": _open_demo}
+OPENERS = {"sysu": lambda root, trial, check_counts: sysu.load(root, check_counts=check_counts),
+           "regdb": regdb.load,
+           "llcm": lambda root, trial, check_counts: llcm.load(root, check_counts),
+           "demo": _open_demo}
 
 
 def open_dataset(name, root, trial=1, check_counts=True):

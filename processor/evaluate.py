@@ -22,13 +22,13 @@ class Evaluation:
     features: dict = field(default=None, repr=False, compare=False)    # Modality -> (U,) positions, (U, D) features
 
     def mean(self):
-        """{"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}: means over the trials."""
+        """Average over the trials: {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}."""
         rows = [trial_numbers(result) for result in self.per_trial]
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def trial_numbers(result):
-    """The numbers of one `RankMetrics` by name; a list shorter than a rank counts as its last entry."""
+    """Name the numbers of one `RankMetrics`; where the list is shorter than a rank, its last entry counts."""
     numbers = {f"rank{r}": float(result.cmc[min(r, len(result.cmc)) - 1]) for r in RANKS}
     return {**numbers, "mAP": result.mAP, "mINP": result.mINP}
 
@@ -46,7 +46,7 @@ class Tester:
 
     @property
     def device(self):
-        """Where the test images go."""
+        """Return the device of the test images."""
         return self.banks[Modality.RGB].device
 
     def is_due(self, epoch, epochs):
@@ -78,24 +78,26 @@ def evaluate(model, data, banks, retrievals, batch_size, precision):
 
 
 def check_matches(data, retrieval):
-    """Refuse a test that cannot be scored before anything is trained: places stand for all of their images.
+    """Refuse a test that cannot be scored before anything is trained.
+
+    One image of each person and camera stands for all of them.
 
     Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
     """
     m = retrieval.query_modality
 
-    def places(images, positions):
+    def persons_and_cameras(images, positions):
         return np.unique(np.stack([images.persons[positions], images.cameras[positions]]), axis=1)
 
-    (query_ids, query_cams) = places(data.test[m], retrieval.query)
+    query_ids, query_cams = persons_and_cameras(data.test[m], retrieval.query)
     for trial in retrieval.galleries:
-        gallery_ids, gallery_cams = places(data.test[m.other], trial)
+        gallery_ids, gallery_cams = persons_and_cameras(data.test[m.other], trial)
         _scored(np.zeros((len(query_ids), len(gallery_ids))), query_ids, gallery_ids, query_cams, gallery_cams, data,
                 retrieval)
 
 
 def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, retrieval):
-    """`rank_metrics` whose errors name the test."""
+    """Call `rank_metrics`. Raises UserError: the test cannot be scored; the sentence names it."""
     try:
         return rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, retrieval.rule)
     except ValueError as error:
@@ -104,7 +106,10 @@ def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, re
 
 
 def _rank(data, retrieval, used, features):
-    """The `Evaluation` of features (Modality -> (U, D)) of the test images at positions used (Modality -> (U,))."""
+    """Rank every trial of a retrieval: `Evaluation`.
+
+    Args: used: Modality -> (U,) positions of the embedded test images; features: Modality -> (U, D) of these.
+    """
     m = retrieval.query_modality
     shown = np.unique(np.concatenate(retrieval.galleries))
     query = features[m][np.searchsorted(used[m], retrieval.query)]
@@ -120,7 +125,7 @@ def _rank(data, retrieval, used, features):
 
 
 def metrics_record(evaluation, data, **extra):
-    """What goes into metrics.json: protocol, means, and each trial's own numbers."""
+    """Collect what goes into metrics.json: protocol, means, and each trial's own numbers."""
     return {"dataset": data.name, "protocol": evaluation.protocol, "mode": evaluation.mode,
             "trials": len(evaluation.trials), **evaluation.mean(), **extra,
             "per_trial": [{"trial": trial, **trial_numbers(result)}
@@ -128,7 +133,7 @@ def metrics_record(evaluation, data, **extra):
 
 
 def format_table(rows):
-    """A text table of {"what", "rank1", ..., "mINP"} rows, in percent."""
+    """Format {"what", "rank1", ..., "mINP"} rows as a text table, in percent."""
     names = [*(f"rank{r}" for r in RANKS), "mAP", "mINP"]
     width = max(len(row["what"]) for row in rows)
     head = " " * width + "".join(f"{n.replace('rank', 'Rank-'):>9}" for n in names)

@@ -81,7 +81,7 @@ def save_pseudo_labels(folder, labels, manifest):
 
 
 def find_pseudo_labels(label_dir, output_dir, data_label_dirs):
-    """The folder that train_clip.py takes its labels from: label_dir if set, else the run's, else the data set's.
+    """Find the folder that train_clip.py takes its labels from: label_dir if set, else the run's, else the data set's.
 
     Raises: UserError: none of them holds both files.
     """
@@ -127,7 +127,7 @@ def load_pseudo_labels(folder, sizes, manifest):
 
 
 def _made_on_these_images(folder, manifest):
-    """Whether the manifest beside labels, if there is one, names these training images. Raises UserError: others."""
+    """Tell whether a manifest beside the labels names these training images. Raises UserError: it names others."""
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
         return False
@@ -144,7 +144,7 @@ def _made_on_these_images(folder, manifest):
 
 
 def labels_digest(labels):
-    """SHA-256 of both modalities' labels (Modality -> (N,) int64), to tell whether they changed."""
+    """Hash both modalities' labels (Modality -> (N,) int64) by SHA-256, to tell whether they changed."""
     return hashlib.sha256(b"".join(labels[m].tobytes() for m in Modality)).hexdigest()
 
 

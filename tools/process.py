@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies
 from data.images import open_bank  # noqa: E402
 from data.registry import OPENERS, open_dataset  # noqa: E402
 from data.verify import verify  # noqa: E402
-from utils.errors import Parser, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
 
 def parse_arguments(arguments=None):
@@ -34,7 +34,9 @@ def check(data, check_counts):
     """Print what `verify` finds. Raises UserError: something is wrong."""
     report = verify(data, check_counts)
     print("\n".join(report.lines))
-    report.raise_problems(data.root)
+    if report.problems:
+        raise UserError(f"{data.root} holds {'; '.join(report.problems)}. Restore the files of the original data set "
+                        "(--allow-partial accepts other counts)")
     print(f"{data.name} in {data.root} is in order")
 
 

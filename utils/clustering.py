@@ -100,20 +100,15 @@ def k_nearest(features, k):
     """
     k, kind = min(k, len(features)), features.device.type
     if faiss is None or not (kind == "cpu" or (kind == "cuda" and faiss.get_num_gpus())):
-        return _k_nearest_torch(features, k)
+        best = [torch.topk(rows @ features.T, k, dim=1) for rows in features.split(BLOCK_ROWS)]
+        similarity, index = (torch.cat(part) for part in zip(*best))
+        return Neighbours(index, similarity)
     index = faiss.IndexFlatIP(features.shape[1])
     if kind == "cuda":
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(features.contiguous())
     similarity, neighbour = index.search(features.contiguous(), k)
     return Neighbours(neighbour, similarity)
-
-
-def _k_nearest_torch(features, k):
-    """Find the neighbours with one matrix product per block of rows."""
-    best = [torch.topk(rows @ features.T, k, dim=1) for rows in features.split(BLOCK_ROWS)]
-    similarity, index = (torch.cat(part) for part in zip(*best))
-    return Neighbours(index, similarity)
 
 
 def _reciprocal(index, k):
@@ -143,7 +138,9 @@ def reciprocal_encoding(features, neighbours, k1):
     key = torch.cat([own * n + near, added])
     cosine = torch.cat([similarity[is_near], _row_products(features, added // n, added % n)])
     key, order = torch.sort(key)
-    return _softmax_rows(_sparse_rows(key, cosine[order], n))
+    encoding = _sparse_rows(key, torch.exp(2 * cosine[order] - 2), n)      # exponents are at most 0: no overflow
+    total = torch.zeros(n, device=key.device).index_add_(0, encoding.row, encoding.value)
+    return encoding._replace(value=encoding.value / total[encoding.row])
 
 
 def _half_set_members(own, near, half, half_size):
@@ -187,13 +184,6 @@ def _sparse_rows(key, value, n):
     start = torch.zeros(n + 1, dtype=torch.int64, device=key.device)
     torch.cumsum(torch.bincount(row, minlength=n), 0, out=start[1:])
     return SparseRows(row, key - row * n, value, start)
-
-
-def _softmax_rows(cosine):
-    """Take the softmax of -(2 - 2 cos) over each row; exponents are at most 0, so nothing overflows."""
-    weight = torch.exp(2 * cosine.value - 2)
-    total = torch.zeros(len(cosine.start) - 1, device=weight.device).index_add_(0, cosine.row, weight)
-    return cosine._replace(value=weight / total[cosine.row])
 
 
 def _ragged(start, count):

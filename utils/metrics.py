@@ -22,13 +22,13 @@ class RankMetrics(NamedTuple):
 def hidden_images(protocol, query_ids, gallery_ids, query_cams, gallery_cams):
     """Find the gallery images that a protocol leaves out of a query's list.
 
-    Args: as `rank_metrics`. Returns: (Q, G) bool, or None for a protocol that leaves out none.
+    Args: as `rank_metrics`. Returns: (Q, G) bool.
     Raises: ValueError: the protocol is unknown, or needs cameras that are missing.
     """
     if protocol not in ("sysu", "regdb", "llcm"):
         raise ValueError(f"protocol {protocol!r} is unknown; choose sysu, regdb or llcm")
     if protocol == "regdb":
-        return None
+        return np.zeros((len(query_ids), len(gallery_ids)), bool)
     if query_cams is None or gallery_cams is None:
         raise ValueError(f"protocol {protocol!r} needs query_cams and gallery_cams")
     if protocol == "sysu":   # cameras 2 and 3 look at the same place
@@ -114,9 +114,7 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
         block = slice(start, start + QUERIES_AT_ONCE)
         ids, cameras = query_ids[block], None if query_cams is None else query_cams[block]
         hidden = hidden_images(protocol, ids, gallery_ids, cameras, gallery_cams)
-        shown_match = ids[:, None] == gallery_ids
-        if hidden is not None:
-            shown_match &= ~hidden
+        shown_match = (ids[:, None] == gallery_ids) & ~hidden
         counted = shown_match.any(axis=1)
         if not counted.any():
             continue

@@ -1,4 +1,4 @@
-"""Device, precision, log file."""
+"""Picks the device, sets a GPU's precision and opens the log file."""
 import contextlib
 import logging
 import os
@@ -54,7 +54,7 @@ def gpu_rounding(name):
 
 
 def _fp32_switches():
-    """PyTorch's switches for matrix products and convolutions: two of (owner, attribute, value by our name).
+    """Find PyTorch's switches for matrix products and convolutions: two of (owner, attribute, value by our name).
 
     PyTorch 2.9 brought new ones and warns where the older are used beside them.
     """
@@ -89,7 +89,7 @@ class _LogFile(logging.FileHandler):
 
 
 def open_log(output_dir, name):
-    """A logger that prints to the console and appends to OUTPUT_DIR/log.txt.
+    """Open a logger that prints to the console and appends to OUTPUT_DIR/log.txt.
 
     Raises: UserError: the folder cannot be written.
     """

@@ -40,14 +40,11 @@ def rank_trial(data, retrieval, features, trial=0):
     query_ids, gallery_ids = queries.persons[retrieval.query], candidates.persons[gallery]
     hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
                            candidates.cameras[gallery])
-    match = query_ids[:, None] == gallery_ids
-    shown = np.full(len(query_ids), len(gallery_ids)) if hidden is None else (~hidden).sum(axis=1)
-    if hidden is not None:
-        match &= ~hidden
+    match = (query_ids[:, None] == gallery_ids) & ~hidden
     distance = 1 - features_at(features, m, retrieval.query) @ features_at(features, m.other, gallery).T
     order = rank_gallery(distance, hidden)
     return Ranking(gallery[order], np.take_along_axis(distance, order, axis=1),
-                   np.take_along_axis(match, order, axis=1), shown)
+                   np.take_along_axis(match, order, axis=1), (~hidden).sum(axis=1))
 
 
 def features_at(features, modality, positions):
