@@ -9,11 +9,14 @@ import torch.nn.functional as F
 
 import loss.rpnr
 import processor.linking
+import processor.train
 from configs.defaults import CHOICES, load_config
 from data.augment import normalise
 from loss.association import Links, hungarian, link, no_links, progressive, sinkhorn
+from loss.calibration import calibrate
 from loss.cluster_memory import HardMemory
 from loss.methods import METHODS, method_class
+from loss.rpnr import hybrid_means
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.epoch import epoch_line
@@ -308,6 +311,33 @@ def test_links_come_from_the_space_that_is_asked_for():
     for space in ("projection", "text"):        # both show the persons
         np.testing.assert_array_equal(found[space].fixed.rgb_to_ir, order)
     assert (found["centroid"].fixed.rgb_to_ir != order).any()
+
+
+def test_rpnr_calibrates_from_the_swap_epoch_on_and_averages_means_of_their_lengths():
+    """Prototypes and hybrid memory start from the clusters before calibration; the hybrid's mean keeps lengths."""
+    inputs = {m: {"feature": unit(IMAGES, 16, seed=10 + i) * torch.linspace(0.2, 2, IMAGES)[:, None]}
+              for i, m in enumerate(Modality)}
+    s = tiny_settings(MEMORY__METHOD="rpnr", MEMORY__SWAP_EPOCH=2)
+    before, _ = start_memory(inputs, LABELS, 1, s)
+    labels, both = start_memory(inputs, LABELS, 2, s)
+    means = {m: cluster_means(inputs[m]["feature"], LABELS[m]) for m in Modality}
+    for m in Modality:
+        np.testing.assert_array_equal(before[m], LABELS[m])
+        np.testing.assert_array_equal(labels[m], calibrate(inputs[m]["feature"], LABELS[m], s.memory.top_images))
+        assert (labels[m] != LABELS[m]).any()
+        torch.testing.assert_close(both.memories[m].prototypes, F.normalize(means[m], dim=1))
+    rows = hybrid_means(*means.values(), both.fixed.ir_to_rgb, labels[Modality.IR])
+    torch.testing.assert_close(both.hybrid.prototypes, F.normalize(rows, dim=1))
+
+
+@pytest.mark.parametrize("method, mirrored", [("cclnet", False), ("pgm", False), ("rpnr", True)])
+def test_rpnrs_features_alone_are_of_both_mirror_images(clip, banks, monkeypatch, method, mirrored):
+    calls = []
+    monkeypatch.setattr(processor.train, "embed", lambda *a, mirrored, **k: calls.append((a[3], mirrored)))
+    for space, heads in (("", ("feature",)), ("projection", ("feature", "projection"))):
+        s = tiny_settings(MEMORY__METHOD=method, MEMORY__MATCH_BY=space)
+        processor.train._features(None, banks[Modality.IR], Modality.IR, s, 1)
+        assert calls.pop() == (heads, mirrored)
 
 
 def test_a_clusters_text_is_the_mean_text_of_its_images():
