@@ -49,8 +49,8 @@ class PGM(CrossMemory):
 
     @property
     def needs_whole_batch(self):
-        """With released gradients the losses depend on the order of the batch's images."""
-        return self.settings.gradients == "released"
+        """Released gradients depend on the order of images; the cross-modal loss is a mean over the linked ones."""
+        return self.settings.gradients == "released" or bool(self.meets and (self.crossing()[1] < 0).any())
 
     def visits(self, labels):
         """List the `Visit`s of a step, in the order in which the released code's backward pass makes them.

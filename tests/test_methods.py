@@ -214,6 +214,8 @@ def test_whole_batches_are_asked_for_where_losses_are_no_means_over_images():
     assert {key for key, needed in needs.items() if needed} == {("pgm", "released"), ("rpnr", "exact"),
                                                                 ("rpnr", "released")}
     assert not memory("rpnr", 3, LINKS, relation_weight=0.0).needs_whole_batch
+    one_way = Links(np.array([1, -1, 2, 2]), np.array([1, 0, 3]))       # RGB cluster 1 crosses in even epochs, from 0
+    assert [memory("pgm", epoch, one_way).needs_whole_batch for epoch in (2, 3, 4)] == [False, True, False]
     for method in METHODS:      # losses of both halves of a batch have the mean of the whole
         both, (x, labels) = memory(method, 3, LINKS), batch()
         if not both.needs_whole_batch:
