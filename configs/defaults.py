@@ -64,6 +64,9 @@ _C.MEMORY.RELATION = "released"      # rpnr: released | normalised: length of th
 _C.MEMORY.RELATION_WEIGHT = 10.0     # rpnr: of the relation loss
 _C.MEMORY.TOP_IMAGES = 20            # rpnr: densest images of a cluster that make its prototype for calibration
 
+_C.BATCH_NORM = CfgNode()
+_C.BATCH_NORM.SPLITS = 1            # parts of a batch with statistics of their own, as DataParallel on so many GPUs
+
 _C.SAMPLER = CfgNode()
 _C.SAMPLER.CLUSTERS = 4              # P per modality and batch
 _C.SAMPLER.INSTANCES = 16            # K images of each
@@ -116,7 +119,8 @@ NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,
      ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
       "SAMPLER.INSTANCES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "PROMPT.BATCH_SIZE", "FINETUNE.EPOCHS", "TEST.TRIALS",
-      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "MEMORY.TOP_IMAGES")),
+      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "MEMORY.TOP_IMAGES",
+      "BATCH_NORM.SPLITS")),
     ("0 or more", lambda v: v >= 0,
      ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
       "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR",

@@ -14,6 +14,7 @@ import torch
 
 from loss.association import Links, no_links
 from loss.cluster_memory import ClusterMemory, HardMemory
+from utils.distributed import ALONE
 from utils.modality import Modality
 
 RENEWALS = {"plain": ClusterMemory, "hard": HardMemory}
@@ -46,7 +47,8 @@ class CrossMemory:
         means: Modality -> (K, D), the mean features of the clusters, the start of the prototypes; epoch: from 1;
         settings: `MemorySettings`;
         links: `Links` that hold for the whole epoch, or None: links of the prototypes as they stand in each step;
-        labels: Modality -> (N,) clusters of the images that are trained on.
+        labels: Modality -> (N,) clusters of the images that are trained on; processes: of `utils.distributed`, which
+        all keep the same memories.
     """
 
     match_by = "prototype"      # the matching space where MEMORY.MATCH_BY names none
@@ -56,16 +58,16 @@ class CrossMemory:
     mirrored = False            # whether features of an epoch's start are means over an image and its mirror image
     associate = staticmethod(no_links)      # a function of loss/association.py
 
-    def __init__(self, means, epoch, settings, links=None, labels=None):
-        self.epoch, self.settings, self.fixed = epoch, settings, links
+    def __init__(self, means, epoch, settings, links=None, labels=None, processes=ALONE):
+        self.epoch, self.settings, self.fixed, self.processes = epoch, settings, links, processes
         self.memories = {m: self.new_memory(means[m]) for m in Modality}
 
     @classmethod
-    def restored(cls, state, epoch, settings, labels, device):
+    def restored(cls, state, epoch, settings, labels, device, processes=ALONE):
         """Make the memory of an epoch again from its state. Args: state: of `state_dict`; others: as the class."""
         means = {m: state[m.value]["prototypes"].to(device) for m in Modality}      # of the right size, replaced below
-        links = Links(*(side.cpu().numpy() for side in state["links"])) if "links" in state else None
-        memory = cls(means, epoch, settings, links, labels)
+        links = Links(**{side: of.cpu().numpy() for side, of in state["links"].items()}) if "links" in state else None
+        memory = cls(means, epoch, settings, links, labels, processes)
         memory.load_state_dict(state)
         return memory
 
@@ -110,10 +112,10 @@ class CrossMemory:
         return {}
 
     def links(self):
-        """Return the epoch's `Links`, or those of the prototypes as they stand."""
+        """Return the epoch's `Links`, or those of the prototypes now, which the first process makes for all."""
         if self.fixed is not None:
             return self.fixed
-        return self.associate(*(self.memories[m].prototypes for m in Modality))
+        return self.processes.once(lambda: self.associate(*(self.memories[m].prototypes for m in Modality)))
 
     def pairs(self, links=None):
         """List linked clusters: RGB clusters (M,), IR clusters (M,), inner products of their prototypes (M,), arrays.
@@ -127,7 +129,8 @@ class CrossMemory:
 
     def state_dict(self):
         """Return what a resumed run needs: {"rgb": state of its memory, "ir": ..., "links": those of the epoch}."""
-        links = {} if self.fixed is None else {"links": [torch.from_numpy(np.asarray(side)) for side in self.fixed]}
+        links = {} if self.fixed is None else {"links": {
+            side: torch.from_numpy(np.asarray(of)) for side, of in self.fixed._asdict().items()}}
         return {**{m.value: memory.state_dict() for m, memory in self.memories.items()}, **links}
 
     def load_state_dict(self, state):

@@ -11,6 +11,7 @@ from loss.association import optimal_transport
 from loss.calibration import calibrate
 from loss.cluster_memory import cross_entropy, hardest_samples
 from loss.pgm import PGM, Visit
+from utils.distributed import ALONE
 from utils.modality import Modality
 
 # Released numbers: cross entropy from which the mean prototypes' share of the loss begins, and the weight of both
@@ -24,8 +25,8 @@ class RPNR(PGM):
     unit_means, mirrored = False, True
     associate = staticmethod(optimal_transport)
 
-    def __init__(self, means, epoch, settings, links=None, labels=None):
-        super().__init__(means, epoch, settings, links, labels)
+    def __init__(self, means, epoch, settings, links=None, labels=None, processes=ALONE):
+        super().__init__(means, epoch, settings, links, labels, processes)
         if self.meets:
             rows = hybrid_means(*(means[m] for m in Modality), self.links().ir_to_rgb, labels[Modality.IR])
             self.hybrid = self.new_memory(rows)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from processor.evaluate import format_table, metrics_record
-from processor.pseudo_labels import FILE_NAMES, collapse_warnings, save_pseudo_labels
+from processor.pseudo_labels import collapse_warnings
 from utils.diagnosis import diagnose, known_persons, link_numbers, with_images
 from utils.errors import UserError
 from utils.events import memory_use
@@ -65,7 +65,7 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
                **({"test": content["metrics"]} if last.evaluation else {}))
     state.close_epoch(last)
     if stage == "prepare" and epoch == epochs and not is_refused(last, state.settings):
-        _save_labels(run, last)
+        run.save_labels(last.labels)
     run.save_state(stage, state.state_dict())
     refuse_collapse(last, epoch, state.settings)
 
@@ -91,10 +91,10 @@ def finish_stage(stage, state, epochs, run, tester, train_images, extra):
     """Write the page of a finished stage, and again what was lost since: labels, last checkpoint, page."""
     last, trained_now = state.last, state.last.evaluation is not None
     refuse_collapse(last, epochs, state.settings)
-    if stage == "prepare" and not all((run.labels_folder / name).is_file() for name in FILE_NAMES.values()):
-        _save_labels(run, last)
-    lost = not run.model_file(stage, "last").is_file()
-    if not trained_now and not lost and run.has_page(stage):
+    if stage == "prepare" and not run.has_labels():
+        run.save_labels(last.labels)
+    lost, has_page = run.processes.once(lambda: (not run.model_file(stage, "last").is_file(), run.has_page(stage)))
+    if not trained_now and not lost and has_page:
         return
     last.evaluation = last.evaluation or tester(state.model)
     if lost:
@@ -104,15 +104,10 @@ def finish_stage(stage, state, epochs, run, tester, train_images, extra):
 
 
 def _checkpoint(stage, epoch, state, last, tester, extra):
-    """The content of a checkpoint file, tensors on the host."""
+    """The content of a checkpoint file."""
     metrics = {"metrics": metrics_record(last.evaluation, tester.data)} if last.evaluation else {}
-    return {"stage": stage, "epoch": epoch, "state_dict": on_host(state.model.state_dict()),
+    return {"stage": stage, "epoch": epoch, "state_dict": state.model.state_dict(),
             "model": state.model.describe(), **(extra or {}), **metrics}
-
-
-def _save_labels(run, last):
-    save_pseudo_labels(run.labels_folder, last.labels, run.facts["manifest"])
-    run.log.info(f"pseudo labels written to {run.labels_folder}")
 
 
 def epoch_numbers(epoch, under_way, lr, images, seconds):

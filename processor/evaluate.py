@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from processor.features import embed
+from utils.distributed import ALONE, Processes
 from utils.errors import UserError
 from utils.metrics import rank_metrics
 from utils.modality import Modality
@@ -43,6 +44,7 @@ class Tester:
     every: int              # epochs between tests
     batch_size: int
     precision: str
+    processes: Processes = ALONE
 
     @property
     def device(self):
@@ -55,15 +57,17 @@ class Tester:
 
     def __call__(self, model):
         """Return the `Evaluation` of a model."""
-        return evaluate(model, self.data, self.banks, [self.retrieval], self.batch_size, self.precision)[0]
+        return evaluate(model, self.data, self.banks, [self.retrieval], self.batch_size, self.precision,
+                        self.processes)[0]
 
 
-def evaluate(model, data, banks, retrievals, batch_size, precision):
+def evaluate(model, data, banks, retrievals, batch_size, precision, processes=ALONE):
     """Rank the galleries of several retrievals by cosine distance; every image that any of them uses is embedded once.
 
     Args:
         model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images;
-        retrievals: list of `Retrieval`; batch_size, precision: of the embedding.
+        retrievals: list of `Retrieval`; batch_size, precision: of the embedding, in which the processes share; the
+        first of them ranks.
     Returns: list of `Evaluation`, one per retrieval.
     Raises: UserError: a trial's gallery holds nobody of the queries.
     """
@@ -72,9 +76,9 @@ def evaluate(model, data, banks, retrievals, batch_size, precision):
         used[m] = np.unique(np.concatenate([np.concatenate([r.query] if r.query_modality is m else r.galleries)
                                             for r in retrievals]))
         features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size,
-                            precision=precision)["feature"]
-    return [replace(_rank(data, retrieval, used, features), features={m: (used[m], features[m]) for m in Modality})
-            for retrieval in retrievals]
+                            precision=precision, processes=processes)["feature"]
+    ranked = processes.once(lambda: [_rank(data, retrieval, used, features) for retrieval in retrievals])
+    return [replace(found, features={m: (used[m], features[m]) for m in Modality}) for found in ranked]
 
 
 def check_matches(data, retrieval):

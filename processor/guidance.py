@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from loss.image_text import image_to_text
 from processor.pseudo_labels import cluster_means
+from utils.distributed import ALONE
 from utils.modality import Modality
 
 
@@ -18,14 +19,20 @@ class TextGuidance:
     def __init__(self, texts, labels, smoothing):
         self.texts, self.labels, self.smoothing = texts, labels, smoothing
 
-    def losses(self, projections, positions):
+    def losses(self, projections, positions, processes=ALONE):
         """Compute the losses of a batch: {"loss_i2t_rgb", "loss_i2t_ir"}, scalars.
 
-        Args: projections: Modality -> (B, E); positions: Modality -> (B,) of the images in the training set.
+        Args: projections: Modality -> (B / N, E), this process's share of the batch; positions: Modality -> (B,) of
+            all its images in the training set; processes: N of them, whose losses' mean is the loss of the batch.
         """
-        return {f"loss_i2t_{m.value}": image_to_text(
-            projections[m], self.texts[m], torch.from_numpy(self.labels[m][positions[m]]).to(projections[m].device),
-            self.smoothing) for m in Modality}
+        losses = {}
+        for m in Modality:
+            labels = self.labels[m][positions[m]]
+            own = torch.from_numpy(labels[processes.share(len(labels))]).to(projections[m].device)
+            whole = None if processes.size == 1 else max(int((labels >= 0).sum()), 1) / processes.size
+            losses[f"loss_i2t_{m.value}"] = image_to_text(projections[m], self.texts[m], own, self.smoothing,
+                                                         labelled=whole)
+        return losses
 
     def cluster_texts(self, clusters):
         """Average the unit texts of each cluster's images, those of train_prepare's labels.

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from loss.association import link
 from loss.methods import method_class
 from processor.pseudo_labels import cluster_means
+from utils.distributed import ALONE
 from utils.modality import Modality
 
 
@@ -22,23 +23,25 @@ def matching_space(settings):
     return settings.match_by or method_class(settings.method).match_by
 
 
-def start_memory(embedded, labels, epoch, settings, guidance=None, links=None):
+def start_memory(embedded, labels, epoch, settings, guidance=None, links=None, processes=ALONE):
     """Link an epoch's clusters and start its memory.
 
     Args: embedded: Modality -> {"feature": (N, D), and in the space of projections "projection": (N, E)}; labels:
         Modality -> (N,) clusters; epoch: from 1; settings: `TrainSettings`; guidance: `TextGuidance` for texts;
-        links: `Links` in place of the method's own.
+        links: `Links` in place of the method's own; processes: of `utils.distributed`, the first of which links and
+        relabels for all.
     Returns: Modality -> (N,) labels to train on, which the method may have changed; `CrossMemory`.
     """
     method, features = settings.method, {m: embedded[m]["feature"] for m in Modality}
-    means = {m: cluster_means(features[m], labels[m]) for m in Modality}
+    means = {m: processes.same(cluster_means(features[m], labels[m])) for m in Modality}
     if links is None:
         rows = _matching_rows(matching_space(settings.memory), embedded, means, labels, guidance)
-        links = rows and link(method.associate, *(rows[m] for m in Modality))
+        links = rows and processes.once(lambda: link(method.associate, *(rows[m] for m in Modality)))
     if epoch >= settings.memory.swap_epoch:
-        labels = method.relabel(features, labels, settings.memory)
+        clusters = labels
+        labels = processes.once(lambda: method.relabel(features, clusters, settings.memory))
     start = {m: F.normalize(means[m], dim=1) for m in Modality} if method.unit_means else means
-    return labels, settings.new_memory(start, epoch, links, labels)
+    return labels, settings.new_memory(start, epoch, links, labels, processes)
 
 
 def _matching_rows(space, embedded, means, labels, guidance):

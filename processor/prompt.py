@@ -36,6 +36,9 @@ class PromptSettings:
 def learn_prompts(model, text, images, labels, settings, run):
     """Train the epochs that are left of the prompts; nothing else learns.
 
+    Several processes share the embedding of the images; then each takes all steps alike: the loss contrasts each image
+    with every text of the batch, whose texts a share would have to compute too. The first process's prompts count.
+
     Args:
         model: the `CCLNet` before fine-tuning; text: `TextTower`; images: Modality -> `ImageBank`;
         labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out; settings: `PromptSettings`;
@@ -47,14 +50,15 @@ def learn_prompts(model, text, images, labels, settings, run):
     if state.epoch > s.epochs:
         return state.prompts
     projections = {m: embed(model, images[m], m, ("projection",), batch_size=s.embed_batch_size,
-                            precision=s.precision)["projection"] for m in Modality}
+                            precision=s.precision, processes=run.processes)["projection"] for m in Modality}
     for epoch in run.epochs_left("prompt", state, s.epochs):
         started, means = time.perf_counter(), RunningMeans()
         lr = warmup_cosine_lr(epoch, s.epochs, s.lr, s.lr_min, s.warmup_lr, s.warmup_epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         batches = PromptBatches(images, labels, s, epoch)
-        for step in tqdm(range(len(batches)), desc=f"prompt epoch {epoch}", leave=False, disable=None, unit="batch"):
+        for step in tqdm(range(len(batches)), desc=f"prompt epoch {epoch}", leave=False, unit="batch",
+                         disable=run.processes.hides_bars):
             batch = batches[step]
             means.add(step + 1, {"prompt loss": prompt_step(text, state.prompts, state.optimizer, {
                 m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality})}, {})
@@ -66,6 +70,8 @@ def learn_prompts(model, text, images, labels, settings, run):
                    **memory_use(text.positional_embedding.device))
         state.epoch += 1
         run.save_state("prompt", state.state_dict())
+    for parameter in (p for m in Modality for p in state.prompts[m].parameters()):
+        run.processes.same(parameter.detach())      # GPUs may differ in the last bits
     return state.prompts
 
 

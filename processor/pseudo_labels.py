@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from data.manifest import manifest_differences
 from utils.checkpoint import load_array, save_array, save_json
 from utils.clustering import cluster
+from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -29,12 +30,12 @@ class ClusterSettings:
     min_samples: int
 
 
-def make_pseudo_labels(features, modality, settings):
+def make_pseudo_labels(features, modality, settings, processes=ALONE):
     """Cluster the features (N, D) of all training images of a modality: (N,) int64 labels, -1 is an outlier.
 
-    Raises: UserError: every image is an outlier.
+    Args: processes: of `utils.distributed`. Raises: UserError: every image is an outlier.
     """
-    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples)
+    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples, processes)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "

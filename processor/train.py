@@ -18,6 +18,7 @@ from processor.epoch import LastEpoch, end_of_epoch, finish_stage
 from processor.features import embed
 from processor.linking import matching_space, start_memory
 from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
+from utils.distributed import ALONE
 from utils.finite import NonFinite, RunningMeans, check_weights
 from utils.modality import Modality
 from utils.optim import image_optimizer, set_lr, warmup_step_factor
@@ -61,9 +62,9 @@ class TrainSettings:
         """The class of the memories."""
         return method_class(self.memory.method)
 
-    def new_memory(self, means, epoch, links=None, labels=None):
+    def new_memory(self, means, epoch, links=None, labels=None, processes=ALONE):
         """Return the `CrossMemory` of an epoch; arguments as there."""
-        return self.method(means, epoch, self.memory, links, labels)
+        return self.method(means, epoch, self.memory, links, labels, processes)
 
 
 def train(stage, model, images, settings, run, tester, guidance=None, extra=None):
@@ -77,61 +78,76 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
         UserError: all images of a modality are outliers. NonFinite: a loss, feature or weight is not finite.
         Stopped: the run was asked to stop; its state is saved.
     """
-    s, state = settings, run.restore(stage, TrainState(model, settings))
+    s, p, state = settings, run.processes, run.restore(stage, TrainState(model, settings, run.processes))
+    trained = p.wrap(model, lambda: model.parameters_without(heads_of(guidance)))
     for epoch in run.epochs_left(stage, state, s.epochs):
         if state.under_way is None:
             if epoch == s.restart_epoch:
                 state.renew_optimizer()
-            embedded = {m: _features(model, images[m], m, s, epoch) for m in Modality}      # 1 features of all images
-            labels = {m: make_pseudo_labels(embedded[m]["feature"], m, s.cluster) for m in Modality}    # 2 clusters
-            labels, memory = start_memory(embedded, labels, epoch, s, guidance)             # 3 links and prototypes
+            embedded = {m: _features(model, images[m], m, s, epoch, p) for m in Modality}   # 1 features of all images
+            labels = {m: make_pseudo_labels(embedded[m]["feature"], m, s.cluster, p) for m in Modality}     # 2 clusters
+            labels, memory = start_memory(embedded, labels, epoch, s, guidance, processes=p)    # 3 links and prototypes
             state.under_way = UnderWay(labels, memory, state.clock.seconds())
             del embedded        # hundreds of megabytes that the steps do not need
-        now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch)
+        now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch, p)
         lr = set_lr(state.optimizer, s.lr_factor(epoch))
-        model.train()
+        trained.train()
         for step in tqdm(range(now.step, len(batches)), desc=f"{stage} epoch {epoch}", initial=now.step,
-                         total=len(batches), leave=False, disable=None, unit="batch"):
-            losses, numbers = train_step(model, state.optimizer, now.memory, batches[step], guidance, s.precision)  # 4
+                         total=len(batches), leave=False, disable=p.hides_bars, unit="batch"):
+            losses, numbers = train_step(trained, state.optimizer, now.memory, batches[step], guidance,             # 4
+                                         s.precision, p)
             now.step = step + 1
             now.means.add(now.step, losses, numbers)
             if now.step % CHECK_EVERY == 0 or now.step == len(batches):
                 now.means.check(epoch, batches.names)
             run.checkpoint_if_due(stage, state)
+        _agree(p, model, now.memory, f"epoch {epoch}")
         end_of_epoch(stage, epoch, state, s.epochs, lr, len(batches) * batches.size, run, tester, extra)        # 5
     finish_stage(stage, state, s.epochs, run, tester, images, extra)
 
 
-def train_step(model, optimizer, memory, batch, guidance, precision):
+def heads_of(guidance):
+    """Name the heads of the model that are trained. Args: guidance: `TextGuidance` or None."""
+    return ("feature", "projection") if guidance else ("feature",)
+
+
+def train_step(model, optimizer, memory, batch, guidance, precision, processes=ALONE):
     """Take one step of the optimiser on a batch, then let the memories follow.
 
-    Args: memory: `CrossMemory`; batch: `Batch`; guidance: `TextGuidance` or None; precision: of `utils.runtime`.
+    Each of several processes computes its share of the batch. Its losses are means over equal shares, so the mean of
+    all processes' gradients, which the wrapped model takes, is the gradient of the whole batch.
+
+    Args: memory: `CrossMemory`; batch: `Batch`; guidance: `TextGuidance` or None; precision: of `utils.runtime`;
+        processes: of `utils.distributed`.
     Returns: the losses, name -> scalar tensor; the numbers of the memories' update.
     """
-    heads = ("feature", "projection") if guidance else ("feature",)
     rgb, ir = (batch.images[m] for m in Modality)
     with gpu_rounding(precision):
         with autocast(precision, rgb.device):
-            out = model(rgb, ir, heads)
-        losses = memory.losses(out["feature"], batch.labels)
+            out = model(rgb, ir, heads_of(guidance))
+        features, labels = out["feature"], batch.labels
+        if memory.needs_whole_batch:
+            losses = memory.losses({m: processes.whole(features[m], len(labels[m])) for m in Modality}, labels)
+        else:
+            losses = memory.losses(features, {m: labels[m][processes.share(len(labels[m]))] for m in Modality})
         if guidance:
-            losses |= guidance.losses(out["projection"], batch.positions)
+            losses |= guidance.losses(out["projection"], batch.positions, processes)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         optimizer.step()
-        numbers = memory.update(out["feature"], batch.labels)
-    return losses, numbers
+        numbers = memory.update({m: processes.gather(features[m], len(labels[m])) for m in Modality}, labels)
+    return processes.mean(losses), numbers
 
 
 @dataclass(frozen=True)
 class Batch:
-    """P x K augmented images of each modality (all Modality -> ...).
+    """P x K augmented images of each modality (all Modality -> ...), of which each of N processes has its share.
 
     Where the method asks for two views of each visible image, all first views stand before all second ones, with labels
     and positions twice.
     """
 
-    images: dict        # (B, 3, H, W) float32, normalised
+    images: dict        # (B / N, 3, H, W) float32, normalised
     labels: dict        # (B,) int64 on the host, clusters of this epoch
     positions: dict     # (B,) int64 on the host, in the training set
 
@@ -139,11 +155,15 @@ class Batch:
 class Batches:
     """The batches of an epoch, made when they are asked for.
 
-    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: `TrainSettings`; epoch: from 1.
+    All processes draw the same batches; each reads and augments the images of its share.
+
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: `TrainSettings`; epoch: from 1;
+        processes: of `utils.distributed`.
     """
 
-    def __init__(self, images, labels, settings, epoch):
-        s = self.settings = settings
+    def __init__(self, images, labels, settings, epoch, processes=ALONE):
+        s, self.processes = settings, processes
+        self.settings = settings
         self.images, self.labels, self.epoch = images, labels, epoch
         per_modality, self.views = s.clusters_per_batch * s.instances, {Modality.RGB: s.method.views, Modality.IR: 1}
         count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)
@@ -161,15 +181,16 @@ class Batches:
                      {m: self.labels[m][positions[m]] for m in Modality}, positions)
 
     def _augmented(self, modality, step, positions):
-        images, policy = self.images[modality].batch(positions), self.settings.augmentation[modality]
+        own, policy = self.processes.share(len(positions)), self.settings.augmentation[modality]
+        images = self.images[modality].batch(positions[own])
         name, size = (self.settings.seed, "augment", modality.value, self.epoch, step), images.shape[2:]
         if self.views[modality] == 1:
-            plan = augment.draw(policy, len(images), size, numpy_rng(*name))
+            plan = augment.draw(policy, len(positions), size, numpy_rng(*name))
         else:       # channels are exchanged in the second view alone
-            first = augment.draw(replace(policy, channel=0.0), len(images) // 2, size, numpy_rng(*name))
-            second = augment.draw(policy, len(images) // 2, size, numpy_rng(*name, "second view"))
+            first = augment.draw(replace(policy, channel=0.0), len(positions) // 2, size, numpy_rng(*name))
+            second = augment.draw(policy, len(positions) // 2, size, numpy_rng(*name, "second view"))
             plan = first.followed_by(second)
-        return augment.apply(images, plan)
+        return augment.apply(images, plan if len(images) == len(positions) else plan.part(own))
 
     def names(self, step):
         """Return the names of the images in a step's batch, for messages."""
@@ -179,11 +200,11 @@ class Batches:
 class TrainState:
     """What a stage has reached: weights, optimiser, the next epoch, and what belongs to the epoch under way.
 
-    Args: model: `CCLNet`; settings: `TrainSettings`.
+    Args: model: `CCLNet`; settings: `TrainSettings`; processes: of `utils.distributed`.
     """
 
-    def __init__(self, model, settings):
-        self.model, self.settings = model, settings
+    def __init__(self, model, settings, processes=ALONE):
+        self.model, self.settings, self.processes = model, settings, processes
         self.renew_optimizer()
         self.epoch = 1              # the epoch that comes next or is under way
         self.under_way = None       # `UnderWay`, None before its clusters are made
@@ -215,7 +236,7 @@ class TrainState:
         self.under_way = None
         if state["under_way"]:
             self.under_way = UnderWay.from_state_dict(state["under_way"], self.epoch, self.settings,
-                                                      next(self.model.parameters()).device)
+                                                      next(self.model.parameters()).device, self.processes)
 
 
 class UnderWay:
@@ -237,10 +258,10 @@ class UnderWay:
                 "means": self.means.state_dict()}
 
     @classmethod
-    def from_state_dict(cls, state, epoch, settings, device):
+    def from_state_dict(cls, state, epoch, settings, device, processes):
         """Make it from a saved state. Args: epoch: from 1; settings: `TrainSettings`; device: of the prototypes."""
         labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
-        memory = settings.method.restored(state["memory"], epoch, settings.memory, labels, device)
+        memory = settings.method.restored(state["memory"], epoch, settings.memory, labels, device, processes)
         under_way = cls(labels, memory, state["setup_seconds"])
         under_way.step = state["step"]
         under_way.means.load_state_dict(state["means"])
@@ -258,11 +279,18 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-def _features(model, images, modality, settings, epoch):
+def _agree(processes, model, memory, when):
+    """End an epoch's steps with the same state in all processes. Raises: UserError: memories or weights differ."""
+    for buffer in model.buffers():      # running statistics, where each process has its own batch norm
+        processes.same(buffer)
+    processes.compare(when, memories=memory.state_dict(), weights=model.state_dict())
+
+
+def _features(model, images, modality, settings, epoch, processes):
     """Embed all training images of a modality: {head: (N, ·)}. Raises: NonFinite: names the epoch too."""
     heads = ("feature", "projection") if matching_space(settings.memory) == "projection" else ("feature",)
     try:
-        return embed(model, images, modality, heads, batch_size=settings.embed_batch_size,
-                     precision=settings.precision, mirrored=settings.method.mirrored)
+        return embed(model, images, modality, heads, batch_size=settings.embed_batch_size, precision=settings.precision,
+                     mirrored=settings.method.mirrored, processes=processes)
     except NonFinite as error:
         raise error.at(f"epoch {epoch}")

@@ -37,7 +37,7 @@ SYSU = {     # the released recipe
 OURS = {     # what the released code has no setting for
     "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "PSEUDO_LABEL_DIR": "", "DATASET.TRIAL": 1,
     "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto", "CHECKPOINT.MINUTES": 10.0,
-    "MEMORY.MATCH_BY": "", "MEMORY.RENEWAL": "", "MEMORY.GRADIENTS": "exact",
+    "BATCH_NORM.SPLITS": 1, "MEMORY.MATCH_BY": "", "MEMORY.RENEWAL": "", "MEMORY.GRADIENTS": "exact",
 }
 ELSEWHERE = {    # of other methods' released codes
     "INPUT.CHANNEL": 0.0, "MEMORY.CROSS_WEIGHT": 0.25, "MEMORY.HYBRID_WEIGHT": 0.5, "MEMORY.RELATION": "released",

@@ -39,6 +39,7 @@ from tests.tiny import (
     tiny_tester,
 )
 from utils.diagnosis import link_numbers, with_images
+from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -338,7 +339,7 @@ def test_rpnrs_features_alone_are_of_both_mirror_images(clip, banks, monkeypatch
     monkeypatch.setattr(processor.train, "embed", lambda *a, mirrored, **k: calls.append((a[3], mirrored)))
     for space, heads in (("", ("feature",)), ("projection", ("feature", "projection"))):
         s = tiny_settings(MEMORY__METHOD=method, MEMORY__MATCH_BY=space)
-        processor.train._features(None, banks[Modality.IR], Modality.IR, s, 1)
+        processor.train._features(None, banks[Modality.IR], Modality.IR, s, 1, ALONE)
         assert calls.pop() == (heads, mirrored)
 
 

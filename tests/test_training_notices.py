@@ -137,9 +137,9 @@ def test_restart_at_the_swap_epoch(model, banks, tmp_path, monkeypatch):
     """From the swap epoch on a new Adam and a new warm-up; weights and batch statistics are kept."""
     states = {}
 
-    def features(model, bank, modality, settings, epoch, real=processor.train._features):
+    def features(model, bank, modality, settings, epoch, *rest, real=processor.train._features):
         states[epoch] = weights(model)
-        return real(model, bank, modality, settings, epoch)
+        return real(model, bank, modality, settings, epoch, *rest)
 
     run = TinyRun(tmp_path)
     monkeypatch.setattr(processor.train, "_features", features)

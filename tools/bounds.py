@@ -57,11 +57,11 @@ def true_links(labels, persons):
     return Links(*(np.array([largest[m.other].get(person, -1) for person in shown[m][0].tolist()]) for m in Modality))
 
 
-def told(start, bound, persons, embedded, labels, *rest):
+def told(start, bound, persons, embedded, labels, *rest, **named):
     """Start an epoch's memory with true links, and, if asked, true labels. Args: start: the loop's `start_memory`."""
     if bound == "labels":
         labels = {m: np.unique(persons[m], return_inverse=True)[1] for m in Modality}
-    return start(embedded, labels, *rest, links=true_links(labels, persons))
+    return start(embedded, labels, *rest, links=true_links(labels, persons), **named)
 
 
 def main():

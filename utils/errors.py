@@ -1,6 +1,7 @@
 """Mistakes of the user: one sentence that says what was found, what was expected and what to do."""
 import argparse
 import errno
+import os
 import sys
 
 # What the machine may refuse at any moment; any other OSError would be a defect and keeps its traceback.
@@ -18,6 +19,12 @@ def is_out_of_memory(error):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError)
                                               and any(words in str(error) for words in OUT_OF_MEMORY))
+
+
+def is_lost_process(error):
+    """Tell whether an exception says that another process cannot be reached, in torch.distributed's or gloo's words."""
+    return isinstance(error, RuntimeError) and (type(error).__name__.startswith("Dist") or "gloo" in str(error)
+                                                or "NCCL" in str(error))
 
 
 class UserError(Exception):
@@ -59,6 +66,9 @@ def exit_on_user_error(main):
             found = " ".join(str(error).split())[:160] or "no further memory was given"
             _exit(f"error: memory is exhausted ({found}); lower SAMPLER.INSTANCES or TEST.BATCH_SIZE, use smaller "
                   "images, or free memory", 2)
+        if is_lost_process(error):
+            from utils.watch import GONE
+            _exit(GONE, 2)
         if not isinstance(error, OSError) or error.errno not in REFUSALS:
             raise
         _exit(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}); free space or change "
@@ -66,5 +76,10 @@ def exit_on_user_error(main):
 
 
 def _exit(last_line, code):
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
+        from utils.watch import end_together  # slow: torch
+        end_together(str(last_line))
+        sys.stdout.flush()
+        os._exit(code)      # an orderly end would wait for operations that others have left
     print(last_line, file=sys.stderr)
     sys.exit(code)
