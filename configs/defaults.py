@@ -17,10 +17,11 @@ _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it be
 _C.SEED = 1
 _C.DEVICE = "auto"                   # auto | cuda | cpu
 _C.PRECISION = "released"            # released | fp32 | tf32 | bf16, of the image side (see utils/runtime.py)
+_C.COMPILE = False                   # torch.compile of the image tower in training: minutes at first, then faster steps
 _C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels (RegDB: trialN in it)
 
 _C.DATASET = CfgNode()
-_C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | demo
+_C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | csv (own images) | demo
 _C.DATASET.ROOT = "dataset/SYSU-MM01"
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
@@ -103,7 +104,7 @@ _C.TEST.MODE = ""                    # all | indoor, RegDB and LLCM v2t | t2v; "
 _C.TEST.PROTOCOL = "python"          # galleries: python | original-1 | original-10 (SYSU-MM01's file, 1 or 10 shots)
 _C.TEST.TRIALS = 10                  # galleries; RegDB has one, all images
 _C.TEST.EVERY = 5                    # epochs between evaluations during training; the last is always evaluated
-_C.TEST.BATCH_SIZE = 64
+_C.TEST.BATCH_SIZE = 64              # images embedded at once; on a GPU the least, see processor/features.py
 
 _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too

@@ -1,7 +1,7 @@
 """Open data sets by name. A new one is a module with a `load` and an entry here."""
 from pathlib import Path
 
-from data import demo, llcm, regdb, sysu
+from data import demo, llcm, regdb, sysu, table
 from utils.errors import UserError
 
 
@@ -14,7 +14,8 @@ def _open_demo(root, trial, check_counts):
 OPENERS = {"sysu": lambda root, trial, check_counts: sysu.load(root, check_counts=check_counts),
            "regdb": regdb.load,
            "llcm": lambda root, trial, check_counts: llcm.load(root, check_counts),
-           "demo": _open_demo}
+           "demo": _open_demo,
+           "csv": table.load}
 
 
 def open_dataset(name, root, trial=1, check_counts=True):

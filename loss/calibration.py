@@ -3,6 +3,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.runtime import to_device
+
 SIMILAR = 0.5           # least cosine of neighbours, as released
 BLOCK_ROWS = 4096       # of one product of similarities
 
@@ -20,7 +22,7 @@ def calibrate(features, labels, top):
     prototypes = F.normalize(dense_means(features, labels, density(features, labels, SIMILAR), top), dim=1)
     corrected, kept = labels.copy(), np.flatnonzero(labels >= 0)
     for rows in np.array_split(kept, -(-len(kept) // BLOCK_ROWS)):
-        x = F.normalize(features[torch.from_numpy(rows).to(features.device)], dim=1)
+        x = F.normalize(features[to_device(rows, features.device)], dim=1)
         corrected[rows] = (x @ prototypes.T).argmax(1).cpu().numpy()
     return corrected
 
@@ -32,7 +34,7 @@ def density(features, labels, similar):
     """
     found, features = np.full(len(labels), np.nan), F.normalize(features, dim=1)
     for members in _members(labels):
-        x = features[torch.from_numpy(members).to(features.device)]
+        x = features[to_device(members, features.device)]
         found[members] = torch.cat([(block @ x.T - similar).sign().sum(1) for block in x.split(BLOCK_ROWS)]).cpu()
     return found
 
@@ -43,7 +45,7 @@ def dense_means(features, labels, densities, top):
     Args: features: (N, D); labels, densities: (N,). Returns: (K, D).
     """
     chosen = [members[np.argsort(-densities[members], kind="stable")[:top]] for members in _members(labels)]
-    return torch.stack([features[torch.from_numpy(rows).to(features.device)].mean(0) for rows in chosen])
+    return torch.stack([features[to_device(rows, features.device)].mean(0) for rows in chosen])
 
 
 def _members(labels):

@@ -3,33 +3,57 @@
 "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person Re-Identification" (ACM MM 2023).
 """
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from loss.association import hungarian
 from loss.cross_memory import CrossMemory
 from utils.modality import Modality
+from utils.runtime import beside_later_work, mark_on_gpu, to_device
 
 
 class CCLNetMemory(CrossMemory):
     """Cluster memories whose prototypes are swapped across linked clusters, from the swap epoch on."""
 
     associate = staticmethod(hungarian)
+    _open_swap = None       # what `_finish` needs of an update whose swap is still to be done
+
+    @property
+    def memories(self):
+        """Modality -> `ClusterMemory`, after the swap of the last update."""
+        self._finish()
+        return self._memories
 
     def update(self, features, labels):
         """Move the prototypes to the batch, then swap linked ones, if this epoch does.
 
+        On a GPU the swap is put off until the prototypes are next asked for: the host then matches while the GPU is
+        busy with the next batch's forward pass.
+
         Args: as `losses`.
         Returns: numbers of the links before the swap, {"matched": how many, "matched_similarity": their mean inner
-            product}; empty without swapping.
+            product, a scalar tensor}; empty without swapping, and until a swap that was put off is done.
         """
-        super().update(features, labels)
-        if not self.meets:
-            return {}
-        s, links = self.settings, self.links()
-        *_, similarity = self.pairs(links)
+        numbers, rgb = super().update(features, labels), self._memories[Modality.RGB].prototypes
+        if self.meets:
+            self._open_swap = labels, numbers, mark_on_gpu(rgb)
+            if not self._puts_off(rgb.device):
+                self._finish()
+        return numbers
+
+    @staticmethod
+    def _puts_off(device):
+        return device.type == "cuda"
+
+    def _finish(self):
+        """Do the swap of the last update, if it was put off."""
+        if self._open_swap is None:
+            return
+        (labels, numbers, updated), self._open_swap = self._open_swap, None
+        with beside_later_work(updated):
+            links = self.links()
+        s, (*_, similarity) = self.settings, self._pairs(links)
+        numbers |= {"matched": len(similarity), "matched_similarity": similarity.mean() if len(similarity) else 0.0}
         swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)
-        return {"matched": len(similarity), "matched_similarity": float(similarity.mean()) if len(similarity) else 0.0}
 
 
 def swap(rgb, ir, links, labels, scale, order):
@@ -52,5 +76,5 @@ def _mix(prototypes, labels, partner, others, scale):
     """Mix the linked clusters among labels (B,) with rows of others. Args: partner: (K,) row of each, -1 for none."""
     clusters = np.unique(labels)
     clusters = clusters[partner[clusters] >= 0]
-    rows, other_rows = (torch.from_numpy(v).to(prototypes.device) for v in (clusters, partner[clusters]))
+    rows, other_rows = (to_device(v, prototypes.device) for v in (clusters, partner[clusters]))
     prototypes[rows] = F.normalize(scale * prototypes[rows] + (1 - scale) * others[other_rows], dim=1)

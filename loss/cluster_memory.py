@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.runtime import to_device
+
 
 class ClusterMemory:
     """Prototypes of one modality's clusters.
@@ -38,11 +40,12 @@ class ClusterMemory:
 
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
-        x, labels = F.normalize(x.detach().float(), dim=1), np.asarray(torch.as_tensor(labels).cpu())
+        x = F.normalize(x.detach().float(), dim=1)
+        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         turn = _occurrence(labels)
         for number in range(turn.max(initial=-1) + 1):
             samples = np.flatnonzero(turn == number)
-            rows, samples = (torch.from_numpy(v).to(x.device) for v in (labels[samples], samples))
+            rows, samples = (to_device(v, x.device) for v in (labels[samples], samples))
             mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[samples]
             self.prototypes[rows] = F.normalize(mixed, dim=1)
 
@@ -60,7 +63,8 @@ class HardMemory(ClusterMemory):
 
     def update(self, x, labels):
         """Move each prototype of the batch once, to the sample of its cluster that is least similar to it."""
-        x, labels = F.normalize(x.detach().float(), dim=1), np.asarray(torch.as_tensor(labels).cpu())
+        x = F.normalize(x.detach().float(), dim=1)
+        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
         mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[hardest]
         self.prototypes[clusters] = F.normalize(mixed, dim=1)
@@ -75,7 +79,7 @@ def cross_entropy(x, prototypes, labels, temperature, before=None):
     logits = x @ prototypes.T
     if before is not None:
         logits = logits + (x @ before.T - logits).detach()
-    return F.cross_entropy(logits / temperature, torch.as_tensor(labels).to(logits.device))
+    return F.cross_entropy(logits / temperature, to_device(labels, logits.device))
 
 
 def hardest_samples(x, labels, prototypes):
@@ -85,7 +89,7 @@ def hardest_samples(x, labels, prototypes):
     Returns: (C,) clusters of the batch, ascending, and (C,) positions of their samples, tensors.
     """
     clusters, member = np.unique(labels, return_inverse=True)
-    clusters, labels, member = (torch.from_numpy(v).to(x.device) for v in (clusters, labels, member))
+    clusters, labels, member = (to_device(v, x.device) for v in (clusters, labels, member))
     similarity = (x * prototypes[labels]).sum(1)
     lowest = similarity.new_full(clusters.shape, torch.inf).scatter_reduce(0, member, similarity, "amin")
     place = torch.where(similarity == lowest[member], torch.arange(len(x), device=x.device), len(x))

@@ -16,6 +16,7 @@ from loss.association import Links, no_links
 from loss.cluster_memory import ClusterMemory, HardMemory
 from utils.distributed import ALONE
 from utils.modality import Modality
+from utils.runtime import gpu_rounding, to_device
 
 RENEWALS = {"plain": ClusterMemory, "hard": HardMemory}
 
@@ -60,7 +61,12 @@ class CrossMemory:
 
     def __init__(self, means, epoch, settings, links=None, labels=None, processes=ALONE):
         self.epoch, self.settings, self.fixed, self.processes = epoch, settings, links, processes
-        self.memories = {m: self.new_memory(means[m]) for m in Modality}
+        self._memories = {m: self.new_memory(means[m]) for m in Modality}
+
+    @property
+    def memories(self):
+        """Modality -> the memory of its clusters, as it stands after the last update."""
+        return self._memories
 
     @classmethod
     def restored(cls, state, epoch, settings, labels, device, processes=ALONE):
@@ -115,17 +121,23 @@ class CrossMemory:
         """Return the epoch's `Links`, or those of the prototypes now, which the first process makes for all."""
         if self.fixed is not None:
             return self.fixed
-        return self.processes.once(lambda: self.associate(*(self.memories[m].prototypes for m in Modality)))
+        with gpu_rounding("fp32"):      # inner products are never rounded to TF32
+            return self.processes.once(lambda: self.associate(*(self.memories[m].prototypes for m in Modality)))
 
     def pairs(self, links=None):
         """List linked clusters: RGB clusters (M,), IR clusters (M,), inner products of their prototypes (M,), arrays.
 
         Args: links: of `links`, made here if None.
         """
-        rgb, ir = (self.links() if links is None else links).pairs()
-        rows, others = (memory.prototypes[torch.from_numpy(clusters).to(memory.prototypes.device)]
+        rgb, ir, similarity = self._pairs(self.links() if links is None else links)
+        return rgb, ir, similarity.cpu().numpy()
+
+    def _pairs(self, links):
+        """List linked clusters as `pairs` does, with the inner products still on the device."""
+        rgb, ir = links.pairs()
+        rows, others = (memory.prototypes[to_device(clusters, memory.prototypes.device)]
                         for memory, clusters in zip(self.memories.values(), (rgb, ir)))
-        return rgb, ir, (rows * others).sum(1).cpu().numpy()
+        return rgb, ir, (rows * others).sum(1)
 
     def state_dict(self):
         """Return what a resumed run needs: {"rgb": state of its memory, "ir": ..., "links": those of the epoch}."""

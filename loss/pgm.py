@@ -7,11 +7,11 @@ import copy
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from loss.association import progressive
 from loss.cross_memory import CrossMemory
 from utils.modality import Modality
+from utils.runtime import to_device
 
 
 class Visit(NamedTuple):
@@ -105,4 +105,4 @@ class PGM(CrossMemory):
 def with_partner(x, labels):
     """Keep the rows of x (B, D) and labels (B,) whose label is not -1."""
     kept = np.flatnonzero(labels >= 0)
-    return (x, labels) if len(kept) == len(labels) else (x[torch.from_numpy(kept).to(x.device)], labels[kept])
+    return (x, labels) if len(kept) == len(labels) else (x[to_device(kept, x.device)], labels[kept])

@@ -13,6 +13,7 @@ from loss.cluster_memory import cross_entropy, hardest_samples
 from loss.pgm import PGM, Visit
 from utils.distributed import ALONE
 from utils.modality import Modality
+from utils.runtime import to_device
 
 # Released numbers: cross entropy from which the mean prototypes' share of the loss begins, and the weight of both
 # shares; what a squared distance is divided by in a pair's weight, and the distance up to which pairs are pushed apart.
@@ -117,10 +118,11 @@ class MeanHardMemory:
 
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
-        x, labels = F.normalize(x.detach().float(), dim=1), np.asarray(torch.as_tensor(labels).cpu())
+        x = F.normalize(x.detach().float(), dim=1)
+        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
         _, member, count = np.unique(labels, return_inverse=True, return_counts=True)
-        member, count = (torch.from_numpy(v).to(x.device) for v in (member, count))
+        member, count = (to_device(v, x.device) for v in (member, count))
         mean = x.new_zeros(len(count), x.shape[1]).index_add_(0, member, x) / count[:, None]
         for rows, target in ((self.prototypes, mean), (self.hard, x[hardest])):
             rows[clusters] = F.normalize(self.momentum * rows[clusters] + (1 - self.momentum) * target, dim=1)
@@ -143,7 +145,7 @@ def hybrid_means(rgb, ir, ir_to_rgb, labels):
     """
     clusters = np.unique(labels[labels >= 0])
     clusters = clusters[ir_to_rgb[clusters] >= 0]
-    rows, partners = (torch.from_numpy(v).to(ir.device) for v in (clusters, ir_to_rgb[clusters]))
+    rows, partners = (to_device(v, ir.device) for v in (clusters, ir_to_rgb[clusters]))
     hybrid = torch.zeros_like(ir)
     hybrid[rows] = (ir[rows] + rgb[partners]) / 2
     return hybrid

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from processor.cost import StageCost, count_tests
 from processor.evaluate import format_table, metrics_record
 from processor.pseudo_labels import collapse_warnings
 from utils.diagnosis import diagnose, known_persons, link_numbers, with_images
@@ -44,7 +45,7 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
     Args: state: `TrainState`; epochs: of the stage; lr: learning rate of the epoch; images: trained on in all its
         steps; extra: further entries of the checkpoints.
     """
-    now = state.under_way
+    now, started = state.under_way, state.clock.seconds()
     pairs, persons = with_images(now.memory.pairs(), now.labels), known_persons(tester.data.train)
     numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **link_numbers(pairs),
                **diagnose(now.labels, pairs, persons), **memory_use(tester.device)}
@@ -63,11 +64,27 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
     run.save_model(stage, "last", content)
     run.record(stage, cluster_sizes(now.labels), **numbers,
                **({"test": content["metrics"]} if last.evaluation else {}))
+    spent = state.clock.seconds()
     state.close_epoch(last)
     if stage == "prepare" and epoch == epochs and not is_refused(last, state.settings):
         run.save_labels(last.labels)
     run.save_state(stage, state.state_dict())
+    if epoch == 1:
+        run.log.info(_estimate(stage, now, epochs, started, spent + state.clock.seconds() - started, run, tester))
     refuse_collapse(last, epoch, state.settings)
+
+
+def _estimate(stage, now, epochs, seconds, end_seconds, run, tester):
+    """Estimate a stage from its first epoch, in a line; a test embeds its images as fast as the epoch did all.
+
+    Args: now: `UnderWay`; seconds: of the epoch; end_seconds: of its end, saving included.
+    """
+    images = sum(map(len, tester.banks.values())) / sum(map(len, now.labels.values()))
+    files = [run.model_file(stage, "last"), run.state_file.path]
+    peak = memory_use(tester.device)
+    return StageCost(stage, epochs, seconds + end_seconds, count_tests(epochs, tester.every),
+                     now.setup_seconds * images, host_gb=peak["memory_gb"], gpu_gb=peak.get("gpu_memory_gb", 0.0),
+                     disk_gb=2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**30).line()
 
 
 def is_refused(last, settings):

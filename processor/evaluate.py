@@ -21,6 +21,7 @@ class Evaluation:
     trials: tuple           # trial numbers
     per_trial: tuple        # `RankMetrics` of each
     features: dict = field(default=None, repr=False, compare=False)    # Modality -> (U,) positions, (U, D) features
+    measure: object = field(default=None, repr=False, compare=False)    # of `rank_features`
 
     def mean(self):
         """Average over the trials: {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}."""
@@ -77,8 +78,10 @@ def evaluate(model, data, banks, retrievals, batch_size, precision, processes=AL
                                             for r in retrievals]))
         features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size,
                             precision=precision, processes=processes)["feature"]
-    ranked = processes.once(lambda: [_rank(data, retrieval, used, features) for retrieval in retrievals])
-    return [replace(found, features={m: (used[m], features[m]) for m in Modality}) for found in ranked]
+    features = {m: (used[m], features[m]) for m in Modality}
+    ranked = processes.once(lambda: [replace(rank_features(data, retrieval, features), features=None)
+                                     for retrieval in retrievals])
+    return [replace(found, features=features) for found in ranked]
 
 
 def check_matches(data, retrieval):
@@ -109,23 +112,30 @@ def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, re
                         "persons with images of both modalities. Check the test ids")
 
 
-def _rank(data, retrieval, used, features):
-    """Rank every trial of a retrieval: `Evaluation`.
+def rank_features(data, retrieval, features, measure=None):
+    """Rank the galleries of a retrieval: its `Evaluation`.
 
-    Args: used: Modality -> (U,) positions of the embedded test images; features: Modality -> (U, D) of these.
+    Args: features: Modality -> (U,) ascending positions in the test images, (U, D) tensor, L2-normalised;
+        measure: function of (Q, D) and (G, D) tensors that gives the distances of a trial, (Q, G) array; None: cosine
+        distance.
+    Raises: UserError: a trial's gallery holds nobody of the queries.
     """
     m = retrieval.query_modality
-    shown = np.unique(np.concatenate(retrieval.galleries))
-    query = features[m][np.searchsorted(used[m], retrieval.query)]
-    gallery = features[m.other][np.searchsorted(used[m.other], shown)]
-    distance = (1 - query @ gallery.T).cpu().numpy()
+
+    def of(modality, positions):
+        known, values = features[modality]
+        return values[np.searchsorted(known, positions)]
+
+    shown, query = np.unique(np.concatenate(retrieval.galleries)), of(m, retrieval.query)
+    if measure is None:
+        distance = (1 - query @ of(m.other, shown).T).cpu().numpy()
     queries, candidates = data.test[m], data.test[m.other]
     results = []
     for trial in retrieval.galleries:
-        columns = np.searchsorted(shown, trial)
-        results.append(_scored(distance[:, columns], queries.persons[retrieval.query], candidates.persons[trial],
+        found = measure(query, of(m.other, trial)) if measure else distance[:, np.searchsorted(shown, trial)]
+        results.append(_scored(found, queries.persons[retrieval.query], candidates.persons[trial],
                                queries.cameras[retrieval.query], candidates.cameras[trial], data, retrieval))
-    return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results))
+    return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results), features, measure)
 
 
 def metrics_record(evaluation, data, **extra):

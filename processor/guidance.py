@@ -1,11 +1,11 @@
 """What texts add to the fine-tune: each image is drawn to the text of its pseudo label."""
-import torch
 import torch.nn.functional as F
 
 from loss.image_text import image_to_text
 from processor.pseudo_labels import cluster_means
 from utils.distributed import ALONE
 from utils.modality import Modality
+from utils.runtime import to_device
 
 
 class TextGuidance:
@@ -28,7 +28,7 @@ class TextGuidance:
         losses = {}
         for m in Modality:
             labels = self.labels[m][positions[m]]
-            own = torch.from_numpy(labels[processes.share(len(labels))]).to(projections[m].device)
+            own = to_device(labels[processes.share(len(labels))], projections[m].device)
             whole = None if processes.size == 1 else max(int((labels >= 0).sum()), 1) / processes.size
             losses[f"loss_i2t_{m.value}"] = image_to_text(projections[m], self.texts[m], own, self.smoothing,
                                                          labelled=whole)
@@ -47,5 +47,5 @@ class TextGuidance:
 
     def _image_texts(self, modality):
         """The unit text of each training image, (N, E), 0 for those without a label."""
-        labels = torch.from_numpy(self.labels[modality]).to(self.texts[modality].device)
+        labels = to_device(self.labels[modality], self.texts[modality].device)
         return F.normalize(self.texts[modality].float(), dim=1)[labels] * (labels >= 0)[:, None]

@@ -23,6 +23,11 @@ def matching_space(settings):
     return settings.match_by or method_class(settings.method).match_by
 
 
+def start_heads(settings):
+    """Return the model's heads that an epoch's start needs. Args: settings: `MemorySettings`."""
+    return ("feature", "projection") if matching_space(settings) == "projection" else ("feature",)
+
+
 def start_memory(embedded, labels, epoch, settings, guidance=None, links=None, processes=ALONE):
     """Link an epoch's clusters and start its memory.
 

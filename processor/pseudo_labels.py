@@ -35,7 +35,8 @@ def make_pseudo_labels(features, modality, settings, processes=ALONE):
 
     Args: processes: of `utils.distributed`. Raises: UserError: every image is an outlier.
     """
-    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples, processes)
+    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples,
+                     processes=processes)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "

@@ -27,7 +27,7 @@ from utils.distributed import join_processes
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
-from utils.runtime import open_log, pick_device, silent_log, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, silent_log, unused_gpu_warning
 
 
 class Setup:
@@ -62,12 +62,15 @@ class Setup:
         return self.place(CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH))
 
     def model_to_train(self):
-        """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS.
+        """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
 
-        Raises: UserError: processes, splits and the batch do not divide.
+        Raises: UserError: processes, splits and the batch do not divide, or there is no compiler.
         """
         check_shares(self.config, self.processes.size)
-        return spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes)
+        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes)
+        if self.config.COMPILE:
+            compile_parts(model.tower, self.device)
+        return model
 
     def place(self, model):
         """Return the model on the device, its convolutions channels-last, which is fastest there."""

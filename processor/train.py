@@ -16,7 +16,7 @@ from loss.cross_memory import MemorySettings
 from loss.methods import method_class
 from processor.epoch import LastEpoch, end_of_epoch, finish_stage
 from processor.features import embed
-from processor.linking import matching_space, start_memory
+from processor.linking import start_heads, start_memory
 from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from utils.distributed import ALONE
 from utils.finite import NonFinite, RunningMeans, check_weights
@@ -288,9 +288,8 @@ def _agree(processes, model, memory, when):
 
 def _features(model, images, modality, settings, epoch, processes):
     """Embed all training images of a modality: {head: (N, ·)}. Raises: NonFinite: names the epoch too."""
-    heads = ("feature", "projection") if matching_space(settings.memory) == "projection" else ("feature",)
     try:
-        return embed(model, images, modality, heads, batch_size=settings.embed_batch_size, precision=settings.precision,
-                     mirrored=settings.method.mirrored, processes=processes)
+        return embed(model, images, modality, start_heads(settings.memory), batch_size=settings.embed_batch_size,
+                     precision=settings.precision, mirrored=settings.method.mirrored, processes=processes)
     except NonFinite as error:
         raise error.at(f"epoch {epoch}")

@@ -35,9 +35,10 @@ SYSU = {     # the released recipe
     "PRECISION": "released", "DATASET.NAME": "sysu", "DATASET.ROOT": "dataset/SYSU-MM01",
 }
 OURS = {     # what the released code has no setting for
-    "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "PSEUDO_LABEL_DIR": "", "DATASET.TRIAL": 1,
-    "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto", "CHECKPOINT.MINUTES": 10.0,
-    "BATCH_NORM.SPLITS": 1, "MEMORY.MATCH_BY": "", "MEMORY.RENEWAL": "", "MEMORY.GRADIENTS": "exact",
+    "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "COMPILE": False, "PSEUDO_LABEL_DIR": "",
+    "DATASET.TRIAL": 1, "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto",
+    "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1, "MEMORY.MATCH_BY": "", "MEMORY.RENEWAL": "",
+    "MEMORY.GRADIENTS": "exact",
 }
 ELSEWHERE = {    # of other methods' released codes
     "INPUT.CHANNEL": 0.0, "MEMORY.CROSS_WEIGHT": 0.25, "MEMORY.HYBRID_WEIGHT": 0.5, "MEMORY.RELATION": "released",

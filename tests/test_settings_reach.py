@@ -62,6 +62,7 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     **{f"MEMORY.{key}": "test_methods.py: test_settings_reach_the_methods, for the run is one of cclnet" for key in (
         "METHOD", "MATCH_BY", "RENEWAL", "CROSS_WEIGHT", "GRADIENTS", "HYBRID_WEIGHT", "RELATION", "RELATION_WEIGHT",
         "TOP_IMAGES")},
+    "COMPILE": "test_compile.py: test_the_scripts_train_a_compiled_tower_if_asked, for compiling takes minutes",
     "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
 }
 
@@ -108,9 +109,9 @@ def watch_loop(watch):
     real = {name: getattr(processor.train, name) for name in ("Batches", "train_step")}
 
     class Batches(real["Batches"]):
-        def __init__(self, images, labels, settings, epoch):
+        def __init__(self, images, labels, settings, epoch, *rest):
             watch.epoch, watch.step = epoch, 0
-            super().__init__(images, labels, settings, epoch)
+            super().__init__(images, labels, settings, epoch, *rest)
             watch.note("Batches", labels=labels, positions=self.positions, length=len(self))
 
     def train_step(model, *rest):

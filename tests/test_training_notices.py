@@ -79,7 +79,7 @@ def test_an_epoch_starts_from_the_means_of_its_clusters(model, banks, tmp_path, 
         found[modality] = embedded["feature"]
         return embedded
 
-    def labels(features, modality, settings):
+    def labels(features, modality, *_):
         made = LABELS[modality].copy()
         made[[0, 7]] = -1
         return made
@@ -186,6 +186,7 @@ class ScriptedTester:
     def __init__(self, banks, rank1):
         self.real, self.rank1, self.given = tiny_tester(banks), list(rank1), []
         self.data, self.banks, self.retrieval, self.device = tiny_data(), banks, self.real.retrieval, self.real.device
+        self.every = self.real.every
 
     def is_due(self, epoch, epochs):
         return True

@@ -32,7 +32,7 @@ class Workers:
         for process in self.processes:
             process.start()
 
-    def codes(self, seconds=120):
+    def codes(self, seconds=300):
         """Wait for all; their exit codes, minus the signal's number where one ended it; None where it lives still."""
         for process in self.processes:
             process.join(seconds)

@@ -25,13 +25,14 @@ REFERRED = r"(?:[mph][0-9a-f]{10}|C[0-9a-f]+_)"     # ids of shapes and clips th
 
 @dataclass(frozen=True)
 class Line:
-    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib, such as "-" or "--"."""
+    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib; `spread`: (N,) half widths of a band, or ()."""
 
     label: str
     x: list
     y: list
     colour: str
     style: str = "-"
+    spread: list = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ def chart_figure(chart):
         label = f" {line.label}" if line.label.startswith("_") else line.label
         axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=label, marker=marker,
                   markersize=3.5, gid=f"curve {line.label}")
+        if len(line.spread):
+            axes.fill_between(line.x, np.subtract(line.y, line.spread), np.add(line.y, line.spread),
+                              color=line.colour, alpha=0.18, linewidth=0)
     values = np.concatenate([line.y for line in chart.lines])
     if chart.top is not None:
         axes.set_ylim(0, chart.top * 1.02)

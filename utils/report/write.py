@@ -15,6 +15,7 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
+from utils.report.groups import group_charts, group_runs, mean_rows
 from utils.report.page import Section, Table, write_page
 from utils.report.run_files import BEST, CONTENT_FOLDER, CONTENT_TITLES, flat, read_run
 
@@ -64,7 +65,7 @@ def write_run_page(folder, figures_dir=None):
 
 
 def write_comparison_page(folders, output=None, figures_dir=None):
-    """Write one page that compares several runs: its path.
+    """Write one page that compares several runs: its path. Runs that differ in their seed alone share a line, the mean.
 
     Args: folders: of the runs; output: the file, FIRST_FOLDER/comparison.html if not set; figures_dir: where every
         figure goes as PNG and PDF too, if set.
@@ -77,11 +78,14 @@ def write_comparison_page(folders, output=None, figures_dir=None):
            for index, (run_name, run) in enumerate(runs.items())
            for name, content in run.contents.items() for test in content["tests"]]
     note = DIFFERENT_PROTOCOLS if len({protocol for _, protocol, _ in results}) > 1 else ""
-    sections = [Section("results", "Results", "table.html", _results_table(results, note)),
+    groups = group_runs(runs)
+    sections = [Section("means", "Means over the seeds", "table.html", _means_table(groups)),
+                Section("results", "Results", "table.html", _results_table(results, note)),
                 Section("differences", "Settings that differ", "table.html", _differences_table(runs)),
                 Section("cmc", "CMC", "charts.html", figures.charts(_cmc_charts(cmc)))]
     epochs = {name: run.epochs for name, run in runs.items()}
-    sections += [_curves(stage, comparison_charts(epochs, stage), figures) for stage in STAGES]
+    sections += [_curves(stage, group_charts(groups, stage) if groups else comparison_charts(epochs, stage), figures)
+                 for stage in STAGES]
     path = write_page(Path(output) if output else Path(folders[0]) / "comparison.html",
                       f"Comparison of {len(runs)} runs", " · ".join(runs), sections)
     if figures_dir:
@@ -126,6 +130,13 @@ def _results(run, figures):
 def _results_table(results, note=""):
     rows = [(what, protocol, *(f"{100 * numbers[key]:.2f}" for key in NUMBERS)) for what, protocol, numbers in results]
     return Table(("in percent", "protocol", *NUMBERS.values()), rows, 2, note) if rows else None
+
+
+def _means_table(groups):
+    rows = mean_rows(groups, NUMBERS)
+    note = "Percent, mean ± standard deviation (n - 1)" + (
+        "; in brackets the difference from the first group." if len(groups) > 1 else ".")
+    return Table(("runs", "result", "protocol", "n", *NUMBERS.values()), rows, 3, note) if rows else None
 
 
 def _cmc_charts(tests):
