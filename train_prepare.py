@@ -18,7 +18,8 @@ def main():
 
     setup = Setup(config, "train_prepare")
     model, images, tester = setup.model_to_train(), setup.banks("train"), setup.tester()
-    settings = train_settings(config, config.PREPARE.EPOCHS, allow_collapse=config.PREPARE.ALLOW_COLLAPSE)
+    settings = train_settings(config, config.PREPARE.EPOCHS, allow_collapse=config.PREPARE.ALLOW_COLLAPSE,
+                              texts=False)
     with setup.training("prepare", arguments.fresh) as run:
         train("prepare", model, images, settings, run, tester)
 

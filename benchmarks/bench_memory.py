@@ -33,7 +33,7 @@ def steps(device, with_swap):
     start = [p.to(device) for p in draw(*CLUSTERS.values(), DIM)]
     batches = {m: batch(k, seed) for seed, (m, k) in enumerate(CLUSTERS.items(), 1)}
     features, labels = {m: x.to(device) for m, (x, _) in batches.items()}, {m: y for m, (_, y) in batches.items()}
-    memory = settings.new_memory(dict(zip(Modality, start)), settings.swap_epoch if with_swap else 1)
+    memory = settings.new_memory(dict(zip(Modality, start)), settings.memory.swap_epoch if with_swap else 1)
     plain = [p.clone() for p in start]
 
     def ours():
@@ -41,9 +41,9 @@ def steps(device, with_swap):
 
     def released():
         for m, prototypes in zip(Modality, plain):
-            reference.memory_update(prototypes, features[m], labels[m], settings.momentum)
+            reference.memory_update(prototypes, features[m], labels[m], settings.memory.momentum)
         if with_swap:
-            reference.memory_swap(*plain, *labels.values(), settings.swap_scale)
+            reference.memory_swap(*plain, *labels.values(), settings.memory.swap_scale)
 
     ours()
     released()

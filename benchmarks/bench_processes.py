@@ -59,7 +59,7 @@ def training(processes):
     state, generator = TrainState(model, settings), torch.Generator().manual_seed(0)
     wrapped = processes.wrap(model, lambda: model.parameters_without(heads_of(None)))
     memory = settings.new_memory({m: torch.randn(PERSONS, model.feature_dim, generator=generator) for m in Modality}, 1,
-                                 processes)
+                                 processes=processes)
     batches = Batches(banks, labels, settings, 1, processes)
 
     def steps():

@@ -9,6 +9,7 @@ import reprlib
 import yaml
 from yacs.config import CfgNode
 
+from loss.methods import METHODS
 from utils.errors import UserError
 
 _C = CfgNode()
@@ -35,6 +36,8 @@ _C.INPUT.GREY = 0.5                  # probability of grey, visible images
 _C.INPUT.FLIP = 0.5                  # probability of a left-right flip
 _C.INPUT.PAD = 10                    # pixels of zero padding before the random crop
 _C.INPUT.ERASE = 0.5                 # probability of random erasing
+_C.INPUT.CHANNEL = 0.0               # probability of one channel in place of all three, visible images (pgm, rpnr: of
+                                     # their second view, where the released codes have 1)
 
 _C.MODEL = CfgNode()
 _C.MODEL.NAME = "RN50"               # which of OpenAI's CLIPs (see CHOICES below); a file's kind is read from it
@@ -48,11 +51,22 @@ _C.CLUSTER.EPS = 0.6                 # largest Jaccard distance of DBSCAN neighb
 _C.CLUSTER.MIN_SAMPLES = 4           # neighbours, itself among them, that make an image the core of a cluster
 
 _C.MEMORY = CfgNode()
+_C.MEMORY.METHOD = "cclnet"          # cclnet | pgm | rpnr | none (see loss/methods.py)
+_C.MEMORY.MATCH_BY = ""              # prototype | centroid | projection | text: where clusters are linked (see
+                                     # processor/linking.py); "" = the method's: cclnet prototype, pgm, rpnr centroid
 _C.MEMORY.TEMPERATURE = 0.05
 _C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
-_C.MEMORY.SWAP_EPOCH = 61            # first epoch with memory swapping
+_C.MEMORY.RENEWAL = ""               # plain | hard: samples that move a prototype; "" = the method's: pgm hard, cclnet
+                                     # plain; rpnr has its own
+_C.MEMORY.SWAP_EPOCH = 61            # first epoch in which the modalities meet: swapping, or the cross-modal loss
 _C.MEMORY.SWAP_SCALE = 0.1           # share that a prototype keeps when swapped
-_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cross_memory.py)
+_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cclnet.py)
+_C.MEMORY.CROSS_WEIGHT = 0.25        # pgm, rpnr: of the cross-modal loss
+_C.MEMORY.GRADIENTS = "exact"        # pgm, rpnr: exact | released (see loss/pgm.py)
+_C.MEMORY.HYBRID_WEIGHT = 0.5        # rpnr: of the loss with the hybrid memory
+_C.MEMORY.RELATION = "released"      # rpnr: released | normalised: length of the features of the relation loss
+_C.MEMORY.RELATION_WEIGHT = 10.0     # rpnr: of the relation loss
+_C.MEMORY.TOP_IMAGES = 20            # rpnr: densest images of a cluster that make its prototype for calibration
 
 _C.BATCH_NORM = CfgNode()
 _C.BATCH_NORM.SPLITS = 1            # parts of a batch with statistics of their own, as DataParallel on so many GPUs
@@ -104,6 +118,10 @@ _C.LOG.WANDB = False                 # True: log to Weights & Biases too, beside
 
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
+           "MEMORY.METHOD": METHODS,
+           "MEMORY.MATCH_BY": ("", "prototype", "centroid", "projection", "text"),
+           "MEMORY.RENEWAL": ("", "plain", "hard"), "MEMORY.GRADIENTS": ("exact", "released"),
+           "MEMORY.RELATION": ("released", "normalised"),
            "TEST.PROTOCOL": ("python", "original-1", "original-10"),
            "INPUT.NORMALISATION": ("imagenet", "clip", "half"),
            "MODEL.NAME": ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
@@ -112,14 +130,15 @@ NUMBERS = (    # what is expected, the test, the keys
     ("1 or more", lambda v: v >= 1,
      ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
       "SAMPLER.INSTANCES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "PROMPT.BATCH_SIZE", "FINETUNE.EPOCHS", "TEST.TRIALS",
-      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "BATCH_NORM.SPLITS", "MODEL.STRIDE")),
+      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "MEMORY.TOP_IMAGES", "BATCH_NORM.SPLITS",
+      "MODEL.STRIDE")),
     ("0 or more", lambda v: v >= 0,
      ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
       "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR",
-      "CHECKPOINT.MINUTES")),
+      "CHECKPOINT.MINUTES", "MEMORY.CROSS_WEIGHT", "MEMORY.HYBRID_WEIGHT", "MEMORY.RELATION_WEIGHT")),
     ("a number above 0", lambda v: v > 0, ("MEMORY.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
     ("a number from 0 to 1", lambda v: 0 <= v <= 1,
-     ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
+     ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "INPUT.CHANNEL", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
       "FINETUNE.LABEL_SMOOTHING")),
 )
 ASSIGNMENT = re.compile(r"[A-Z_0-9]+(\.[A-Z_0-9]+)*=")       # KEY=VALUE, another spelling of KEY VALUE
@@ -257,7 +276,7 @@ def _check_values(config):
     values = flat(as_dict(config))
     for name, choices in CHOICES.items():
         if values[name] not in choices:
-            raise UserError(f"{name} is {values[name]!r}; choose {' or '.join(choices)}")
+            raise UserError(f"{name} is {values[name]!r}; choose {' or '.join(c or repr(c) for c in choices)}")
     for expected, is_right, names in NUMBERS:
         for name in names:
             if not (is_right(values[name]) and math.isfinite(values[name])):

@@ -3,6 +3,11 @@
 The released pipeline, here for all images of a batch at once (torchvision's names):
 
     RandomGrayscale -> Pad -> RandomCrop -> RandomHorizontalFlip -> ToTensor -> Normalize -> RandomErasing
+
+and, where it is asked for, channel exchange, after normalising as in the codes that use it: Ye et al., "Channel
+Augmented Joint Learning for Visible-Infrared Recognition" (ICCV 2021). Yang et al., "Augmented Dual-Contrastive
+Aggregation Learning" (ACM MM 2022, ADCA), and PGM and RPNR after it, train on a second view of each visible image with
+probability 1.
 """
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,12 +31,13 @@ ERASE_AREA, ERASE_ASPECT, ERASE_TRIES = (0.02, 0.33), (0.3, 3.3), 10    # torchv
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images: probabilities of grey, flip and erase; pixels of zero padding."""
+    """What happens to training images: probabilities of grey, flip, erase and channel exchange; pixels of padding."""
 
     grey: float = 0.0
     flip: float = 0.0
     pad: int = 0
     erase: float = 0.0
+    channel: float = 0.0
 
 
 class Plan(NamedTuple):
@@ -41,10 +47,15 @@ class Plan(NamedTuple):
     corner: np.ndarray      # (B, 2) int64: top, left of the crop; negative ones reach into the zero padding
     flip: np.ndarray        # (B,) bool
     erased: np.ndarray      # (B, 4) int64: top, left, height, width in the cropped image; height 0 erases nothing
+    channel: np.ndarray     # (B,) int64: the channel that takes the place of all three, -1 for none
 
     def part(self, rows):
         """The plan of some of the images. Args: rows: slice or positions."""
         return Plan(*(drawn[rows] for drawn in self))
+
+    def followed_by(self, other):
+        """The plan of this one's images and those of another."""
+        return Plan(*(np.concatenate(drawn) for drawn in zip(self, other)))
 
 
 def draw(policy, batch, size, rng):
@@ -55,7 +66,9 @@ def draw(policy, batch, size, rng):
     """
     corner = rng.integers(-policy.pad, policy.pad + 1, (batch, 2))
     flip, grey, erase = (rng.random(batch) < chance for chance in (policy.flip, policy.grey, policy.erase))
-    return Plan(grey, corner, flip, draw_rectangles(batch, size, rng) * erase[:, None])
+    erased = draw_rectangles(batch, size, rng) * erase[:, None]
+    exchanged = rng.random(batch) < policy.channel      # last, so that the draws before it are those without it
+    return Plan(grey, corner, flip, erased, np.where(exchanged, rng.integers(0, 3, batch), -1))
 
 
 def draw_rectangles(batch, size, rng):
@@ -79,7 +92,7 @@ def draw_rectangles(batch, size, rng):
 
 
 def apply(images, plan, normalisation="imagenet"):
-    """Carry out a plan: crop out of zero padding, flip, grey, normalise, erase.
+    """Carry out a plan: crop out of zero padding, flip, grey, normalise, exchange channels, erase.
 
     Args: images: (B, 3, H, W) uint8; plan: `Plan` of these images; normalisation: of NORMALISATIONS.
     Returns: (B, 3, H, W) float32, normalised; what is erased is 0, the mean colour.
@@ -92,6 +105,9 @@ def apply(images, plan, normalisation="imagenet"):
     grey = to_device(np.flatnonzero(plan.grey), out.device)
     out[grey] = sum(weight * out[grey, channel] for channel, weight in enumerate(LUMA))[:, None]
     out = _normalise(out, normalisation)
+    exchanged = np.flatnonzero(plan.channel >= 0)
+    rows, channel = (to_device(v, out.device) for v in (exchanged, plan.channel[exchanged]))
+    out[rows] = out[rows, channel][:, None]
     for image, (top, left, h, w) in zip(out, plan.erased.tolist()):
         image[:, top:top + h, left:left + w] = 0
     return out

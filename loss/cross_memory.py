@@ -1,92 +1,131 @@
-"""The method's heart: the memories of both modalities, and what they exchange.
+"""What every method shares: a memory for each modality, their losses, and links between their clusters.
 
-A step of the training loop is
+A method is a subclass in a file of its own and a line in loss/methods.py; docs/extending-methods.md adds one. A step of
+the training loop is
 
     losses = memory.losses(features, labels)
     ... backward, optimiser ...
     memory.update(features, labels)
 """
-import numpy as np
-import torch.nn.functional as F
+from dataclasses import dataclass
 
-from loss.association import hungarian
-from loss.cluster_memory import ClusterMemory
+import numpy as np
+import torch
+
+from loss.association import Links, no_links
+from loss.cluster_memory import ClusterMemory, HardMemory
 from utils.distributed import ALONE
 from utils.modality import Modality
-from utils.runtime import beside_later_work, gpu_rounding, mark_on_gpu, to_device
+from utils.runtime import gpu_rounding, to_device
+
+RENEWALS = {"plain": ClusterMemory, "hard": HardMemory}
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """The numbers of the memories and of all methods; configs/defaults.py explains them."""
+
+    method: str
+    match_by: str
+    temperature: float
+    momentum: float
+    renewal: str
+    swap_epoch: int             # the first in which the modalities meet
+    swap_scale: float
+    swap_order: str
+    cross_weight: float
+    gradients: str
+    hybrid_weight: float
+    relation: str
+    relation_weight: float
+    top_images: int
 
 
 class CrossMemory:
-    """Both modalities' cluster memories, whose prototypes are swapped across linked clusters (CCLNet).
+    """Both modalities' cluster memories, which never meet (MEMORY.METHOD none); what the methods begin with.
 
     Args:
-        centroids: Modality -> (K, D), the start of the prototypes; temperature, momentum: of `ClusterMemory`;
-        swaps: whether prototypes are swapped in this epoch; swap_scale: share that a prototype keeps in a swap;
-        swap_order: see `swap`; processes: of `utils.distributed`, which all keep the same memories.
+        means: Modality -> (K, D), the mean features of the clusters, the start of the prototypes; epoch: from 1;
+        settings: `MemorySettings`;
+        links: `Links` that hold for the whole epoch, or None: links of the prototypes as they stand in each step;
+        labels: Modality -> (N,) clusters of the images that are trained on; processes: of `utils.distributed`, which
+        all keep the same memories.
     """
 
-    def __init__(self, centroids, temperature, momentum, swaps, swap_scale, swap_order, processes=ALONE):
-        self._memories = {m: ClusterMemory(centroids[m], temperature, momentum) for m in Modality}
-        self.swaps, self.swap_scale, self.swap_order, self.processes = swaps, swap_scale, swap_order, processes
-        self._open_swap = None      # what `_finish` needs of an update whose swap is still to be done
+    match_by = "prototype"      # the matching space where MEMORY.MATCH_BY names none
+    renewal = "plain"           # how prototypes move where MEMORY.RENEWAL does not say it
+    views = 1                   # of each visible image in a batch
+    unit_means = True           # whether `means` are divided by their length first
+    mirrored = False            # whether features of an epoch's start are means over an image and its mirror image
+    associate = staticmethod(no_links)      # a function of loss/association.py
+
+    def __init__(self, means, epoch, settings, links=None, labels=None, processes=ALONE):
+        self.epoch, self.settings, self.fixed, self.processes = epoch, settings, links, processes
+        self._memories = {m: self.new_memory(means[m]) for m in Modality}
 
     @property
     def memories(self):
-        """Modality -> `ClusterMemory`, after the swap of the last update."""
-        self._finish()
+        """Modality -> the memory of its clusters, as it stands after the last update."""
         return self._memories
 
-    def losses(self, features, labels):
-        """Compute each modality's contrastive loss: {"loss_rgb", "loss_ir"}, scalars.
+    @classmethod
+    def restored(cls, state, epoch, settings, labels, device, processes=ALONE):
+        """Make the memory of an epoch again from its state. Args: state: of `state_dict`; others: as the class."""
+        means = {m: state[m.value]["prototypes"].to(device) for m in Modality}      # of the right size, replaced below
+        links = Links(**{side: of.cpu().numpy() for side, of in state["links"].items()}) if "links" in state else None
+        memory = cls(means, epoch, settings, links, labels, processes)
+        memory.load_state_dict(state)
+        return memory
 
-        Args: features: Modality -> (B, D); labels: Modality -> (B,) clusters of this epoch.
+    def new_memory(self, prototypes):
+        """Build the memory of a modality. Args: prototypes: (K, D)."""
+        s = self.settings
+        return RENEWALS[s.renewal or self.renewal](prototypes, s.temperature, s.momentum)
+
+    @classmethod
+    def relabel(cls, features, labels, settings):
+        """Return the clusters to train on, from the epoch's swap epoch on; centroids and links stay those of `labels`.
+
+        Args: features: Modality -> (N, D) at the epoch's start; labels: Modality -> (N,) clusters; settings:
+            `MemorySettings`.
+        """
+        return labels
+
+    @property
+    def meets(self):
+        """Whether the modalities meet in this epoch."""
+        return self.epoch >= self.settings.swap_epoch
+
+    @property
+    def needs_whole_batch(self):
+        """Whether `losses` is right for a whole batch alone, not for a mean over parts of it."""
+        return False
+
+    def losses(self, features, labels):
+        """Compute each modality's contrastive loss: {"loss_rgb", "loss_ir"}, scalars; they are summed for training.
+
+        Args: features: Modality -> (B, D); labels: Modality -> (B,) clusters of this epoch, on the host.
         """
         return {f"loss_{m.value}": memory.loss(features[m], labels[m]) for m, memory in self.memories.items()}
 
     def update(self, features, labels):
-        """Move the prototypes to the batch, then swap linked ones, if this epoch does.
+        """Move the prototypes to the batch.
 
-        On a GPU the swap is put off until the prototypes are next asked for: the host then matches while the GPU is
-        busy with the next batch's forward pass.
-
-        Args: as `losses`.
-        Returns: numbers of the links before the swap, {"matched": how many, "matched_similarity": their mean inner
-            product, a scalar tensor}; empty without swapping, and until a swap that was put off is done.
+        Args: as `losses`. Returns: numbers for the log, name -> number.
         """
         for m, memory in self.memories.items():
             memory.update(features[m], labels[m])
-        numbers, rgb = {}, self._memories[Modality.RGB].prototypes
-        if self.swaps:
-            self._open_swap = labels, numbers, mark_on_gpu(rgb)
-            if not self._puts_off(rgb.device):
-                self._finish()
-        return numbers
-
-    @staticmethod
-    def _puts_off(device):
-        return device.type == "cuda"
-
-    def _finish(self):
-        """Do the swap of the last update, if it was put off."""
-        if self._open_swap is None:
-            return
-        (labels, numbers, updated), self._open_swap = self._open_swap, None
-        with beside_later_work(updated):
-            links = self.links()
-        *_, similarity = self._pairs(links)
-        numbers |= {"matched": len(similarity), "matched_similarity": similarity.mean() if len(similarity) else 0.0}
-        swap(*(memory.prototypes for memory in self.memories.values()), links, labels, self.swap_scale, self.swap_order)
+        return {}
 
     def links(self):
-        """Associate the prototypes as they are now: `Links`; the first process does it for all.
-
-        Their inner products are never rounded to TF32.
-        """
-        with gpu_rounding("fp32"):
-            return self.processes.once(lambda: hungarian(*(self.memories[m].prototypes for m in Modality)))
+        """Return the epoch's `Links`, or those of the prototypes now, which the first process makes for all."""
+        if self.fixed is not None:
+            return self.fixed
+        with gpu_rounding("fp32"):      # inner products are never rounded to TF32
+            return self.processes.once(lambda: self.associate(*(self.memories[m].prototypes for m in Modality)))
 
     def pairs(self, links=None):
-        """List linked clusters as they are now: RGB clusters (M,), IR clusters (M,), their inner products (M,), arrays.
+        """List linked clusters: RGB clusters (M,), IR clusters (M,), inner products of their prototypes (M,), arrays.
 
         Args: links: of `links`, made here if None.
         """
@@ -101,34 +140,12 @@ class CrossMemory:
         return rgb, ir, (rows * others).sum(1)
 
     def state_dict(self):
-        """Return what a resumed run needs: {"rgb": state of its memory, "ir": ...}."""
-        return {m.value: memory.state_dict() for m, memory in self.memories.items()}
+        """Return what a resumed run needs: {"rgb": state of its memory, "ir": ..., "links": those of the epoch}."""
+        links = {} if self.fixed is None else {"links": {
+            side: torch.from_numpy(np.asarray(of)) for side, of in self.fixed._asdict().items()}}
+        return {**{m.value: memory.state_dict() for m, memory in self.memories.items()}, **links}
 
     def load_state_dict(self, state):
-        """Copy the prototypes of `state_dict`."""
+        """Copy the prototypes of `state_dict`; links are given when the memory is made."""
         for m, memory in self.memories.items():
             memory.load_state_dict(state[m.value])
-
-
-def swap(rgb, ir, links, labels, scale, order):
-    """Mix prototypes of this batch's clusters with their partners', in place.
-
-    m <- normalise(scale m + (1 - scale) partner), for every cluster that is in the batch and has a link.
-
-    Args:
-        rgb: (K_rgb, D), ir: (K_ir, D) prototypes; links: `Links`; labels: Modality -> (B,) of the batch;
-        scale: share that a prototype keeps;
-        order: "released": IR prototypes are mixed with RGB ones *after* those have changed, as in the released code (an
-            alias there); "simultaneous": both are mixed with the other's old value, as in the paper.
-    """
-    old_rgb = rgb if order == "released" else rgb.clone()
-    _mix(rgb, labels[Modality.RGB], links.rgb_to_ir, ir, scale)
-    _mix(ir, labels[Modality.IR], links.ir_to_rgb, old_rgb, scale)
-
-
-def _mix(prototypes, labels, partner, others, scale):
-    """Mix the linked clusters among labels (B,) with rows of others. Args: partner: (K,) row of each, -1 for none."""
-    clusters = np.unique(labels)
-    clusters = clusters[partner[clusters] >= 0]
-    rows, other_rows = (to_device(v, prototypes.device) for v in (clusters, partner[clusters]))
-    prototypes[rows] = F.normalize(scale * prototypes[rows] + (1 - scale) * others[other_rows], dim=1)

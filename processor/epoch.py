@@ -8,7 +8,7 @@ import torch
 from processor.cost import StageCost, count_tests
 from processor.evaluate import format_table, metrics_record
 from processor.pseudo_labels import collapse_warnings
-from utils.diagnosis import diagnose, known_persons
+from utils.diagnosis import diagnose, known_persons, link_numbers, with_images
 from utils.errors import UserError
 from utils.events import memory_use
 from utils.modality import Modality
@@ -22,7 +22,7 @@ class LastEpoch:
     """What is kept of the last finished epoch, for the page and the pseudo labels."""
 
     labels: dict            # Modality -> (N,) int64 clusters
-    pairs: tuple            # linked clusters at its end: RGB (M,), IR (M,), similarity (M,)
+    pairs: tuple            # a row per link at its end: RGB clusters (M,), IR clusters (M,), similarity (M,)
     collapsed: int          # epochs in a row, with it, in which a modality was in one cluster
     evaluation: object = None       # `Evaluation` of its test, if there was one; not saved
 
@@ -46,9 +46,9 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
         steps; extra: further entries of the checkpoints.
     """
     now, started = state.under_way, state.clock.seconds()
-    pairs, persons = now.memory.pairs(), known_persons(tester.data.train)
-    numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **diagnose(now.labels, pairs, persons),
-               **memory_use(tester.device)}
+    pairs, persons = with_images(now.memory.pairs(), now.labels), known_persons(tester.data.train)
+    numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **link_numbers(pairs),
+               **diagnose(now.labels, pairs, persons), **memory_use(tester.device)}
     for line in epoch_lines(stage, numbers, epochs):
         run.log.info(line)
     for warning in collapse_warnings(now.labels):
@@ -162,11 +162,15 @@ def epoch_lines(stage, numbers, epochs):
     left = n["seconds"] * (epochs - n["epoch"])
     clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} ({n[f'outliers_{m.value}']} outliers)"
                          for m in Modality)
-    swapped = f", {n['matched']:.0f} pairs" if n["matched"] else ""
-    diagnosis = (f" | diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, pairs "
+    one_to_one = n.get("links_per_cluster_max", 0) <= 1
+    linked = f", {n['matched']:.0f} pairs" if n["matched"] and one_to_one else ""
+    if not one_to_one:
+        linked = f", {n['links']} links, {n['links_per_cluster']:.1f} per cluster"
+    diagnosis = (f" | diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, "
+                 f"{'pairs' if one_to_one else 'links'} "
                  f"{100 * n['matching_accuracy']:.0f} % right" if "ari_rgb" in n else "")
     return (f"{head} | loss {losses} | lr {n['lr']:.1e} | {n['images_per_second']:.0f} images/s | "
-            f"{n['seconds']:.1f} s, {left / 60:.0f} min left", f"{head} | clusters {clusters}{swapped}{diagnosis}")
+            f"{n['seconds']:.1f} s, {left / 60:.0f} min left", f"{head} | clusters {clusters}{linked}{diagnosis}")
 
 
 def on_host(state):

@@ -12,7 +12,8 @@ LARGEST_BATCH = 1024        # more images at once are not faster
 FREE_SHARE = 0.8            # of a GPU's free memory that a batch may take
 
 
-def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision, processes=ALONE):
+def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision, mirrored=False,
+          processes=ALONE):
     """Embed images in evaluation mode, without augmentation, in the order of indices.
 
     Each process embeds its share of the batches, so that the batches are the same for any number of processes. On a GPU
@@ -21,8 +22,8 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     Args:
         model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality;
         heads: of "feature" (N, D), L2-normalised, and "projection" (N, E); indices: positions in the bank, all if
-        None; batch_size: images at once, on a GPU in the first batch; precision: of `utils.runtime`; processes: of
-        `utils.distributed`.
+        None; batch_size: images at once, on a GPU in the first batch; precision: of `utils.runtime`; mirrored: take the
+        mean of each image's and its mirror image's, not normalised again; processes: of `utils.distributed`.
     Returns:
         {head: float32 tensor on the model's device}.
     Raises:
@@ -43,15 +44,17 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
                 # A compiled model keeps to one batch size: the last batch is filled up with repeats.
                 images = bank.batch(np.resize(chosen, batch_size) if compiled else chosen)
                 images = normalise(images, bank.normalisation)
+                views = (images, images.flip(3)) if mirrored else (images,)
                 with autocast(precision, bank.device):
-                    embedded = model.encode(images, modality, heads)
+                    embedded = [model.encode(view, modality, heads) for view in views]
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise
                 batch_size //= 2
                 continue
             for head in heads:
-                rows[head].append(embedded[head][:len(chosen)].float())
+                found = [view[head][:len(chosen)].float() for view in embedded]
+                rows[head].append(sum(found) / len(found) if mirrored else found[0])
             if done == 0 and given is not None:
                 each = (bytes_given(bank.device) - given) / len(images)
                 batch_size = grown_batch(batch_size, each, bytes_free(bank.device))

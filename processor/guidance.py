@@ -3,11 +3,13 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from loss.image_text import image_to_text
 from model.clip import tokenize
 from model.prompt import TEMPLATES
 from processor.features import embed
+from processor.pseudo_labels import cluster_means
 from utils.distributed import ALONE
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -40,6 +42,22 @@ class TextGuidance:
             losses[f"loss_i2t_{m.value}"] = image_to_text(projections[m], self.texts[m], own, self.smoothing,
                                                          labelled=whole)
         return losses
+
+    def cluster_texts(self, clusters):
+        """Average the unit texts of each cluster's images, those of train_prepare's labels.
+
+        An epoch's clusters are other ones than train_prepare's, whose texts were learned: so a cluster's text is a
+        mean, in which a label counts as often as the cluster has images of it.
+
+        Args: clusters: Modality -> (N,) of the epoch. Returns: Modality -> (K, E), 0 for a cluster of images without a
+            label.
+        """
+        return {m: cluster_means(self._image_texts(m), clusters[m]) for m in clusters}
+
+    def _image_texts(self, modality):
+        """The unit text of each training image, (N, E), 0 for those without a label."""
+        labels = to_device(self.labels[modality], self.texts[modality].device)
+        return F.normalize(self.texts[modality].float(), dim=1)[labels] * (labels >= 0)[:, None]
 
 
 @torch.no_grad()

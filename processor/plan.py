@@ -26,8 +26,9 @@ from processor.epoch import on_host
 from processor.evaluate import evaluate
 from processor.features import embed
 from processor.guidance import TextGuidance
+from processor.linking import start_heads, start_memory
 from processor.prompt import PromptBatches, PromptState, prompt_step, text_features
-from processor.pseudo_labels import centroids, make_pseudo_labels
+from processor.pseudo_labels import make_pseudo_labels
 from processor.setup import Setup, prompt_settings, train_settings
 from processor.train import Batches, TrainState, UnderWay, train_step
 from utils.distributed import ALONE
@@ -115,7 +116,7 @@ class Measured(Setup):
         return {m: ImageBank(np.broadcast_to(image, (n, *shape)), self.device, cache=cache)
                 for m, n in self.sizes.train.items()}
 
-    def features(self, model, banks, heads, settings):
+    def features(self, model, banks, heads, settings, mirrored=False):
         """Embed all training images: {head: Modality -> (N, D)}, seconds. Synthetic ones: some, scaled to all."""
         found, seconds = {head: {} for head in heads}, 0.0
         for m, bank in banks.items():
@@ -123,7 +124,8 @@ class Measured(Setup):
             embed(model, bank, m, heads, np.arange(min(len(bank), settings.embed_batch_size)),
                   batch_size=settings.embed_batch_size, precision=settings.precision)          # warm up
             took, values = self.timed(lambda m=m, bank=bank, some=some: embed(
-                model, bank, m, heads, some, batch_size=settings.embed_batch_size, precision=settings.precision))
+                model, bank, m, heads, some, batch_size=settings.embed_batch_size, precision=settings.precision,
+                mirrored=mirrored))
             seconds += took * len(bank) / (len(bank) if some is None else len(some))
             for head in heads:
                 found[head][m] = values[head] if some is None else self.synthetic(values[head].shape[1], len(bank))
@@ -211,14 +213,17 @@ def measure_clip(arguments, started):
 
 def _measure_stage(stage, setup, model, banks, settings, once, guidance=None):
     """Measure a contrastive stage: `StageCost`."""
-    found, embed_seconds = setup.features(model, banks, ("feature",), settings)
+    heads, mirrored = start_heads(settings.memory), settings.method.mirrored
+    found, embed_seconds = setup.features(model, banks, heads, settings, mirrored)
     labels, cluster_seconds = setup.labels(found["feature"], settings)
-    start = {m: centroids(found["feature"][m], labels[m]) for m in Modality}
+    embedded = {m: {head: rows[m] for head, rows in found.items()} for m in Modality}
     state = TrainState(model, settings)
     model.train()
     steps, seconds = {}, {}
-    for epoch in (1, settings.swap_epoch):
-        memory, steps = settings.new_memory(start, epoch), Batches(banks, labels, settings, epoch)
+    swap_epoch = settings.memory.swap_epoch
+    for epoch in (1, swap_epoch):
+        labels, memory = start_memory(embedded, labels, epoch, settings, guidance)
+        steps = Batches(banks, labels, settings, epoch)
         seconds[epoch] = len(steps) * _step_seconds(setup, lambda i, memory=memory, steps=steps: train_step(
             model, state.optimizer, memory, steps[i % len(steps)], guidance, settings.precision))
     state.under_way = UnderWay(labels, memory, 0.0)
@@ -228,7 +233,7 @@ def _measure_stage(stage, setup, model, banks, settings, once, guidance=None):
     return StageCost(
         stage, settings.epochs, embed_seconds + cluster_seconds + seconds[1] + 2 * saving,
         count_tests(settings.epochs, test.EVERY), setup.test_seconds(model, embed_seconds / images), once,
-        max(0, settings.epochs - settings.swap_epoch + 1), max(0.0, seconds[settings.swap_epoch] - seconds[1]),
+        max(0, settings.epochs - swap_epoch + 1), max(0.0, seconds[swap_epoch] - seconds[1]),
         disk_gb=2 * (size + checkpoint), **_memory(setup))
 
 

@@ -59,12 +59,17 @@ def collapse_warnings(labels):
     return warnings
 
 
-def centroids(features, labels):
-    """Average the features (N, D) of each label, then L2-normalise: (K, D); -1 is left out."""
+def cluster_means(features, labels):
+    """Average the features (N, D) of each label 0 to K - 1: (K, D); -1 is left out."""
     members = torch.from_numpy(np.flatnonzero(labels >= 0)).to(features.device)
     owner = torch.from_numpy(labels[labels >= 0]).to(features.device)
     total = features.new_zeros(int(labels.max()) + 1, features.shape[1]).index_add_(0, owner, features[members])
-    return F.normalize(total / torch.bincount(owner)[:, None], dim=1)
+    return total / torch.bincount(owner)[:, None]
+
+
+def centroids(features, labels):
+    """Average the features (N, D) of each label, then L2-normalise: (K, D); -1 is left out."""
+    return F.normalize(cluster_means(features, labels), dim=1)
 
 
 def save_pseudo_labels(folder, labels, manifest):

@@ -13,6 +13,7 @@ from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
 from data.registry import open_dataset
+from loss.cross_memory import MemorySettings
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip, weights_digest
@@ -209,16 +210,22 @@ def check_shares(config, size):
                         "multiple of the other, so that a part lies in one process, or a process in one part")
 
 
-def train_settings(config, epochs, restart=False, allow_collapse=True):
+def train_settings(config, epochs, restart=False, allow_collapse=True, texts=True):
     """Collect the `TrainSettings` of a configuration.
 
     Args: epochs: of the stage; restart: whether optimiser and learning rates begin anew at the swap epoch;
-        allow_collapse: whether training goes past clusterings of one cluster.
+        allow_collapse: whether training goes past clusterings of one cluster; texts: whether the stage has texts.
+    Raises: UserError: clusters shall be linked by texts that the stage does not have.
     """
-    augmentation = {m: Augmentation(grey=config.INPUT.GREY if m is Modality.RGB else 0.0, flip=config.INPUT.FLIP,
-                                    pad=config.INPUT.PAD, erase=config.INPUT.ERASE) for m in Modality}
+    if config.MEMORY.MATCH_BY == "text" and not texts:
+        raise UserError("MEMORY.MATCH_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
+                        "prototype, centroid or projection")
+    augmentation = {m: Augmentation(flip=config.INPUT.FLIP, pad=config.INPUT.PAD, erase=config.INPUT.ERASE,
+                                    **({"grey": config.INPUT.GREY, "channel": config.INPUT.CHANNEL}
+                                       if m is Modality.RGB else {})) for m in Modality}
     return TrainSettings(
-        seed=config.SEED, epochs=epochs, cluster=ClusterSettings(**_lower(config.CLUSTER)), **_lower(config.MEMORY),
+        seed=config.SEED, epochs=epochs, cluster=ClusterSettings(**_lower(config.CLUSTER)),
+        memory=MemorySettings(**_lower(config.MEMORY)),
         clusters_per_batch=config.SAMPLER.CLUSTERS, instances=config.SAMPLER.INSTANCES, augmentation=augmentation,
         lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,

@@ -4,7 +4,7 @@ Every random number is drawn from a stream named by seed, purpose, epoch and ite
 state: a run that was stopped after any iteration resumes exactly.
 """
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from data import augment
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cross_memory import CrossMemory
+from loss.cross_memory import MemorySettings
+from loss.methods import method_class
 from processor.epoch import LastEpoch, end_of_epoch, finish_stage
 from processor.features import embed
-from processor.pseudo_labels import ClusterSettings, centroids, make_pseudo_labels
+from processor.linking import start_heads, start_memory
+from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from utils.distributed import ALONE
 from utils.finite import NonFinite, RunningMeans, check_weights
 from utils.modality import Modality
@@ -33,11 +35,7 @@ class TrainSettings:
     seed: int
     epochs: int
     cluster: ClusterSettings
-    temperature: float
-    momentum: float
-    swap_epoch: int             # the first with swapping
-    swap_scale: float
-    swap_order: str
+    memory: MemorySettings
     clusters_per_batch: int     # P, of each modality
     instances: int              # K
     augmentation: dict          # Modality -> `Augmentation`
@@ -60,10 +58,14 @@ class TrainSettings:
             epoch -= self.restart_epoch - 1
         return warmup_step_factor(epoch, self.warmup_epochs, self.warmup_factor, self.lr_steps, self.lr_gamma)
 
-    def new_memory(self, start, epoch, processes=ALONE):
-        """Return the `CrossMemory` of an epoch. Args: start: Modality -> (K, D) centroids."""
-        return CrossMemory(start, self.temperature, self.momentum, epoch >= self.swap_epoch, self.swap_scale,
-                           self.swap_order, processes)
+    @property
+    def method(self):
+        """The class of the memories."""
+        return method_class(self.memory.method)
+
+    def new_memory(self, means, epoch, links=None, labels=None, processes=ALONE):
+        """Return the `CrossMemory` of an epoch; arguments as there."""
+        return self.method(means, epoch, self.memory, links, labels, processes)
 
 
 def train(stage, model, images, settings, run, tester, guidance=None, extra=None):
@@ -83,11 +85,11 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
         if state.under_way is None:
             if epoch == s.restart_epoch:
                 state.renew_optimizer()
-            features = {m: _features(model, images[m], m, s, epoch, p) for m in Modality}     # 1 features of all images
-            labels = {m: make_pseudo_labels(features[m], m, s.cluster, p) for m in Modality}    # 2 clusters
-            start = {m: p.same(centroids(features[m], labels[m])) for m in Modality}            # 3 prototypes
-            state.under_way = UnderWay(labels, s.new_memory(start, epoch, p), state.clock.seconds())
-            del features, start         # hundreds of megabytes that the steps do not need
+            embedded = {m: _features(model, images[m], m, s, epoch, p) for m in Modality}   # 1 features of all images
+            labels = {m: make_pseudo_labels(embedded[m]["feature"], m, s.cluster, p) for m in Modality}     # 2 clusters
+            labels, memory = start_memory(embedded, labels, epoch, s, guidance, processes=p)    # 3 links and prototypes
+            state.under_way = UnderWay(labels, memory, state.clock.seconds())
+            del embedded        # hundreds of megabytes that the steps do not need
         now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch, p)
         lr = set_lr(state.optimizer, s.lr_factor(epoch))
         trained.train()
@@ -125,7 +127,10 @@ def train_step(model, optimizer, memory, batch, guidance, precision, processes=A
         with autocast(precision, rgb.device):
             out = model(rgb, ir, heads_of(guidance))
         features, labels = out["feature"], batch.labels
-        losses = memory.losses(features, {m: labels[m][processes.share(len(labels[m]))] for m in Modality})
+        if memory.needs_whole_batch:
+            losses = memory.losses({m: processes.whole(features[m], len(labels[m])) for m in Modality}, labels)
+        else:
+            losses = memory.losses(features, {m: labels[m][processes.share(len(labels[m]))] for m in Modality})
         if guidance:
             losses |= guidance.losses(out["projection"], batch.positions, processes)
         optimizer.zero_grad(set_to_none=True)
@@ -137,7 +142,11 @@ def train_step(model, optimizer, memory, batch, guidance, precision, processes=A
 
 @dataclass(frozen=True)
 class Batch:
-    """P x K augmented images of each modality (all Modality -> ...), of which each of N processes has its share."""
+    """P x K augmented images of each modality (all Modality -> ...), of which each of N processes has its share.
+
+    Where the method asks for two views of each visible image, all first views stand before all second ones, with labels
+    and positions twice.
+    """
 
     images: dict        # (B / N, 3, H, W) float32, normalised
     labels: dict        # (B,) int64 on the host, clusters of this epoch
@@ -157,27 +166,32 @@ class Batches:
         s, self.processes = settings, processes
         self.settings = settings
         self.images, self.labels, self.epoch = images, labels, epoch
-        per_modality = s.clusters_per_batch * s.instances
+        per_modality, self.views = s.clusters_per_batch * s.instances, {Modality.RGB: s.method.views, Modality.IR: 1}
         count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)
         self.positions = {m: cluster_batches(labels[m], s.clusters_per_batch, s.instances, count,
                                              numpy_rng(s.seed, "sampler", m.value, epoch)) for m in Modality}
-        self.size = 2 * per_modality        # images of both modalities
+        self.size = per_modality * sum(self.views.values())     # images of both modalities
 
     def __len__(self):
         return len(self.positions[Modality.RGB])
 
     def __getitem__(self, step):
         """Return the `Batch` of a step, counted from 0."""
-        positions = {m: rows[step] for m, rows in self.positions.items()}
-        return Batch({m: self._augmented(m, step) for m in Modality},
+        positions = {m: np.tile(rows[step], self.views[m]) for m, rows in self.positions.items()}
+        return Batch({m: self._augmented(m, step, positions[m]) for m in Modality},
                      {m: self.labels[m][positions[m]] for m in Modality}, positions)
 
-    def _augmented(self, modality, step):
-        s, bank, positions = self.settings, self.images[modality], self.positions[modality][step]
-        own = self.processes.share(len(positions))
+    def _augmented(self, modality, step, positions):
+        own, policy = self.processes.share(len(positions)), self.settings.augmentation[modality]
+        bank = self.images[modality]
         images = bank.batch(positions[own])
-        rng = numpy_rng(s.seed, "augment", modality.value, self.epoch, step)
-        plan = augment.draw(s.augmentation[modality], len(positions), images.shape[2:], rng)
+        name, size = (self.settings.seed, "augment", modality.value, self.epoch, step), images.shape[2:]
+        if self.views[modality] == 1:
+            plan = augment.draw(policy, len(positions), size, numpy_rng(*name))
+        else:       # channels are exchanged in the second view alone
+            first = augment.draw(replace(policy, channel=0.0), len(positions) // 2, size, numpy_rng(*name))
+            second = augment.draw(policy, len(positions) // 2, size, numpy_rng(*name, "second view"))
+            plan = first.followed_by(second)
         return augment.apply(images, plan if len(images) == len(positions) else plan.part(own), bank.normalisation)
 
     def names(self, step):
@@ -224,10 +238,8 @@ class TrainState:
         self.last = state["last"] and LastEpoch.from_state_dict(state["last"])
         self.under_way = None
         if state["under_way"]:
-            device = next(self.model.parameters()).device
-            start = {m: state["under_way"]["memory"][m.value]["prototypes"].to(device) for m in Modality}
-            self.under_way = UnderWay.from_state_dict(state["under_way"], self.settings.new_memory(
-                start, self.epoch, self.processes))
+            self.under_way = UnderWay.from_state_dict(state["under_way"], self.epoch, self.settings,
+                                                      next(self.model.parameters()).device, self.processes)
 
 
 class UnderWay:
@@ -249,10 +261,10 @@ class UnderWay:
                 "means": self.means.state_dict()}
 
     @classmethod
-    def from_state_dict(cls, state, memory):
-        """Make it from a saved state. Args: memory: `CrossMemory` of as many prototypes, to copy the saved ones to."""
+    def from_state_dict(cls, state, epoch, settings, device, processes):
+        """Make it from a saved state. Args: epoch: from 1; settings: `TrainSettings`; device: of the prototypes."""
         labels = {m: state["labels"][m.value].cpu().numpy() for m in Modality}
-        memory.load_state_dict(state["memory"])
+        memory = settings.method.restored(state["memory"], epoch, settings.memory, labels, device, processes)
         under_way = cls(labels, memory, state["setup_seconds"])
         under_way.step = state["step"]
         under_way.means.load_state_dict(state["means"])
@@ -278,9 +290,9 @@ def _agree(processes, model, memory, when):
 
 
 def _features(model, images, modality, settings, epoch, processes):
-    """Embed all training images of a modality: (N, D). Raises: NonFinite: names the epoch too."""
+    """Embed all training images of a modality: {head: (N, ·)}. Raises: NonFinite: names the epoch too."""
     try:
-        return embed(model, images, modality, batch_size=settings.embed_batch_size,
-                     precision=settings.precision, processes=processes)["feature"]
+        return embed(model, images, modality, start_heads(settings.memory), batch_size=settings.embed_batch_size,
+                     precision=settings.precision, mirrored=settings.method.mirrored, processes=processes)
     except NonFinite as error:
         raise error.at(f"epoch {epoch}")

@@ -20,9 +20,10 @@ SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "MEMORY__SWAP_EPOCH
             "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0}
 
 
-def train_twelve_steps(clip_file, processes, splits, guided, device="cpu", dtype=torch.float64):
+def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, method="cclnet", gradients="exact"):
     """Train on drawn images and fixed labels, with swapping: weights and prototypes on the host, and the losses."""
-    settings, banks = tiny_settings(epochs=3, **SETTINGS), tiny_banks()
+    banks = tiny_banks()
+    settings = tiny_settings(epochs=3, **SETTINGS, MEMORY__METHOD=method, MEMORY__GRADIENTS=gradients)
     for bank in banks.values():
         bank.device = torch.device(device)
     model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH).to(device, dtype)
@@ -34,7 +35,7 @@ def train_twelve_steps(clip_file, processes, splits, guided, device="cpu", dtype
     state = TrainState(model, settings)
     wrapped = processes.wrap(model, lambda: model.parameters_without(heads_of(guidance)))
     start = {m: torch.randn(PEOPLE, model.feature_dim, generator=generator).to(device, dtype) for m in Modality}
-    memory = settings.new_memory(start, 1, processes)
+    memory = settings.new_memory(start, 1, labels=LABELS, processes=processes)
     wrapped.train()
     losses, epoch = [], 0
     while len(losses) < STEPS:
@@ -50,12 +51,12 @@ def train_twelve_steps(clip_file, processes, splits, guided, device="cpu", dtype
 
 
 def steps(cases, clip_file, folder, device="cpu"):
-    """Train in each case, (splits, guided), and save what the process has reached: FOLDER/RANK.pt."""
+    """Train in each case, (splits, guided, ...), and save what the process has reached: FOLDER/RANK.pt."""
     processes = join_processes(device)
     double = torch.float64 if device == "cpu" else torch.float32
     if device == "cpu":
         torch.Tensor.float = torch.Tensor.double        # the code computes losses in fp32 on purpose
-    found = [train_twelve_steps(clip_file, processes, *case, processes.own(torch.device(device)), double)
+    found = [train_twelve_steps(clip_file, processes, processes.own(torch.device(device)), double, *case)
              for case in cases]
     torch.save(found, folder / f"{processes.rank}.pt")
     processes.leave()

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import chi2_contingency, ks_2samp
+from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from torchvision import transforms
 
 from data.augment import LUMA, MEAN, STD, Augmentation, apply, draw, draw_rectangles, normalise
@@ -18,18 +18,21 @@ def one_by_one(images, plan):
     height, width = images.shape[1:3]
     pad = 12
     out = np.empty(images.shape)
-    for i, (grey, corner, flip, (top, left, h, w)) in enumerate(zip(*plan)):
+    for i, (grey, corner, flip, (top, left, h, w), channel) in enumerate(zip(*plan)):
         image = np.pad(images[i].astype(float), ((pad, pad), (pad, pad), (0, 0)))
         image = image[pad + corner[0]:pad + corner[0] + height, pad + corner[1]:pad + corner[1] + width]
         image = image[:, ::-1] if flip else image
         image = np.repeat(image @ np.array(LUMA)[:, None], 3, axis=2) if grey else image
         out[i] = (image / 255 - MEAN) / STD
+        if channel >= 0:
+            out[i] = out[i][:, :, channel:channel + 1]
         out[i, top:top + h, left:left + w] = 0
     return out
 
 
 @pytest.mark.parametrize("size", [(7, 5), (9, 6), (32, 16), (1, 1)])
-@pytest.mark.parametrize("policy", [Augmentation(), Augmentation(0.5, 0.5, 3, 0.5), Augmentation(1, 1, 10, 1)])
+@pytest.mark.parametrize("policy", [Augmentation(), Augmentation(0.5, 0.5, 3, 0.5), Augmentation(1, 1, 10, 1),
+                                    Augmentation(0.2, 0.5, 3, 0.5, 0.5), Augmentation(channel=1)])
 def test_equals_one_image_at_a_time(size, policy):
     images = np.random.default_rng(0).integers(0, 256, (11, *size, 3), dtype=np.uint8)
     plan = draw(policy, 11, size, np.random.default_rng(1))
@@ -47,6 +50,28 @@ def test_a_part_of_a_plan_is_what_the_whole_does_to_those_images():
     whole = apply(images, plan)
     parts = [apply(images[rows], plan.part(rows)) for rows in (slice(0, 3), slice(3, 8))]
     assert torch.equal(whole, torch.cat(parts))
+
+
+def test_channels_are_exchanged_with_their_probability_evenly():
+    drawn = draw(Augmentation(channel=0.6), DRAWS, (8, 4), np.random.default_rng(0)).channel
+    counts = np.bincount(drawn + 1, minlength=4)
+    assert len(counts) == 4
+    assert chisquare(counts, DRAWS * np.array([0.4, 0.2, 0.2, 0.2])).pvalue > 1e-3
+    assert (draw(Augmentation(channel=1), DRAWS, (8, 4), np.random.default_rng(0)).channel >= 0).all()
+
+
+def test_channel_exchange_leaves_all_other_draws_as_they_are_without_it():
+    with_it, without = (draw(Augmentation(0.5, 0.5, 3, 0.5, p), 50, (24, 12), np.random.default_rng(0)) for p in (1, 0))
+    assert (without.channel == -1).all() and (with_it.channel >= 0).all()
+    for name in ("grey", "corner", "flip", "erased"):
+        np.testing.assert_array_equal(getattr(with_it, name), getattr(without, name))
+
+
+def test_one_plan_followed_by_another():
+    images, rng = torch.randint(0, 256, (4, 3, 24, 12), dtype=torch.uint8), np.random.default_rng(0)
+    plans = [draw(SYSU_RGB, 4, (24, 12), rng) for _ in range(2)]
+    both = apply(torch.cat([images, images]), plans[0].followed_by(plans[1]))
+    assert torch.equal(both, torch.cat([apply(images, plan) for plan in plans]))
 
 
 def test_normalise_is_torchvisions():

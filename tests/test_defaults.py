@@ -6,6 +6,7 @@ import pytest
 from configs.defaults import as_dict, flat, load_config
 from data import augment
 from data.augment import Augmentation
+from loss.cross_memory import MemorySettings
 from model.prompt import LEARNED_WORDS, TEMPLATES
 from model.towers import STRIDE
 from processor.prompt import PromptSettings
@@ -21,6 +22,7 @@ SYSU = {     # the released recipe
     "CLUSTER.K1": 30, "CLUSTER.K2": 6, "CLUSTER.EPS": 0.6, "CLUSTER.MIN_SAMPLES": 4,
     "MEMORY.TEMPERATURE": 0.05, "MEMORY.MOMENTUM": 0.1,
     "MEMORY.SWAP_EPOCH": 61, "MEMORY.SWAP_SCALE": 0.1, "MEMORY.SWAP_ORDER": "released",
+    "MEMORY.METHOD": "cclnet",
     "SAMPLER.CLUSTERS": 4, "SAMPLER.INSTANCES": 16,
     "OPTIM.LR": 3.5e-4, "OPTIM.BIAS_LR_FACTOR": 2.0, "OPTIM.WEIGHT_DECAY": 5e-4,
     "OPTIM.WARMUP_EPOCHS": 10, "OPTIM.WARMUP_FACTOR": 0.01, "OPTIM.STEPS": [30, 50], "OPTIM.GAMMA": 0.1,
@@ -36,6 +38,11 @@ OURS = {     # what the released code has no setting for
     "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "COMPILE": False, "PSEUDO_LABEL_DIR": "",
     "DATASET.TRIAL": 1, "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto",
     "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1, "OPTIM.FACTORS": [], "LOG.WANDB": False,
+    "MEMORY.MATCH_BY": "", "MEMORY.RENEWAL": "", "MEMORY.GRADIENTS": "exact",
+}
+ELSEWHERE = {    # of other methods' released codes
+    "INPUT.CHANNEL": 0.0, "MEMORY.CROSS_WEIGHT": 0.25, "MEMORY.HYBRID_WEIGHT": 0.5, "MEMORY.RELATION": "released",
+    "MEMORY.RELATION_WEIGHT": 10.0, "MEMORY.TOP_IMAGES": 20,
 }
 REGDB = {    # where RegDB's recipe differs
     "OUTPUT_DIR": "runs/regdb/trial1", "DATASET.NAME": "regdb", "DATASET.ROOT": "dataset/RegDB",
@@ -57,7 +64,7 @@ VIT = {      # CLIP-ReID's vision transformer
     ("configs/regdb_vit.yml", {**REGDB, **VIT, "OUTPUT_DIR": "runs/regdb_vit/trial1"}),
     ("configs/llcm_vit.yml", {**LLCM, **VIT, "OUTPUT_DIR": "runs/llcm_vit"})])
 def test_every_default_is_the_released_one(file, differs):
-    assert flat(as_dict(load_config(file))) == {**SYSU, **OURS, **differs}
+    assert flat(as_dict(load_config(file))) == {**SYSU, **OURS, **ELSEWHERE, **differs}
 
 
 def test_numbers_that_are_no_settings():
@@ -72,7 +79,11 @@ def test_numbers_that_are_no_settings():
 # A different number for every key, so that no two fields can be exchanged without a difference.
 ODD = {"SEED": 3, "PRECISION": "tf32", "CLUSTER.K1": 17, "CLUSTER.K2": 5, "CLUSTER.EPS": 0.45,
        "CLUSTER.MIN_SAMPLES": 6, "MEMORY.TEMPERATURE": 0.07, "MEMORY.MOMENTUM": 0.3, "MEMORY.SWAP_EPOCH": 41,
-       "MEMORY.SWAP_SCALE": 0.2, "MEMORY.SWAP_ORDER": "simultaneous", "SAMPLER.CLUSTERS": 9, "SAMPLER.INSTANCES": 11,
+       "MEMORY.SWAP_SCALE": 0.2, "MEMORY.SWAP_ORDER": "simultaneous", "MEMORY.METHOD": "rpnr",
+       "MEMORY.MATCH_BY": "projection", "MEMORY.RENEWAL": "hard", "MEMORY.CROSS_WEIGHT": 0.65,
+       "MEMORY.GRADIENTS": "released", "MEMORY.HYBRID_WEIGHT": 0.75, "MEMORY.RELATION": "normalised",
+       "MEMORY.RELATION_WEIGHT": 8.5, "MEMORY.TOP_IMAGES": 13, "INPUT.CHANNEL": 0.95,
+       "SAMPLER.CLUSTERS": 9, "SAMPLER.INSTANCES": 11,
        "INPUT.GREY": 0.15, "INPUT.FLIP": 0.25, "INPUT.PAD": 7, "INPUT.ERASE": 0.35, "OPTIM.LR": 0.002,
        "OPTIM.BIAS_LR_FACTOR": 1.5, "OPTIM.WEIGHT_DECAY": 0.003, "OPTIM.WARMUP_EPOCHS": 12,
        "OPTIM.WARMUP_FACTOR": 0.02, "OPTIM.STEPS": [21, 31], "OPTIM.GAMMA": 0.4, "TEST.BATCH_SIZE": 48,
@@ -88,9 +99,13 @@ def with_settings(settings):
 
 def test_fields_of_a_training_stage():
     expected = dict(
-        seed=3, epochs=77, cluster=ClusterSettings(k1=17, k2=5, eps=0.45, min_samples=6), temperature=0.07,
-        momentum=0.3, swap_epoch=41, swap_scale=0.2, swap_order="simultaneous", clusters_per_batch=9, instances=11,
-        augmentation={Modality.RGB: Augmentation(grey=0.15, flip=0.25, pad=7, erase=0.35),
+        seed=3, epochs=77, cluster=ClusterSettings(k1=17, k2=5, eps=0.45, min_samples=6),
+        memory=MemorySettings(
+            method="rpnr", match_by="projection", temperature=0.07, momentum=0.3, renewal="hard", swap_epoch=41,
+            swap_scale=0.2, swap_order="simultaneous", cross_weight=0.65, gradients="released", hybrid_weight=0.75,
+            relation="normalised", relation_weight=8.5, top_images=13),
+        clusters_per_batch=9, instances=11,
+        augmentation={Modality.RGB: Augmentation(grey=0.15, flip=0.25, pad=7, erase=0.35, channel=0.95),
                       Modality.IR: Augmentation(grey=0.0, flip=0.25, pad=7, erase=0.35)},
         lr=0.002, bias_lr_factor=1.5, weight_decay=0.003, warmup_epochs=12, warmup_factor=0.02, lr_steps=(21, 31),
         lr_gamma=0.4, lr_factors=(("tower.", 0.5),), restart_epoch=None, allow_collapse=True, precision="tf32",

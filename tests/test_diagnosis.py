@@ -66,10 +66,10 @@ def banks():
     return tiny_banks()
 
 
-def train(folder, clip_file, banks, order):
+def train(folder, clip_file, banks, order, **changes):
     """train_prepare.py's stage with the identities in an order: its checkpoint, labels and metrics."""
     model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH)
-    training.train("prepare", model, banks, tiny_settings(epochs=2, MEMORY__SWAP_EPOCH=2), TinyRun(folder),
+    training.train("prepare", model, banks, tiny_settings(epochs=2, MEMORY__SWAP_EPOCH=2, **changes), TinyRun(folder),
                    tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -87,6 +87,17 @@ def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):
         assert row["ari_rgb"] > other["ari_rgb"] and row["purity_ir"] > other["purity_ir"]
     assert metrics[0]["matched_similarity"] == 0 < metrics[1]["matched_similarity"] <= 1
     assert len(list((tmp_path / "a/tensorboard/prepare").glob("events.*"))) == 1
+
+
+@pytest.mark.parametrize("method", ["pgm", "rpnr"])
+def test_identities_never_reach_the_other_methods(tiny_clip_file, banks, tmp_path, method):
+    changes = {"MEMORY__METHOD": method, "MEMORY__MATCH_BY": "projection"}
+    shuffled = np.random.default_rng(0).permutation(IMAGES)
+    weights, labels, metrics = train(tmp_path / "a", tiny_clip_file, banks, np.arange(IMAGES), **changes)
+    others, other_labels, other_metrics = train(tmp_path / "b", tiny_clip_file, banks, shuffled, **changes)
+    assert all(torch.equal(weights[k], others[k]) for k in weights) and labels == other_labels
+    assert metrics[1]["loss_cross"] == other_metrics[1]["loss_cross"] > 0
+    assert metrics[1]["ari_rgb"] > other_metrics[1]["ari_rgb"]
 
 
 def test_event_files_hold_the_numbers(tmp_path):

@@ -27,7 +27,8 @@ from utils.modality import Modality
 ROOT = Path(__file__).resolve().parents[1]
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 GLOBAL, LOCAL, HALVES, UNGUIDED = (1, True), (None, True), (2, True), (1, False)      # splits, whether texts guide
-CASES = {1: (GLOBAL, HALVES, UNGUIDED), 2: (GLOBAL, HALVES, UNGUIDED, LOCAL), 4: (GLOBAL, HALVES)}
+METHODS = tuple((1, True, method, gradients) for method in ("pgm", "rpnr") for gradients in ("exact", "released"))
+CASES = {1: (GLOBAL, HALVES, UNGUIDED, *METHODS), 2: (GLOBAL, HALVES, UNGUIDED, LOCAL, *METHODS), 4: (GLOBAL, HALVES)}
 
 
 def one_of(size, rank=0):
@@ -60,7 +61,7 @@ def difference(a, b):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("case", [GLOBAL, HALVES, UNGUIDED])
+@pytest.mark.parametrize("case", [GLOBAL, HALVES, UNGUIDED, *METHODS])
 def test_steps_are_those_of_one_process(trained, size, case):
     if (size, case) not in trained:
         pytest.skip("two processes show it")

@@ -17,13 +17,15 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-import loss.cross_memory
+import loss.cclnet
 import processor.features
 from data import augment
 from data.images import ImageBank
 from loss.association import Links
-from loss.cross_memory import CrossMemory, swap
+from loss.cclnet import CCLNetMemory, swap
+from loss.cross_memory import CrossMemory
 from loss.image_text import supervised_contrast
+from loss.methods import method_class
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
 from model.prompt import PromptLearner
@@ -41,6 +43,7 @@ from tests.tiny import (
     PEOPLE,
     WIDTH,
     TinyRun,
+    memory_settings,
     tiny_banks,
     tiny_data,
     tiny_prompt_settings,
@@ -179,7 +182,7 @@ def test_embedding(model, memory_of_gpu):
 
 
 def memory(swaps=True, dim=64):
-    return CrossMemory(random(PEOPLE, dim), 0.05, 0.1, swaps, 0.1, "released")
+    return CCLNetMemory(random(PEOPLE, dim), 1, memory_settings(swap_epoch=1 if swaps else 2))
 
 
 def test_prototypes_and_their_losses():
@@ -201,13 +204,25 @@ def test_updates_and_swaps(order):
 
 def test_the_whole_update_with_given_links(monkeypatch):
     monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
-    monkeypatch.setattr(loss.cross_memory, "mark_on_gpu", lambda tensor: None)      # events need a real GPU
+    monkeypatch.setattr(loss.cclnet, "mark_on_gpu", lambda tensor: None)      # events need a real GPU
     with fake_cuda():
         both = memory()
         numbers = both.update(random(4, 64), BATCH)
         assert numbers == {}                                # the swap is put off
         assert on_gpu(both.losses(random(4, 64), BATCH))    # until the prototypes are asked for
         assert numbers["matched"] == 4 and on_gpu([numbers, both.state_dict()])
+
+
+@pytest.mark.parametrize("gradients", ["exact", "released"])
+@pytest.mark.parametrize("method", ["pgm", "rpnr"])
+def test_the_other_methods_with_given_links(method, gradients):
+    with fake_cuda():
+        both = method_class(method)(random(PEOPLE, 64), 2, memory_settings(swap_epoch=1, gradients=gradients), LINKS,
+                                    LABELS)
+        losses = both.losses(random(4, 64), BATCH)
+        assert len(losses) == {"pgm": 3, "rpnr": 5}[method] and on_gpu(losses)
+        both.update(random(4, 64), BATCH)
+        assert on_gpu({name: memory.state_dict() for name, memory in both.named.items()})
 
 
 def test_losses_between_images_and_texts(text):

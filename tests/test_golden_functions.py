@@ -6,9 +6,10 @@ from timm.scheduler import CosineLRScheduler
 
 import utils.clustering as clustering
 from configs.defaults import load_config
-from loss.cross_memory import CrossMemory
+from loss.cclnet import CCLNetMemory
 from loss.image_text import image_to_text, supervised_contrast
 from processor.setup import prompt_settings, train_settings
+from tests.tiny import memory_settings
 from utils.metrics import rank_metrics
 from utils.modality import Modality
 from utils.optim import image_optimizer, set_lr, warmup_cosine_lr
@@ -52,7 +53,9 @@ def test_cluster_memory(golden, name, device):
     g = golden.load(f"cluster_memory_{name}")
     start = {m: torch.from_numpy(g[f"memory_{m.value}"]).to(device) for m in Modality}
     scale = float(g["change_scale"])
-    memory = CrossMemory(start, float(g["temp"]), float(g["momentum"]), scale < 1, scale, "released")
+    memory = CCLNetMemory(start, 1, memory_settings(
+        temperature=float(g["temp"]), momentum=float(g["momentum"]), swap_epoch=1 if scale < 1 else 2, swap_scale=scale,
+        swap_order="released"))
     for step in range(sum(1 for k in g.files if k.startswith("loss_rgb"))):
         labels = {m: g[f"y_{m.value}{step}"] for m in Modality}
         x = {m: torch.from_numpy(g[f"x_{m.value}{step}"]).to(device).requires_grad_() for m in Modality}

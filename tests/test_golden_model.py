@@ -70,7 +70,7 @@ def test_training_steps(golden, golden_clip, name, swap_scale):
                                 config.FINETUNE.LABEL_SMOOTHING)
     settings = train_settings(config, 120)
     start = {m: golden.draw(f"step_memory_{m.value}", (count, model.feature_dim)) for m, count in CLUSTERS.items()}
-    memory = settings.new_memory(start, settings.swap_epoch)
+    memory = settings.new_memory(start, settings.memory.swap_epoch)
     optimizer = TrainState(model, settings).optimizer
     set_lr(optimizer, settings.lr_factor(1))
     assert isinstance(memory, CrossMemory) and optimizer.param_groups[0]["lr"] == pytest.approx(3.815e-5)

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from configs.defaults import load_config
 from loss.association import Links, hungarian
+from loss.cclnet import CCLNetMemory, swap
 from loss.cluster_memory import ClusterMemory
-from loss.cross_memory import CrossMemory, swap
 from processor.setup import train_settings
+from tests.tiny import memory_settings
 from utils.modality import Modality
 
 TEMPERATURE, MOMENTUM, SCALE, DIM = 0.05, 0.2, 0.1, 16
@@ -22,7 +23,12 @@ def prototypes(clusters_rgb=7, clusters_ir=5, seed=0):
 
 
 def cross_memory(swaps, order="released", clusters=(7, 5), seed=0):
-    return CrossMemory(dict(zip(Modality, prototypes(*clusters, seed))), TEMPERATURE, MOMENTUM, swaps, SCALE, order)
+    return CCLNetMemory(dict(zip(Modality, prototypes(*clusters, seed))), 2, settings(2 if swaps else 3, order))
+
+
+def settings(swap_epoch, order="released"):
+    return memory_settings(temperature=TEMPERATURE, momentum=MOMENTUM, swap_epoch=swap_epoch, swap_scale=SCALE,
+                           swap_order=order)
 
 
 def rows_of(memory):
@@ -125,8 +131,8 @@ def test_an_epochs_memory_has_the_settings_numbers_and_swaps_from_the_swap_epoch
     start = dict(zip(Modality, prototypes()))
     for epoch in range(1, 10):
         memory = settings.new_memory(start, epoch)
-        assert memory.swaps == (epoch >= 4)
-    assert (memory.swap_scale, memory.swap_order) == (0.6, "simultaneous")
+        assert isinstance(memory, CCLNetMemory) and memory.meets == (epoch >= 4)
+    assert (memory.settings.swap_scale, memory.settings.swap_order) == (0.6, "simultaneous")
     for m in Modality:
         assert (memory.memories[m].temperature, memory.memories[m].momentum) == (0.07, 0.3)
         torch.testing.assert_close(memory.memories[m].prototypes, start[m])
@@ -135,7 +141,7 @@ def test_an_epochs_memory_has_the_settings_numbers_and_swaps_from_the_swap_epoch
 def test_prototypes_of_an_epoch_are_copies():
     start = dict(zip(Modality, prototypes()))
     kept = {m: rows.clone() for m, rows in start.items()}
-    CrossMemory(start, TEMPERATURE, MOMENTUM, True, SCALE, "released").update(*batch())
+    CCLNetMemory(start, 1, settings(1)).update(*batch())
     assert all(torch.equal(start[m], kept[m]) for m in Modality)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import loss.cross_memory
+import loss.cclnet
 from data.images import ImageBank
 from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
@@ -66,7 +66,7 @@ def test_a_step_waits_for_nothing(clip, cache, monkeypatch):
     """All of it but the backward pass: batch, losses, memories, the swap with links that are given, running means."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
-    monkeypatch.setattr(loss.cross_memory, "mark_on_gpu", lambda tensor: None)
+    monkeypatch.setattr(loss.cclnet, "mark_on_gpu", lambda tensor: None)
     with fake_cuda():
         text = TextTower(clip).to("cuda")
         state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), tiny_settings())
@@ -106,10 +106,10 @@ def test_a_swap_that_is_put_off_changes_no_bit(clip, order, monkeypatch, tmp_pat
         return model.state_dict(), [{k: v for k, v in row.items() if "second" not in k and "memory" not in k}
                                     for row in run.history]
 
-    monkeypatch.setattr(loss.cross_memory, "swap", lambda *a, real=loss.cross_memory.swap: (
+    monkeypatch.setattr(loss.cclnet, "swap", lambda *a, real=loss.cclnet.swap: (
         swapped_at_once.append(1), real(*a)))
     weights, rows = finished(TinyRun(tmp_path / "at once"))
-    monkeypatch.setattr(CrossMemory, "_puts_off", staticmethod(lambda device: put_off.append(1) or True))
+    monkeypatch.setattr(loss.cclnet.CCLNetMemory, "_puts_off", staticmethod(lambda device: put_off.append(1) or True))
     run = TinyRun(tmp_path / "put off", stop_after=4)
     with pytest.raises(KeyError, match="enough"):
         finished(run)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from data.augment import MEAN, STD, Augmentation, apply, draw
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cross_memory import CrossMemory
+from loss.cclnet import CCLNetMemory
+from tests.tiny import memory_settings
 from utils.clustering import cluster
 from utils.metrics import rank_metrics
 from utils.modality import Modality
@@ -72,7 +73,8 @@ def test_memory_rows_are_unit_and_clusters_outside_the_batch_stay(seed, rgb, ir,
     start = {m: torch.randn(k, 8, generator=generator) for m, k in zip(Modality, (rgb, ir))}
     features = {m: torch.randn(batch, 8, generator=generator) for m in Modality}
     labels = {m: torch.randint(0, k, (batch,), generator=generator).numpy() for m, k in zip(Modality, (rgb, ir))}
-    plain, swapped = (CrossMemory(start, 0.05, momentum, swaps, scale, order) for swaps in (False, True))
+    plain, swapped = (CCLNetMemory(start, 1, memory_settings(momentum=momentum, swap_epoch=swap_epoch, swap_scale=scale,
+                                                             swap_order=order)) for swap_epoch in (2, 1))
     before = rows_of(swapped)
     for memory in (plain, swapped):
         memory.update(features, labels)

@@ -94,8 +94,8 @@ def runs(tmp_path_factory):
 def test_page_holds_everything_and_fetches_nothing(runs):
     text = (runs[0] / "first/report.html").read_text()
     for words in ("tiny v2t", "tiny t2v", "Best queries", "Worst queries", "Random queries", "Most impure clusters",
-                  "Matched pairs", "different persons", "Outliers, infrared", "Test embeddings", "CMC", "Learning rate",
-                  "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME",
+                  "Linked clusters", "different persons", "Outliers, infrared", "Test embeddings", "CMC",
+                  "Learning rate", "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME",
                   "Choose a person", "first right image at rank", "seed 0, perplexity", "epoch 0: baseline",
                   "diagnosis by known identities", "1.0e-04", "abc1234", "A machine", "torch 9.9", "2026-01-02 03:04",
                   "python train_clip.py SEED 1",

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import data.augment
-import loss.cross_memory
+import loss.cclnet
+import loss.cluster_memory
 import processor.evaluate
 import processor.features
 import processor.guidance
@@ -39,7 +40,7 @@ ODD = {      # key -> another value than the default; the fixture fills in None
     "OUTPUT_DIR": None, "SEED": 7, "DEVICE": "cpu", "PRECISION": "tf32", "PSEUDO_LABEL_DIR": None,
     "DATASET.ROOT": None, "DATASET.CACHE_DIR": None, "DATASET.CACHE": "device",
     "INPUT.HEIGHT": 48, "INPUT.WIDTH": 32, "INPUT.GREY": 0.7, "INPUT.FLIP": 0.3, "INPUT.PAD": 2, "INPUT.ERASE": 0.6,
-    "INPUT.NORMALISATION": "half", "MODEL.CLIP_WEIGHTS": None,
+    "INPUT.NORMALISATION": "half", "INPUT.CHANNEL": 0.4, "MODEL.CLIP_WEIGHTS": None,
     "CLUSTER.K1": 9, "CLUSTER.K2": 3, "CLUSTER.EPS": 0.7, "CLUSTER.MIN_SAMPLES": 2,
     "MEMORY.TEMPERATURE": 0.07, "MEMORY.MOMENTUM": 0.3, "MEMORY.SWAP_EPOCH": 4, "MEMORY.SWAP_SCALE": 0.2,
     "MEMORY.SWAP_ORDER": "simultaneous",
@@ -57,6 +58,9 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "DATASET.NAME": "test_data_set_settings: another data set is another folder layout",
     "DATASET.TRIAL": "test_data_set_settings: SYSU-MM01 is not split into trials",
     "DATASET.CHECK_COUNTS": "test_data_set_settings: it must be False for miniature data",
+    **{f"MEMORY.{key}": "test_methods.py: test_settings_reach_the_methods, for the run is one of cclnet" for key in (
+        "METHOD", "MATCH_BY", "RENEWAL", "CROSS_WEIGHT", "GRADIENTS", "HYBRID_WEIGHT", "RELATION", "RELATION_WEIGHT",
+        "TOP_IMAGES")},
     "COMPILE": "test_compile.py: test_the_scripts_train_a_compiled_tower_if_asked, for compiling takes minutes",
     "MODEL.NAME": "test_vit.py: test_names: OpenAI's models are downloads, and a file's kind is read from it",
     "MODEL.STRIDE": "test_vit.py: test_a_run_of_both_scripts: a ResNet's stride is its own",
@@ -151,16 +155,16 @@ def watch_parts(watch):
     watch.wrap(processor.prompt, "prompt_step")
     for name in ("forward", "encode"):
         watch.wrap(CCLNet, name, keep=lambda model, *_: (rounding(), model.training))
-    watch.wrap(loss.cross_memory.ClusterMemory, "loss", keep=prototypes, as_name="memory loss")
-    watch.wrap(loss.cross_memory.ClusterMemory, "update", keep=prototypes, as_name="memory update")
-    real = loss.cross_memory.swap
+    watch.wrap(loss.cluster_memory.ClusterMemory, "loss", keep=prototypes, as_name="memory loss")
+    watch.wrap(loss.cluster_memory.ClusterMemory, "update", keep=prototypes, as_name="memory update")
+    real = loss.cclnet.swap
 
     def swap(rgb, ir, *rest):
         before = rgb.clone(), ir.clone()
         real(rgb, ir, *rest)
         watch.note("swap", arguments=rest, before=before, result=(rgb.clone(), ir.clone()))
 
-    watch.patch.setattr(loss.cross_memory, "swap", swap)
+    watch.patch.setattr(loss.cclnet, "swap", swap)
     backward = torch.Tensor.backward
 
     def watched(tensor, *arguments, **named):
@@ -297,12 +301,13 @@ def policies(watch):
 
 
 def augmentation(run):
-    """Grey is drawn for visible images alone; flip, padding and erasing for both."""
+    """Grey and channel exchange are drawn for visible images alone; flip, padding and erasing for both."""
     for _, watch in watches(run):
         drawn = policies(watch)
         grey = {Modality.RGB: 0.7, Modality.IR: 0.0}
         for m in Modality:
-            assert {policy for policy, _ in drawn[m]} == {Augmentation(grey[m], 0.3, 2, 0.6)}
+            exchanged = {Modality.RGB: 0.4, Modality.IR: 0.0}[m]
+            assert {policy for policy, _ in drawn[m]} == {Augmentation(grey[m], 0.3, 2, 0.6, exchanged)}
             plans = [plan for _, plan in drawn[m]]
             error = 4 * 0.5 / (12 * len(plans)) ** 0.5
             shares = {"grey": grey[m], "flip": 0.3}
@@ -311,6 +316,8 @@ def augmentation(run):
             corners, erased = (np.concatenate([getattr(p, name) for p in plans]) for name in ("corner", "erased"))
             assert set(corners.ravel()) == {-2, -1, 0, 1, 2}
             assert (erased[:, 2] > 0).mean() == pytest.approx(0.6, abs=error)
+            channels = np.concatenate([plan.channel for plan in plans])
+            assert (channels >= 0).mean() == pytest.approx(exchanged, abs=error)
 
 
 def trained_images_are_augmented(run):
@@ -573,7 +580,7 @@ REACHES = {      # key -> what must show
     "PSEUDO_LABEL_DIR": pseudo_label_dir, "DATASET.ROOT": dataset_root, "DATASET.CACHE_DIR": cache_dir,
     "DATASET.CACHE": cache, "INPUT.HEIGHT": height_and_width, "INPUT.WIDTH": height_and_width,
     "INPUT.GREY": augmentation, "INPUT.FLIP": augmentation, "INPUT.PAD": augmentation, "INPUT.ERASE": augmentation,
-    "INPUT.NORMALISATION": trained_images_are_augmented, "OPTIM.FACTORS": learning_rates,
+    "INPUT.NORMALISATION": trained_images_are_augmented, "OPTIM.FACTORS": learning_rates, "INPUT.CHANNEL": augmentation,
     "MODEL.CLIP_WEIGHTS": clip_weights, "CLUSTER.K1": clustering, "CLUSTER.K2": clustering,
     "CLUSTER.EPS": clustering, "CLUSTER.MIN_SAMPLES": clustering, "MEMORY.TEMPERATURE": temperature,
     "MEMORY.MOMENTUM": momentum, "MEMORY.SWAP_EPOCH": swap_epoch, "MEMORY.SWAP_SCALE": swap_scale_and_order,

@@ -11,7 +11,7 @@ from tools import demo, ranking_picture
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = {"demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
+TOOLS = {"bounds": "labels", "demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
          "evaluate": "--rerank", "experiments": "--seeds", "method_figure": "--output", "mutants": "--sample",
          "process": "--allow_partial", "ranking_picture": "--ranks", "settings_page": "--output", "soak": "--minutes",
          "train_demo_clip": "--people"}

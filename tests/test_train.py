@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import loss.cclnet as cclnet
 import loss.cross_memory as cross_memory
 import processor.features as features
 import processor.prompt as prompt
@@ -67,8 +68,8 @@ def same(before, after):
 
 def test_training(model, banks, tester, tmp_path, monkeypatch):
     swapped = []
-    real = cross_memory.swap
-    monkeypatch.setattr(cross_memory, "swap", lambda *a: swapped.append(run.history and len(run.history)) or real(*a))
+    real = cclnet.swap
+    monkeypatch.setattr(cclnet, "swap", lambda *a: swapped.append(run.history and len(run.history)) or real(*a))
     start, run = weights(model), TinyRun(tmp_path)
     train("prepare", model, banks, tiny_settings(), run, tester)
     rows = run.rows("prepare")

@@ -75,10 +75,11 @@ def test_an_epoch_starts_from_the_means_of_its_clusters(model, banks, tmp_path, 
     found, kept = {}, []
 
     def features(model, bank, modality, *rest, real=processor.train._features):
-        found[modality] = real(model, bank, modality, *rest)
-        return found[modality]
+        embedded = real(model, bank, modality, *rest)
+        found[modality] = embedded["feature"]
+        return embedded
 
-    def labels(features, modality, settings):
+    def labels(features, modality, *_):
         made = LABELS[modality].copy()
         made[[0, 7]] = -1
         return made
@@ -136,9 +137,9 @@ def test_restart_at_the_swap_epoch(model, banks, tmp_path, monkeypatch):
     """From the swap epoch on a new Adam and a new warm-up; weights and batch statistics are kept."""
     states = {}
 
-    def features(model, bank, modality, settings, epoch, real=processor.train._features):
+    def features(model, bank, modality, settings, epoch, *rest, real=processor.train._features):
         states[epoch] = weights(model)
-        return real(model, bank, modality, settings, epoch)
+        return real(model, bank, modality, settings, epoch, *rest)
 
     run = TinyRun(tmp_path)
     monkeypatch.setattr(processor.train, "_features", features)
@@ -185,6 +186,7 @@ class ScriptedTester:
     def __init__(self, banks, rank1):
         self.real, self.rank1, self.given = tiny_tester(banks), list(rank1), []
         self.data, self.banks, self.retrieval, self.device = tiny_data(), banks, self.real.retrieval, self.real.device
+        self.every = self.real.every
 
     def is_due(self, epoch, epochs):
         return True

@@ -58,6 +58,11 @@ def tiny_settings(epochs=3, restart=False, allow_collapse=True, **changes):
     return train_settings(tiny_config(**changes), epochs, restart, allow_collapse)
 
 
+def memory_settings(**changes):
+    """`MemorySettings`: the defaults but for the changes."""
+    return dataclasses.replace(train_settings(load_config(), 1).memory, **changes)
+
+
 def tiny_prompt_settings(**changes):
     """`PromptSettings`; changes as `tiny_config`."""
     return prompt_settings(tiny_config(**changes))

@@ -46,8 +46,27 @@ def cluster_quality(labels, persons):
             "outlier_share": float((~kept).mean())}
 
 
+def with_images(pairs, labels):
+    """Keep the links between clusters that have images: a method may have taken a cluster's last image from it.
+
+    Args: pairs: (M,) RGB clusters, (M,) IR clusters, and further (M,) values; labels: Modality -> (N,).
+    """
+    kept = np.all([np.isin(clusters, labels[m]) for m, clusters in zip(Modality, pairs)], axis=0)
+    return tuple(values[kept] for values in pairs)
+
+
+def link_numbers(pairs):
+    """Count links and those of a linked cluster: {"links", "links_per_cluster" (mean), "links_per_cluster_max"}.
+
+    Args: pairs: (M,) RGB clusters, (M,) IR clusters, and whatever follows.
+    """
+    counts = np.concatenate([np.unique(clusters, return_counts=True)[1] for clusters in pairs[:2]])
+    return {"links": len(pairs[0]), "links_per_cluster": float(counts.mean()) if len(counts) else 0.0,
+            "links_per_cluster_max": int(counts.max(initial=0))}
+
+
 def matching_accuracy(pairs, labels, persons):
-    """Give the share of matched clusters whose most frequent persons agree; 0 without a pair.
+    """Give the share of links between clusters whose most frequent persons agree; 0 without a link.
 
     Args: pairs: (M,) RGB clusters, (M,) IR clusters, and whatever follows; labels, persons: Modality -> (N,).
     """

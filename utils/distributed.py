@@ -51,6 +51,14 @@ class Processes:
         """Put all processes' shares (of `share`) together in order: (count, ...), without gradients."""
         return rows
 
+    def whole(self, rows, count):
+        """Put all processes' shares together, for losses of which every process computes the whole.
+
+        Gradients flow into this process's own rows, times the number of processes, since gradients of the weights are
+        averaged over them.
+        """
+        return rows
+
     def mean(self, values):
         """Average name -> scalar tensor over the processes."""
         return values
@@ -139,6 +147,14 @@ class TorchProcesses(Processes):
             if len(part):
                 dist.broadcast(part, src=rank)
         return whole
+
+    def whole(self, rows, count):
+        """Gather the rows, and put this process's own ones, with their gradient, in their place."""
+        own, others = self.share(count), self.gather(rows, count)
+        rows = rows.view_as(rows)
+        if rows.requires_grad:
+            rows.register_hook(lambda gradient: self.size * gradient)
+        return torch.cat([others[:own.start], rows, others[own.stop:]])
 
     def mean(self, values):
         """Average scalars over the processes, in one message."""

@@ -56,7 +56,7 @@ def stage_content(name, data, test_banks, retrieval, evaluation, train_banks, la
     """Show a finished training stage: its last test and its last clusters.
 
     Args: name: of the file; evaluation: `Evaluation` of the last epoch; train_banks: Modality -> `ImageBank` of the
-        training images; labels: Modality -> (N,) clusters, -1 is an outlier; pairs: matched clusters, (M,) RGB
+        training images; labels: Modality -> (N,) clusters, -1 is an outlier; pairs: linked clusters, (M,) RGB
         clusters, (M,) IR clusters, (M,) similarities; persons: Modality -> (N,), or None where unknown.
     Returns: that of `retrieval_content`, and "clusters".
     """
@@ -198,7 +198,7 @@ class ContactSheets:
         return shown
 
     def pairs(self, pairs):
-        """Show the most alike of matched clusters, half of them right and half wrong where that is known.
+        """Show the most alike of linked clusters, half of them right and half wrong where that is known.
 
         Args: pairs: (M,) RGB clusters, (M,) IR clusters, (M,) similarities.
         """
@@ -213,7 +213,8 @@ class ContactSheets:
 
     def _first(self, modality, values):
         """Show the clusters with the smallest values (K,)."""
-        return [self._sheet(modality, cluster, MEMBERS) for cluster in np.argsort(values, kind="stable")[:SHEETS]]
+        found = [cluster for cluster in np.argsort(values, kind="stable") if (self.labels[modality] == cluster).any()]
+        return [self._sheet(modality, cluster, MEMBERS) for cluster in found[:SHEETS]]
 
     def _sheet(self, modality, cluster, limit):
         """Show a cluster: its number, its size, up to `limit` images, and, where known, who is on them."""

@@ -1,0 +1,57 @@
+"""docs/extending-methods.md does what it says: its code is run as it stands there."""
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from loss.methods import METHODS, method_class
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from processor.train import train
+from tests.tiny import HEIGHT, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from utils.errors import UserError
+
+PAGE = (Path(__file__).parent.parent / "docs/extending-methods.md").read_text()
+
+
+def run_code(code, name):
+    module = types.ModuleType(name)
+    exec(compile(code, name, "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """The page's method in place; gives the page's test as a module."""
+    with pytest.raises(UserError, match="'nearest'; choose cclnet"):
+        tiny_settings(MEMORY__METHOD="nearest")
+    file, line, test = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.setitem(sys.modules, "loss.nearest", run_code(file, "loss.nearest"))
+    name, path = re.fullmatch(r'\s*"(\w+)": "(\S+)",\s*', line).groups()
+    monkeypatch.setitem(METHODS, name, path)
+    return run_code(test, "test_of_the_page")
+
+
+def test_the_pages_own_test_passes(page):
+    page.test_each_cluster_is_linked_with_the_nearest()
+
+
+def test_the_pages_method_trains(page, tiny_clip_file, tmp_path):
+    banks, run = tiny_banks(), TinyRun(tmp_path)
+    settings = tiny_settings(epochs=2, MEMORY__METHOD="nearest", MEMORY__SWAP_EPOCH=2)
+    assert settings.method is method_class("nearest") is sys.modules["loss.nearest"].Nearest
+    model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    train("prepare", model, banks, settings, run, tiny_tester(banks))
+    first, second = run.rows("prepare")
+    assert "loss_cross" not in first and second["loss_cross"] > 0 and second["links"] > 0
+    assert any(not torch.equal(start[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_pages_command_names_what_there_is():
+    command = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL)[1]
+    for word in re.findall(r"\S+\.(?:py|yml)", command):
+        assert (Path(__file__).parent.parent / word).is_file(), word
