@@ -41,7 +41,7 @@ def main():
     else:
         model = setup.new_model()
     banks, folder = setup.banks("test"), results_folder(config, path, setup.data.modes[0])
-    with lock_folder(folder):
+    with lock_folder(folder, of_run=config.OUTPUT_DIR):
         log = setup.start(folder)
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")

@@ -15,11 +15,13 @@ from open_clip.pretrained import download_pretrained_from_url, get_pretrained_ur
 from torch import nn
 
 from model.archive import is_torchscript, read_torchscript
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, is_out_of_memory, quoted
+from utils.structure import check_plain, must_fit, table, tensor
 
 OPENAI_MODEL = "RN50"
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
 TEXT_KEYS = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
+WEIGHT_TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32}
 SIZE_KEYS = ("input_resolution", "context_length", "vocab_size")   # facts beside the weights
 
 
@@ -38,11 +40,11 @@ def load_clip(weights="openai"):
     try:
         model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32)
         model.float().load_state_dict(state)   # the builder casts to fp16 on the way in
-    except (RuntimeError, KeyError, AssertionError) as error:
+    except Exception as error:          # shapes that do not fit raise many kinds, in open_clip and torch
         if is_out_of_memory(error):
             raise
-        raise UserError(f"CLIP weights {path} do not fit together: {_first_line(error)}; expected the state dict of "
-                        "one OpenAI-format CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS")
+        raise UserError(f"CLIP weights {quoted(path)} do not fit together: {_first_line(error)}; expected the state "
+                        "dict of one OpenAI-format CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS")
     return model.eval()
 
 
@@ -62,36 +64,36 @@ def _download():
 
 def _read_state_dict(path):
     if not os.path.isfile(path):
-        raise UserError(f"CLIP weights {path} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads RN50) or "
-                        "to the path of a TorchScript archive or state dict")
+        raise UserError(f"CLIP weights {quoted(path)} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads "
+                        "RN50) or to the path of a TorchScript archive or state dict")
     try:
         content = read_torchscript(path) if is_torchscript(path) else torch.load(path, map_location="cpu",
                                                                                  weights_only=True)
     except Exception as error:                 # torch raises many kinds on damaged files
         if is_out_of_memory(error):
             raise
-        raise UserError(f"CLIP weights {path} cannot be read ({_first_line(error)}); expected a TorchScript archive "
-                        "or a state dict of tensors, of which nothing is run. Download the file again, or convert it "
-                        "where you trust it: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)")
+        raise UserError(f"CLIP weights {quoted(path)} cannot be read ({_first_line(error)}); expected a TorchScript "
+                        "archive or a state dict of tensors, of which nothing is run. Download the file again, or "
+                        "convert it where you trust it: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)")
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {k.removeprefix("module."): v for k, v in content["state_dict"].items()}
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError(f"CLIP weights {path} hold no state dict; expected a dict of tensors with OpenAI's names")
-    return content
+        content = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
+    what, advice = f"the CLIP weights file {quoted(path)}", "Download it again or choose another MODEL.CLIP_WEIGHTS"
+    must_fit(content, check_plain, what, advice)
+    return must_fit(content, table(tensor(dtype=WEIGHT_TYPES)), what, advice)
 
 
 def _check_clip(state, path):
     if not any(k.startswith("visual.layer4.") for k in state) or "visual.attnpool.q_proj.weight" not in state:
         kind = "a vision transformer" if "visual.proj" in state else "no CLIP image tower"
-        raise UserError(f"CLIP weights {path} hold {kind}; expected a ModifiedResNet (RN50 and its relatives), with "
-                        "visual.layer1 to layer4 and visual.attnpool. Choose another MODEL.CLIP_WEIGHTS")
+        raise UserError(f"CLIP weights {quoted(path)} hold {kind}; expected a ModifiedResNet (RN50 and its relatives), "
+                        "with visual.layer1 to layer4 and visual.attnpool. Choose another MODEL.CLIP_WEIGHTS")
     missing = [k for k in TEXT_KEYS if k not in state]
     if missing:
-        raise UserError(f"CLIP weights {path} lack the text tower ({', '.join(missing)}); expected a whole CLIP. "
-                        "Choose another MODEL.CLIP_WEIGHTS")
+        raise UserError(f"CLIP weights {quoted(path)} lack the text tower ({', '.join(missing)}); expected a whole "
+                        "CLIP. Choose another MODEL.CLIP_WEIGHTS")
     for name, value in state.items():
         if not torch.isfinite(value).all():
-            raise UserError(f"CLIP weights {path} hold NaN or Inf in {name}; expected finite values. "
+            raise UserError(f"CLIP weights {quoted(path)} hold NaN or Inf in {name}; expected finite values. "
                             "Download the file again")
 
 

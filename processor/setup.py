@@ -23,7 +23,7 @@ from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
-from utils.runtime import open_log, pick_device, unused_gpu_warning
+from utils.runtime import open_log, pick_device, print_line, unused_gpu_warning
 
 
 class Setup:
@@ -59,7 +59,7 @@ class Setup:
         """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
         data, config = self.data, self.config
         return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split, config.INPUT.HEIGHT,
-                             config.INPUT.WIDTH, self.device, self.cache) for m, images in getattr(data, split).items()}
+                             config.INPUT.WIDTH, self.device, self.cache, print_line) for m, images in getattr(data, split).items()}
 
     @cached_property
     def cache(self):
@@ -71,7 +71,7 @@ class Setup:
     @cached_property
     def manifest(self):
         """The `data_manifest` of the run's images."""
-        return data_manifest(self.data)
+        return data_manifest(self.data, self.config.DATASET.CACHE_DIR)
 
     def facts(self):
         """Return what every checkpoint remembers of the run."""
