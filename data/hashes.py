@@ -2,13 +2,14 @@
 import hashlib
 import json
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils.checkpoint import write_atomically
-from utils.errors import UserError
+from utils.errors import UserError, quoted
 from utils.structure import finite_json
 
 FORMAT = "image hashes of this project, 1"      # what a file must say before it is replaced
@@ -21,7 +22,7 @@ def file_stat(path):
     except (OSError, ValueError) as error:
         found = "is missing" if isinstance(error, FileNotFoundError) else "cannot be reached " + (
             f"({getattr(error, 'strerror', None) or error})")
-        raise UserError(f"image {path} {found}; restore it or correct the lists of the data set")
+        raise UserError(f"image {quoted(path)} {found}; restore it or correct the lists of the data set")
 
 
 def in_parallel(function, items, description):
@@ -43,8 +44,11 @@ def content_hashes(image_set, root, split, folder):
     memory = Path(folder) / f"{split}_{image_set.modality.value}_hashes.json"
     known, found = _remembered(memory), {}
     for path in image_set.paths:
-        stat = file_stat(Path(root) / path)
-        found[path] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        stamp = file_stat(Path(root) / path)
+        if not stat.S_ISREG(stamp.st_mode):         # reading a pipe would wait forever
+            raise UserError(f"image {quoted(Path(root) / path)} does not decode (it is no file); replace it by the "
+                            "file of the original data set")
+        found[path] = [stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns]
     new = [path for path in image_set.paths if (known or {}).get(path, [])[:3] != found[path]]
     hashes = dict(zip(new, in_parallel(lambda path: _file_hash(Path(root) / path), new,
                                        f"hashing {image_set.modality.value} images")))
@@ -58,8 +62,8 @@ def _file_hash(path):
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"image {path} cannot be read ({error.strerror or error}); restore it or correct the lists of "
-                        "the data set")
+        raise UserError(f"image {quoted(path)} cannot be read ({error.strerror or error}); restore it or correct the "
+                        "lists of the data set")
 
 
 def _remembered(path):

@@ -130,9 +130,9 @@ class CacheFiles:
         """
         foreign = next((path for path in (self.images, self.labels, self.paths) if os.path.lexists(path)), None)
         if foreign and not self._is_ours():
-            raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) and is "
-                            "not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another "
-                            "folder")
+            raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) "
+                            "and is not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to "
+                            "another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open_lock(self.folder / ".cache.lock") as lock:

@@ -16,12 +16,11 @@ from torch import nn
 
 from model.archive import is_torchscript, read_torchscript
 from utils.errors import UserError, is_out_of_memory, quoted
-from utils.structure import check_plain, must_fit, table, tensor
+from utils.structure import WEIGHTS, check_plain, must_fit, table, tensor
 
 OPENAI_MODEL = "RN50"
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
 TEXT_KEYS = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
-WEIGHT_TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32}
 SIZE_KEYS = ("input_resolution", "context_length", "vocab_size")   # facts beside the weights
 
 
@@ -79,7 +78,7 @@ def _read_state_dict(path):
         content = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
     what, advice = f"the CLIP weights file {quoted(path)}", "Download it again or choose another MODEL.CLIP_WEIGHTS"
     must_fit(content, check_plain, what, advice)
-    return must_fit(content, table(tensor(dtype=WEIGHT_TYPES)), what, advice)
+    return must_fit(content, table(tensor(dtype=WEIGHTS)), what, advice)
 
 
 def _check_clip(state, path):

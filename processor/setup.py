@@ -18,9 +18,11 @@ from model.clip import load_clip, weights_digest
 from processor.evaluate import Tester, check_matches
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
-from processor.run import Run, check_resumable, read_rows, set_aside, state_file
+from processor.run import ADVICE_FRESH, Run, check_resumable, read_rows, set_aside, state_file
+from processor.saved import check_stages
 from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
+from utils.errors import quoted
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import open_log, pick_device, print_line, unused_gpu_warning
@@ -57,9 +59,9 @@ class Setup:
 
     def banks(self, split):
         """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
-        data, config = self.data, self.config
-        return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split, config.INPUT.HEIGHT,
-                             config.INPUT.WIDTH, self.device, self.cache, print_line) for m, images in getattr(data, split).items()}
+        data, size = self.data, (self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH)
+        return {m: open_bank(images, data.root, data.cache_dir(self.config.DATASET.CACHE_DIR), split, *size,
+                             self.device, self.cache, print_line) for m, images in getattr(data, split).items()}
 
     @cached_property
     def cache(self):
@@ -111,7 +113,11 @@ class Setup:
             aside = set_aside(config.OUTPUT_DIR, script) if fresh else None
             content, warning = state_file(config.OUTPUT_DIR, script).load()
             read_rows(config.OUTPUT_DIR)
-            changes = check_resumable(content, facts, config.OUTPUT_DIR) if content is not None else []
+            changes = []
+            if content is not None:
+                changes = check_resumable(content, facts, config.OUTPUT_DIR)
+                check_stages(content["stages"], self.new_model(), {m: len(s) for m, s in self.data.train.items()},
+                             f"the state file in {quoted(config.OUTPUT_DIR)}", ADVICE_FRESH)
             log = self.start(config.OUTPUT_DIR)
             for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes):
                 if line:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from model.clip import load_clip  # noqa: E402
-from model.released import released_state, to_released  # noqa: E402
-from utils.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from configs.defaults import load_config  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, quoted  # noqa: E402
 
 
 def main(arguments=None):
@@ -20,17 +18,27 @@ def main(arguments=None):
     parser.add_argument("out", help="the file to write")
     parser.add_argument("--clip_weights", help="openai or a file; those of the training run if left out")
     options = parser.parse_args(arguments)
-    content = load_checkpoint(options.checkpoint)
+    from model.clip import load_clip  # slow: after the words were read
+    from model.released import model_from_checkpoint, released_state, to_released
+    from processor.saved import read_checkpoint
+    from utils.checkpoint import save_checkpoint
+    from utils.structure import understood
+
+    content = read_checkpoint(options.checkpoint)
     if released_state(content) is not None:
-        raise UserError(f"checkpoint {options.checkpoint} is in the released format already; copy the file instead")
+        raise UserError(f"checkpoint {quoted(options.checkpoint)} is in the released format already; copy the "
+                        "file instead")
     config = content.get("config")
     if not isinstance(content.get("state_dict"), dict) or not isinstance(config, dict):
-        raise UserError(f"checkpoint {options.checkpoint} holds no weights with their configuration; expected a file "
-                        "written by train_prepare.py or train_clip.py")
+        raise UserError(f"checkpoint {quoted(options.checkpoint)} holds no weights with their configuration; expected "
+                        "a file written by train_prepare.py or train_clip.py")
     if Path(options.out).resolve() == Path(options.checkpoint).resolve():
-        raise UserError(f"{options.out} is the checkpoint itself; name another file to write")
-    clip = load_clip(options.clip_weights or config["MODEL"]["CLIP_WEIGHTS"])
-    released = to_released(content, clip, config["INPUT"]["HEIGHT"], config["INPUT"]["WIDTH"])
+        raise UserError(f"{quoted(options.out)} is the checkpoint itself; name another file to write")
+    config = load_config(base=config)
+    clip = load_clip(options.clip_weights or config.MODEL.CLIP_WEIGHTS)
+    model_from_checkpoint(content, options.checkpoint, config.INPUT.HEIGHT, config.INPUT.WIDTH)
+    with understood(f"checkpoint {quoted(options.checkpoint)}", "Train it again, or name its CLIP with --clip_weights"):
+        released = to_released(content, clip, config.INPUT.HEIGHT, config.INPUT.WIDTH)
     save_checkpoint(options.out, released)
     print(f"{options.out}: {len(released['state_dict'])} weights in the released format")
 

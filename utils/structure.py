@@ -14,6 +14,8 @@ from utils.errors import UserError, is_out_of_memory
 LARGEST = 1e39              # of a number in a file: just beyond fp32
 MOST = 10 ** 9              # of a count: epochs, images, clusters
 DEEPEST, ENTRIES = 30, 1_000_000        # of plain content: containers in one another, entries in all
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+WEIGHTS = FLOATS | {torch.int64, torch.int32}       # of a state dict: it counts batches too
 LONGEST_TEXT = 20_000_000   # characters of a text; the pictures of a page are texts
 
 
@@ -171,6 +173,15 @@ def listing(check, length=None):
         for position, entry in enumerate(value):
             check(entry, f"entry {position} of {where or 'the list'}")
     return check_listing
+
+
+def sequence(checks):
+    """Let lists pass of which each entry passes its own check."""
+    def check_sequence(value, where):
+        listing(anything, len(checks))(value, where)
+        for position, (entry, check) in enumerate(zip(value, checks)):
+            check(entry, f"entry {position} of {where or 'the list'}")
+    return check_sequence
 
 
 def tensor(shape=None, dtype=None, low=None, high=None, finite=False):

@@ -7,10 +7,7 @@ The stages write the page of their run at their end; the first command writes it
 Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes every figure as PNG
 and PDF.
 """
-from jinja2 import UndefinedError
-
-from utils.errors import Parser, UserError, exit_on_user_error
-from utils.report.write import write_comparison_page, write_run_page
+from utils.errors import Parser, exit_on_user_error, quoted
 
 
 def main():
@@ -21,12 +18,13 @@ def main():
     parser.add_argument("--output", help="the comparison's file")
     parser.add_argument("--figures", metavar="DIR", help="write the figures as PNG and PDF too")
     arguments = parser.parse_args()
-    try:
-        path = (write_run_page(arguments.folders[0], arguments.figures) if len(arguments.folders) == 1 else
-                write_comparison_page(arguments.folders, arguments.output, arguments.figures))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
-        raise UserError(f"the files of {' and '.join(arguments.folders)} do not hold what the stages write (missing or "
-                        f"of another kind: {error}); expected files of this version. Run the stages again")
+    from utils.report.write import write_comparison_page, write_run_page  # slow: after the words were read
+    from utils.structure import understood
+
+    folders = arguments.folders
+    with understood(f"one of the files of {' and '.join(map(quoted, folders))}", "Run the stages again"):
+        path = (write_run_page(folders[0], arguments.figures) if len(folders) == 1 else
+                write_comparison_page(folders, arguments.output, arguments.figures))
     print(f"written to {path}")
 
 

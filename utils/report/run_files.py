@@ -1,12 +1,13 @@
 """Reads what a run has written into its folder, for the page."""
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, quoted
 from utils.report.curves import STAGES
+from utils.report.schema import CONTENT, METRICS, ROW
+from utils.structure import anything, finite_json, listing, must_fit, table
 
 CONTENT_FOLDER = "report_data"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
@@ -29,7 +30,7 @@ class RunFiles:
         found = []
         for where, metrics in self.tests.items():
             what = "test.py" if where == "." else where
-            found += [(f"{what}: {Path(m.get('checkpoint', '')).name}", m["protocol"], m)
+            found += [(f"{what}: {Path(m.get('checkpoint', '')).name}", m.get("protocol", "unknown protocol"), m)
                       for m in metrics.get("results", [metrics])]
         for stage, title in STAGES.items():
             tested = [row for row in self.epochs if row["stage"] == stage and "test" in row]
@@ -50,33 +51,42 @@ def read_run(folder):
     """Read a run's folder: `RunFiles`. Raises UserError: it is not there, holds no run, or a file is damaged."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py")
-    epochs = _read(folder / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], [])
-    epochs = [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in epochs]
+        raise UserError(f"{quoted(folder)} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or "
+                        "test.py")
+    epochs = [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in read_rows(folder)]
     paths = [path for pattern in ("metrics.json", "*/metrics.json", "tests/*/metrics.json")
              for path in sorted(folder.glob(pattern))]
-    tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, json.loads, None)
+    tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, finite_json, METRICS)
              for path in paths if not path.parent.name.startswith("old-")}
     contents = {}
     for name in (*CONTENT_TITLES, *FORMER_NAMES):
-        content = _read(folder / CONTENT_FOLDER / f"{name}.json", json.loads, None)
-        if content:
-            contents.setdefault(FORMER_NAMES.get(name, name), content)
+        path = folder / CONTENT_FOLDER / f"{name}.json"
+        if path.exists():
+            contents.setdefault(FORMER_NAMES.get(name, name), _read(path, finite_json, CONTENT))
+    config = folder / "config.yml"
     if not (epochs or tests or contents):
-        raise UserError(f"{folder} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); expected the "
-                        "OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or a test")
-    return RunFiles(folder, _read(folder / "config.yml", yaml.safe_load, {}) or {}, epochs, tests, contents)
+        raise UserError(f"{quoted(folder)} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); expected "
+                        "the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or a test")
+    return RunFiles(folder, _read(config, yaml.safe_load, table(anything)) if config.exists() else {}, epochs, tests,
+                    contents)
 
 
-def _read(path, parse, default):
-    """Parse a text file, or give the default where there is none. Raises UserError: it is damaged."""
+def read_rows(folder):
+    """Read a run's metrics.jsonl: a list of dicts, empty without the file. Raises UserError: it is damaged."""
+    path = Path(folder) / "metrics.jsonl"
+    return _read(path, lambda lines: list(map(finite_json, lines.splitlines())), listing(ROW)) if path.exists() else []
+
+
+def _read(path, parse, check):
+    """Parse a text file and check what it holds. Raises UserError: it is damaged, or holds something else."""
+    remedy = "Expected is what the run wrote: run the stage again, or remove the file"
     if not path.is_file():
-        return default
+        raise UserError(f"{quoted(path)} is no file. {remedy}")
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the file that the "
-                        "run wrote. Run the stage again, or remove the file")
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). {remedy}")
+    return must_fit(content, check, quoted(path), remedy)
 
 
 def flat(tree, prefix=""):
