@@ -154,7 +154,7 @@ def flat(tree, prefix=""):
     """Nested dicts as one: {"SECTION.KEY": value}."""
     keys = {}
     for key, value in tree.items():
-        keys.update(flat(value, f"{prefix}{key}.") if value and isinstance(value, dict) else {f"{prefix}{key}": value})
+        keys.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
     return keys
 
 
@@ -255,7 +255,7 @@ def _flat_settings(tree, source, prefix="", depth=1):
     for key, value in tree.items():
         if not isinstance(key, str):
             raise UserError(f"{source} has the key {_short(key)} ({type(key).__name__}); expected text, such as SEED")
-        if value and isinstance(value, dict):
+        if isinstance(value, dict) and value:
             if depth == DEEPEST:
                 raise UserError(f"{source} has sections in one another without end at "
                                 f"{_short(prefix + key, text=True)}; expected SECTION.KEY at most")

@@ -69,8 +69,9 @@ def model_from_checkpoint(content, path, height=None, width=None):
     except Exception as error:      # weights that do not fit together raise many kinds
         if is_out_of_memory(error):
             raise
-        raise UserError(f"checkpoint {quoted(path)} does not fit together ({' '.join(str(error).split())[:160]}); expected "
-                        "the weights of one model. Train or download it again")
+        raise UserError(f"checkpoint {quoted(path)} does not fit together "
+                        f"({' '.join(str(error).split())[:160]}); expected the weights of one model. Train or download "
+                        "it again")
     if broken:
         raise UserError(f"checkpoint {quoted(path)} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
                         "download it again")

@@ -16,6 +16,7 @@ MOST = 10 ** 9              # of a count: epochs, images, clusters
 DEEPEST, ENTRIES = 30, 1_000_000        # of plain content: containers in one another, entries in all
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 WEIGHTS = FLOATS | {torch.int64, torch.int32}       # of a state dict: it counts batches too
+LARGEST_CLAIM = 2 ** 32     # bytes of tensors that a file claims and does not hold
 LONGEST_TEXT = 20_000_000   # characters of a text; the pictures of a page are texts
 
 
@@ -217,28 +218,29 @@ def join(where, key):
 def check_plain(content, where=""):
     """Let containers, numbers, texts and whole tensors on the host pass: what a file of ours or of the field holds.
 
-    Containers that hold themselves, tensors without data of their own, such as views that stand for more than the file
-    holds, and sparse or quantised ones are refused. Raises: Misfit.
+    Containers that hold themselves, tensors that stand for gigabytes which the file does not hold (one number, repeated
+    by a stride of 0), and sparse or quantised ones are refused. Raises: Misfit.
     """
-    left, entries = [(content, where, 0)], 0
+    left, entries, claimed = [(content, where, 0)], 0, 0
     while left:
         value, name, depth = left.pop()
         entries += 1
         if entries > ENTRIES or depth > DEEPEST:
             raise Misfit(name[:120], value, f"at most {ENTRIES:,} entries and {DEEPEST} containers in one another")
         if isinstance(value, torch.Tensor):
-            _check_whole(value, name)
+            _check_dense(value, name)
+            claimed += max(0, value.numel() * value.element_size() - value.untyped_storage().nbytes())
+            if claimed > LARGEST_CLAIM:
+                raise Misfit(name, value, "tensors whose data the file holds")
         elif isinstance(value, dict):
             left += [(entry, join(name, key), depth + 1) for key, entry in value.items()]
         elif isinstance(value, (list, tuple)):
             left += [(entry, name, depth + 1) for entry in value]
 
 
-def _check_whole(value, where):
+def _check_dense(value, where):
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
         raise Misfit(where, value, "a dense tensor with its data")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise Misfit(where, value, "a tensor whose data the file holds")
 
 
 def finite_json(words):
