@@ -230,3 +230,11 @@ def test_an_inner_product_of_exactly_zero_links_and_no_link_is_minus_one():
     links = hungarian(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [-0.6, 0.8]]))
     assert links.rgb_to_ir.tolist() == [-1] and links.ir_to_rgb.tolist() == [-1, -1]
     assert links.rgb_to_ir.dtype == links.ir_to_rgb.dtype == np.int64
+
+
+def test_a_loaded_memory_leaves_the_state_alone():
+    memory = ClusterMemory(prototypes()[0], TEMPERATURE, MOMENTUM)
+    state = {"prototypes": memory.prototypes.clone()}
+    memory.load_state_dict(state)
+    memory.update(torch.randn(3, DIM), np.array([0, 1, 1]))
+    assert not torch.equal(memory.prototypes, state["prototypes"])

@@ -2,17 +2,22 @@
 
     python tools/mutants.py [--only loss/cluster_memory.py ...] [--sample 0.3] [--jobs 2] [--output FILE.md]
 
-Every file is broken in a copy of the repository, one small change at a time (another operator, number, comparison or
-branch), and the tests named for it here are run. Prints a table of killed and survived changes per file, and each
-survivor. Hours for all of it: `make mutants` runs it; it is no part of `make test`.
+Every file is broken in a copy of the repository's last commit, one small change at a time (another operator, number,
+comparison or branch), and the tests named for it here are run. Prints each survivor when it is found, and at the end
+a table of killed and survived changes per file. Hours for all of it: `make mutants` runs it; it is no part of
+`make test`.
 """
-import json
+import importlib.util
+import itertools
+import multiprocessing
+import os
 import random
-import shutil
+import re
+import signal
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,45 +25,41 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
-FUNCTIONS, LOOP = "test_golden_functions", "test_train test_golden_schedule test_golden_model"
+FUNCTIONS, STEPS = "test_golden_functions", "test_golden_model"
 NOTICES = "test_training_notices test_settings_reach test_streams test_defaults"
+LOOP = f"test_batches test_train {NOTICES} {STEPS} test_golden_schedule"
 # file -> the tests that must notice, those that fail first in front
 TESTS = {
     "loss/cluster_memory.py": f"test_memory {FUNCTIONS}",
     "loss/association.py": f"test_memory {FUNCTIONS}",
-    "loss/cross_memory.py": f"test_memory {FUNCTIONS} test_golden_model",
+    "loss/cross_memory.py": f"test_memory {FUNCTIONS} {STEPS}",
     "loss/image_text.py": FUNCTIONS,
-    "processor/guidance.py": "test_train test_golden_model",
-    "processor/train.py": f"test_batches {LOOP} {NOTICES}",
-    "processor/prompt.py": f"{LOOP} {NOTICES} test_batches",
+    "processor/guidance.py": f"test_train {STEPS}",
+    "processor/train.py": LOOP,
+    "processor/prompt.py": f"test_batches test_train {NOTICES} {STEPS}",
     "processor/features.py": f"test_train {NOTICES}",
-    "processor/pseudo_labels.py": f"test_train {NOTICES} test_bad_input",
-    "model/prompt.py": f"test_golden_model {NOTICES}",
+    "processor/pseudo_labels.py": f"test_train test_bad_input {NOTICES}",
+    "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
     "data/augment.py": "test_batches test_augment",
     "utils/optim.py": FUNCTIONS,
     "utils/seeding.py": "test_streams test_batches",
     "utils/clustering.py": f"{FUNCTIONS} test_clustering test_properties",
     "utils/metrics.py": f"{FUNCTIONS} test_metrics test_properties",
-    "processor/setup.py": f"{NOTICES} test_golden_model",
+    "processor/setup.py": f"{NOTICES} {STEPS} test_train",
 }
 # An arithmetic operator becomes its opposite, a comparison its neighbours; others only give type errors.
 OPPOSITES = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_Mul", "Pow_Mul", "BitAnd_BitOr",
              "BitOr_BitAnd")
-EXCLUDED = [rf"core/ReplaceBinaryOperator_(?!({'|'.join(OPPOSITES)})$)",
-            r"core/ReplaceComparisonOperator_(Is|IsNot|\w+_Is|\w+_IsNot)", r"core/ReplaceUnaryOperator_\w+_Invert",
-            r"core/ReplaceComparisonOperator_(Lt_(Eq|NotEq|GtE)|LtE_(Eq|NotEq|Gt)|Gt_(Eq|NotEq|LtE)|GtE_(Eq|NotEq|Lt))",
-            r"core/ReplaceComparisonOperator_(Eq|NotEq)_(Lt|Gt)E?$", "core/ExceptionReplacer"]
-CONFIG = """[cosmic-ray]
-module-path = ["{file}"]
-timeout = {timeout}
-excluded-modules = []
-test-command = "{command}"
-[cosmic-ray.distributor]
-name = "local"
-[cosmic-ray.filters.operators-filter]
-exclude-operators = {excluded}
-"""
+EXCLUDED = [rf"ReplaceBinaryOperator_(?!({'|'.join(OPPOSITES)})$)",
+            r"ReplaceComparisonOperator_(Is|IsNot|\w+_Is|\w+_IsNot)", r"ReplaceUnaryOperator_\w+_Invert",
+            r"ReplaceComparisonOperator_(Lt_(Eq|NotEq|GtE)|LtE_(Eq|NotEq|Gt)|Gt_(Eq|NotEq|LtE)|GtE_(Eq|NotEq|Lt))",
+            r"ReplaceComparisonOperator_(Eq|NotEq)_(Lt|Gt)E?$", "ExceptionReplacer", "VariableReplacer",
+            "VariableInserter"]
+# Loaded once; the process of every change is forked with them. Nothing of the project is among them.
+SLOW_IMPORTS = ("torch", "torchvision", "torch.utils.tensorboard", "scipy.optimize", "scipy.io", "sklearn.cluster",
+                "sklearn.manifold", "faiss", "faiss.contrib.torch_utils", "open_clip", "timm.scheduler", "hypothesis",
+                "matplotlib.figure", "yacs.config", "PIL.Image", "pytest")
 
 
 def main():
@@ -66,85 +67,119 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", default=list(TESTS), help="files; default: all of the core")
     parser.add_argument("--sample", type=float, default=1.0, help="share of the changes of each file that are tried")
-    parser.add_argument("--jobs", type=int, default=1, help="files at a time")
-    parser.add_argument("--timeout", type=int, default=300, help="seconds for the tests of one change")
+    parser.add_argument("--jobs", type=int, default=1, help="changes at a time")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds for the tests of one change")
     parser.add_argument("--output", help="write the table there too, in Markdown")
     options = parser.parse_args()
     unknown = [file for file in options.only if file not in TESTS]
     if unknown:
         raise UserError(f"--only names {unknown[0]}; choose {', '.join(TESTS)}")
-    if not shutil.which("cosmic-ray", path=str(Path(sys.executable).parent)):
+    if not importlib.util.find_spec("cosmic_ray"):
         raise UserError("cosmic-ray is not installed beside this Python; run `make mutants`, or pip install cosmic-ray")
-    with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda file: mutate(file, options.sample, options.timeout), options.only))
-    text = table(rows)
+    changes = {file: sampled(list(changes_of((ROOT / file).read_text())), options.sample) for file in options.only}
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+    jobs = [(file, *change, options.timeout) for file, found in changes.items() for change in found]
+    with tempfile.TemporaryDirectory() as folder:
+        workers = multiprocessing.get_context("fork").Pool(options.jobs, clone, (folder,))
+        with workers:
+            refuse_failing(workers.map(passes_unchanged, [(file, options.timeout) for file in options.only], 1))
+            results = list(workers.imap(is_noticed, jobs))
+    text = table(changes, results)
     print(text)
     if options.output:
         Path(options.output).write_text(text)
 
 
-def mutate(file, sample, timeout):
-    """Try the changes of one file in a copy of the repository: (file, killed, left out, survivors)."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy, session = Path(folder) / "copy", Path(folder) / "session.sqlite"
-        subprocess.run(["git", "clone", "-q", ROOT, copy], check=True)
-        tests = " ".join(f"tests/{name}.py" for name in TESTS[file].split())
-        config = Path(folder) / "cosmic.toml"
-        config.write_text(CONFIG.format(file=file, timeout=timeout, excluded=json.dumps(EXCLUDED),
-                                        command=f"{sys.executable} -m pytest -x -q -p no:cacheprovider {tests}"))
-        for command in (["cosmic-ray", "init", config, session], ["cr-filter-operators", session, config]):
-            _run(command, copy)
-        left_out = _leave_out(session, sample)
-        _run(["cosmic-ray", "exec", config, session], copy)
-        return file, *_results(session), left_out
+def changes_of(text):
+    """Yield every change of a source text: (operator, changed text)."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    for name in sorted(operator_names()):
+        if not any(re.match(f"core/{pattern}", name) for pattern in EXCLUDED):
+            for occurrence in itertools.count():
+                changed = mutate_code(text, get_operator(name)(), occurrence)
+                if changed is None:
+                    break
+                yield name.removeprefix("core/"), changed
 
 
-def _run(command, folder):
-    command = [str(Path(sys.executable).parent / command[0]), *map(str, command[1:])]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+def sampled(changes, share):
+    """Draw a share of the changes, the same ones in every run."""
+    return random.Random(0).sample(changes, round(len(changes) * share))
 
 
-def _leave_out(session, sample):
-    """Mark all but a share of the changes as skipped, drawn the same in every run: how many were left out."""
-    from cosmic_ray.work_db import WorkDB, use_db
-    from cosmic_ray.work_item import WorkerOutcome, WorkResult
-
-    with use_db(str(session), WorkDB.Mode.open) as work:
-        items = sorted(work.pending_work_items, key=lambda item: str(item.mutations))
-        skipped = random.Random(0).sample(items, round(len(items) * (1 - sample)))
-        for item in skipped:
-            work.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
-    return len(skipped)
+def clone(folder):
+    """Make this worker's copy of the repository its working directory."""
+    copy = tempfile.mkdtemp(dir=folder)
+    subprocess.run(["git", "clone", "-q", ROOT, copy], check=True)
+    os.chdir(copy)
 
 
-def _results(session):
-    """Read a finished session: the number of killed changes, and the survivors as (line, operator, new text)."""
-    from cosmic_ray.work_db import WorkDB, use_db
-    from cosmic_ray.work_item import WorkerOutcome
-
-    killed, survivors = 0, []
-    with use_db(str(session), WorkDB.Mode.open) as work:
-        for item, result in work.completed_work_items:
-            if result.worker_outcome == WorkerOutcome.SKIPPED:
-                continue
-            if result.is_killed:
-                killed += 1
-                continue
-            new = [line[1:].strip() for line in (result.diff or "").splitlines()
-                   if line.startswith("+") and not line.startswith("+++")]
-            survivors.append((item.mutations[0].start_pos[0], item.mutations[0].operator_name.split("/")[1],
-                              " ".join(new)))
-    return killed, sorted(survivors)
+def passes_unchanged(job):
+    """Run the tests of a file without a change: (file, whether they pass)."""
+    file, timeout = job
+    return file, tests_pass(TESTS[file].split(), timeout)
 
 
-def table(rows):
-    """Write the rows of `mutate` as Markdown: a table, then every survivor."""
-    lines = ["| file | tried | killed | survived | left out |", "| --- | --- | --- | --- | --- |"]
-    for file, killed, survivors, left_out in rows:
-        tried = killed + len(survivors)
-        lines.append(f"| {file} | {tried} | {killed} ({killed / max(tried, 1):.0%}) | {len(survivors)} | {left_out} |")
-    for file, _, survivors, _ in rows:
-        lines += [f"- {file}:{line} {operator}: `{new}`" for line, operator, new in survivors]
+def refuse_failing(results):
+    """Refuse to begin where tests fail by themselves: every change would count as noticed. Raises UserError."""
+    for file, passed in results:
+        if not passed:
+            raise UserError(f"the tests of {file} fail without any change ({TESTS[file]}); mend them first")
+
+
+def is_noticed(job):
+    """Run the tests of a file with a change: None, or of a survivor (line, operator, new line); printed too."""
+    file, operator, changed, timeout = job
+    before = Path(file).read_text()
+    Path(file).write_text(changed)
+    try:
+        passed = tests_pass(TESTS[file].split(), timeout)
+    finally:
+        Path(file).write_text(before)
+    line = next((number for number, pair in enumerate(zip(before.split("\n"), changed.split("\n")), 1)
+                 if pair[0] != pair[1]), 0)
+    survivor = (line, operator, changed.split("\n")[line - 1].strip()) if passed else None
+    print(f"{'survived' if passed else 'noticed'} {file}:{line} {operator}", flush=True)
+    return file, survivor
+
+
+def tests_pass(names, timeout):
+    """Run test files in a forked process of the working directory; one that takes too long has failed."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        sys.dont_write_bytecode = True
+        sys.path[:] = [os.getcwd(), *(path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tools"))]
+        for module in [name for name in sys.modules if name.split(".")[0] in ("utils", "tools")]:
+            del sys.modules[module]
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nothing, stream)
+        import pytest
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}.py" for name in names)])))
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            return status == 0
+        time.sleep(0.1)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def table(changes, results):
+    """Write Markdown: a line per file, then every survivor. Args: results: list of (file, survivor or None)."""
+    lines = ["| file | tried | killed | survived |", "| --- | --- | --- | --- |"]
+    survivors = {file: [found for name, found in results if name == file and found] for file in changes}
+    for file, found in changes.items():
+        tried, killed = len(found), len(found) - len(survivors[file])
+        lines.append(f"| {file} | {tried} | {killed} ({killed / max(tried, 1):.0%}) | {len(survivors[file])} |")
+    lines += [f"- {file}:{line} {operator}: `{new}`" for file, found in survivors.items()
+              for line, operator, new in sorted(found)]
     return "\n".join(lines) + "\n"
 
 
