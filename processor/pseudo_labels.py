@@ -132,8 +132,8 @@ def _made_on_these_images(folder, manifest):
         MANIFEST(stored, "")
     except (OSError, ValueError, Misfit) as error:
         raise UserError(f"{path} is no manifest of a data set ({' '.join(str(error).split())[:160]}); expected the "
-                        "file that train_prepare.py writes beside its labels. Make them again, or remove the file if the "
-                        "labels are not its own")
+                        "file that train_prepare.py writes beside its labels. Make them again, or remove the file "
+                        "if the labels are not its own")
     differences = manifest_differences(manifest, stored, splits=("train",))
     if differences:
         raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "

@@ -23,7 +23,8 @@ def parse_arguments():
     parser.add_argument("--gallery", required=True, help="folder of images of the other modality")
     parser.add_argument("--query", required=True, nargs="+", help="image files")
     parser.add_argument("--query_modality", choices=("rgb", "ir"), default="ir", help="default: ir")
-    parser.add_argument("--count", type=whole_number(1, 10_000), default=10, help="images to find per query; default: 10")
+    parser.add_argument("--count", type=whole_number(1, 10_000), default=10,
+                        help="images to find per query; default: 10")
     parser.add_argument("--output", default="runs/search", help="folder of the page and of the features")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     return parser.parse_args()
