@@ -99,7 +99,8 @@ class Searcher:
         with tqdm(total=len(paths), desc=f"embedding {modality.value} images", unit="image", disable=None) as bar:
             for start in range(0, len(paths), DECODED_AT_ONCE):
                 some = paths[start:start + DECODED_AT_ONCE]
-                images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY), some, "decoding"))
+                images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY), some,
+                                              "decoding"))
                 parts.append(embed(self.model, ImageBank(images, self.device), modality, batch_size=batch_size,
                                    precision="released")["feature"].cpu())
                 bar.update(len(some))

@@ -102,7 +102,8 @@ def main():
     """Kill and resume as long as the command line says."""
     parser = Parser(__doc__)
     parser.add_argument("--minutes", type=real_number(0, 100_000), default=20, help="default: 20")
-    parser.add_argument("--seed", type=whole_number(0, 10 ** 9), default=0, help="of the moments of the signals; default: 0")
+    parser.add_argument("--seed", type=whole_number(0, 10 ** 9), default=0,
+                        help="of the moments of the signals; default: 0")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
     arguments = parser.parse_intermixed_args()
     shutil.rmtree(FOLDER, ignore_errors=True)
