@@ -7,9 +7,10 @@ import yaml
 from utils.errors import UserError, quoted
 from utils.report.curves import STAGES
 from utils.report.schema import CONTENT, METRICS, ROW
-from utils.structure import anything, finite_json, listing, must_fit, table
+from utils.structure import anything, finite_json, must_fit, table
 
 CONTENT_FOLDER = "report_data"
+REMEDY = "Expected is what the run wrote: run the stage again, or remove the file"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
 FORMER_NAMES = {"model": "finetune"}        # how earlier versions called a stage in their files
 BEST = "best Rank-1 on test data"
@@ -74,19 +75,21 @@ def read_run(folder):
 def read_rows(folder):
     """Read a run's metrics.jsonl: a list of dicts, empty without the file. Raises UserError: it is damaged."""
     path = Path(folder) / "metrics.jsonl"
-    return _read(path, lambda lines: list(map(finite_json, lines.splitlines())), listing(ROW)) if path.exists() else []
+    if not path.exists():
+        return []
+    rows = _read(path, lambda lines: list(map(finite_json, lines.splitlines())), anything)
+    return [must_fit(row, ROW, f"line {number} of {quoted(path)}", REMEDY) for number, row in enumerate(rows, start=1)]
 
 
 def _read(path, parse, check):
     """Parse a text file and check what it holds. Raises UserError: it is damaged, or holds something else."""
-    remedy = "Expected is what the run wrote: run the stage again, or remove the file"
     if not path.is_file():
-        raise UserError(f"{quoted(path)} is no file. {remedy}")
+        raise UserError(f"{quoted(path)} is no file. {REMEDY}")
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). {remedy}")
-    return must_fit(content, check, quoted(path), remedy)
+        raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). {REMEDY}")
+    return must_fit(content, check, quoted(path), REMEDY)
 
 
 def flat(tree, prefix=""):
