@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: env demo test lint bench soak mutants
+.PHONY: env demo test lint bench gpu soak mutants reproduce
 
 env: .venv/installed
 
@@ -30,10 +30,27 @@ bench: .venv/installed
 	for name in sampler memory augment metrics train_step "clustering --dense --repeats 1" epoch; do \
 		$(PY) -m benchmarks.bench_$$name || exit 1; done
 
+# On a machine with a GPU, at most 8 minutes: its tests, a short demo, times and limits of every part (docs/gpu.md).
+gpu: .venv/installed
+	$(PY) -m benchmarks.gpu
+
 # Kills and resumes of the demo for SOAK_MINUTES; prints what happened and fails if a result differs.
 SOAK_MINUTES ?= 20
 soak: .venv/installed
 	$(PY) tools/soak.py --minutes $(SOAK_MINUTES)
+
+# Checks a data set in ROOT, caches it, and runs CLIP's download, training, tests and table: sysu and llcm three seeds,
+# regdb ten trials. OPTIONS go to tools/experiments.py run: OPTIONS="--at_once 2", "--cluster slurm", "SEED 2".
+GRID = $(if $(filter regdb,$(DATASET)),--trials 1-10,--seeds 1-3)
+reproduce: .venv/installed
+	@test -n "$(DATASET)" -a -n "$(ROOT)" || \
+		{ echo "error: make reproduce needs DATASET=sysu, regdb or llcm, and ROOT=its folder"; exit 2; }
+	for trial in $(if $(filter regdb,$(DATASET)),$$(seq 10),1); do \
+		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial --check && \
+		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial || exit 1; done
+	$(PY) -c "from model.clip import load_clip; load_clip('openai')"
+	$(PY) tools/experiments.py plan --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" $(OPTIONS)
+	$(PY) tools/experiments.py run --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" $(OPTIONS)
 
 # Breaks the method's core line by line and counts what the tests notice: hours. MUTANTS="--only FILE --sample 0.3".
 mutants: .venv/installed

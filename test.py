@@ -28,7 +28,6 @@ def main():
     from utils.report.content import retrieval_content
     from utils.report.ranking import save_rankings
     from utils.report.write import save_report
-    from utils.resume import lock_folder
 
     path = arguments.resume_path
     content = read_checkpoint(path) if path else {}
@@ -41,11 +40,14 @@ def main():
     else:
         model = setup.new_model()
     banks, folder = setup.banks("test"), results_folder(config, path, setup.data.modes[0])
-    with lock_folder(folder, of_run=config.OUTPUT_DIR):
+    with setup.holding(folder, of_run=config.OUTPUT_DIR):
         log = setup.start(folder)
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")
-        evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION)
+        evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION,
+                               setup.processes)
+        if not setup.processes.writes:
+            return
         save_results(folder, setup, log, content, path or "baseline CLIP", evaluations)
         if arguments.save_ranking:
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):

@@ -18,16 +18,14 @@ def main():
     from processor.epoch import on_host
     from processor.guidance import TextGuidance
     from processor.prompt import learn_prompts, text_features
-    from processor.pseudo_labels import find_pseudo_labels, labels_digest, load_pseudo_labels
+    from processor.pseudo_labels import labels_digest
     from processor.setup import Setup, prompt_settings, train_settings
     from processor.train import train
     from utils.modality import Modality
 
     setup = Setup(config, "train_clip")
-    folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, setup.data.label_dirs())
-    labels, known = load_pseudo_labels(folder, {m: len(images) for m, images in setup.data.train.items()},
-                                       setup.manifest)
-    model, text = setup.new_model(), TextTower(setup.clip).to(setup.device)
+    folder, labels, known = setup.pseudo_labels()
+    model, text = setup.model_to_train(), TextTower(setup.clip).to(setup.device)
     images, tester = setup.banks("train"), setup.tester()
     with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else

@@ -17,7 +17,7 @@ def main():
     from processor.train import train
 
     setup = Setup(config, "train_prepare")
-    model, images, tester = setup.new_model(), setup.banks("train"), setup.tester()
+    model, images, tester = setup.model_to_train(), setup.banks("train"), setup.tester()
     settings = train_settings(config, config.PREPARE.EPOCHS, allow_collapse=config.PREPARE.ALLOW_COLLAPSE)
     with setup.training("prepare", arguments.fresh) as run:
         train("prepare", model, images, settings, run, tester)

@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks import harness, reference
 from benchmarks.harness import Results, Row, measure, peak_memory
@@ -135,6 +134,8 @@ def sizes(counts):
 
 def plot(measured):
     """Save time (s) and memory (GB) over N; measured: rows of these three."""
+    from matplotlib.figure import Figure  # which a machine for `make gpu` may lack
+
     counts, seconds, memory = zip(*sorted(measured))
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     for axes, values, name in zip(figure.subplots(1, 2), (seconds, memory), ("time, s", "peak of host memory, GB")):

@@ -1,5 +1,6 @@
 """One epoch of train_prepare.py at SYSU size on a GPU, part by part: images of random bytes, and a profile of steps."""
 import argparse
+import copy
 import sys
 
 import numpy as np
@@ -19,23 +20,27 @@ SIZES, PERSONS = {Modality.RGB: 22258, Modality.IR: 11909}, 395
 TARGET_SECONDS, EMBED_BATCH, PROFILED = 12, 256, 20
 
 
-def random_images(n, persons, seed):
+def random_images(n, persons, seed, size):
     """Draw (n, H, W, 3) uint8: a person is one coarse random pattern, an image is that with fine noise."""
+    height, width = size
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 200, (persons, HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
+    coarse = rng.integers(0, 200, (persons, height // 16, width // 16, 3), dtype=np.uint8)
     person = rng.integers(0, persons, n)
-    images = rng.integers(0, 56, (n, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    images = rng.integers(0, 56, (n, height, width, 3), dtype=np.uint8)
     for start in range(0, n, 1024):
         part = slice(start, start + 1024)
         images[part] += coarse[person[part]].repeat(16, axis=1).repeat(16, axis=2)
     return images
 
 
-def open_banks(share, device):
-    """Hold random images as a run does: Modality -> `ImageBank`. Args: share: of SYSU-MM01's images and persons."""
+def open_banks(share, device, size=(HEIGHT, WIDTH)):
+    """Hold random images as a run does: Modality -> `ImageBank`.
+
+    Args: share: of SYSU-MM01's images and persons; size: (height, width).
+    """
     counts = {m: int(n * share) for m, n in SIZES.items()}
-    cache = pick_cache("auto", sum(counts.values()) * HEIGHT * WIDTH * 3, device)
-    return {m: ImageBank(random_images(n, max(int(PERSONS * share), 4), seed), device, cache=cache)
+    cache = pick_cache("auto", sum(counts.values()) * size[0] * size[1] * 3, device)
+    return {m: ImageBank(random_images(n, max(int(PERSONS * share), 4), seed, size), device, cache=cache)
             for seed, (m, n) in enumerate(counts.items())}
 
 
@@ -69,8 +74,9 @@ def run_epoch(state, banks, epoch):
 def bounds(state, banks, batches, device):
     """Measure the least that the tower's arithmetic needs, on images that lie there: {part: seconds}."""
     s, images = state.settings, sum(map(len, banks.values()))
-    tower = measure(embedding(state.model, device, s.precision, EMBED_BATCH, True)) / EMBED_BATCH * images
-    step = measure(training(state.model, device, s.precision, batches.size // 2, True))
+    model = copy.deepcopy(state.model)
+    tower = measure(embedding(model, device, s.precision, EMBED_BATCH, True)) / EMBED_BATCH * images
+    step = measure(training(model, device, s.precision, batches.size // 2, True))
     return {"embedding all images": tower, "training": step * len(batches)}
 
 

@@ -8,16 +8,16 @@ from utils.metrics import rank_metrics
 TRIALS = 10
 
 
-def sysu_trial(seed, shots=1):
+def sysu_trial(seed, shots=1, queries=3803):
     """(distance, query ids, gallery ids, query cameras, gallery cameras) of the size of SYSU-MM01, all-search.
 
     shots: images of each person in each camera, 1 or 10.
     """
     rng, size = np.random.default_rng(seed), 301 * shots
-    query_ids, gallery_ids = rng.integers(0, 96, 3803), np.arange(size) % 96
-    distance = rng.random((3803, size), dtype=np.float32)
+    query_ids, gallery_ids = rng.integers(0, 96, queries), np.arange(size) % 96
+    distance = rng.random((queries, size), dtype=np.float32)
     distance -= 0.3 * (query_ids[:, None] == gallery_ids)
-    return distance, query_ids, gallery_ids, rng.choice([3, 6], 3803), rng.choice([1, 2, 4, 5], size)
+    return distance, query_ids, gallery_ids, rng.choice([3, 6], queries), rng.choice([1, 2, 4, 5], size)
 
 
 def regdb_trial(seed):

@@ -13,7 +13,7 @@ from processor.setup import train_settings
 from processor.train import Batch, train_step
 from utils.modality import Modality
 from utils.optim import image_optimizer
-from utils.runtime import autocast, gpu_rounding
+from utils.runtime import autocast, compile_parts, gpu_rounding
 
 HEIGHT, WIDTH, CLUSTERS = 288, 144, 500
 EMBEDDED_BEFORE = 41040             # images that ten separate trials embed: 10 x (3,803 queries + 301 gallery images)
@@ -26,24 +26,34 @@ def rn50():
     return CCLNet(ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64), HEIGHT, WIDTH)
 
 
-def training(model, device, precision, size, channels_last):
-    """Prepare a training step without swapping: a callable. Args: size: images of each modality."""
+def training(model, device, precision, size, channels_last, backend=None):
+    """Prepare a training step without swapping: a callable.
+
+    Args: model: is moved and trained; size: images of each modality; backend: of torch.compile, None: not compiled.
+    """
     settings = train_settings(load_config(), 120)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).to(device).to(memory_format=layout).train()
+    model = model.to(device, memory_format=layout).train()
+    if backend:
+        compile_parts(model.tower, torch.device(device), backend)
     optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
     memory = settings.new_memory({m: torch.randn(CLUSTERS, model.feature_dim, device=device) for m in Modality}, 1)
-    images = {m: torch.randn(size, 3, HEIGHT, WIDTH, device=device).to(memory_format=layout) for m in Modality}
+    shape = size, 3, model.tower.height, model.tower.width
+    images = {m: torch.randn(shape, device=device).to(memory_format=layout) for m in Modality}
     batch = Batch(images, {m: np.arange(size) % settings.clusters_per_batch for m in Modality},
                   {m: np.arange(size) for m in Modality})
     return lambda: train_step(model, optimizer, memory, batch, None, precision)
 
 
 def embedding(model, device, precision, size, channels_last):
-    """Prepare the embedding of images of one modality, as `processor.features.embed` does it: a callable."""
+    """Prepare the embedding of images of one modality, as `processor.features.embed` does it: a callable.
+
+    Args: model: is moved; size: images.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).to(device).to(memory_format=layout).eval()
-    images = torch.randn(size, 3, HEIGHT, WIDTH, device=device).to(memory_format=layout)
+    model = model.to(device, memory_format=layout).eval()
+    shape = size, 3, model.tower.height, model.tower.width
+    images = torch.randn(shape, device=device).to(memory_format=layout)
 
     def run():
         with torch.inference_mode(), gpu_rounding(precision), autocast(precision, device):
@@ -63,9 +73,9 @@ def main():
     results = Results("training step and embedding")
     for name, make, images, target in (("training step", training, 2 * size, ">= 2.3 x"),
                                        ("embedding", embedding, size, "")):
-        slow = measure(make(model, device, "fp32", size, False), repeats)
+        slow = measure(make(copy.deepcopy(model), device, "fp32", size, False), repeats)
         for precision in precisions:
-            fast = measure(make(model, device, precision, size, True), repeats)
+            fast = measure(make(copy.deepcopy(model), device, precision, size, True), repeats)
             results.add(Row(f"{name}, {precision} channels-last; reference: fp32 contiguous", fast, slow, None,
                             target if precision == "bf16" else "",
                             f"{images / fast:.3g} images/s, reference {images / slow:.3g}"))

@@ -15,10 +15,11 @@ _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it be
 _C.SEED = 1
 _C.DEVICE = "auto"                   # auto | cuda | cpu
 _C.PRECISION = "released"            # released | fp32 | tf32 | bf16, of the image side (see utils/runtime.py)
+_C.COMPILE = False                   # torch.compile of the image tower in training: minutes at first, then faster steps
 _C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels (RegDB: trialN in it)
 
 _C.DATASET = CfgNode()
-_C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | demo
+_C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | csv (own images) | demo
 _C.DATASET.ROOT = "dataset/SYSU-MM01"
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
@@ -48,6 +49,9 @@ _C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
 _C.MEMORY.SWAP_EPOCH = 61            # first epoch with memory swapping
 _C.MEMORY.SWAP_SCALE = 0.1           # share that a prototype keeps when swapped
 _C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cross_memory.py)
+
+_C.BATCH_NORM = CfgNode()
+_C.BATCH_NORM.SPLITS = 1            # parts of a batch with statistics of their own, as DataParallel on so many GPUs
 
 _C.SAMPLER = CfgNode()
 _C.SAMPLER.CLUSTERS = 4              # P per modality and batch
@@ -85,7 +89,7 @@ _C.TEST.MODE = ""                    # all | indoor, RegDB and LLCM v2t | t2v; "
 _C.TEST.PROTOCOL = "python"          # galleries: python | original-1 | original-10 (SYSU-MM01's file, 1 or 10 shots)
 _C.TEST.TRIALS = 10                  # galleries; RegDB has one, all images
 _C.TEST.EVERY = 5                    # epochs between evaluations during training; the last is always evaluated
-_C.TEST.BATCH_SIZE = 64
+_C.TEST.BATCH_SIZE = 64              # images embedded at once; on a GPU the least, see processor/features.py
 
 _C.CHECKPOINT = CfgNode()
 _C.CHECKPOINT.MINUTES = 10.0         # between saves of the state within an epoch; every epoch's end is saved too
@@ -99,7 +103,8 @@ NUMBERS = (    # what is expected, the test, the keys
      ("CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "FINETUNE.EPOCHS",
       "TEST.EVERY", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH")),
     ("a whole number from 1 to 10,000", lambda v: 1 <= v <= 10_000,
-     ("SAMPLER.CLUSTERS", "SAMPLER.INSTANCES", "PROMPT.BATCH_SIZE", "TEST.BATCH_SIZE", "TEST.TRIALS")),
+     ("SAMPLER.CLUSTERS", "SAMPLER.INSTANCES", "PROMPT.BATCH_SIZE", "TEST.BATCH_SIZE", "TEST.TRIALS",
+      "BATCH_NORM.SPLITS")),
     ("a multiple of 16, the stride of the feature map, from 16 to 2,048", lambda v: 16 <= v <= 2048 and v % 16 == 0,
      ("INPUT.HEIGHT", "INPUT.WIDTH")),
     ("a whole number from 0 to 1,000", lambda v: 0 <= v <= 1000, ("INPUT.PAD",)),

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import functional as transforms
+
+from utils.runtime import to_device
 
 MEAN = (0.485, 0.456, 0.406)     # ImageNet's, as the released code does, not CLIP's
 STD = (0.229, 0.224, 0.225)
@@ -83,7 +84,7 @@ def apply(images, plan):
     padded, corners = F.pad(images, (pad, pad, pad, pad)), (plan.corner + pad).tolist()
     crops = [image[:, top:top + height, left:left + width] for image, (top, left) in zip(padded, corners)]
     out = torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, plan.flip)]).float()
-    grey = torch.from_numpy(np.flatnonzero(plan.grey)).to(out.device)
+    grey = to_device(np.flatnonzero(plan.grey), out.device)
     out[grey] = sum(weight * out[grey, channel] for channel, weight in enumerate(LUMA))[:, None]
     out = _normalise(out)
     for image, (top, left, h, w) in zip(out, plan.erased.tolist()):
@@ -100,5 +101,7 @@ def normalise(images):
 
 
 def _normalise(images):
-    """Normalise float32 images in place."""
-    return transforms.normalize(images, [255 * m for m in MEAN], [255 * s for s in STD], inplace=True)
+    """Normalise float32 images in place. torchvision's `normalize` would wait for a GPU in every batch."""
+    of_bytes = np.array([[255 * v for v in values] for values in (MEAN, STD)], np.float32)
+    mean, std = to_device(of_bytes, images.device)[..., None, None]
+    return images.sub_(mean).div_(std)

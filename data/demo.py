@@ -5,11 +5,11 @@ in the visible image, a reflectance that knows nothing of that colour in the inf
 of a person share is therefore shape: build, garments, pattern, bag, hat and hair.
 """
 
-import os
-import shutil
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -34,23 +34,8 @@ PATTERNS = ("plain", "striped", "pinstriped", "checked", "dotted", "logo")
 BAGS = ("none", "backpack", "shoulder bag", "handbag")
 HATS = ("none", "cap", "beanie", "sunhat")
 HAIRS = ("short", "long", "bun", "bald")
-
-
-class Material(IntEnum):
-    """What a pixel of the drawing shows."""
-
-    SCENE = 0
-    SKIN = 1
-    HAIR = 2
-    UPPER = 3
-    TRIM = 4
-    LOWER = 5
-    SHOES = 6
-    BAG = 7
-    HAT = 8
-    OBSTACLE = 9
-
-
+# What a pixel of the drawing shows.
+Material = IntEnum("Material", "SCENE SKIN HAIR UPPER TRIM LOWER SHOES BAG HAT OBSTACLE", start=0)
 COLOURED = (Material.UPPER, Material.TRIM, Material.LOWER, Material.SHOES, Material.BAG, Material.HAT)
 
 
@@ -187,17 +172,21 @@ class _Sketch:
         ]
 
     def polygon(self, material: Material, *points: tuple[float, float]) -> None:
+        """Fill a polygon of body coordinates."""
         self.draw.polygon(self.pixels(points), fill=material)
 
     def ellipse(self, material: Material, x: float, y: float, rx: float, ry: float) -> None:
+        """Fill an ellipse with its centre and radii."""
         ((cx, cy),) = self.pixels([(x, y)])
         rx, ry = rx * self.scale, ry * self.scale
         self.draw.ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=material)
 
     def box(self, material: Material, x: float, y: float, rx: float, ry: float) -> None:
+        """Fill a rectangle with its centre and half sides."""
         self.polygon(material, (x - rx, y - ry), (x + rx, y - ry), (x + rx, y + ry), (x - rx, y + ry))
 
     def limb(self, material: Material, start, end, thickness: float) -> None:
+        """Draw a thick line between two points."""
         self.draw.line(self.pixels([start, end]), fill=material, width=max(1, round(thickness * self.scale)))
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
@@ -213,26 +202,26 @@ def _draw_legs(sketch: _Sketch, person: Person, rng: np.random.Generator) -> Non
         foot = np.array((side * (hip + stride), 0.97 - rng.uniform(0, 0.03)))
         end = start + (foot - start) * min(1.0, (person.cuff - 0.48) / 0.49)
         thickness = 0.045 + person.shoulder * 0.22
-        sketch.limb(Material.SKIN, tuple(start), tuple(foot), thickness * 0.7)
+        sketch.limb(Material.SKIN, start, foot, thickness * 0.7)
         if person.lower in ("trousers", "shorts"):
-            sketch.limb(Material.LOWER, tuple(start), tuple(end), thickness * 1.1)
+            sketch.limb(Material.LOWER, start, end, thickness * 1.1)
         sketch.ellipse(Material.SHOES, foot[0] + side * 0.008, foot[1] + 0.01, 0.04, 0.02)
     if person.lower in ("skirt", "gown"):
         waist, flare = person.shoulder * 0.75, person.shoulder * (1.15 if person.lower == "gown" else 1.3)
         sketch.polygon(Material.LOWER, (-waist, 0.45), (waist, 0.45), (flare, person.cuff), (-flare, person.cuff))
 
 
-def _draw_arm(sketch: _Sketch, person: Person, side: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Draw an arm and return where its hand is."""
+def _draw_arm(sketch: _Sketch, person: Person, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw an arm and return where its hand is: (x, y)."""
     angle = rng.uniform(0, 0.28)
     start = np.array((side * person.shoulder * 0.93, 0.185))
     hand = start + 0.32 * np.array((side * np.sin(angle), np.cos(angle)))
-    sketch.limb(Material.SKIN, tuple(start), tuple(hand), 0.042)
+    sketch.limb(Material.SKIN, start, hand, 0.042)
     share = SLEEVES[person.upper]
     if share:
         end = start + (hand - start) * share * 0.92
-        sketch.limb(Material.UPPER, tuple(start), tuple(end), 0.058)
-    return float(hand[0]), float(hand[1])
+        sketch.limb(Material.UPPER, start, end, 0.058)
+    return hand
 
 
 def _draw_torso(sketch: _Sketch, person: Person, back: bool) -> None:
@@ -274,7 +263,7 @@ def _draw_head(sketch: _Sketch, person: Person, back: bool) -> None:
         sketch.ellipse(Material.HAT, 0, 0.047, 0.1, 0.016)
 
 
-def _draw_bag(sketch: _Sketch, person: Person, hand: tuple[float, float], back: bool) -> None:
+def _draw_bag(sketch: _Sketch, person: Person, hand: np.ndarray, back: bool) -> None:
     shoulder = person.shoulder
     if person.bag == "backpack" and back:
         sketch.box(Material.BAG, 0, 0.3, shoulder * 0.72, 0.12)
@@ -347,29 +336,19 @@ def render(person: Person, camera: Camera, rng: np.random.Generator, height: int
     obstacle = rng.uniform(0.1, 0.8, 3)
     palette[Material.OBSTACLE, :3] = obstacle.mean() if camera.infrared else obstacle
     palette[Material.SCENE] = (0, 0, 0, 1)
-    layers = _shrink(palette[materials])
+    steps = range(OVERSAMPLING)     # every OVERSAMPLING x OVERSAMPLING square becomes its mean
+    layers = sum(palette[materials[i::OVERSAMPLING, j::OVERSAMPLING]] for i in steps for j in steps)
+    layers /= np.float32(OVERSAMPLING**2)
     slope = rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, width, dtype=np.float32)
     light = 1 + slope[:, None] + np.float32(rng.normal(0, 0.08))
-    image = layers[..., :3] * light + layers[..., 3:] * _background(camera, rng, height, width)
+    top, left = (rng.integers(0, whole - part + 1) for whole, part in zip(camera.scene.shape, (height, width)))
+    background = camera.scene[top:top + height, left:left + width]
+    image = layers[..., :3] * light + layers[..., 3:] * background
     image = (image * camera.gain).clip(0, 1) ** (camera.gamma * rng.uniform(0.9, 1.1))
     noise = rng.standard_normal((height, width, 1 if camera.infrared else 3), np.float32) * camera.noise
     pixels = ((image + noise).clip(0, 1) * 255).astype(np.uint8)
     radius = rng.uniform(0, camera.blur)
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
-
-
-def _shrink(layers: np.ndarray) -> np.ndarray:
-    """Average every OVERSAMPLING x OVERSAMPLING square: (H, W, C)."""
-    steps = range(OVERSAMPLING)
-    total = sum(layers[i::OVERSAMPLING, j::OVERSAMPLING] for i in steps for j in steps)
-    return total / np.float32(OVERSAMPLING**2)
-
-
-def _background(camera: Camera, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Cut a random window out of the camera's scene: (height, width, 3)."""
-    rows, columns = camera.scene.shape[:2]
-    top, left = rng.integers(0, rows - height + 1), rng.integers(0, columns - width + 1)
-    return camera.scene[top : top + height, left : left + width]
 
 
 def caption(person: Person, infrared: bool, coloured: bool = True, brief: bool = False) -> str:
@@ -400,12 +379,10 @@ def draw_dataset(root: str | Path, seed: int = 0) -> None:
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists already; remove it to draw the demo's people again")
-    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
-    try:
-        _write_dataset(partial, seed)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
+        _write_dataset(Path(partial) / root.name, seed)
+        (Path(partial) / root.name).rename(root)
 
 
 def _write_dataset(root: Path, seed: int) -> None:
@@ -413,10 +390,9 @@ def _write_dataset(root: Path, seed: int) -> None:
     cameras = {cam: draw_camera(np.random.default_rng([seed, 1, cam]), cam in INFRARED_CAMERAS, CAMERA_VARIATION)
                for cam in IMAGES}
     (root / "exp").mkdir(parents=True)
-    first = 1
+    identities = iter(range(1, len(people) + 1))
     for split, count in SPLITS.items():
-        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, range(first, first + count))) + "\n")
-        first += count
+        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, islice(identities, count))) + "\n")
     for identity, person in enumerate(people, start=1):
         for cam, camera in cameras.items():
             folder = root / f"cam{cam}" / f"{identity:04d}"

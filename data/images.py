@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from data.hashes import content_hashes, in_parallel
 from utils.checkpoint import open_lock, save_array, save_json
 from utils.errors import UserError, is_out_of_memory, quoted
+from utils.runtime import to_device
 from utils.structure import finite_json
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
@@ -45,9 +46,9 @@ class ImageBank:
         """Read images (B, 3, H, W) uint8 onto the device, channels last in memory."""
         positions = np.ascontiguousarray(indices)
         if self._copy is None:
-            images = torch.from_numpy(np.ascontiguousarray(self.images[positions])).to(self.device, non_blocking=True)
+            images = to_device(np.ascontiguousarray(self.images[positions]), self.device)
         else:
-            images = self._copy.index_select(0, torch.from_numpy(positions).to(self.device))
+            images = self._copy.index_select(0, to_device(positions, self.device))
         return images.permute(0, 3, 1, 2)
 
 

@@ -1,16 +1,8 @@
 """Open data sets by name. A new one is a module with a `load` and an entry here."""
 from pathlib import Path
 
-from data import demo, llcm, regdb, sysu
+from data import demo, llcm, regdb, sysu, table
 from utils.errors import UserError
-
-
-def _open_sysu(root, trial, check_counts):
-    return sysu.load(root, check_counts=check_counts)
-
-
-def _open_llcm(root, trial, check_counts):
-    return llcm.load(root, check_counts)
 
 
 def _open_demo(root, trial, check_counts):
@@ -19,7 +11,11 @@ def _open_demo(root, trial, check_counts):
     return sysu.load(root, "demo", kind=sysu.OtherPeople)
 
 
-OPENERS = {"sysu": _open_sysu, "regdb": regdb.load, "llcm": _open_llcm, "demo": _open_demo}
+OPENERS = {"sysu": lambda root, trial, check_counts: sysu.load(root, check_counts=check_counts),
+           "regdb": regdb.load,
+           "llcm": lambda root, trial, check_counts: llcm.load(root, check_counts),
+           "demo": _open_demo,
+           "csv": table.load}
 
 
 def open_dataset(name, root, trial=1, check_counts=True):

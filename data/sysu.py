@@ -134,14 +134,12 @@ def shared_array(folder, modality):
         raise UserError(f"{files.paths} holds {str(found)!r}; expected file paths in the layout of the data set. Take "
                         "the file that was made with the images")
     keys = [(person, camera, path) for path, person, camera in rows]
-    if any(a >= b for a, b in zip(keys, keys[1:])):
-        last = next(i for i, (a, b) in enumerate(zip(keys, keys[1:])) if a >= b)
-        raise UserError(f"{files.paths} lists {keys[last + 1][2]} after {keys[last][2]}; expected paths sorted by "
-                        "person, camera and name, the order of pseudo labels. Make the files again with "
-                        "tools/process.py")
-    persons = [row[1] for row in rows]
-    pairs = set(zip(persons, labels.tolist()))
-    if not len(set(persons)) == len(set(labels.tolist())) == len(pairs):
+    for before, after in zip(keys, keys[1:]):
+        if before >= after:
+            raise UserError(f"{files.paths} lists {after[2]} after {before[2]}; expected paths sorted by person, "
+                            "camera and name, the order of pseudo labels. Make the files again with tools/process.py")
+    pairs = {(row[1], label) for row, label in zip(rows, labels.tolist())}
+    if not len({person for person, _ in pairs}) == len({label for _, label in pairs}) == len(pairs):
         raise UserError(f"{files.labels} and {files.paths.name} disagree about who is who; expected one label per "
                         "person. Take three files that were made together")
     return ImageSet.from_rows(modality, rows, array=files.images)

@@ -1,8 +1,8 @@
 """Find what can be wrong with a data set on disk, before anything is trained on it."""
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from utils.errors import UserError
 SHOWN = 5       # examples per finding
 
 
-@dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """What reading one image file found."""
 
     path: str
@@ -24,18 +23,11 @@ class ImageFile:
     problem: str = ""       # "" if it decodes
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What `verify` found: lines to read, and what makes the data set unfit."""
 
     lines: tuple
     problems: tuple
-
-    def raise_problems(self, root):
-        """Raises UserError: there is a problem."""
-        if self.problems:
-            raise UserError(f"{root} holds {'; '.join(self.problems)}. Restore the files of the original data set "
-                            "(--allow-partial accepts other counts)")
 
 
 def verify(data, check_counts=True):
@@ -49,7 +41,13 @@ def verify(data, check_counts=True):
                                 if not images.array for path, person in zip(images.paths, images.persons)],
                         "reading images")
     broken = [file for file in files if file.problem]
-    leaks, repeats = _duplicates(files)
+    groups = {}
+    for file in files:
+        if file.digest:
+            groups.setdefault(file.digest, []).append(file)
+    identical = [group for group in groups.values() if len(group) > 1]
+    leaks, repeats = ([" = ".join(file.path for file in group) for group in identical
+                       if (len({file.split for file in group}) > 1) == across] for across in (True, False))
     ignored, empty = _besides(data)
     modes = Counter(file.mode for file in files if file.mode)
     lines = [*count_table(data, check_counts), *data.notes,
@@ -89,22 +87,8 @@ def _read(job):
         return ImageFile(path, split, person, problem=str(error))
 
 
-def _duplicates(files):
-    """List identical files in phrases: those in training and test, and the others."""
-    groups = {}
-    for file in files:
-        if file.digest:
-            groups.setdefault(file.digest, []).append(file)
-    leaks, repeats = [], []
-    for group in groups.values():
-        if len(group) > 1:
-            across = len({file.split for file in group}) > 1
-            (leaks if across else repeats).append(" = ".join(file.path for file in group))
-    return leaks, repeats
-
-
 def _besides(data):
-    """List the files that lie beside listed images without being listed, and of empty folders beside theirs."""
+    """List the files that lie beside images without being listed, and the empty folders beside the images' folders."""
     listed = {path for _, images in data.sets() for path in images.paths}
     folders = {Path(path).parent for _, images in data.sets() if not images.array for path in images.paths}
     ignored, empty = [], []

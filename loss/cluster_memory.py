@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.runtime import to_device
+
 
 class ClusterMemory:
     """Prototypes of one modality's clusters.
@@ -26,7 +28,7 @@ class ClusterMemory:
         Args: x: (B, D) features of any length; labels: (B,) cluster of each. Returns: a scalar, the mean.
         """
         logits = F.normalize(x.float(), dim=1) @ self.prototypes.T / self.temperature
-        return F.cross_entropy(logits, torch.as_tensor(labels).to(logits.device))
+        return F.cross_entropy(logits, to_device(labels, logits.device))
 
     def update(self, x, labels):
         """Move prototypes to their samples, in batch order: m[y] <- normalise(momentum m[y] + (1 - momentum) x).
@@ -36,11 +38,12 @@ class ClusterMemory:
 
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
-        x, labels = F.normalize(x.detach().float(), dim=1), np.asarray(torch.as_tensor(labels).cpu())
+        x = F.normalize(x.detach().float(), dim=1)
+        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         turn = _occurrence(labels)
         for number in range(turn.max() + 1):
             samples = np.flatnonzero(turn == number)
-            rows, samples = (torch.from_numpy(v).to(x.device) for v in (labels[samples], samples))
+            rows, samples = (to_device(v, x.device) for v in (labels[samples], samples))
             mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[samples]
             self.prototypes[rows] = F.normalize(mixed, dim=1)
 

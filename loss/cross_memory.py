@@ -7,12 +7,13 @@ A step of the training loop is
     memory.update(features, labels)
 """
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from loss.association import hungarian
 from loss.cluster_memory import ClusterMemory
+from utils.distributed import ALONE
 from utils.modality import Modality
+from utils.runtime import beside_later_work, gpu_rounding, mark_on_gpu, to_device
 
 
 class CrossMemory:
@@ -21,12 +22,19 @@ class CrossMemory:
     Args:
         centroids: Modality -> (K, D), the start of the prototypes; temperature, momentum: of `ClusterMemory`;
         swaps: whether prototypes are swapped in this epoch; swap_scale: share that a prototype keeps in a swap;
-        swap_order: see `swap`.
+        swap_order: see `swap`; processes: of `utils.distributed`, which all keep the same memories.
     """
 
-    def __init__(self, centroids, temperature, momentum, swaps, swap_scale, swap_order):
-        self.memories = {m: ClusterMemory(centroids[m], temperature, momentum) for m in Modality}
-        self.swaps, self.swap_scale, self.swap_order = swaps, swap_scale, swap_order
+    def __init__(self, centroids, temperature, momentum, swaps, swap_scale, swap_order, processes=ALONE):
+        self._memories = {m: ClusterMemory(centroids[m], temperature, momentum) for m in Modality}
+        self.swaps, self.swap_scale, self.swap_order, self.processes = swaps, swap_scale, swap_order, processes
+        self._open_swap = None      # what `_finish` needs of an update whose swap is still to be done
+
+    @property
+    def memories(self):
+        """Modality -> `ClusterMemory`, after the swap of the last update."""
+        self._finish()
+        return self._memories
 
     def losses(self, features, labels):
         """Compute each modality's contrastive loss: {"loss_rgb", "loss_ir"}, scalars.
@@ -38,32 +46,59 @@ class CrossMemory:
     def update(self, features, labels):
         """Move the prototypes to the batch, then swap linked ones, if this epoch does.
 
+        On a GPU the swap is put off until the prototypes are next asked for: the host then matches while the GPU is
+        busy with the next batch's forward pass.
+
         Args: as `losses`.
         Returns: numbers of the links before the swap, {"matched": how many, "matched_similarity": their mean inner
-            product}; empty without swapping.
+            product, a scalar tensor}; empty without swapping, and until a swap that was put off is done.
         """
         for m, memory in self.memories.items():
             memory.update(features[m], labels[m])
-        if not self.swaps:
-            return {}
-        links = self.links()
-        *_, similarity = self.pairs(links)
+        numbers, rgb = {}, self._memories[Modality.RGB].prototypes
+        if self.swaps:
+            self._open_swap = labels, numbers, mark_on_gpu(rgb)
+            if not self._puts_off(rgb.device):
+                self._finish()
+        return numbers
+
+    @staticmethod
+    def _puts_off(device):
+        return device.type == "cuda"
+
+    def _finish(self):
+        """Do the swap of the last update, if it was put off."""
+        if self._open_swap is None:
+            return
+        (labels, numbers, updated), self._open_swap = self._open_swap, None
+        with beside_later_work(updated):
+            links = self.links()
+        *_, similarity = self._pairs(links)
+        numbers |= {"matched": len(similarity), "matched_similarity": similarity.mean() if len(similarity) else 0.0}
         swap(*(memory.prototypes for memory in self.memories.values()), links, labels, self.swap_scale, self.swap_order)
-        return {"matched": len(similarity), "matched_similarity": float(similarity.mean()) if len(similarity) else 0.0}
 
     def links(self):
-        """Associate the prototypes as they are now: `Links`."""
-        return hungarian(*(self.memories[m].prototypes for m in Modality))
+        """Associate the prototypes as they are now: `Links`; the first process does it for all.
+
+        Their inner products are never rounded to TF32.
+        """
+        with gpu_rounding("fp32"):
+            return self.processes.once(lambda: hungarian(*(self.memories[m].prototypes for m in Modality)))
 
     def pairs(self, links=None):
         """List linked clusters as they are now: RGB clusters (M,), IR clusters (M,), their inner products (M,), arrays.
 
         Args: links: of `links`, made here if None.
         """
-        rgb, ir = (self.links() if links is None else links).pairs()
-        rows, others = (memory.prototypes[torch.from_numpy(clusters).to(memory.prototypes.device)]
+        rgb, ir, similarity = self._pairs(self.links() if links is None else links)
+        return rgb, ir, similarity.cpu().numpy()
+
+    def _pairs(self, links):
+        """List linked clusters as `pairs` does, with the inner products still on the device."""
+        rgb, ir = links.pairs()
+        rows, others = (memory.prototypes[to_device(clusters, memory.prototypes.device)]
                         for memory, clusters in zip(self.memories.values(), (rgb, ir)))
-        return rgb, ir, (rows * others).sum(1).cpu().numpy()
+        return rgb, ir, (rows * others).sum(1)
 
     def state_dict(self):
         """Return what a resumed run needs: {"rgb": state of its memory, "ir": ...}."""
@@ -95,5 +130,5 @@ def _mix(prototypes, labels, partner, others, scale):
     """Mix the linked clusters among labels (B,) with rows of others. Args: partner: (K,) row of each, -1 for none."""
     clusters = np.unique(labels)
     clusters = clusters[partner[clusters] >= 0]
-    rows, other_rows = (torch.from_numpy(v).to(prototypes.device) for v in (clusters, partner[clusters]))
+    rows, other_rows = (to_device(v, prototypes.device) for v in (clusters, partner[clusters]))
     prototypes[rows] = F.normalize(scale * prototypes[rows] + (1 - scale) * others[other_rows], dim=1)

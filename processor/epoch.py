@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from processor.cost import StageCost, count_tests
 from processor.evaluate import format_table, metrics_record
-from processor.pseudo_labels import FILE_NAMES, collapse_warnings, save_pseudo_labels
+from processor.pseudo_labels import collapse_warnings
 from utils.diagnosis import diagnose, known_persons
 from utils.errors import UserError
 from utils.events import memory_use
@@ -44,7 +45,7 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
     Args: state: `TrainState`; epochs: of the stage; lr: learning rate of the epoch; images: trained on in all its
         steps; extra: further entries of the checkpoints.
     """
-    now = state.under_way
+    now, started = state.under_way, state.clock.seconds()
     pairs, persons = now.memory.pairs(), known_persons(tester.data.train)
     numbers = {**epoch_numbers(epoch, now, lr, images, state.clock.seconds()), **diagnose(now.labels, pairs, persons),
                **memory_use(tester.device)}
@@ -63,11 +64,27 @@ def end_of_epoch(stage, epoch, state, epochs, lr, images, run, tester, extra):
     run.save_model(stage, "last", content)
     run.record(stage, cluster_sizes(now.labels), **numbers,
                **({"test": content["metrics"]} if last.evaluation else {}))
+    spent = state.clock.seconds()
     state.close_epoch(last)
     if stage == "prepare" and epoch == epochs and not is_refused(last, state.settings):
-        _save_labels(run, last)
+        run.save_labels(last.labels)
     run.save_state(stage, state.state_dict())
+    if epoch == 1:
+        run.log.info(_estimate(stage, now, epochs, started, spent + state.clock.seconds() - started, run, tester))
     refuse_collapse(last, epoch, state.settings)
+
+
+def _estimate(stage, now, epochs, seconds, end_seconds, run, tester):
+    """Estimate a stage from its first epoch, in a line; a test embeds its images as fast as the epoch did all.
+
+    Args: now: `UnderWay`; seconds: of the epoch; end_seconds: of its end, saving included.
+    """
+    images = sum(map(len, tester.banks.values())) / sum(map(len, now.labels.values()))
+    files = [run.model_file(stage, "last"), run.state_file.path]
+    peak = memory_use(tester.device)
+    return StageCost(stage, epochs, seconds + end_seconds, count_tests(epochs, tester.every),
+                     now.setup_seconds * images, host_gb=peak["memory_gb"], gpu_gb=peak.get("gpu_memory_gb", 0.0),
+                     disk_gb=2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**30).line()
 
 
 def is_refused(last, settings):
@@ -91,10 +108,10 @@ def finish_stage(stage, state, epochs, run, tester, train_images, extra):
     """Write the page of a finished stage, and again what was lost since: labels, last checkpoint, page."""
     last, trained_now = state.last, state.last.evaluation is not None
     refuse_collapse(last, epochs, state.settings)
-    if stage == "prepare" and not all((run.labels_folder / name).is_file() for name in FILE_NAMES.values()):
-        _save_labels(run, last)
-    lost = not run.model_file(stage, "last").is_file()
-    if not trained_now and not lost and run.has_page(stage):
+    if stage == "prepare" and not run.has_labels():
+        run.save_labels(last.labels)
+    lost, has_page = run.processes.once(lambda: (not run.model_file(stage, "last").is_file(), run.has_page(stage)))
+    if not trained_now and not lost and has_page:
         return
     last.evaluation = last.evaluation or tester(state.model)
     if lost:
@@ -104,15 +121,10 @@ def finish_stage(stage, state, epochs, run, tester, train_images, extra):
 
 
 def _checkpoint(stage, epoch, state, last, tester, extra):
-    """The content of a checkpoint file, tensors on the host."""
+    """The content of a checkpoint file."""
     metrics = {"metrics": metrics_record(last.evaluation, tester.data)} if last.evaluation else {}
-    return {"stage": stage, "epoch": epoch, "state_dict": on_host(state.model.state_dict()),
+    return {"stage": stage, "epoch": epoch, "state_dict": state.model.state_dict(),
             "model": state.model.describe(), **(extra or {}), **metrics}
-
-
-def _save_labels(run, last):
-    save_pseudo_labels(run.labels_folder, last.labels, run.facts["manifest"])
-    run.log.info(f"pseudo labels written to {run.labels_folder}")
 
 
 def epoch_numbers(epoch, under_way, lr, images, seconds):

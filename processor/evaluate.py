@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from processor.features import embed
+from utils.distributed import ALONE, Processes
 from utils.errors import UserError
 from utils.metrics import rank_metrics
 from utils.modality import Modality
@@ -20,15 +21,16 @@ class Evaluation:
     trials: tuple           # trial numbers
     per_trial: tuple        # `RankMetrics` of each
     features: dict = field(default=None, repr=False, compare=False)    # Modality -> (U,) positions, (U, D) features
+    measure: object = field(default=None, repr=False, compare=False)    # of `rank_features`
 
     def mean(self):
-        """{"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}: means over the trials."""
+        """Average over the trials: {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}."""
         rows = [trial_numbers(result) for result in self.per_trial]
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def trial_numbers(result):
-    """The numbers of one `RankMetrics` by name; a list shorter than a rank counts as its last entry."""
+    """Name the numbers of one `RankMetrics`; where the list is shorter than a rank, its last entry counts."""
     numbers = {f"rank{r}": float(result.cmc[min(r, len(result.cmc)) - 1]) for r in RANKS}
     return {**numbers, "mAP": result.mAP, "mINP": result.mINP}
 
@@ -43,10 +45,11 @@ class Tester:
     every: int              # epochs between tests
     batch_size: int
     precision: str
+    processes: Processes = ALONE
 
     @property
     def device(self):
-        """Where the test images go."""
+        """Return the device of the test images."""
         return self.banks[Modality.RGB].device
 
     def is_due(self, epoch, epochs):
@@ -55,15 +58,17 @@ class Tester:
 
     def __call__(self, model):
         """Return the `Evaluation` of a model."""
-        return evaluate(model, self.data, self.banks, [self.retrieval], self.batch_size, self.precision)[0]
+        return evaluate(model, self.data, self.banks, [self.retrieval], self.batch_size, self.precision,
+                        self.processes)[0]
 
 
-def evaluate(model, data, banks, retrievals, batch_size, precision):
+def evaluate(model, data, banks, retrievals, batch_size, precision, processes=ALONE):
     """Rank the galleries of several retrievals by cosine distance; every image that any of them uses is embedded once.
 
     Args:
         model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images;
-        retrievals: list of `Retrieval`; batch_size, precision: of the embedding.
+        retrievals: list of `Retrieval`; batch_size, precision: of the embedding, in which the processes share; the
+        first of them ranks.
     Returns: list of `Evaluation`, one per retrieval.
     Raises: UserError: a trial's gallery holds nobody of the queries.
     """
@@ -72,30 +77,34 @@ def evaluate(model, data, banks, retrievals, batch_size, precision):
         used[m] = np.unique(np.concatenate([np.concatenate([r.query] if r.query_modality is m else r.galleries)
                                             for r in retrievals]))
         features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size,
-                            precision=precision)["feature"]
-    return [replace(_rank(data, retrieval, used, features), features={m: (used[m], features[m]) for m in Modality})
-            for retrieval in retrievals]
+                            precision=precision, processes=processes)["feature"]
+    features = {m: (used[m], features[m]) for m in Modality}
+    ranked = processes.once(lambda: [replace(rank_features(data, retrieval, features), features=None)
+                                     for retrieval in retrievals])
+    return [replace(found, features=features) for found in ranked]
 
 
 def check_matches(data, retrieval):
-    """Refuse a test that cannot be scored before anything is trained: places stand for all of their images.
+    """Refuse a test that cannot be scored before anything is trained.
+
+    One image of each person and camera stands for all of them.
 
     Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
     """
     m = retrieval.query_modality
 
-    def places(images, positions):
+    def persons_and_cameras(images, positions):
         return np.unique(np.stack([images.persons[positions], images.cameras[positions]]), axis=1)
 
-    (query_ids, query_cams) = places(data.test[m], retrieval.query)
+    query_ids, query_cams = persons_and_cameras(data.test[m], retrieval.query)
     for trial in retrieval.galleries:
-        gallery_ids, gallery_cams = places(data.test[m.other], trial)
+        gallery_ids, gallery_cams = persons_and_cameras(data.test[m.other], trial)
         _scored(np.zeros((len(query_ids), len(gallery_ids))), query_ids, gallery_ids, query_cams, gallery_cams, data,
                 retrieval)
 
 
 def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, retrieval):
-    """`rank_metrics` whose errors name the test."""
+    """Call `rank_metrics`. Raises UserError: the test cannot be scored; the sentence names it."""
     try:
         return rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, retrieval.rule)
     except ValueError as error:
@@ -103,24 +112,34 @@ def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, re
                         "persons with images of both modalities. Check the test ids")
 
 
-def _rank(data, retrieval, used, features):
-    """The `Evaluation` of features (Modality -> (U, D)) of the test images at positions used (Modality -> (U,))."""
+def rank_features(data, retrieval, features, measure=None):
+    """Rank the galleries of a retrieval: its `Evaluation`.
+
+    Args: features: Modality -> (U,) ascending positions in the test images, (U, D) tensor, L2-normalised;
+        measure: function of (Q, D) and (G, D) tensors that gives the distances of a trial, (Q, G) array; None: cosine
+        distance.
+    Raises: UserError: a trial's gallery holds nobody of the queries.
+    """
     m = retrieval.query_modality
-    shown = np.unique(np.concatenate(retrieval.galleries))
-    query = features[m][np.searchsorted(used[m], retrieval.query)]
-    gallery = features[m.other][np.searchsorted(used[m.other], shown)]
-    distance = (1 - query @ gallery.T).cpu().numpy()
+
+    def of(modality, positions):
+        known, values = features[modality]
+        return values[np.searchsorted(known, positions)]
+
+    shown, query = np.unique(np.concatenate(retrieval.galleries)), of(m, retrieval.query)
+    if measure is None:
+        distance = (1 - query @ of(m.other, shown).T).cpu().numpy()
     queries, candidates = data.test[m], data.test[m.other]
     results = []
     for trial in retrieval.galleries:
-        columns = np.searchsorted(shown, trial)
-        results.append(_scored(distance[:, columns], queries.persons[retrieval.query], candidates.persons[trial],
+        found = measure(query, of(m.other, trial)) if measure else distance[:, np.searchsorted(shown, trial)]
+        results.append(_scored(found, queries.persons[retrieval.query], candidates.persons[trial],
                                queries.cameras[retrieval.query], candidates.cameras[trial], data, retrieval))
-    return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results))
+    return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results), features, measure)
 
 
 def metrics_record(evaluation, data, **extra):
-    """What goes into metrics.json: protocol, means, and each trial's own numbers."""
+    """Collect what goes into metrics.json: protocol, means, and each trial's own numbers."""
     return {"dataset": data.name, "protocol": evaluation.protocol, "mode": evaluation.mode,
             "trials": len(evaluation.trials), **evaluation.mean(), **extra,
             "per_trial": [{"trial": trial, **trial_numbers(result)}
@@ -128,7 +147,7 @@ def metrics_record(evaluation, data, **extra):
 
 
 def format_table(rows):
-    """A text table of {"what", "rank1", ..., "mINP"} rows, in percent."""
+    """Format {"what", "rank1", ..., "mINP"} rows as a text table, in percent."""
     names = [*(f"rank{r}" for r in RANKS), "mAP", "mINP"]
     width = max(len(row["what"]) for row in rows)
     head = " " * width + "".join(f"{n.replace('rank', 'Rank-'):>9}" for n in names)

@@ -4,39 +4,76 @@ import torch
 from tqdm import tqdm
 
 from data.augment import normalise
+from utils.distributed import ALONE
 from utils.finite import NonFinite
-from utils.runtime import autocast, gpu_rounding
+from utils.runtime import autocast, bytes_free, bytes_given, gpu_rounding, is_compiled
+
+LARGEST_BATCH = 1024        # more images at once are not faster
+FREE_SHARE = 0.8            # of a GPU's free memory that a batch may take
 
 
-def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision):
+def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision, processes=ALONE):
     """Embed images in evaluation mode, without augmentation, in the order of indices.
+
+    Each process embeds its share of the batches, so that the batches are the same for any number of processes. On a GPU
+    the batches grow to what its memory allows, and shrink when it does not: only last bits depend on that.
 
     Args:
         model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality;
         heads: of "feature" (N, D), L2-normalised, and "projection" (N, E); indices: positions in the bank, all if
-        None; precision: of `utils.runtime`.
+        None; batch_size: images at once, on a GPU in the first batch; precision: of `utils.runtime`; processes: of
+        `utils.distributed`.
     Returns:
         {head: float32 tensor on the model's device}.
     Raises:
         NonFinite: an embedding is not finite.
     """
     indices = np.arange(len(bank)) if indices is None else np.asarray(indices)
-    was_training = model.training
+    was_training, own = model.training, processes.share(len(indices), batch_size)
     model.eval()
-    rows = {head: [] for head in heads}
-    with torch.inference_mode(), gpu_rounding(precision):
-        for start in tqdm(range(0, len(indices), batch_size), desc=f"embedding {modality.value}", unit="batch",
-                          leave=False, disable=None):
-            images = normalise(bank.batch(indices[start:start + batch_size]))
-            with autocast(precision, bank.device):
-                embedded = model.encode(images, modality, heads)
+    # A process without a share embeds one image in vain, for its rows' length.
+    mine = indices[own] if own.stop > own.start else indices[:1]
+    rows, done, compiled, unit = {head: [] for head in heads}, 0, is_compiled(model), batch_size
+    with (torch.inference_mode(), gpu_rounding(precision),
+          tqdm(total=len(mine), desc=f"embedding {modality.value}", unit="image", leave=False,
+               disable=processes.hides_bars) as bar):
+        while done < len(mine):
+            chosen, given = mine[done:done + batch_size], bytes_given(bank.device)
+            try:
+                # A compiled model keeps to one batch size: the last batch is filled up with repeats.
+                images = normalise(bank.batch(np.resize(chosen, batch_size) if compiled else chosen))
+                with autocast(precision, bank.device):
+                    embedded = model.encode(images, modality, heads)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                continue
             for head in heads:
-                rows[head].append(embedded[head].float())
+                rows[head].append(embedded[head][:len(chosen)].float())
+            if done == 0 and given is not None:
+                each = (bytes_given(bank.device) - given) / len(images)
+                batch_size = grown_batch(batch_size, each, bytes_free(bank.device))
+            done += len(chosen)
+            bar.update(len(chosen))
     model.train(was_training)
-    embedded = {head: torch.cat(batches) for head, batches in rows.items()}    # ordinary tensors, for autograd
+    # Ordinary tensors, for autograd.
+    embedded = {head: processes.gather(torch.cat(batches)[:own.stop - own.start], len(indices), unit)
+                for head, batches in rows.items()}
     for head, found in embedded.items():
         broken = (~torch.isfinite(found).all(dim=1)).nonzero()[:, 0]
         if len(broken):
             raise NonFinite(f"the {head} of {len(broken)} {modality.value} image{'s' if len(broken) > 1 else ''}",
                             bank.names(indices[broken.cpu().numpy()]))
     return embedded
+
+
+def grown_batch(batch_size, bytes_of_image, free):
+    """Double a batch size while its images fit into a share of the free bytes of a GPU, up to LARGEST_BATCH.
+
+    Args: bytes_of_image: all that was allocated for an image of an earlier batch. Much of it was freed on the way, so
+        a batch takes less.
+    """
+    while 2 * batch_size <= LARGEST_BATCH and 2 * batch_size * bytes_of_image <= FREE_SHARE * free:
+        batch_size *= 2
+    return batch_size

@@ -1,8 +1,8 @@
 """What texts add to the fine-tune: each image is drawn to the text of its pseudo label."""
-import torch
-
 from loss.image_text import image_to_text
+from utils.distributed import ALONE
 from utils.modality import Modality
+from utils.runtime import to_device
 
 
 class TextGuidance:
@@ -16,11 +16,17 @@ class TextGuidance:
     def __init__(self, texts, labels, smoothing):
         self.texts, self.labels, self.smoothing = texts, labels, smoothing
 
-    def losses(self, projections, positions):
+    def losses(self, projections, positions, processes=ALONE):
         """Compute the losses of a batch: {"loss_i2t_rgb", "loss_i2t_ir"}, scalars.
 
-        Args: projections: Modality -> (B, E); positions: Modality -> (B,) of the images in the training set.
+        Args: projections: Modality -> (B / N, E), this process's share of the batch; positions: Modality -> (B,) of
+            all its images in the training set; processes: N of them, whose losses' mean is the loss of the batch.
         """
-        return {f"loss_i2t_{m.value}": image_to_text(
-            projections[m], self.texts[m], torch.from_numpy(self.labels[m][positions[m]]).to(projections[m].device),
-            self.smoothing) for m in Modality}
+        losses = {}
+        for m in Modality:
+            labels = self.labels[m][positions[m]]
+            own = to_device(labels[processes.share(len(labels))], projections[m].device)
+            whole = None if processes.size == 1 else max(int((labels >= 0).sum()), 1) / processes.size
+            losses[f"loss_i2t_{m.value}"] = image_to_text(projections[m], self.texts[m], own, self.smoothing,
+                                                         labelled=whole)
+        return losses

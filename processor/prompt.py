@@ -8,12 +8,14 @@ from tqdm import tqdm
 
 from loss.image_text import supervised_contrast
 from model.prompt import PromptLearner
+from processor.cost import duration
 from processor.epoch import on_host
 from processor.features import embed
 from utils.events import memory_use
 from utils.finite import RunningMeans, check_weights
 from utils.modality import Modality
 from utils.optim import warmup_cosine_lr
+from utils.runtime import to_device
 from utils.seeding import numpy_rng, torch_rng
 
 
@@ -36,6 +38,9 @@ class PromptSettings:
 def learn_prompts(model, text, images, labels, settings, run):
     """Train the epochs that are left of the prompts; nothing else learns.
 
+    Several processes share the embedding of the images; then each takes all steps alike: the loss contrasts each image
+    with every text of the batch, whose texts a share would have to compute too. The first process's prompts count.
+
     Args:
         model: the `CCLNet` before fine-tuning; text: `TextTower`; images: Modality -> `ImageBank`;
         labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out; settings: `PromptSettings`;
@@ -47,14 +52,15 @@ def learn_prompts(model, text, images, labels, settings, run):
     if state.epoch > s.epochs:
         return state.prompts
     projections = {m: embed(model, images[m], m, ("projection",), batch_size=s.embed_batch_size,
-                            precision=s.precision)["projection"] for m in Modality}
+                            precision=s.precision, processes=run.processes)["projection"] for m in Modality}
     for epoch in run.epochs_left("prompt", state, s.epochs):
         started, means = time.perf_counter(), RunningMeans()
         lr = warmup_cosine_lr(epoch, s.epochs, s.lr, s.lr_min, s.warmup_lr, s.warmup_epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         batches = PromptBatches(images, labels, s, epoch)
-        for step in tqdm(range(len(batches)), desc=f"prompt epoch {epoch}", leave=False, disable=None, unit="batch"):
+        for step in tqdm(range(len(batches)), desc=f"prompt epoch {epoch}", leave=False, unit="batch",
+                         disable=run.processes.hides_bars):
             batch = batches[step]
             means.add(step + 1, {"prompt loss": prompt_step(text, state.prompts, state.optimizer, {
                 m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality})}, {})
@@ -66,6 +72,11 @@ def learn_prompts(model, text, images, labels, settings, run):
                    **memory_use(text.positional_embedding.device))
         state.epoch += 1
         run.save_state("prompt", state.state_dict())
+        if epoch == 1:
+            run.log.info(f"estimate of prompt: {duration(s.epochs * (time.perf_counter() - started))} in all; that of "
+                         "the fine-tune follows after its first epoch")
+    for parameter in (p for m in Modality for p in state.prompts[m].parameters()):
+        run.processes.same(parameter.detach())      # GPUs may differ in the last bits
     return state.prompts
 
 
@@ -74,8 +85,7 @@ def prompt_step(text, prompts, optimizer, projections, labels):
 
     Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) int64 arrays.
     """
-    loss = prompt_loss(text, prompts, projections, {
-        m: torch.from_numpy(labels[m]).to(projections[m].device) for m in Modality})
+    loss = prompt_loss(text, prompts, projections, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -87,14 +97,15 @@ def prompt_loss(text, prompts, projections, labels):
 
     The text of a label that repeats in the batch is computed once.
 
-    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) tensors.
+    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) int64 arrays.
     """
     loss = 0
     for m in Modality:
-        distinct, which = torch.unique(labels[m], return_inverse=True)
+        of_batch, distinct, which = (to_device(values, projections[m].device) for values in (
+            labels[m], *np.unique(labels[m], return_inverse=True)))
         texts = text(prompts[m](distinct))[which]
-        loss = loss + supervised_contrast(projections[m], labels[m], texts, labels[m])
-        loss = loss + supervised_contrast(texts, labels[m], projections[m], labels[m])
+        loss = loss + supervised_contrast(projections[m], of_batch, texts, of_batch)
+        loss = loss + supervised_contrast(texts, of_batch, projections[m], of_batch)
     return loss
 
 

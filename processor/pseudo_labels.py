@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from data.manifest import MANIFEST, manifest_differences
 from utils.checkpoint import load_array, save_array, save_json
 from utils.clustering import cluster
+from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.structure import Misfit, finite_json
@@ -29,12 +30,13 @@ class ClusterSettings:
     min_samples: int
 
 
-def make_pseudo_labels(features, modality, settings):
+def make_pseudo_labels(features, modality, settings, processes=ALONE):
     """Cluster the features (N, D) of all training images of a modality: (N,) int64 labels, -1 is an outlier.
 
-    Raises: UserError: every image is an outlier.
+    Args: processes: of `utils.distributed`. Raises: UserError: every image is an outlier.
     """
-    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples)
+    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples,
+                     processes=processes)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "
@@ -77,7 +79,7 @@ def save_pseudo_labels(folder, labels, manifest):
 
 
 def find_pseudo_labels(label_dir, output_dir, data_label_dirs):
-    """The folder that train_clip.py takes its labels from: label_dir if set, else the run's, else the data set's.
+    """Find the folder that train_clip.py takes its labels from: label_dir if set, else the run's, else the data set's.
 
     Raises: UserError: none of them holds both files.
     """
@@ -123,7 +125,7 @@ def load_pseudo_labels(folder, sizes, manifest):
 
 
 def _made_on_these_images(folder, manifest):
-    """Whether the manifest beside labels, if there is one, names these training images. Raises UserError: others."""
+    """Tell whether a manifest beside the labels names these training images. Raises UserError: it names others."""
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
         return False
@@ -143,7 +145,7 @@ def _made_on_these_images(folder, manifest):
 
 
 def labels_digest(labels):
-    """SHA-256 of both modalities' labels (Modality -> (N,) int64), to tell whether they changed."""
+    """Hash both modalities' labels (Modality -> (N,) int64) by SHA-256, to tell whether they changed."""
     return hashlib.sha256(b"".join(labels[m].tobytes() for m in Modality)).hexdigest()
 
 

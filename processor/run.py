@@ -8,8 +8,10 @@ from pathlib import Path
 from configs.defaults import as_dict, flat, load_config
 from data.manifest import manifest_differences
 from processor.epoch import on_host
+from processor.pseudo_labels import FILE_NAMES, save_pseudo_labels
 from processor.saved import STATE
 from utils.checkpoint import save_checkpoint, write_atomically
+from utils.distributed import ALONE
 from utils.errors import Stopped, UserError, quoted
 from utils.events import EventLog
 from utils.report import run_files
@@ -21,9 +23,9 @@ FORMAT = "cclnet-2"
 MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start of its checkpoints' names
 
 # Settings that may differ when a run is resumed: they decide neither weights nor labels. More epochs may be asked for.
-# DEVICE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT", "DATASET.CACHE_DIR",
-              "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
+# DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
+MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "DATASET.ROOT",
+              "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 # Script -> what it makes, and what was made from that: patterns under OUTPUT_DIR.
 OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/finetune", "report_data/finetune.json",
@@ -41,11 +43,11 @@ class Run:
         script: "prepare" or "clip", of the state file; output_dir: folder of all files; log: logger;
         facts: dict stored in every checkpoint (configuration, data set);
         stop: `utils.resume.StopRequest`; minutes: between state files within an epoch;
-        content: of the state file to resume from, None for a new run.
+        content: of the state file to resume from, None for a new run; processes: of `utils.distributed`.
     """
 
-    def __init__(self, script, output_dir, log, facts, stop, minutes, content=None):
-        self.output_dir = Path(output_dir)
+    def __init__(self, script, output_dir, log, facts, stop, minutes, content=None, processes=ALONE):
+        self.output_dir, self.processes = Path(output_dir), processes
         self.log, self.facts, self.stop, self.minutes = log, facts, stop, minutes
         self.events = EventLog(self.output_dir / "tensorboard")
         self.state_file = state_file(output_dir, script)
@@ -90,14 +92,23 @@ class Run:
 
     def checkpoint_if_due(self, stage, state):
         """Save the state now and then, and when the run shall stop. Raises: Stopped: SIGTERM or Ctrl-C came."""
-        if self.stop.signal_number is not None or time.monotonic() - self.saved_at > 60 * self.minutes:
+        asked = self._asked_to_stop()
+        if asked or time.monotonic() - self.saved_at > 60 * self.minutes:
             self.save_state(stage, state.state_dict())
-        self.stop_if_asked()
+        self._stop(asked)
 
     def stop_if_asked(self):
         """End the run after SIGTERM or Ctrl-C. Raises: Stopped."""
-        if self.stop.signal_number is not None:
-            raise Stopped(f"stopped; the same command resumes from {self.state_file.path}", self.stop.signal_number)
+        self._stop(self._asked_to_stop())
+
+    def _asked_to_stop(self):
+        """Return the number of the signal that came to any of the processes, or 0: all stop after the same step."""
+        return self.processes.largest(self.stop.signal_number or 0)
+
+    def _stop(self, signal_number):
+        if signal_number:
+            self.processes.largest(0)       # waits until the state is written
+            raise Stopped(f"stopped; the same command resumes from {self.state_file.path}", signal_number)
 
     def is_best(self, rank1):
         """Tell whether a Rank-1 is the best of the run so far, and remember it."""
@@ -119,7 +130,16 @@ class Run:
 
     def save_model(self, stage, which, content):
         """Write a stage's checkpoint with the run's facts. Args: which: "last" or "best"."""
-        save_checkpoint(self.model_file(stage, which), {"format": FORMAT, **content, **self.facts})
+        save_checkpoint(self.model_file(stage, which), {"format": FORMAT, **on_host(content), **self.facts})
+
+    def has_labels(self):
+        """Tell whether the pseudo labels are there."""
+        return all((self.labels_folder / name).is_file() for name in FILE_NAMES.values())
+
+    def save_labels(self, labels):
+        """Write the pseudo labels. Args: labels: Modality -> (N,)."""
+        save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"])
+        self.log.info(f"pseudo labels written to {self.labels_folder}")
 
     def save_page(self, stage, content):
         """Write a finished stage's part of the page. Args: content: a function that returns it."""
@@ -128,6 +148,25 @@ class Run:
     def has_page(self, stage):
         """Tell whether the page and this stage's part of it are there."""
         return all((self.output_dir / name).is_file() for name in ("report.html", f"report_data/{stage}.json"))
+
+
+class SilentRun(Run):
+    """The run of a process that writes nothing, beside one that does."""
+
+    def save_state(self, stage, state):
+        """Write nothing."""
+
+    def record(self, stage, distributions=None, **numbers):
+        """Write nothing."""
+
+    def save_model(self, stage, which, content):
+        """Write nothing."""
+
+    def save_labels(self, labels):
+        """Write nothing."""
+
+    def save_page(self, stage, content):
+        """Write nothing."""
 
 
 def state_file(output_dir, script):

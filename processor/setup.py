@@ -2,7 +2,7 @@
 
 A training script takes its folder, finds the state to resume from, checks that it fits, and begins.
 """
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -13,32 +13,39 @@ from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
 from data.registry import open_dataset
+from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip, weights_digest
 from processor.evaluate import Tester, check_matches
 from processor.prompt import PromptSettings
-from processor.pseudo_labels import ClusterSettings
-from processor.run import ADVICE_FRESH, Run, check_resumable, read_rows, set_aside, state_file
+from processor.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
+from processor.run import ADVICE_FRESH, Run, SilentRun, check_resumable, read_rows, set_aside, state_file
 from processor.saved import check_stages
 from processor.train import TrainSettings
 from utils.checkpoint import write_atomically
-from utils.errors import quoted
+from utils.distributed import join_processes
+from utils.errors import UserError, quoted
 from utils.modality import Modality
 from utils.resume import StopRequest, lock_folder
-from utils.runtime import open_log, pick_device, print_line, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 
 
 class Setup:
     """The objects of a script. Nothing is written before every input was found in order.
+
+    Under torchrun, every process makes its own `Setup`; one of them writes.
 
     Args: config: of `load_config`; script: its name, for the log.
     """
 
     def __init__(self, config, script):
         self.config, self.script = config, script
-        self.device = pick_device(config.DEVICE)
-        self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
-                                 config.DATASET.CHECK_COUNTS)
+        device = pick_device(config.DEVICE)
+        self.processes = join_processes(device.type)
+        self.device = self.processes.own(device)
+        with self.processes.in_turn():      # the first draws the demo's people
+            self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
+                                     config.DATASET.CHECK_COUNTS)
         modes = self.data.modes if config.TEST.MODE == "both" else (config.TEST.MODE,)
         self.retrievals = [self.data.retrieval(mode, config.TEST.TRIALS, config.TEST.PROTOCOL) for mode in modes]
         for retrieval in self.retrievals:
@@ -47,11 +54,23 @@ class Setup:
     @cached_property
     def clip(self):
         """The `open_clip.CLIP` that the run begins with."""
-        return load_clip(self.config.MODEL.CLIP_WEIGHTS)
+        with self.processes.in_turn():      # the first downloads the weights
+            return load_clip(self.config.MODEL.CLIP_WEIGHTS)
 
     def new_model(self):
         """Build a `CCLNet` with CLIP's weights, on the device."""
         return self.place(CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH))
+
+    def model_to_train(self):
+        """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
+
+        Raises: UserError: processes, splits and the batch do not divide, or there is no compiler.
+        """
+        check_shares(self.config, self.processes.size)
+        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes)
+        if self.config.COMPILE:
+            compile_parts(model.tower, self.device)
+        return model
 
     def place(self, model):
         """Return the model on the device, its convolutions channels-last, which is fastest there."""
@@ -60,12 +79,15 @@ class Setup:
     def banks(self, split):
         """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
         data, size = self.data, (self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH)
-        return {m: open_bank(images, data.root, data.cache_dir(self.config.DATASET.CACHE_DIR), split, *size,
-                             self.device, self.cache, print_line) for m, images in getattr(data, split).items()}
+        with self.processes.in_turn():      # the first decodes the images
+            return {m: open_bank(images, data.root, data.cache_dir(self.config.DATASET.CACHE_DIR), split, *size,
+                                 self.device, self.cache, print_line) for m, images in getattr(data, split).items()}
 
     @cached_property
     def cache(self):
         """Where all images of the run are held: DATASET.CACHE, or what auto comes to."""
+        if self.processes.size > 1 and self.device.type == "cpu":
+            return "mmap"       # the processes of a machine share it; a copy each would cost its memory N times
         images = sum(len(images) for _, images in self.data.sets())
         return pick_cache(self.config.DATASET.CACHE, 3 * images * self.config.INPUT.HEIGHT * self.config.INPUT.WIDTH,
                           self.device)
@@ -74,6 +96,17 @@ class Setup:
     def manifest(self):
         """The `data_manifest` of the run's images."""
         return data_manifest(self.data, self.config.DATASET.CACHE_DIR)
+
+    def pseudo_labels(self):
+        """Read the pseudo labels of train_clip.py: their folder, and what `load_pseudo_labels` returns."""
+        data, config = self.data, self.config
+
+        def read():
+            folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, data.label_dirs())
+            return folder, *load_pseudo_labels(folder, {m: len(images) for m, images in data.train.items()},
+                                               self.manifest)
+
+        return self.processes.once(read)
 
     def facts(self):
         """Return what every checkpoint remembers of the run."""
@@ -84,13 +117,16 @@ class Setup:
         """Build the `Tester` of TEST.MODE, or of the first mode if that is both."""
         test = self.config.TEST
         return Tester(self.data, self.banks("test"), self.retrievals[0], test.EVERY, test.BATCH_SIZE,
-                      self.config.PRECISION)
+                      self.config.PRECISION, self.processes)
 
     def start(self, folder):
         """Open the log in a folder, write config.yml, print the data set's counts: the logger."""
+        if not self.processes.writes:
+            return silent_log()
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
-        log.info(f"{self.script} on {self.device}, DATASET.CACHE {self.cache}, results in {folder}")
+        several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
+        log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
         for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes):
             log.info(line)
@@ -108,21 +144,60 @@ class Setup:
         Raises: UserError: another run has the folder, the state is of another configuration or other data, or a file
             of the folder is damaged.
         """
-        config, facts = self.config, {**self.facts(), "clip_weights": weights_digest(self.clip), **more_facts}
-        with StopRequest() as stop, lock_folder(config.OUTPUT_DIR):
-            aside = set_aside(config.OUTPUT_DIR, script) if fresh else None
-            content, warning = state_file(config.OUTPUT_DIR, script).load()
-            read_rows(config.OUTPUT_DIR)
-            changes = []
-            if content is not None:
-                changes = check_resumable(content, facts, config.OUTPUT_DIR)
-                check_stages(content["stages"], self.new_model(), {m: len(s) for m, s in self.data.train.items()},
-                             f"the state file in {quoted(config.OUTPUT_DIR)}", ADVICE_FRESH)
+        config, clip, facts = self.config, self.clip, {}
+        if self.processes.writes:
+            facts = {**self.facts(), "clip_weights": weights_digest(clip), **more_facts}
+        with StopRequest() as stop, self.holding(config.OUTPUT_DIR):
+            content, lines = self.processes.once(lambda: self._find_state(script, fresh, facts))
             log = self.start(config.OUTPUT_DIR)
-            for line in (aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes):
-                if line:
-                    log.info(line)
-            yield Run(script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content)
+            for line in lines:
+                log.info(line)
+            yield (Run if self.processes.writes else SilentRun)(
+                script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content, self.processes)
+
+    def _find_state(self, script, fresh, facts):
+        """Find the state to resume from, if there is one, and what is to be said about it."""
+        folder = self.config.OUTPUT_DIR
+        aside = set_aside(folder, script) if fresh else None
+        content, warning = state_file(folder, script).load()
+        read_rows(folder)
+        changes = []
+        if content is not None:
+            changes = check_resumable(content, facts, folder)
+            check_stages(content["stages"], CCLNet(self.clip.visual, self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH),
+                         {m: len(images) for m, images in self.data.train.items()},
+                         f"the state file in {quoted(folder)}", ADVICE_FRESH)
+        lines = aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes
+        return content, [line for line in lines if line]
+
+    @contextmanager
+    def holding(self, folder, of_run=None):
+        """Hold a folder for the process that writes; at the end the processes wait for one another.
+
+        Args: of_run: as `lock_folder`.
+        """
+        with lock_folder(folder, of_run) if self.processes.writes else nullcontext():
+            yield
+            self.processes.leave()
+
+
+def check_shares(config, size):
+    """Refuse a batch that does not divide among processes and splits.
+
+    Args: size: number of processes. Raises: UserError.
+    """
+    images, splits = config.SAMPLER.CLUSTERS * config.SAMPLER.INSTANCES, config.BATCH_NORM.SPLITS
+    batch = (f"SAMPLER.CLUSTERS {config.SAMPLER.CLUSTERS} x SAMPLER.INSTANCES {config.SAMPLER.INSTANCES} = {images} "
+             "images")
+    if images % size:
+        raise UserError(f"a batch of {batch} of each modality cannot be shared equally by {size} processes; change one "
+                        f"of the two, or set torchrun's --nproc_per_node so that the processes divide {images}")
+    if images % splits:
+        raise UserError(f"a batch of {batch} of each modality cannot be split into BATCH_NORM.SPLITS {splits} equal "
+                        "parts; set it to a number that divides them")
+    if splits % size and size % splits:
+        raise UserError(f"BATCH_NORM.SPLITS {splits} and {size} processes do not divide one another; expected a "
+                        "multiple of the other, so that a part lies in one process, or a process in one part")
 
 
 def train_settings(config, epochs, restart=False, allow_collapse=True):

@@ -16,6 +16,7 @@ from loss.cross_memory import CrossMemory
 from processor.epoch import LastEpoch, end_of_epoch, finish_stage
 from processor.features import embed
 from processor.pseudo_labels import ClusterSettings, centroids, make_pseudo_labels
+from utils.distributed import ALONE
 from utils.finite import NonFinite, RunningMeans, check_weights
 from utils.modality import Modality
 from utils.optim import image_optimizer, set_lr, warmup_step_factor
@@ -58,10 +59,10 @@ class TrainSettings:
             epoch -= self.restart_epoch - 1
         return warmup_step_factor(epoch, self.warmup_epochs, self.warmup_factor, self.lr_steps, self.lr_gamma)
 
-    def new_memory(self, start, epoch):
+    def new_memory(self, start, epoch, processes=ALONE):
         """Return the `CrossMemory` of an epoch. Args: start: Modality -> (K, D) centroids."""
         return CrossMemory(start, self.temperature, self.momentum, epoch >= self.swap_epoch, self.swap_scale,
-                           self.swap_order)
+                           self.swap_order, processes)
 
 
 def train(stage, model, images, settings, run, tester, guidance=None, extra=None):
@@ -75,57 +76,69 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
         UserError: all images of a modality are outliers. NonFinite: a loss, feature or weight is not finite.
         Stopped: the run was asked to stop; its state is saved.
     """
-    s, state = settings, run.restore(stage, TrainState(model, settings))
+    s, p, state = settings, run.processes, run.restore(stage, TrainState(model, settings, run.processes))
+    trained = p.wrap(model, lambda: model.parameters_without(heads_of(guidance)))
     for epoch in run.epochs_left(stage, state, s.epochs):
         if state.under_way is None:
             if epoch == s.restart_epoch:
                 state.renew_optimizer()
-            features = {m: _features(model, images[m], m, s, epoch) for m in Modality}      # 1 features of all images
-            labels = {m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality}   # 2 clusters
-            start = {m: centroids(features[m], labels[m]) for m in Modality}                # 3 prototypes
-            state.under_way = UnderWay(labels, s.new_memory(start, epoch), state.clock.seconds())
+            features = {m: _features(model, images[m], m, s, epoch, p) for m in Modality}     # 1 features of all images
+            labels = {m: make_pseudo_labels(features[m], m, s.cluster, p) for m in Modality}    # 2 clusters
+            start = {m: p.same(centroids(features[m], labels[m])) for m in Modality}            # 3 prototypes
+            state.under_way = UnderWay(labels, s.new_memory(start, epoch, p), state.clock.seconds())
             del features, start         # hundreds of megabytes that the steps do not need
-        now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch)
+        now, batches = state.under_way, Batches(images, state.under_way.labels, s, epoch, p)
         lr = set_lr(state.optimizer, s.lr_factor(epoch))
-        model.train()
+        trained.train()
         for step in tqdm(range(now.step, len(batches)), desc=f"{stage} epoch {epoch}", initial=now.step,
-                         total=len(batches), leave=False, disable=None, unit="batch"):
-            losses, numbers = train_step(model, state.optimizer, now.memory, batches[step], guidance, s.precision)  # 4
+                         total=len(batches), leave=False, disable=p.hides_bars, unit="batch"):
+            losses, numbers = train_step(trained, state.optimizer, now.memory, batches[step], guidance,             # 4
+                                         s.precision, p)
             now.step = step + 1
             now.means.add(now.step, losses, numbers)
             if now.step % CHECK_EVERY == 0 or now.step == len(batches):
                 now.means.check(epoch, batches.names)
             run.checkpoint_if_due(stage, state)
+        _agree(p, model, now.memory, f"epoch {epoch}")
         end_of_epoch(stage, epoch, state, s.epochs, lr, len(batches) * batches.size, run, tester, extra)        # 5
     finish_stage(stage, state, s.epochs, run, tester, images, extra)
 
 
-def train_step(model, optimizer, memory, batch, guidance, precision):
+def heads_of(guidance):
+    """Name the heads of the model that are trained. Args: guidance: `TextGuidance` or None."""
+    return ("feature", "projection") if guidance else ("feature",)
+
+
+def train_step(model, optimizer, memory, batch, guidance, precision, processes=ALONE):
     """Take one step of the optimiser on a batch, then let the memories follow.
 
-    Args: memory: `CrossMemory`; batch: `Batch`; guidance: `TextGuidance` or None; precision: of `utils.runtime`.
+    Each of several processes computes its share of the batch. Its losses are means over equal shares, so the mean of
+    all processes' gradients, which the wrapped model takes, is the gradient of the whole batch.
+
+    Args: memory: `CrossMemory`; batch: `Batch`; guidance: `TextGuidance` or None; precision: of `utils.runtime`;
+        processes: of `utils.distributed`.
     Returns: the losses, name -> scalar tensor; the numbers of the memories' update.
     """
-    heads = ("feature", "projection") if guidance else ("feature",)
     rgb, ir = (batch.images[m] for m in Modality)
     with gpu_rounding(precision):
         with autocast(precision, rgb.device):
-            out = model(rgb, ir, heads)
-        losses = memory.losses(out["feature"], batch.labels)
+            out = model(rgb, ir, heads_of(guidance))
+        features, labels = out["feature"], batch.labels
+        losses = memory.losses(features, {m: labels[m][processes.share(len(labels[m]))] for m in Modality})
         if guidance:
-            losses |= guidance.losses(out["projection"], batch.positions)
+            losses |= guidance.losses(out["projection"], batch.positions, processes)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         optimizer.step()
-        numbers = memory.update(out["feature"], batch.labels)
-    return losses, numbers
+        numbers = memory.update({m: processes.gather(features[m], len(labels[m])) for m in Modality}, labels)
+    return processes.mean(losses), numbers
 
 
 @dataclass(frozen=True)
 class Batch:
-    """P x K augmented images of each modality (all Modality -> ...)."""
+    """P x K augmented images of each modality (all Modality -> ...), of which each of N processes has its share."""
 
-    images: dict        # (B, 3, H, W) float32, normalised
+    images: dict        # (B / N, 3, H, W) float32, normalised
     labels: dict        # (B,) int64 on the host, clusters of this epoch
     positions: dict     # (B,) int64 on the host, in the training set
 
@@ -133,11 +146,15 @@ class Batch:
 class Batches:
     """The batches of an epoch, made when they are asked for.
 
-    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: `TrainSettings`; epoch: from 1.
+    All processes draw the same batches; each reads and augments the images of its share.
+
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: `TrainSettings`; epoch: from 1;
+        processes: of `utils.distributed`.
     """
 
-    def __init__(self, images, labels, settings, epoch):
-        s = self.settings = settings
+    def __init__(self, images, labels, settings, epoch, processes=ALONE):
+        s, self.processes = settings, processes
+        self.settings = settings
         self.images, self.labels, self.epoch = images, labels, epoch
         per_modality = s.clusters_per_batch * s.instances
         count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)
@@ -155,9 +172,12 @@ class Batches:
                      {m: self.labels[m][positions[m]] for m in Modality}, positions)
 
     def _augmented(self, modality, step):
-        s, images = self.settings, self.images[modality].batch(self.positions[modality][step])
+        s, positions = self.settings, self.positions[modality][step]
+        own = self.processes.share(len(positions))
+        images = self.images[modality].batch(positions[own])
         rng = numpy_rng(s.seed, "augment", modality.value, self.epoch, step)
-        return augment.apply(images, augment.draw(s.augmentation[modality], len(images), images.shape[2:], rng))
+        plan = augment.draw(s.augmentation[modality], len(positions), images.shape[2:], rng)
+        return augment.apply(images, plan if len(images) == len(positions) else plan.part(own))
 
     def names(self, step):
         """Return the names of the images in a step's batch, for messages."""
@@ -167,11 +187,11 @@ class Batches:
 class TrainState:
     """What a stage has reached: weights, optimiser, the next epoch, and what belongs to the epoch under way.
 
-    Args: model: `CCLNet`; settings: `TrainSettings`.
+    Args: model: `CCLNet`; settings: `TrainSettings`; processes: of `utils.distributed`.
     """
 
-    def __init__(self, model, settings):
-        self.model, self.settings = model, settings
+    def __init__(self, model, settings, processes=ALONE):
+        self.model, self.settings, self.processes = model, settings, processes
         self.renew_optimizer()
         self.epoch = 1              # the epoch that comes next or is under way
         self.under_way = None       # `UnderWay`, None before its clusters are made
@@ -204,7 +224,8 @@ class TrainState:
         if state["under_way"]:
             device = next(self.model.parameters()).device
             start = {m: state["under_way"]["memory"][m.value]["prototypes"].to(device) for m in Modality}
-            self.under_way = UnderWay.from_state_dict(state["under_way"], self.settings.new_memory(start, self.epoch))
+            self.under_way = UnderWay.from_state_dict(state["under_way"], self.settings.new_memory(
+                start, self.epoch, self.processes))
 
 
 class UnderWay:
@@ -247,10 +268,17 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-def _features(model, images, modality, settings, epoch):
+def _agree(processes, model, memory, when):
+    """End an epoch's steps with the same state in all processes. Raises: UserError: memories or weights differ."""
+    for buffer in model.buffers():      # running statistics, where each process has its own batch norm
+        processes.same(buffer)
+    processes.compare(when, memories=memory.state_dict(), weights=model.state_dict())
+
+
+def _features(model, images, modality, settings, epoch, processes):
     """Embed all training images of a modality: (N, D). Raises: NonFinite: names the epoch too."""
     try:
         return embed(model, images, modality, batch_size=settings.embed_batch_size,
-                     precision=settings.precision)["feature"]
+                     precision=settings.precision, processes=processes)["feature"]
     except NonFinite as error:
         raise error.at(f"epoch {epoch}")

@@ -136,7 +136,7 @@ def test_more_duplicates_than_k1_are_as_in_the_released_code(seed, k2, min_sampl
 
 def test_images_that_are_all_far_from_themselves_are_outliers(monkeypatch):
     nobody = clustering.Neighbours(torch.tensor([[1], [2], [3], [0]]), torch.ones(4, 1))
-    monkeypatch.setattr(clustering, "k_nearest", lambda x, k: nobody)
+    monkeypatch.setattr(clustering, "k_nearest", lambda *_: nobody)
     assert cluster(np.ones((4, 3), np.float32), 1, 1, 0.6, 1).tolist() == [-1] * 4
 
 

@@ -33,8 +33,9 @@ SYSU = {     # the released recipe
     "PRECISION": "released", "DATASET.NAME": "sysu", "DATASET.ROOT": "dataset/SYSU-MM01",
 }
 OURS = {     # what the released code has no setting for
-    "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "PSEUDO_LABEL_DIR": "", "DATASET.TRIAL": 1,
-    "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto", "CHECKPOINT.MINUTES": 10.0,
+    "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "COMPILE": False, "PSEUDO_LABEL_DIR": "",
+    "DATASET.TRIAL": 1, "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto",
+    "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1,
 }
 REGDB = {    # where RegDB's recipe differs
     "OUTPUT_DIR": "runs/regdb/trial1", "DATASET.NAME": "regdb", "DATASET.ROOT": "dataset/RegDB",

@@ -42,8 +42,9 @@ def tested():
                                 query=np.arange(3), galleries=(np.arange(5),), trials=(0,))
     result = rank_metrics(1 - np.cos(angles[Modality.IR][:, None] - angles[Modality.RGB]), PERSONS[Modality.IR],
                           PERSONS[Modality.RGB], CAMERAS[Modality.IR], CAMERAS[Modality.RGB], "sysu")
-    evaluation = SimpleNamespace(protocol="by hand", mode="all", per_trial=(result,), features=features, mean=dict)
-    data = SimpleNamespace(test=sets, sets=lambda: [("test", images) for images in sets.values()])
+    evaluation = SimpleNamespace(protocol="by hand", mode="all", per_trial=(result,), features=features, mean=dict,
+                                 measure=None)
+    data = SimpleNamespace(name="by hand", test=sets, sets=lambda: [("test", images) for images in sets.values()])
     banks = {m: SimpleNamespace(images=np.zeros((len(PERSONS[m]), 8, 4, 3), np.uint8)) for m in Modality}
     return data, banks, [retrieval], [evaluation]
 

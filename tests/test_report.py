@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +15,17 @@ import torch
 import trees
 import yaml
 
-from processor.evaluate import _rank
+from processor.evaluate import rank_features
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.report import __main__ as command
 from utils.report.content import retrieval_content, stage_content
 from utils.report.figures import Chart, Line, chart_figure, save_figures
+from utils.report.groups import group_charts, group_runs, mean_rows
 from utils.report.page import TEMPLATES
 from utils.report.ranking import rank_trial, save_rankings
+from utils.report.run_files import read_run
 from utils.report.write import NUMBERS, save_report, write_comparison_page, write_run_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,9 +47,7 @@ def make_run(folder, seed):
     looks = rng.normal(size=(PEOPLE, 8)).repeat(IMAGES // PEOPLE, 0)
     features = {m: torch.nn.functional.normalize(torch.from_numpy(
         looks + rng.normal(size=(IMAGES, 8))).float(), dim=1) for m in Modality}
-    evaluations = [SimpleNamespace(**{**vars(_rank(data, retrieval, {m: known for m in Modality}, features)),
-                                      "features": {m: (known, features[m]) for m in Modality},
-                                      "mean": _rank(data, retrieval, {m: known for m in Modality}, features).mean})
+    evaluations = [rank_features(data, retrieval, {m: (known, features[m]) for m in Modality})
                    for retrieval in retrievals(data)]
     labels = {m: np.where(rng.random(IMAGES) < 0.2, -1, np.arange(IMAGES) // 6) for m in Modality}
     pairs = np.arange(PEOPLE), np.roll(np.arange(PEOPLE), seed), rng.random(PEOPLE)
@@ -239,7 +238,45 @@ def test_comparison(runs):
     text = (runs[0] / "first/comparison.html").read_text()
     assert "Comparison of 2 runs" in text
     assert "SEED" in text and "DATASET.NAME" not in text      # the settings that differ, and no others
-    assert text.count("<title>first</title>") == text.count("<title>second</title>") + 2 > 20   # the CMC of two tests
+    assert text.count("<title>first</title>") == text.count("<title>second</title>") + 2 > 2    # the CMC of two tests
+    assert "Means over the seeds" in text and "all runs (n = 2)" in text
+
+
+def runs_of(folder, values, **settings):
+    """Folders of runs with seeds 1, 2, ...: their Rank-1 after epochs 1 and 2."""
+    folders = []
+    for seed, pair in enumerate(values, start=1):
+        path = folder / f"seed{seed}"
+        path.mkdir(parents=True)
+        (path / "config.yml").write_text(yaml.safe_dump({"SEED": seed, "OUTPUT_DIR": str(path), **settings}))
+        (path / "metrics.jsonl").write_text("".join(json.dumps(
+            {"stage": "prepare", "epoch": epoch, "lr": 1e-4, "test": {"protocol": "p", **{k: value for k in NUMBERS}}}
+        ) + "\n" for epoch, value in enumerate(pair, start=1)))
+        folders.append(path)
+    return folders
+
+
+def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
+    folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], MEMORY={"MOMENTUM": 0.1}),
+               *runs_of(tmp_path / "b", [(0.2, 0.65)], MEMORY={"MOMENTUM": 0.2})]
+    groups = group_runs({str(folder): read_run(folder) for folder in folders})
+    assert {label: len(group) for label, group in groups.items()} == {"MEMORY.MOMENTUM 0.1": 2,
+                                                                      "MEMORY.MOMENTUM 0.2": 1}
+    first, second = mean_rows(groups, ["rank1", "mAP"])
+    assert first[3:] == (2, "50.00 ± 14.14", "50.00 ± 14.14") and second[3:] == (1, "65.00 (+15.00)", "65.00 (+15.00)")
+    chart = next(chart for chart in group_charts(groups, "prepare") if chart.name == "prepare_test_rank1")
+    one, other = chart.lines
+    assert (one.x, one.label) == ([1, 2], "MEMORY.MOMENTUM 0.1 (n = 2)")
+    np.testing.assert_allclose((one.y, one.spread), ([20, 50], [200 ** 0.5] * 2))
+    np.testing.assert_allclose((other.y, other.spread), ([20, 65], [0, 0]))
+    text = write_comparison_page(folders, tmp_path / "page.html").read_text()
+    assert "65.00 (+15.00)" in text and "difference from the first group" in text
+    assert not group_runs({str(folder): read_run(folder) for folder in folders[1:]})
+    alone = write_comparison_page(folders[1:], tmp_path / "page.html").read_text()
+    assert "Means over the seeds" not in alone and "<title>seed2</title>" in alone
+    figure = chart_figure(chart)
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((20 - 200 ** 0.5, 50 + 200 ** 0.5))
 
 
 def test_a_report_never_stops_a_run(tmp_path, caplog):

@@ -8,6 +8,7 @@ import scripts
 import torch
 import torch.nn.functional as F
 import trees
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import data.augment
@@ -42,7 +43,7 @@ ODD = {      # key -> another value than the default; the fixture fills in None
     "CLUSTER.K1": 9, "CLUSTER.K2": 3, "CLUSTER.EPS": 0.7, "CLUSTER.MIN_SAMPLES": 2,
     "MEMORY.TEMPERATURE": 0.07, "MEMORY.MOMENTUM": 0.3, "MEMORY.SWAP_EPOCH": 4, "MEMORY.SWAP_SCALE": 0.2,
     "MEMORY.SWAP_ORDER": "simultaneous",
-    "SAMPLER.CLUSTERS": 3, "SAMPLER.INSTANCES": 4,
+    "SAMPLER.CLUSTERS": 3, "SAMPLER.INSTANCES": 4, "BATCH_NORM.SPLITS": 2,
     "OPTIM.LR": 0.0004, "OPTIM.BIAS_LR_FACTOR": 3.0, "OPTIM.WEIGHT_DECAY": 0.003, "OPTIM.WARMUP_EPOCHS": 3,
     "OPTIM.WARMUP_FACTOR": 0.25, "OPTIM.STEPS": [4, 5], "OPTIM.GAMMA": 0.5,
     "PREPARE.EPOCHS": EPOCHS,
@@ -56,6 +57,7 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "DATASET.NAME": "test_data_set_settings: another data set is another folder layout",
     "DATASET.TRIAL": "test_data_set_settings: SYSU-MM01 is not split into trials",
     "DATASET.CHECK_COUNTS": "test_data_set_settings: it must be False for miniature data",
+    "COMPILE": "test_compile.py: test_the_scripts_train_a_compiled_tower_if_asked, for compiling takes minutes",
     "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
 }
 
@@ -102,9 +104,9 @@ def watch_loop(watch):
     real = {name: getattr(processor.train, name) for name in ("Batches", "train_step")}
 
     class Batches(real["Batches"]):
-        def __init__(self, images, labels, settings, epoch):
+        def __init__(self, images, labels, settings, epoch, *rest):
             watch.epoch, watch.step = epoch, 0
-            super().__init__(images, labels, settings, epoch)
+            super().__init__(images, labels, settings, epoch, *rest)
             watch.note("Batches", labels=labels, positions=self.positions, length=len(self))
 
     def train_step(model, *rest):
@@ -444,6 +446,16 @@ def parameter_groups(run):
         assert plain == {name for name in names.values() if "bias" not in name}
 
 
+def batch_norm_splits(run):
+    """Every batch norm takes two parts of the batch; those of the stems see one modality, the others both."""
+    for _, watch in watches(run):
+        model = watch.of("train_step")[0].arguments[0]
+        norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
+        assert len(norms) > 10
+        for name, norm in norms.items():
+            assert (norm.parts, norm.modalities) == (2, 1 if ".stems." in name else 2), name
+
+
 def weight_decay(run):
     for stage, watch in watches(run):
         assert {group["weight_decay"] for call in watch.of("optimizer step", stage) for group in call.groups} == {0.003}
@@ -560,6 +572,7 @@ REACHES = {      # key -> what must show
     "CLUSTER.EPS": clustering, "CLUSTER.MIN_SAMPLES": clustering, "MEMORY.TEMPERATURE": temperature,
     "MEMORY.MOMENTUM": momentum, "MEMORY.SWAP_EPOCH": swap_epoch, "MEMORY.SWAP_SCALE": swap_scale_and_order,
     "MEMORY.SWAP_ORDER": swap_scale_and_order, "SAMPLER.CLUSTERS": sampler, "SAMPLER.INSTANCES": sampler,
+    "BATCH_NORM.SPLITS": batch_norm_splits,
     "OPTIM.LR": learning_rates, "OPTIM.BIAS_LR_FACTOR": learning_rates, "OPTIM.WEIGHT_DECAY": weight_decay,
     "OPTIM.WARMUP_EPOCHS": learning_rates, "OPTIM.WARMUP_FACTOR": learning_rates, "OPTIM.STEPS": learning_rates,
     "OPTIM.GAMMA": learning_rates, "PREPARE.EPOCHS": epochs, "PROMPT.EPOCHS": epochs,

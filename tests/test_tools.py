@@ -13,7 +13,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
          "mutants": "--sample", "process": "--allow_partial", "ranking_picture": "--ranks",
-         "regdb_trials": "--trials", "soak": "--minutes",
+         "evaluate": "--rerank", "experiments": "--seeds", "soak": "--minutes",
          "train_demo_clip": "--people"}
 OLD = {("-m", "utils.download"): "download", ("-m", "model.released"): "export_released",
        (str(ROOT / "data" / "process.py"),): "process"}

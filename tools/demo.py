@@ -2,8 +2,8 @@
 
     python tools/demo.py [KEY VALUE ...] [--seeds 1 2 3]
 
-Runs test.py, train_prepare.py, train_clip.py with configs/demo.yml, as a user would, and test.py after each stage.
-With several seeds the table holds mean and standard deviation over them.
+Runs train_prepare.py and train_clip.py with configs/demo.yml, as a user would, and test.py on baseline CLIP and after
+each stage, for every seed in turn (processor/grid.py). The same command again resumes, and skips what is finished.
 """
 import json
 import os
@@ -16,36 +16,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, exit_on_user_error  # noqa: E402
-from utils.processes import run_script  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 
 CONFIG = "configs/demo.yml"
 TESTED = ("baseline_clip", "prepare_last", "model_last")
 STAGES = ("baseline CLIP", "after train_prepare", "after train_clip")
 NUMBERS = {"rank1": "Rank-1", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
-
-
-def run(script, *arguments):
-    """Run one of the project's scripts; stop with its exit code if it fails."""
-    command = [sys.executable, script, *map(str, arguments)]
-    print(f"\n$ python {' '.join(command[1:])}", flush=True)
-    code = run_script(command, cwd=ROOT)
-    if code:
-        sys.exit(code)
-
-
-def run_seed(seed, overrides):
-    """Run all stages with one seed and read the metrics.json of each, in the order of STAGES."""
-    output = Path("runs/demo") / f"seed{seed}"
-    settings = ["SEED", seed, *overrides]
-    run("test.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
-    run("train_prepare.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
-    run("test.py", "--resume_path", output / "prepare_last.pth")
-    run("train_clip.py", "--config_file", CONFIG, *settings, "OUTPUT_DIR", output)
-    run("test.py", "--resume_path", output / "model_last.pth")
-    run("-m", "utils.report", output)       # once more, now with the last test in its table
-    folders = [next((ROOT / output / "tests").glob(f"{name}-*")) for name in TESTED]
-    return [json.loads((folder / "metrics.json").read_text()) for folder in folders]
 
 
 def table(seeds):
@@ -63,15 +39,27 @@ def table(seeds):
 def main():
     """Run the demo for every seed and print the table."""
     parser = Parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
+    parser.add_argument("--seeds", type=whole_number(0, 2 ** 63 - 1), nargs="+", default=[1], help="default: 1")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
     arguments = parser.parse_intermixed_args()
-    started = time.time()
-    results = [run_seed(seed, arguments.overrides) for seed in arguments.seeds]
+    from processor.grid import make_grid, results_file  # slow: after the command line was read
+    from processor.schedule import run_here
+
+    here, started = Path.cwd(), time.time()
+    os.chdir(ROOT)                  # the paths in configs/demo.yml start there
+    experiments = make_grid(CONFIG, arguments.overrides, sorted(set(arguments.seeds)), tested=TESTED)
+    failed = run_here(experiments)
+    if failed:
+        raise UserError("; ".join(f"{name}: {error}" for name, error in failed))
+    protocol = experiments[0].config.TEST.PROTOCOL
+    results = [[json.loads(results_file(experiment.folder, name, protocol).read_text()) for name in TESTED]
+               for experiment in experiments]
     print(f"\n{results[0][0]['protocol']}, last epoch, {len(results)} seed(s), {time.time() - started:.0f} s\n")
     print(table(results))
+    (experiments[0].folder.parent / "table.json").write_text(json.dumps([
+        {stage: {key: found[key] for key in NUMBERS} for stage, found in zip(STAGES, seed)} for seed in results]))
     print("\nwritten:")
-    folders = [os.path.relpath(ROOT / "runs" / "demo" / f"seed{seed}") for seed in arguments.seeds]
+    folders = [os.path.relpath(experiment.folder.resolve(), here) for experiment in experiments]
     for folder in folders:
         print(f"  {folder}/  pseudo_labels/ prepare_last.pth model_last.pth log.txt config.yml "
               "tests/*/metrics.json")

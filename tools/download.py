@@ -5,7 +5,6 @@
 
 An interrupted download resumes where it stopped when the same command is run again.
 """
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,12 @@ TIMEOUT = 60                 # seconds without a byte
 
 @dataclass(frozen=True)
 class Asset:
-    """A released file or folder. images: training images per modality, for pseudo labels; None for a checkpoint."""
+    """A released checkpoint, or a released folder of pseudo labels."""
 
     id: str
     what: str
     root: str = ""                  # folder of the data set that pseudo labels belong to
-    images: dict | None = None      # "rgb" | "ir" -> number of labels
+    images: dict | None = None      # name of each file of pseudo labels -> number of labels
 
     @property
     def page(self):
@@ -38,16 +37,16 @@ class Asset:
         return (FOLDER_PAGE if self.images else FILE_PAGE).format(id=self.id)
 
 
-SYSU_IMAGES = {"rgb": 22258, "ir": 11909}
-REGDB_IMAGES = {"rgb": 2060, "ir": 2060}
+SYSU_LABELS = {LABEL_NAMES["rgb"]: 22258, LABEL_NAMES["ir"]: 11909}
+REGDB_LABELS = {LABEL_NAMES["rgb"]: 2060, LABEL_NAMES["ir"]: 2060}
 ASSETS = {
     "sysu-prepare": Asset("1mK41qVbKmWHQLgfSPijk0RYDrWVJdOsG", "SYSU-MM01, train_prepare"),
     "sysu-clip-2023-11": Asset("1-qniQHrgmVYxERh62hacV0Kt07y_sZuU", "SYSU-MM01, train_clip, 2023-11"),
     "sysu-clip-2024-03": Asset("1ga6ZCLFDRUbebsisvRXkqR2dc1kV-gH-", "SYSU-MM01, train_clip, 2024-03"),
     "regdb-clip-trial1": Asset("1F8Hh-6J4Va0YI8uA7HWpi-oLC2CW7-MS", "RegDB trial 1, train_clip"),
     "sysu-labels": Asset("1Ysl8tHZ1ZmKlFXnuJHWBZJ9Giel0Q6nZ", "SYSU-MM01, pseudo labels", "dataset/SYSU-MM01",
-                         SYSU_IMAGES),
-    "regdb-labels": Asset("1porzH8N5rVPB-7R2xo3AEdD3whly0w8Z", "RegDB, pseudo labels", "dataset/RegDB", REGDB_IMAGES),
+                         SYSU_LABELS),
+    "regdb-labels": Asset("1porzH8N5rVPB-7R2xo3AEdD3whly0w8Z", "RegDB, pseudo labels", "dataset/RegDB", REGDB_LABELS),
 }
 
 
@@ -69,7 +68,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from model.released import LANDMARKS, released_state  # noqa: E402
-from utils.checkpoint import load_checkpoint  # noqa: E402
+from utils.checkpoint import load_array, load_checkpoint  # noqa: E402
 
 
 def download(name, root=None, output_dir="runs/released"):
@@ -85,42 +84,33 @@ def download(name, root=None, output_dir="runs/released"):
         raise UserError(f"released asset {name!r} is unknown; choose {', '.join(ASSETS)}")
     asset = ASSETS[name]
     if asset.images is None:
-        path = Path(output_dir) / name / CHECKPOINT_NAME
-        return [_fetch(asset.id, path, asset, check_checkpoint)]
+        return [_fetch(asset.id, Path(output_dir) / name / CHECKPOINT_NAME, asset)]
     folder = Path(root or asset.root) / "pseudo_labels"
-    expected = {folder / file_name: asset.images[m] for m, file_name in LABEL_NAMES.items()}
-    if all(path.is_file() for path in expected):
-        ids = dict.fromkeys(expected)
-    else:
-        ids = {folder / path: file_id for path, file_id in _list_folder(asset, folder)}
-    return [_fetch(file_id, path, asset, lambda p, final=path: check_labels(p, _images(final, asset)))
-            for path, file_id in ids.items()]
-
-
-def _images(path, asset):
-    """Return the number of labels that a file should have, by its name; None if it is unknown."""
-    return next((asset.images[m] for m, file_name in LABEL_NAMES.items() if path.name == file_name), None)
+    ids = dict.fromkeys(asset.images)
+    if not all((folder / name).is_file() for name in ids):
+        ids = _list_folder(asset, folder)
+    return [_fetch(file_id, folder / name, asset) for name, file_id in ids.items()]
 
 
 def _list_folder(asset, folder):
-    """List (path below the folder, file id) of the .npy files in a Drive folder, subfolders included."""
+    """List the .npy files in a Drive folder, subfolders included: path below the folder -> file id."""
     try:
         listed = gdown.download_folder(id=asset.id, skip_download=True, quiet=True, timeout=TIMEOUT)
     except Exception as error:          # gdown passes on what its libraries raise
         raise UserError(_by_hand(asset, folder, f"cannot be listed ({_short(error)})"))
-    files = [(file.path, file.id) for file in listed or () if file.path.endswith(".npy")]
-    names = {Path(path).name for path, _ in files}
-    if not names >= set(LABEL_NAMES.values()) or any(".." in Path(path).parts for path, _ in files):
+    files = {file.path: file.id for file in listed or () if file.path.endswith(".npy")}
+    names = {Path(path).name for path in files}
+    if not names >= set(LABEL_NAMES.values()) or any(".." in Path(path).parts for path in files):
         raise UserError(_by_hand(asset, folder, f"holds {', '.join(sorted(names)) or 'no .npy file'} instead of "
                                                 f"{' and '.join(LABEL_NAMES.values())}"))
     return files
 
 
-def _fetch(file_id, path, asset, check):
+def _fetch(file_id, path, asset):
     """Download a file beside path, check it and rename it: a file appears under its name only when it is complete."""
     if path.is_file():
         try:
-            check(path)
+            check(path, path.name, asset)
         except ValueError as error:
             raise UserError(f"{path} is there, but {error}; delete it and run the same command again")
         return path
@@ -135,12 +125,11 @@ def _fetch(file_id, path, asset, check):
             else ""
         raise UserError(_by_hand(asset, path, f"could not be downloaded ({_short(error)}){kept}"))
     try:
-        check(arriving)
+        check(arriving, path.name, asset)
     except ValueError as error:
         arriving.unlink()
         raise UserError(_by_hand(asset, path, f"arrived, but {error}; what arrived was deleted"))
-    os.replace(arriving, path)
-    return path
+    return arriving.rename(path)
 
 
 def _by_hand(asset, target, found):
@@ -153,46 +142,46 @@ def _short(error):
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+def check(path, name, asset):
+    """Raise ValueError unless a file is what it should be. Args: name: its name when it is complete."""
+    with open(path, "rb") as file:
+        if file.read(512).lstrip().startswith(b"<"):
+            raise ValueError("it is a web page instead of the file (moved, not public, or downloaded too often today)")
+    if asset.images:
+        check_labels(path, asset.images.get(name))
+    else:
+        check_checkpoint(path)
+
+
 def check_checkpoint(path):
     """Raise ValueError unless a file is a whole checkpoint in the released format."""
-    _refuse_web_page(path)
     try:
-        content = load_checkpoint(path)
+        state = released_state(load_checkpoint(path)) or {}
     except UserError as error:
         raise ValueError(str(error))
-    state = released_state(content) or {}
     missing = [name for name in LANDMARKS if name not in state]
     if missing:
         raise ValueError(f"it lacks {missing[0]}; expected a checkpoint in the released format")
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or not torch.isfinite(value).all():
             raise ValueError(f"its {name} is no tensor of finite numbers")
-    channels = state["base_resnet.base.layer4.0.conv3.weight"].shape[0]
-    if state["bottleneck.weight"].shape != (channels,):
-        raise ValueError(f"its bottleneck.weight has shape {tuple(state['bottleneck.weight'].shape)} instead of "
-                         f"({channels},)")
+    channels, shape = len(state["base_resnet.base.layer4.0.conv3.weight"]), tuple(state["bottleneck.weight"].shape)
+    if shape != (channels,):
+        raise ValueError(f"its bottleneck.weight has shape {shape} instead of ({channels},)")
 
 
-def check_labels(path, images=None):
-    """Raise ValueError unless a .npy file holds integers (N,) from -1 on; images: N, if known."""
-    _refuse_web_page(path)
+def check_labels(path, images):
+    """Raise ValueError unless a .npy file holds integers (N,) from -1 on; images: N, or None if it is unknown."""
     try:
-        with open(path, "rb") as file:
-            labels = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"it is no readable .npy array ({_short(error)})")
-    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        labels = load_array(path)
+    except ValueError as error:
+        raise ValueError(f"it is no readable .npy array ({error})")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError("it holds something else than one row of integers")
     if labels.size == 0 or labels.min() < -1:
         raise ValueError("it is empty or holds labels below -1")
     if images is not None and len(labels) != images:
         raise ValueError(f"it holds {len(labels)} labels instead of {images}, one per training image")
-
-
-def _refuse_web_page(path):
-    with open(path, "rb") as file:
-        if file.read(512).lstrip().startswith(b"<"):
-            raise ValueError("it is a web page instead of the file (moved, not public, or downloaded too often today)")
 
 
 def main(arguments=None):

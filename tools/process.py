@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, exit_on_user_error, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 
 SIDE = whole_number(1, 10_000)      # pixels
 
@@ -43,7 +43,9 @@ def check(data, check_counts):
     """Print what `verify` finds. Raises UserError: something is wrong."""
     report = verify(data, check_counts)
     print("\n".join(report.lines))
-    report.raise_problems(data.root)
+    if report.problems:
+        raise UserError(f"{data.root} holds {'; '.join(report.problems)}. Restore the files of the original data set "
+                        "(--allow-partial accepts other counts)")
     print(f"{data.name} in {data.root} is in order")
 
 

@@ -7,6 +7,7 @@ Prints the nearest images of the folder and its folders, and writes them with th
 The folder's features are kept in OUTPUT, so only the first search takes long. Files and folders whose names begin with
 a dot are skipped.
 """
+import contextlib
 import hashlib
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ from model.clip import weights_digest  # noqa: E402
 from model.released import model_from_checkpoint  # noqa: E402
 from processor.features import embed  # noqa: E402
 from processor.saved import read_checkpoint  # noqa: E402
-from utils.checkpoint import save_array  # noqa: E402
+from utils.checkpoint import load_array, save_array  # noqa: E402
 from utils.metrics import rank_gallery  # noqa: E402
 from utils.modality import Modality  # noqa: E402
 from utils.report.figures import MODALITY_NAMES  # noqa: E402
@@ -72,8 +73,8 @@ def main():
     paths, features, cached = searcher.gallery(arguments.gallery, modality.other, arguments.output)
     print(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
           + (", features from the last search" if cached else ""))
-    order, distance = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
-    found = [[(paths[p], float(d)) for p, d in zip(*row)] for row in zip(order, distance)]
+    nearest_images = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
+    found = [[(paths[p], float(d)) for p, d in zip(*row)] for row in zip(*nearest_images)]
     for query, images in zip(arguments.query, found):
         print(f"\n{query}\n" + "\n".join(f"{rank:4} {d:8.4f}  {path}" for rank, (path, d) in enumerate(images, 1)))
     print(f"\npictures: {write_search_page(arguments, found)}")
@@ -113,18 +114,15 @@ class Searcher:
         Raises: UserError: the folder is not there or holds no image, or an image is broken.
         """
         paths = image_files(folder)
-        digest = hashlib.sha256(f"{self.digest} {modality.value} {self.size}".encode())
-        for path in paths:
-            stat = file_stat(path)
-            digest.update(f"\n{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-        cache = Path(cache_dir) / f"features-{digest.hexdigest()[:16]}.npy"
-        if cache.is_file():
-            try:
-                features = np.load(cache, allow_pickle=False)
-                if len(features) == len(paths):
-                    return paths, features, True
-            except (OSError, ValueError, EOFError):
-                pass        # a broken cache is made again
+        stats = [file_stat(path) for path in paths]
+        made_from = [f"{self.digest} {modality.value} {self.size}",
+                     *(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}" for path, stat in zip(paths, stats))]
+        digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
+        cache = Path(cache_dir) / f"features-{digest[:16]}.npy"
+        with contextlib.suppress(ValueError):       # it is missing or broken, and made again
+            features = load_array(cache)
+            if len(features) == len(paths):
+                return paths, features, True
         features = self.embed_files(paths, modality)
         save_array(cache, features)
         return paths, features, False

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
+from utils.distributed import ALONE
 from utils.runtime import gpu_rounding
 
 try:
@@ -26,6 +27,7 @@ except ImportError:  # the torch search below takes its place
     faiss = None
 
 BLOCK_ROWS = 1024           # rows of one matrix product of the search
+SEARCH_UNIT = 4096          # a process searches for whole units of rows, FAISS's own blocks: the bits stay the same
 PIECE_ELEMENTS = 1 << 18    # of temporary tensors that are read at random: small enough for the cache
 
 
@@ -45,8 +47,10 @@ class Neighbours(NamedTuple):
     similarity: torch.Tensor  # (N, k) float32, inner products
 
 
-def cluster(features, k1, k2, eps, min_samples):
+def cluster(features, k1, k2, eps, min_samples, processes=ALONE):
     """Cluster features by DBSCAN on their k-reciprocal Jaccard distance.
+
+    Several processes share the search for neighbours; the first one does the rest.
 
     As in the released code, an image without any k-reciprocal neighbour (one of more than k1 exact duplicates) may be
     far from itself too, and is then an outlier whatever min_samples is.
@@ -55,7 +59,7 @@ def cluster(features, k1, k2, eps, min_samples):
         features: (N, D) float32 array or tensor; rows are L2-normalised here if they are not yet.
         k1: neighbours that count as near; k2: neighbours whose encodings are averaged (1: none are).
         eps: largest Jaccard distance of two neighbours, in [0, 1]; min_samples: neighbours (itself
-            included) that make a core point.
+            included) that make a core point; processes: of `utils.distributed`, which all have the features.
     Returns:
         (N,) int64 array of labels from 0 on; -1 marks outliers.
     Raises:
@@ -64,12 +68,17 @@ def cluster(features, k1, k2, eps, min_samples):
     features = torch.as_tensor(features)
     if features.ndim != 2:
         raise ValueError(f"features have shape {tuple(features.shape)}; expected (N, D)")
-    labels = np.full(len(features), -1, dtype=np.int64)
     if len(features) == 0:
-        return labels
+        return np.full(0, -1, dtype=np.int64)
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or Inf; clustering needs finite values")
-    distances = jaccard_distances(features, k1, k2, eps)
+    found = [neighbours_of(features, k1, processes)]      # in a list that gives them away: DBSCAN needs the memory
+    return processes.once(lambda: dbscan(distances_of(*found.pop(), k1, k2, eps), eps, min_samples))
+
+
+def dbscan(distances, eps, min_samples):
+    """Label the rows of a sparse matrix (N, N) of distances: (N,) int64."""
+    labels = np.full(distances.shape[0], -1, dtype=np.int64)
     near_itself = np.flatnonzero(np.diff(distances.indptr))
     if len(near_itself) < len(labels):      # DBSCAN would put the missing diagonal of the other rows in as 0
         distances = distances[near_itself][:, near_itself]
@@ -85,35 +94,43 @@ def jaccard_distances(features, k1, k2, eps):
 
     Two rows that share no neighbour are at distance 1, which is not stored even where eps is 1.
     """
+    return distances_of(*neighbours_of(features, k1), k1, k2, eps)
+
+
+@torch.no_grad()
+def neighbours_of(features, k1, processes=ALONE):
+    """Normalise features (N, D) and find the neighbours of each row; each process searches for its share of rows."""
     with gpu_rounding("fp32"):
         features = F.normalize(features.float(), dim=1)
-        neighbours = k_nearest(features, k1)
+        found = k_nearest(features, k1, processes.share(len(features), SEARCH_UNIT))
+    return features, Neighbours(*(processes.gather(part, len(features), SEARCH_UNIT) for part in found))
+
+
+@torch.no_grad()
+def distances_of(features, neighbours, k1, k2, eps):
+    """Compute `jaccard_distances` from the first k1 neighbours of normalised features."""
+    with gpu_rounding("fp32"):
         encoding = reciprocal_encoding(features, neighbours, k1)
         encoding = query_expansion(encoding, neighbours.index[:, :k2])
         return jaccard_graph(encoding, eps)
 
 
-def k_nearest(features, k):
-    """Find the k largest inner products of each row of features (N, D), L2-normalised, with all rows: `Neighbours`.
+def k_nearest(features, k, rows=slice(None)):
+    """Find the k largest inner products of rows of features (N, D), L2-normalised, with all rows: `Neighbours`.
 
     FAISS searches where it is installed, on the GPU where FAISS and the features are, else torch; both are exact.
     """
     k, kind = min(k, len(features)), features.device.type
     if faiss is None or not (kind == "cpu" or (kind == "cuda" and faiss.get_num_gpus())):
-        return _k_nearest_torch(features, k)
+        best = [torch.topk(block @ features.T, k, dim=1) for block in features[rows].split(BLOCK_ROWS)]
+        similarity, index = (torch.cat(part) for part in zip(*best))
+        return Neighbours(index, similarity)
     index = faiss.IndexFlatIP(features.shape[1])
     if kind == "cuda":
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(features.contiguous())
-    similarity, neighbour = index.search(features.contiguous(), k)
+    similarity, neighbour = index.search(features[rows].contiguous(), k)
     return Neighbours(neighbour, similarity)
-
-
-def _k_nearest_torch(features, k):
-    """Find the neighbours with one matrix product per block of rows."""
-    best = [torch.topk(rows @ features.T, k, dim=1) for rows in features.split(BLOCK_ROWS)]
-    similarity, index = (torch.cat(part) for part in zip(*best))
-    return Neighbours(index, similarity)
 
 
 def _reciprocal(index, k):
@@ -143,7 +160,9 @@ def reciprocal_encoding(features, neighbours, k1):
     key = torch.cat([own * n + near, added])
     cosine = torch.cat([similarity[is_near], _row_products(features, added // n, added % n)])
     key, order = torch.sort(key)
-    return _softmax_rows(_sparse_rows(key, cosine[order], n))
+    encoding = _sparse_rows(key, torch.exp(2 * cosine[order] - 2), n)      # exponents are at most 0: no overflow
+    total = torch.zeros(n, device=key.device).index_add_(0, encoding.row, encoding.value)
+    return encoding._replace(value=encoding.value / total[encoding.row])
 
 
 def _half_set_members(own, near, half, half_size):
@@ -187,13 +206,6 @@ def _sparse_rows(key, value, n):
     start = torch.zeros(n + 1, dtype=torch.int64, device=key.device)
     torch.cumsum(torch.bincount(row, minlength=n), 0, out=start[1:])
     return SparseRows(row, key - row * n, value, start)
-
-
-def _softmax_rows(cosine):
-    """Take the softmax of -(2 - 2 cos) over each row; exponents are at most 0, so nothing overflows."""
-    weight = torch.exp(2 * cosine.value - 2)
-    total = torch.zeros(len(cosine.start) - 1, device=weight.device).index_add_(0, cosine.row, weight)
-    return cosine._replace(value=weight / total[cosine.row])
 
 
 def _ragged(start, count):

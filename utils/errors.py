@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import errno
 import math
+import os
 import sys
 
 # What the machine may refuse at any moment; any other OSError would be a defect and keeps its traceback.
@@ -22,6 +23,12 @@ def is_out_of_memory(error):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError)
                                               and any(words in str(error) for words in OUT_OF_MEMORY))
+
+
+def is_lost_process(error):
+    """Tell whether an exception says that another process cannot be reached, in torch.distributed's or gloo's words."""
+    return isinstance(error, RuntimeError) and (type(error).__name__.startswith("Dist") or "gloo" in str(error)
+                                                or "NCCL" in str(error))
 
 
 class UserError(Exception):
@@ -142,6 +149,9 @@ def exit_on_user_error(main):
             found = " ".join(str(error).split())[:160] or "no further memory was given"
             _exit(f"error: memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that "
                   "has begun with --fresh), use smaller images, or free memory", 2)
+        if is_lost_process(error):
+            from utils.watch import GONE
+            _exit(GONE, 2)
         if not isinstance(error, OSError) or error.errno not in REFUSALS:
             raise
         _exit(f"error: {quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free space, "
@@ -149,6 +159,12 @@ def exit_on_user_error(main):
 
 
 def _exit(last_line, code):
+    last_line = one_line(last_line)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
+        from utils.watch import end_together  # slow: torch
+        end_together(last_line)
+        sys.stdout.flush()
+        os._exit(code)      # an orderly end would wait for operations that others have left
     with contextlib.suppress(OSError, ValueError, AttributeError):      # a stderr that is closed or missing
-        print(one_line(last_line), file=sys.stderr)
+        print(last_line, file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What is written of every epoch: TensorBoard event files, one folder per stage, and the memory in use."""
+"""Writes every epoch's numbers as TensorBoard event files, one folder per stage, and measures the memory in use."""
 import resource
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class EventLog:
 
 
 def flat_numbers(tree, prefix=""):
-    """(name, number) of a tree of dicts, names joined by "/"; what is no number is left out."""
+    """Yield (name, number) of a tree of dicts, names joined by "/"; what is no number is left out."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flat_numbers(value, f"{prefix}{name}/")
@@ -46,7 +46,7 @@ def flat_numbers(tree, prefix=""):
 
 
 def memory_use(device):
-    """{"memory_gb": peak of this process[, "gpu_memory_gb": peak of its tensors on the device]}."""
+    """Measure {"memory_gb": peak of this process[, "gpu_memory_gb": peak of its tensors on the device]}."""
     numbers = {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}      # kilobytes on Linux
     if device.type == "cuda":
         numbers["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 2**30

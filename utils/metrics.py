@@ -19,16 +19,25 @@ class RankMetrics(NamedTuple):
     mINP: float
 
 
+class QueryMetrics(NamedTuple):
+    """What `RankMetrics` are means of: of each query that has a match."""
+
+    counted: np.ndarray             # (Q,) bool, whether a query has a match; C have
+    cmc: np.ndarray                 # (C, R) bool
+    average_precision: np.ndarray   # (C,)
+    inverse_penalty: np.ndarray     # (C,)
+
+
 def hidden_images(protocol, query_ids, gallery_ids, query_cams, gallery_cams):
     """Find the gallery images that a protocol leaves out of a query's list.
 
-    Args: as `rank_metrics`. Returns: (Q, G) bool, or None for a protocol that leaves out none.
+    Args: as `rank_metrics`. Returns: (Q, G) bool.
     Raises: ValueError: the protocol is unknown, or needs cameras that are missing.
     """
     if protocol not in ("sysu", "regdb", "llcm"):
         raise ValueError(f"protocol {protocol!r} is unknown; choose sysu, regdb or llcm")
     if protocol == "regdb":
-        return None
+        return np.zeros((len(query_ids), len(gallery_ids)), bool)
     if query_cams is None or gallery_cams is None:
         raise ValueError(f"protocol {protocol!r} needs query_cams and gallery_cams")
     if protocol == "sysu":   # cameras 2 and 3 look at the same place
@@ -106,18 +115,23 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
         ValueError: shapes disagree, cameras are missing, a distance is NaN, the protocol is unknown, or no query has
             a match.
     """
+    found = query_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
+    curve, precision, penalty = (values.mean(axis=0) for values in found[1:])
+    return RankMetrics(curve, float(precision), float(penalty))
+
+
+def query_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams=None, protocol="sysu"):
+    """Compute the metrics of each query: `QueryMetrics`. Args, Raises: as `rank_metrics`."""
     distance, query_ids, gallery_ids = np.asarray(distance), np.asarray(query_ids), np.asarray(gallery_ids)
     query_cams, gallery_cams = (None if c is None else np.asarray(c) for c in (query_cams, gallery_cams))
     _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
-    found = []
+    found, has_match = [], np.zeros(len(query_ids), dtype=bool)
     for start in range(0, len(query_ids), QUERIES_AT_ONCE):
         block = slice(start, start + QUERIES_AT_ONCE)
         ids, cameras = query_ids[block], None if query_cams is None else query_cams[block]
         hidden = hidden_images(protocol, ids, gallery_ids, cameras, gallery_cams)
-        shown_match = ids[:, None] == gallery_ids
-        if hidden is not None:
-            shown_match &= ~hidden
-        counted = shown_match.any(axis=1)
+        shown_match = (ids[:, None] == gallery_ids) & ~hidden
+        counted = has_match[block] = shown_match.any(axis=1)
         if not counted.any():
             continue
         order = rank_gallery(distance[block], hidden)[counted]
@@ -126,8 +140,7 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
         found.append((cmc(listed), average_precision(match), inverse_negative_penalty(match)))
     if not found:
         raise ValueError("no query has a match in the gallery")
-    curve, precision, penalty = (np.concatenate(values).mean(axis=0) for values in zip(*found))
-    return RankMetrics(curve, float(precision), float(penalty))
+    return QueryMetrics(has_match, *(np.concatenate(values) for values in zip(*found)))
 
 
 def _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):

@@ -1,10 +1,11 @@
-"""Device, precision, log file."""
+"""Picks the device, sets a GPU's precision, compiles the tower and opens the log file."""
 import contextlib
 import logging
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -54,7 +55,7 @@ def gpu_rounding(name):
 
 
 def _fp32_switches():
-    """PyTorch's switches for matrix products and convolutions: two of (owner, attribute, value by our name).
+    """Find PyTorch's switches for matrix products and convolutions: two of (owner, attribute, value by our name).
 
     PyTorch 2.9 brought new ones and warns where the older are used beside them.
     """
@@ -76,6 +77,80 @@ def print_line(line):
         sys.stdout = open(os.devnull, "w")
 
 
+def to_device(values, device):
+    """Copy an array or tensor of the host to a device. A GPU's copy comes from pinned memory and is not waited for."""
+    values, device = torch.from_numpy(values) if isinstance(values, np.ndarray) else values, torch.device(device)
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def mark_on_gpu(tensor):
+    """Return an event that comes when a GPU has done what it was given so far; None for a tensor on the host."""
+    if not tensor.is_cuda:
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+@contextlib.contextmanager
+def beside_later_work(event):
+    """Run a block on a GPU as soon as an event of `mark_on_gpu` has come, beside what the GPU was given after it.
+
+    What the block reads must not be changed by that later work.
+    """
+    if event is None:
+        yield
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_event(event)
+    with torch.cuda.stream(stream):
+        yield
+
+
+def bytes_given(device):
+    """Return the bytes that a GPU's tensors were given since the program began, freed or not; None on a CPU."""
+    return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] if device.type == "cuda" else None
+
+
+def bytes_free(device):
+    """Return the bytes that new tensors may take on a GPU: what no process has, and what PyTorch holds unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def compile_parts(tower, device, backend="inductor"):
+    """Let torch.compile compile a tower's parts in place, when they are first called; the state dict stays as it was.
+
+    Shapes are compiled one by one, so a caller should keep to few batch sizes.
+
+    Raises: UserError: PyTorch finds no compiler here, which a tiny function shows at once.
+    """
+    try:
+        torch.compile(lambda x: 2 * x + 1, backend=backend)(torch.ones(2, device=device))
+    except Exception as error:      # a missing g++, Triton or Python header each have their own
+        wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
+        raise UserError(f"COMPILE is True, but PyTorch cannot compile here ({' '.join(str(error).split())[:160]}); "
+                        f"expected {wanted}. Install that, or set COMPILE False")
+    for part in _called_parts(tower):
+        part.compile(backend=backend, dynamic=False)
+
+
+def is_compiled(module):
+    """Tell whether `compile_parts` was called on a module or a part of it."""
+    return any(part._compiled_call_impl is not None for part in module.modules())
+
+
+def _called_parts(module):
+    """Yield the modules that a tower calls: its children; of a list or dict of modules its members."""
+    for child in module.children():
+        if isinstance(child, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+            yield from _called_parts(child)
+        else:
+            yield child
+
+
 class _BarSafeHandler(logging.Handler):
     """Writes lines above the progress bars."""
 
@@ -92,8 +167,17 @@ class _LogFile(logging.FileHandler):
         raise
 
 
+def silent_log():
+    """Return the logger of a process beside the one that writes."""
+    logger = logging.getLogger("cclnet.silent")
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    return logger
+
+
 def open_log(output_dir, name):
-    """A logger that prints to the console and appends to OUTPUT_DIR/log.txt.
+    """Open a logger that prints to the console and appends to OUTPUT_DIR/log.txt.
 
     Raises: UserError: the folder cannot be written.
     """

@@ -1,6 +1,5 @@
-"""Runs tools/search.py: `python -m utils.search` is its former name."""
+"""Run tools/search.py, where this command lies now: `python -m utils.search` keeps working."""
 import runpy
-from pathlib import Path
 
 if __name__ == "__main__":
-    runpy.run_path(str(Path(__file__).resolve().parents[1] / "tools" / "search.py"), run_name="__main__")
+    runpy.run_module("tools.search", run_name="__main__", alter_sys=True)

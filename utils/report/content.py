@@ -75,7 +75,7 @@ def _data_counts(data):
 
 def _test(data, retrieval, evaluation, pictures):
     """Show one retrieval: protocol, numbers, CMC as mean over the trials, and ranked lists of the first trial."""
-    ranking = rank_trial(data, retrieval, evaluation.features)
+    ranking = rank_trial(data, retrieval, evaluation.features, measure=evaluation.measure)
     shortest = min(len(result.cmc) for result in evaluation.per_trial)
     return {"protocol": evaluation.protocol, "mode": evaluation.mode, "trial": int(retrieval.trials[0]),
             "trials": len(retrieval.trials), "numbers": evaluation.mean(),
@@ -92,19 +92,12 @@ def _chosen_queries(data, retrieval, ranking):
     scored = np.flatnonzero(~np.isnan(precision))
     ascending = scored[np.argsort(precision[scored], kind="stable")]
     persons = data.test[retrieval.query_modality].persons[retrieval.query]
-    orders = {"best": ascending[::-1], "worst": ascending,
+    chosen = {"best": ascending[::-1], "worst": ascending,
               "random": numpy_rng(0, "report lists").permutation(scored)}
-    return {kind: _of_different_persons(order, persons) for kind, order in orders.items()}
-
-
-def _of_different_persons(order, persons):
-    """Take the first LISTS entries of order whose persons differ, or as many as there are."""
-    chosen = {}
-    for entry in order:
-        chosen.setdefault(persons[entry], entry)
-        if len(chosen) == LISTS:
-            break
-    return list(chosen.values())
+    for kind, order in chosen.items():
+        first_of_person = np.unique(persons[order], return_index=True)[1]
+        chosen[kind] = order[np.sort(first_of_person)[:LISTS]]
+    return chosen
 
 
 def _ranked_list(kind, data, retrieval, ranking, q, pictures):
@@ -124,25 +117,14 @@ def _test_image(data, modality, position, pictures):
             "camera": int(images.cameras[position]), "path": images.paths[position]}
 
 
-def _sample(data, features, persons, each):
-    """Draw up to `each` test images of each person, the same in every run: Modality -> positions."""
-    rng, drawn = numpy_rng(0, "report sample"), {}
-    for m in Modality:
-        known = features[m][0]
-        groups = [known[data.test[m].persons[known] == person] for person in persons]
-        drawn[m] = np.sort(np.concatenate([rng.permutation(group)[:each] for group in groups]))
-    return drawn
-
-
-def _test_persons(data, features):
-    """List the identities of the images that have features."""
-    return np.unique(np.concatenate([data.test[m].persons[features[m][0]] for m in Modality]))
-
-
 def _map(data, features):
     """Map some test images by t-SNE (van der Maaten & Hinton, JMLR 2008): points, persons, modalities."""
-    persons = numpy_rng(0, "report map").permutation(_test_persons(data, features))[:MAPPED_PERSONS]
-    drawn = _sample(data, features, persons, MAPPED_IMAGES)
+    persons = {m: data.test[m].persons[features[m][0]] for m in Modality}
+    mapped = numpy_rng(0, "report map").permutation(np.unique(np.concatenate(list(persons.values()))))[:MAPPED_PERSONS]
+    rng, drawn = numpy_rng(0, "report sample"), {}
+    for m in Modality:
+        groups = [features[m][0][persons[m] == person] for person in mapped]
+        drawn[m] = np.sort(np.concatenate([rng.permutation(group)[:MAPPED_IMAGES] for group in groups]))
     values = np.concatenate([features_at(features, m, drawn[m]) for m in Modality])
     points = np.zeros((len(values), 2))
     if np.ptp(values, axis=0).max() > 1e-6:      # scikit-learn crashes where a collapsed model gives one feature to all

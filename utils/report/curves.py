@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 from utils.report.figures import MODALITY_COLOURS, MODALITY_NAMES, MUTED, SERIES, Chart, Line
 
+COLOURS = {name: MODALITY_COLOURS[modality] for modality, name in MODALITY_NAMES.items()}
 STAGES = {"prepare": "train_prepare.py", "prompt": "train_clip.py, prompts", "finetune": "train_clip.py, fine-tuning"}
 
 
@@ -24,28 +25,26 @@ class Curve:
 
 
 def _both(key):
-    """Name a number of both modalities."""
-    return {name: f"{key}_{modality}" for modality, name in MODALITY_NAMES.items()}
+    """Name a number of both modalities: label -> key, in which the modality takes the place of {}."""
+    return {name: key.format(modality) for modality, name in MODALITY_NAMES.items()}
 
 
 CURVES = (
     Curve("test", "Test", "%", {"Rank-1": "test/rank1", "mAP": "test/mAP", "mINP": "test/mINP"}, 100),
-    Curve("loss", "Loss of the memory", "mean of the epoch", _both("loss")),
-    Curve("loss_i2t", "Image-to-text loss", "mean of the epoch", _both("loss_i2t")),
+    Curve("loss", "Loss of the memory", "mean of the epoch", _both("loss_{}")),
+    Curve("loss_i2t", "Image-to-text loss", "mean of the epoch", _both("loss_i2t_{}")),
     Curve("prompt_loss", "Loss of the prompts", "mean of the epoch", {"loss": "loss"}),
-    Curve("clusters", "Clusters", "number", _both("clusters")),
-    Curve("outliers", "Outliers", "images without a cluster", _both("outliers")),
-    Curve("ari", "ARI", "1 is perfect", _both("ari"), top=1),
-    Curve("nmi", "NMI", "1 is perfect", _both("nmi"), top=1),
-    Curve("purity", "Purity", "%", _both("purity"), 100, 100),
+    Curve("clusters", "Clusters", "number", _both("clusters_{}")),
+    Curve("outliers", "Outliers", "images without a cluster", _both("outliers_{}")),
+    Curve("ari", "ARI", "1 is perfect", _both("ari_{}"), top=1),
+    Curve("nmi", "NMI", "1 is perfect", _both("nmi_{}"), top=1),
+    Curve("purity", "Purity", "%", _both("purity_{}"), 100, 100),
     Curve("matching_accuracy", "Clusters matched rightly", "% of pairs", {"pairs": "matching_accuracy"}, 100, 100),
     Curve("matched", "Matched pairs", "per swap", {"pairs": "matched"}, positive=True),
     Curve("matched_similarity", "Similarity of pairs", "mean cosine before a swap", {"pairs": "matched_similarity"},
           positive=True),
-    Curve("cluster_size_median", "Cluster size", "median, images", {n: f"cluster_size_{m}_median"
-                                                                  for m, n in MODALITY_NAMES.items()}),
-    Curve("cluster_size_max", "Largest cluster", "images", {n: f"cluster_size_{m}_max"
-                                                          for m, n in MODALITY_NAMES.items()}),
+    Curve("cluster_size_median", "Cluster size", "median, images", _both("cluster_size_{}_median")),
+    Curve("cluster_size_max", "Largest cluster", "images", _both("cluster_size_{}_max")),
     Curve("lr", "Learning rate", "in 1/10,000", {"rate": "lr"}, 1e4),
     Curve("images_per_second", "Speed", "images/s", {"speed": "images_per_second"}),
     Curve("seconds", "Time", "s per epoch", {"time": "seconds"}),
@@ -53,19 +52,16 @@ CURVES = (
 )
 
 
-def value(row, key):
-    """Look up a number in a row by a key such as "lr" or "test/rank1"; None if it is not there."""
-    for part in key.split("/"):
-        row = row.get(part) if isinstance(row, dict) else None
-    return row if isinstance(row, (int, float)) else None
-
-
 def points(rows, stage, key, curve):
-    """Collect a number of all epochs of a stage: epochs, numbers."""
-    found = [(row["epoch"], curve.scale * value(row, key)) for row in rows
-             if row["stage"] == stage and value(row, key) is not None]
-    found = [point for point in found if point[1] > 0 or not curve.positive]
-    return [x for x, _ in found], [y for _, y in found]
+    """Collect a number of all epochs of a stage: epochs, numbers. Args: key: such as "lr" or "test/rank1"."""
+    x, y = [], []
+    for row in rows:
+        *outer, name = key.split("/")
+        number = (row.get(outer[0], {}) if outer else row).get(name)
+        if row["stage"] == stage and number is not None and (number > 0 or not curve.positive):
+            x.append(row["epoch"])
+            y.append(curve.scale * number)
+    return x, y
 
 
 def stage_charts(rows, stage):
@@ -73,12 +69,9 @@ def stage_charts(rows, stage):
     charts = []
     swaps = [row["epoch"] for row in rows if row["stage"] == stage and row.get("matched")]
     for curve in CURVES:
-        lines = []
-        for index, (label, key) in enumerate(curve.keys.items()):
-            x, y = points(rows, stage, key, curve)
-            modality = key.removesuffix("_median").removesuffix("_max").rpartition("_")[2]
-            if x:
-                lines.append(Line(label, x, y, MODALITY_COLOURS.get(modality, SERIES[2 + index])))
+        found = {label: points(rows, stage, key, curve) for label, key in curve.keys.items()}
+        lines = [Line(label, x, y, COLOURS.get(label, SERIES[2 + index]))
+                 for index, (label, (x, y)) in enumerate(found.items()) if x]
         if lines and curve.name == "clusters":
             lines += _person_line(rows, stage)
         if lines:
@@ -101,11 +94,9 @@ def comparison_charts(runs, stage):
     charts = []
     for curve in CURVES:
         for label, key in curve.keys.items():
-            lines = []
-            for index, (name, rows) in enumerate(runs.items()):
-                x, y = points(rows, stage, key, curve)
-                if x:
-                    lines.append(Line(name, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else "--"))
+            found = {name: points(rows, stage, key, curve) for name, rows in runs.items()}
+            lines = [Line(name, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else "--")
+                     for index, (name, (x, y)) in enumerate(found.items()) if x]
             if lines:
                 title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
                 charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top))

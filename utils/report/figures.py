@@ -25,13 +25,14 @@ REFERRED = r"(?:[mph][0-9a-f]{10}|C[0-9a-f]+_)"     # ids of shapes and clips th
 
 @dataclass(frozen=True)
 class Line:
-    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib, such as "-" or "--"."""
+    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib; `spread`: (N,) half widths of a band, or ()."""
 
     label: str
     x: list
     y: list
     colour: str
     style: str = "-"
+    spread: list = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Chart:
 
 @contextmanager
 def _style():
-    """Draw with the look of the page for the length of a block."""
+    """Draw with the look of the page for the length of a block or, as @_style(), of a function."""
     import matplotlib  # slow to import: only when something is drawn
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": "cclnet", "font.size": 9, "axes.spines.top": False,
@@ -81,55 +82,56 @@ def _legend(axes, handles=None):
                 handlelength=1.3, columnspacing=1.0, handletextpad=0.5, borderaxespad=0.1)
 
 
-def _shown(label):
-    """Keep a label that matplotlib would leave out of the legend because it begins with "_"."""
-    return f" {label}" if label.startswith("_") else label
-
-
+@_style()
 def chart_figure(chart):
     """Draw a `Chart`: the matplotlib figure."""
     from matplotlib.ticker import MaxNLocator
 
-    with _style():
-        figure, axes = _axes(chart.title, chart.unit)
-        for line in chart.lines:
-            marker = "o" if len(line.x) < 12 else None
-            axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label), marker=marker,
-                      markersize=3.5, gid=f"curve {line.label}")
-        values = np.concatenate([line.y for line in chart.lines])
-        if chart.top is not None:
-            axes.set_ylim(0, chart.top * 1.02)
-        elif values.min() >= 0 and values.min() < 0.6 * values.max():
-            axes.set_ylim(bottom=0)
-        if chart.mark:
-            axes.axvline(chart.mark[0], color=MUTED, linewidth=1, linestyle=":")
-            axes.text(chart.mark[0], 0.1, f" {chart.mark[1]}", color=MUTED, fontsize=8,
-                      bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-                      transform=axes.get_xaxis_transform())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.yaxis.set_major_formatter("{x:.4g}")
-        axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
-        if len(chart.lines) > 1:
-            _legend(axes)
-        return figure
+    figure, axes = _axes(chart.title, chart.unit)
+    for line in chart.lines:
+        marker = "o" if len(line.x) < 12 else None
+        # matplotlib leaves labels that begin with "_" out of the legend
+        label = f" {line.label}" if line.label.startswith("_") else line.label
+        axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=label, marker=marker,
+                  markersize=3.5, gid=f"curve {line.label}")
+        if len(line.spread):
+            axes.fill_between(line.x, np.subtract(line.y, line.spread), np.add(line.y, line.spread),
+                              color=line.colour, alpha=0.18, linewidth=0)
+    values = np.concatenate([line.y for line in chart.lines])
+    if chart.top is not None:
+        axes.set_ylim(0, chart.top * 1.02)
+    elif values.min() >= 0 and values.min() < 0.6 * values.max():
+        axes.set_ylim(bottom=0)
+    if chart.mark:
+        axes.axvline(chart.mark[0], color=MUTED, linewidth=1, linestyle=":")
+        axes.text(chart.mark[0], 0.1, f" {chart.mark[1]}", color=MUTED, fontsize=8,
+                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+                  transform=axes.get_xaxis_transform())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter("{x:.4g}")
+    axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
+    if len(chart.lines) > 1:
+        _legend(axes)
+    return figure
 
 
+@_style()
 def distance_figure(title, edges, same, different):
     """Draw the densities of distances within and between persons. Args: edges: (B + 1,); others: (B,) counts."""
-    with _style():
-        figure, axes = _axes(title, "density of pairs", LOW)
-        width = np.diff(edges)
-        for label, counts, colour in (("same person", same, SERIES[2]), ("different", different, SERIES[4])):
-            density = np.array(counts) / max(np.sum(counts), 1) / width
-            axes.stairs(density, edges, fill=True, alpha=0.3, color=colour)
-            axes.stairs(density, edges, color=colour, linewidth=1.5, label=label, gid=f"histogram {label}")
-        axes.set_xlabel("cosine distance", loc="right", fontsize=8.5)
-        axes.set_yticks([])
-        _legend(axes)
-        return figure
+    figure, axes = _axes(title, "density of pairs", LOW)
+    width = np.diff(edges)
+    for label, counts, colour in (("same person", same, SERIES[2]), ("different", different, SERIES[4])):
+        density = np.array(counts) / max(np.sum(counts), 1) / width
+        axes.stairs(density, edges, fill=True, alpha=0.3, color=colour)
+        axes.stairs(density, edges, color=colour, linewidth=1.5, label=label, gid=f"histogram {label}")
+    axes.set_xlabel("cosine distance", loc="right", fontsize=8.5)
+    axes.set_yticks([])
+    _legend(axes)
+    return figure
 
 
+@_style()
 def map_figure(title, points, persons, modalities):
     """Draw a map of embeddings, coloured by person: a disc for each visible image, a triangle for each infrared one.
 
@@ -141,23 +143,23 @@ def map_figure(title, points, persons, modalities):
     known, counts = np.unique(persons, return_counts=True)
     coloured = dict(zip(known[np.argsort(-counts, kind="stable")].tolist(), PERSONS))
     markers = {"rgb": "o", "ir": "^"}
-    with _style():
-        figure, axes = _axes(title, f"t-SNE; {len(coloured)} of {len(known)} persons in colour", SQUARE)
-        axes.set_position((0.01, 0.01, 0.98, 0.88))
-        for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
-            for name, marker in markers.items():
-                chosen = (persons == person) & (modalities == name)
-                axes.scatter(*points[chosen].T, s=26, marker=marker, linewidths=0.5, edgecolors=PAPER,
-                             color=coloured.get(person, OTHERS), alpha=1 if person in coloured else 0.35,
-                             gid=f"person {person}, {MODALITY_NAMES[name]}")
-        axes.set(xticks=[], yticks=[])
-        axes.spines["bottom"].set_visible(False)
-        axes.grid(False)
-        _legend(axes, [Line2D([], [], marker=marker, linestyle="", color=MUTED, label=MODALITY_NAMES[name])
-                       for name, marker in markers.items()])
-        return figure
+    figure, axes = _axes(title, f"t-SNE; {len(coloured)} of {len(known)} persons in colour", SQUARE)
+    axes.set_position((0.01, 0.01, 0.98, 0.88))
+    for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
+        for name, marker in markers.items():
+            chosen = (persons == person) & (modalities == name)
+            axes.scatter(*points[chosen].T, s=26, marker=marker, linewidths=0.5, edgecolors=PAPER,
+                         color=coloured.get(person, OTHERS), alpha=1 if person in coloured else 0.35,
+                         gid=f"person {person}, {MODALITY_NAMES[name]}")
+    axes.set(xticks=[], yticks=[])
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(False)
+    _legend(axes, [Line2D([], [], marker=marker, linestyle="", color=MUTED, label=MODALITY_NAMES[name])
+                   for name, marker in markers.items()])
+    return figure
 
 
+@_style()
 def svg(figure, prefix):
     """Write a figure as SVG for a page: its colours become the page's variables, names of groups become tooltips.
 
@@ -166,8 +168,7 @@ def svg(figure, prefix):
     Args: prefix: of this figure in the page, so that the ids of two figures never meet.
     """
     buffer = io.StringIO()
-    with _style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
@@ -179,6 +180,7 @@ def svg(figure, prefix):
     return re.sub(r'(?:width|height)="[\d.]+pt" ', "", text, count=2)
 
 
+@_style()
 def save_figures(folder, figures):
     """Write figures (name -> Figure) as FOLDER/NAME.png and .pdf; what is no letter or digit in a name becomes "_"."""
     for name, figure in figures.items():
@@ -186,7 +188,6 @@ def save_figures(folder, figures):
         for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
                               ("pdf", {"metadata": {"CreationDate": None}})):
             buffer = io.BytesIO()
-            with _style():
-                figure.savefig(buffer, format=kind, **options)
+            figure.savefig(buffer, format=kind, **options)
             data = buffer.getvalue()
             write_atomically(Path(folder) / f"{name}.{kind}", lambda file, data=data: file.write(data))

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from utils.checkpoint import write_atomically
 from utils.metrics import average_precision, hidden_images, rank_gallery
@@ -19,7 +20,7 @@ class Ranking:
     """Holds the gallery of one trial in every query's order; images that the protocol hides from a query come last."""
 
     gallery: np.ndarray     # (Q, G) positions in the test images, nearest first
-    distance: np.ndarray    # (Q, G) cosine distance of each
+    distance: np.ndarray    # (Q, G) of each: cosine distance, or what the evaluation measured
     match: np.ndarray       # (Q, G) bool: not hidden, and of the query's person
     shown: np.ndarray       # (Q,) how many images are not hidden
 
@@ -29,25 +30,23 @@ class Ranking:
         return average_precision(self.match)
 
 
-def rank_trial(data, retrieval, features, trial=0):
+def rank_trial(data, retrieval, features, trial=0, measure=None):
     """Rank the gallery of one trial: `Ranking`.
 
     Args: data: `DataSet`; retrieval: `Retrieval`; features: of its `Evaluation`, Modality -> (N,) positions in
-        ascending order, (N, D) tensor; trial: index in retrieval.galleries.
+        ascending order, (N, D) tensor; trial: index in retrieval.galleries; measure: of its `Evaluation`.
     """
     m, gallery = retrieval.query_modality, retrieval.galleries[trial]
     queries, candidates = data.test[m], data.test[m.other]
     query_ids, gallery_ids = queries.persons[retrieval.query], candidates.persons[gallery]
     hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
                            candidates.cameras[gallery])
-    match = query_ids[:, None] == gallery_ids
-    shown = np.full(len(query_ids), len(gallery_ids)) if hidden is None else (~hidden).sum(axis=1)
-    if hidden is not None:
-        match &= ~hidden
-    distance = 1 - features_at(features, m, retrieval.query) @ features_at(features, m.other, gallery).T
+    match = (query_ids[:, None] == gallery_ids) & ~hidden
+    sides = features_at(features, m, retrieval.query), features_at(features, m.other, gallery)
+    distance = measure(*map(torch.from_numpy, sides)) if measure else 1 - sides[0] @ sides[1].T
     order = rank_gallery(distance, hidden)
     return Ranking(gallery[order], np.take_along_axis(distance, order, axis=1),
-                   np.take_along_axis(match, order, axis=1), shown)
+                   np.take_along_axis(match, order, axis=1), (~hidden).sum(axis=1))
 
 
 def features_at(features, modality, positions):
@@ -57,36 +56,53 @@ def features_at(features, modality, positions):
 
 
 def save_rankings(folder, data, retrievals, evaluations):
-    """Write ranking_MODE.csv of every retrieval, and features.npz with what they were computed from: the files' paths.
+    """Write ranked lists and features: the files' paths. Args, Raises: as `save_ranked_lists`."""
+    return [*save_ranked_lists(folder, data, retrievals, evaluations),
+            save_features(folder, data, retrievals, evaluations)]
 
-    The CSV holds the 20 nearest gallery images of every query and trial. features.npz holds `rgb_features` (N, D) and
-    `rgb_paths`, `rgb_persons`, `rgb_cameras` (N,), the same for `ir`, and, as rows of those, `MODE_query` and
-    `MODE_gallery_TRIAL`.
 
-    Args: data: `DataSet`; retrievals, evaluations: lists of `Retrieval` and their `Evaluation`.
-    Raises: UserError: as `write_atomically`.
+def save_features(folder, data, retrievals, evaluations):
+    """Write features.npz, which tools/evaluate.py reads: its path.
+
+    It holds `rgb_features` (N, D) and `rgb_paths`, `rgb_persons`, `rgb_cameras` (N,) of the test images that were
+    used, the same for `ir`; as rows of those, `MODE_query` and `MODE_gallery_TRIAL`; and the texts `dataset`,
+    `MODE_protocol` and `MODE_rule` (of `utils.metrics.rank_metrics`).
+
+    Args, Raises: as `save_ranked_lists`.
     """
-    folder, arrays = Path(folder), {}
+    path, arrays = Path(folder) / "features.npz", {"dataset": np.array(data.name)}
     known = {m: evaluations[0].features[m][0] for m in Modality}
     for m, images in data.test.items():
         arrays |= {f"{m.value}_features": features_at(evaluations[0].features, m, known[m]),
                    f"{m.value}_paths": np.array(images.paths)[known[m]],
                    f"{m.value}_persons": images.persons[known[m]], f"{m.value}_cameras": images.cameras[known[m]]}
+    for retrieval in retrievals:
+        m, mode = retrieval.query_modality, retrieval.mode
+        arrays |= {f"{mode}_protocol": np.array(retrieval.protocol), f"{mode}_rule": np.array(retrieval.rule),
+                   f"{mode}_query": np.searchsorted(known[m], retrieval.query)}
+        for trial, gallery in zip(retrieval.trials, retrieval.galleries):
+            arrays[f"{mode}_gallery_{trial}"] = np.searchsorted(known[m.other], gallery)
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    return path
+
+
+def save_ranked_lists(folder, data, retrievals, evaluations):
+    """Write ranking_MODE.csv of every retrieval, the 20 nearest gallery images of every query and trial: the paths.
+
+    Args: data: `DataSet`; retrievals, evaluations: lists of `Retrieval` and their `Evaluation`.
+    Raises: UserError: as `write_atomically`.
+    """
     written = []
     for retrieval, evaluation in zip(retrievals, evaluations):
-        m = retrieval.query_modality
-        arrays[f"{retrieval.mode}_query"] = np.searchsorted(known[m], retrieval.query)
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person",
                         "gallery_camera", "distance", "match"])
         for index, trial in enumerate(retrieval.trials):
-            arrays[f"{retrieval.mode}_gallery_{trial}"] = np.searchsorted(known[m.other], retrieval.galleries[index])
-            table.writerows(_csv_rows(data, retrieval, rank_trial(data, retrieval, evaluation.features, index), trial))
-        written.append(folder / f"ranking_{retrieval.mode}.csv")
+            table.writerows(_csv_rows(data, retrieval, rank_trial(data, retrieval, evaluation.features, index,
+                                                                     evaluation.measure), trial))
+        written.append(Path(folder) / f"ranking_{retrieval.mode}.csv")
         write_atomically(written[-1], lambda file, text=text: file.write(text.getvalue().encode()))
-    written.append(folder / "features.npz")
-    write_atomically(written[-1], lambda file: np.savez_compressed(file, **arrays))
     return written
 
 

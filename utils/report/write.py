@@ -15,6 +15,7 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
+from utils.report.groups import group_charts, group_runs, mean_rows
 from utils.report.page import Section, Table, write_page
 from utils.report.run_files import BEST, CONTENT_FOLDER, CONTENT_TITLES, flat, read_run
 
@@ -64,7 +65,7 @@ def write_run_page(folder, figures_dir=None):
 
 
 def write_comparison_page(folders, output=None, figures_dir=None):
-    """Write one page that compares several runs: its path.
+    """Write one page that compares several runs: its path. Runs that differ in their seed alone share a line, the mean.
 
     Args: folders: of the runs; output: the file, FIRST_FOLDER/comparison.html if not set; figures_dir: where every
         figure goes as PNG and PDF too, if set.
@@ -73,12 +74,18 @@ def write_comparison_page(folders, output=None, figures_dir=None):
     runs, figures = _named_runs(folders), Figures()
     results = [(f"{name}, {what}", protocol, numbers) for name, run in runs.items()
                for what, protocol, numbers in run.results()]
+    cmc = [(f"{name}_cmc", f"CMC: {CONTENT_TITLES[name]}", run_name, index, test)
+           for index, (run_name, run) in enumerate(runs.items())
+           for name, content in run.contents.items() for test in content["tests"]]
     note = DIFFERENT_PROTOCOLS if len({protocol for _, protocol, _ in results}) > 1 else ""
-    sections = [Section("results", "Results", "table.html", _results_table(results, note)),
+    groups = group_runs(runs)
+    sections = [Section("means", "Means over the seeds", "table.html", _means_table(groups)),
+                Section("results", "Results", "table.html", _results_table(results, note)),
                 Section("differences", "Settings that differ", "table.html", _differences_table(runs)),
-                Section("cmc", "CMC", "charts.html", figures.charts(_common_cmc_charts(runs)))]
+                Section("cmc", "CMC", "charts.html", figures.charts(_cmc_charts(cmc)))]
     epochs = {name: run.epochs for name, run in runs.items()}
-    sections += [_curves(stage, comparison_charts(epochs, stage), figures) for stage in STAGES]
+    sections += [_curves(stage, group_charts(groups, stage) if groups else comparison_charts(epochs, stage), figures)
+                 for stage in STAGES]
     path = write_page(Path(output) if output else Path(folders[0]) / "comparison.html",
                       f"Comparison of {len(runs)} runs", " · ".join(runs), sections)
     if figures_dir:
@@ -110,9 +117,11 @@ def _curves(stage, charts, figures):
 def _results(run, figures):
     """Choose what stands at the top of a run's page: the last result in large figures, all results, CMC curves."""
     results = run.results()
-    shown = {"headline": None, "table": _results_table(results), "charts": figures.charts(_cmc_charts(run.contents))}
+    cmc = [("cmc", "CMC", CONTENT_TITLES[name].partition(",")[0], index, test)
+           for index, (name, content) in enumerate(run.contents.items()) for test in content["tests"]]
+    shown = {"headline": None, "table": _results_table(results), "charts": figures.charts(_cmc_charts(cmc))}
     if results:
-        what, protocol, numbers = next(result for result in reversed(results) if BEST not in result[0])
+        what, protocol, numbers = [result for result in results if BEST not in result[0]][-1]
         shown["headline"] = {"what": what, "protocol": protocol,
                              "numbers": [(name, 100 * numbers[key]) for key, name in NUMBERS.items()]}
     return shown if results or shown["charts"] else None
@@ -123,33 +132,22 @@ def _results_table(results, note=""):
     return Table(("in percent", "protocol", *NUMBERS.values()), rows, 2, note) if rows else None
 
 
-def _cmc_charts(contents):
-    """Make a CMC chart per retrieval mode, with a line for everything that was tested in it."""
+def _means_table(groups):
+    rows = mean_rows(groups, NUMBERS)
+    note = "Percent, mean ± standard deviation (n - 1)" + (
+        "; in brackets the difference from the first group." if len(groups) > 1 else ".")
+    return Table(("runs", "result", "protocol", "n", *NUMBERS.values()), rows, 3, note) if rows else None
+
+
+def _cmc_charts(tests):
+    """Make CMC charts. Args: tests: (begin of the chart's name, title, line's label, number of its colour, test)."""
     lines = {}
-    for index, (name, content) in enumerate(contents.items()):
-        for test in content["tests"]:
-            lines.setdefault(test["mode"], []).append(_cmc_line(CONTENT_TITLES[name].partition(",")[0], test, index))
-    return [_cmc_chart(f"cmc_{mode}", "CMC", mode, found) for mode, found in lines.items()]
-
-
-def _common_cmc_charts(runs):
-    """Make a CMC chart per content and retrieval mode that some runs have, with a line for each of them."""
-    lines = {}
-    for index, (run_name, run) in enumerate(runs.items()):
-        for name, content in run.contents.items():
-            for test in content["tests"]:
-                lines.setdefault((name, test["mode"]), []).append(_cmc_line(run_name, test, index))
-    return [_cmc_chart(f"{name}_cmc_{mode}", f"CMC: {CONTENT_TITLES[name]}", mode, found)
-            for (name, mode), found in lines.items()]
-
-
-def _cmc_chart(name, title, mode, lines):
-    return Chart(name, title, tuple(lines), f"% found within a rank; {mode}", "rank", top=100)
-
-
-def _cmc_line(label, test, index):
-    return Line(label, list(range(1, len(test["cmc"]) + 1)), [100 * share for share in test["cmc"]],
-                SERIES[index % len(SERIES)])
+    for name, title, label, index, test in tests:
+        line = Line(label, list(range(1, len(test["cmc"]) + 1)), [100 * share for share in test["cmc"]],
+                    SERIES[index % len(SERIES)])
+        lines.setdefault((name, title, test["mode"]), []).append(line)
+    return [Chart(f"{name}_{mode}", title, tuple(found), f"% found within a rank; {mode}", "rank", top=100)
+            for (name, title, mode), found in lines.items()]
 
 
 def _embeddings(name, content, figures):

@@ -1,0 +1,257 @@
+"""The table of many runs: mean and standard deviation per method, stage and mode, beside released figures."""
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from configs.defaults import flat
+from processor.evaluate import RANKS
+from processor.grid import BASELINE, RECORD, TESTED, read_record, results_file
+from processor.run import MAY_CHANGE
+from utils.errors import UserError
+
+NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
+SHOWN = ("rank1", "mAP", "mINP")        # in text and LaTeX; CSV holds all
+STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "model": "train_clip"}
+SELECTIONS = {"last": "last epoch", "best": "best on test"}
+NO_METHOD = ("SEED", "DATASET.TRIAL", *MAY_CHANGE)      # settings that make no other method
+RELEASED = "README of the released code"
+# (data set, stage, mode, what was chosen, numbers in percent, source). Nothing else is the authors' number.
+PUBLISHED = (
+    ("SYSU-MM01", "train_prepare", "all", "best", {"rank1": 50.02, "mAP": 45.52}, RELEASED),
+    ("SYSU-MM01", "train_clip", "all", "best", {"rank1": 55.31, "mAP": 50.38}, RELEASED),
+    ("RegDB", "train_clip", "trial 1, direction not stated", "best", {"rank1": 71.94, "mAP": 67.63}, RELEASED),
+    ("SYSU-MM01", "train_clip", "not stated", None, {"rank1": 54.0}, "abstract of the paper"),
+)
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What the folder of one run holds."""
+
+    folder: Path
+    settings: dict      # "SECTION.KEY" -> value
+    varied: tuple       # keys that its grid varied
+    state: str          # of `processor.grid.STATES`; "" where the run is of no grid
+    error: str
+    tested: tuple       # checkpoints whose tests are expected
+    tests: dict         # (checkpoint's name, mode) -> record of test.py
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    method: str
+    stage: str
+    mode: str
+    protocol: str
+    n: int              # runs
+    cells: dict         # "last" | "best" -> {number: (mean, standard deviation or None), percent}
+    source: str = ""    # of published figures; "" for our runs
+
+
+def read_runs(folders, protocol):
+    """Read the runs in folders, each a run's or one that holds runs: [`RunResults`], the same folder once.
+
+    Args: protocol: "python", "original-1" or "original-10".
+    Raises: UserError: a folder holds no run, runs are of different data sets or protocols, or a file is damaged.
+    """
+    found = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; expected that of a run or of a grid of runs")
+        below = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)]
+        inside = [folder] if _is_run(folder) else below
+        if not inside:
+            raise UserError(f"{folder} holds no run (no {RECORD} or config.yml, nor its folders); expected the folder "
+                            "of a run or of a grid of runs")
+        found |= {path.resolve(): path for path in inside}
+    runs = [_read_run(path, protocol) for path in found.values()]
+    _refuse_mixtures(runs)
+    if not any(run.tests for run in runs):
+        raise UserError(f"{', '.join(map(str, folders))}: no test with TEST.MODE both and protocol {protocol} was "
+                        "found in any run; " + "; ".join(missing(runs)))
+    return runs
+
+
+def _is_run(folder):
+    return (folder / RECORD).is_file() or (folder / "config.yml").is_file()
+
+
+def _read_run(folder, protocol):
+    record, path, tests = read_record(folder), folder / "config.yml", {}
+    try:
+        settings = flat(yaml.safe_load(path.read_text())) if path.is_file() else record["settings"]
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the settings that a "
+                        "run wrote. Run its stage again")
+    for checkpoint in (BASELINE, *TESTED):
+        path = results_file(folder, checkpoint, protocol)
+        if path.is_file():
+            tests |= {(checkpoint, result["mode"]): result for result in _read_results(path)}
+    return RunResults(folder, settings, tuple(record.get("varied", ())), record.get("state", ""),
+                      record.get("error", ""), tuple(record.get("tested", TESTED)), tests)
+
+
+def _read_results(path):
+    """Read the records of a metrics.json, one per mode. Raises UserError: it is damaged."""
+    try:
+        record = json.loads(path.read_text())
+        results = record.get("results", [record])
+        return [{**result, **{name: float(result[name]) for name in NUMBERS}, "mode": str(result["mode"]),
+                 "protocol": str(result["protocol"]), "dataset": str(result["dataset"])} for result in results]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); expected what test.py writes. "
+                        "Delete it and test again")
+
+
+def _refuse_mixtures(runs):
+    """Refuse runs whose numbers do not compare. Raises UserError."""
+    seen = {}
+    for run in runs:
+        name = str(run.settings.get("DATASET.NAME"))
+        other = seen.setdefault("data set", (name, run.folder))
+        if other[0] != name:
+            raise UserError(f"{run.folder} is of the data set {name}, {other[1]} of {other[0]}; expected one data set. "
+                            "Make a table for each")
+        for (_, mode), record in run.tests.items():
+            trial = record.get("dataset_trial", run.settings.get("DATASET.TRIAL"))
+            if trial != run.settings.get("DATASET.TRIAL"):
+                raise UserError(f"{run.folder} was trained on trial {run.settings.get('DATASET.TRIAL')} and holds "
+                                f"results of trial {trial}; expected its own. Test it again")
+            protocol = _protocol(record)
+            other = seen.setdefault(mode, (protocol, run.folder))
+            if other[0] != protocol:
+                raise UserError(f"{run.folder} was tested with the protocol {protocol!r}, {other[1]} with {other[0]!r}"
+                                "; their numbers do not compare. Test them alike, or make a table for each")
+
+
+def _protocol(record):
+    """Name the protocol of a record without the split of the data set."""
+    return record["protocol"].replace(f" trial {record.get('dataset_trial')}", "")
+
+
+def methods(runs):
+    """Name the method of every run by the settings in which runs differ, beside seed and trial: [text]."""
+    varied = {key for run in runs for key in run.varied} - {"SEED", "DATASET.TRIAL"}
+    keys = sorted({key for run in runs for key in run.settings})
+    differ = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1
+              and (key in varied or not key.startswith(NO_METHOD))]
+    return [", ".join(f"{key} {run.settings.get(key)}" for key in differ) or "all runs" for run in runs]
+
+
+def summarise(runs):
+    """Average over the runs of each method, stage and mode, and add the published figures of the data set: [`Row`].
+
+    The standard deviation is that of the sample (n - 1); there is none for a single run.
+    """
+    groups = {}
+    for method, run in zip(methods(runs), runs):
+        for (checkpoint, mode), record in run.tests.items():
+            stage, _, selection = checkpoint.rpartition("_")
+            stage, selection = (BASELINE, "last") if checkpoint == BASELINE else (stage, selection)
+            group = groups.setdefault((method, stage, mode), {"last": [], "best": []})
+            group[selection].append(record)
+    rows, order = [], list(STAGES)
+    for (method, stage, mode), group in sorted(groups.items(), key=lambda item: (item[0][0], item[0][2],
+                                                                                 order.index(item[0][1]))):
+        records = group["last"] or group["best"]
+        rows.append(Row(method, STAGES[stage], mode, _protocol(records[0]), len(records),
+                        {selection: {name: _spread([100 * record[name] for record in found]) for name in NUMBERS}
+                         for selection, found in group.items() if found}))
+    dataset = next(record["dataset"] for run in runs for record in run.tests.values())
+    return rows + [Row(source, stage, mode, "", 1, {selection or "not stated": {
+        name: (value, None) for name, value in numbers.items()}}, source)
+        for name, stage, mode, selection, numbers, source in PUBLISHED if name == dataset]
+
+
+def _spread(values):
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def missing(runs):
+    """Name in sentences the runs that failed, and those without all of their tests."""
+    lines = []
+    for run in runs:
+        absent = [name for name in run.tested if not any(checkpoint == name for checkpoint, _ in run.tests)]
+        if run.state == "failed":
+            lines.append(f"failed: {run.folder}: {run.error}")
+        elif absent:
+            lines.append(f"missing: {run.folder}{f' ({run.state})' if run.state else ''} has no test of "
+                         f"{', '.join(absent)}")
+    return lines or [f"no run of {len(runs)} is missing"]
+
+
+def _cells(row, between, nothing):
+    """Write the numbers of a row as text: last epoch, then best on test."""
+    for selection in SELECTIONS:
+        for name in SHOWN:
+            mean, deviation = row.cells.get(selection, {}).get(name, (None, None))
+            yield nothing if mean is None else f"{mean:.2f}" + (f"{between}{deviation:.2f}" if deviation is not None
+                                                                else "")
+
+
+def as_text(rows):
+    """Format the table for a console."""
+    names = [name.replace("rank", "Rank-") for name in SHOWN]
+    head = ("method", "stage", "mode", "n", *(f"{name}" for _ in SELECTIONS for name in names))
+    lines = [(row.method, row.stage, row.mode, str(row.n), *_cells(row, " ± ", "–")) for row in rows if _has_place(row)]
+    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    group = sum(widths[4:7]) + 4
+    above = " " * (sum(widths[:4]) + 8) + "".join(f"{title:^{group}}  " for title in SELECTIONS.values())
+    text = ["  ".join(f"{cell:{'<' if i < 3 else '>'}{width}}" for i, (cell, width) in enumerate(zip(line, widths)))
+            for line in (head, *lines)]
+    protocols = dict.fromkeys(f"{row.mode}: {row.protocol}" for row in rows if row.protocol)
+    return "\n".join([above.rstrip(), *text, "", "percent, mean ± standard deviation (n - 1) over n runs", *protocols,
+                      *_notes(rows), ""])
+
+
+def _has_place(row):
+    """Tell whether a row says what its numbers were chosen by; else it is a note."""
+    return bool(row.cells.keys() & SELECTIONS.keys())
+
+
+def _notes(rows):
+    return [f"{row.source}: " + ", ".join(f"{name.replace('rank', 'Rank-')} {mean}" for name, (mean, _) in
+                                          numbers.items()) + f" ({row.stage}; mode and selection not stated)"
+            for row in rows if not _has_place(row) for numbers in row.cells.values()]
+
+
+def as_latex(rows):
+    """Format the table for LaTeX with booktabs."""
+    def escape(text):
+        return "".join({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}.get(c, c) for c in text)
+
+    names = " & ".join(name.replace("rank", "Rank-") for _ in SELECTIONS for name in SHOWN)
+    columns, span = len(SHOWN) * len(SELECTIONS), len(SHOWN)
+    titles = " & ".join(rf"\multicolumn{{{span}}}{{c}}{{{title}}}" for title in SELECTIONS.values())
+    body = [" & ".join((escape(row.method), escape(row.stage), escape(row.mode), str(row.n),
+                        *_cells(row, r" $\pm$ ", "--"))) + r" \\" for row in rows if _has_place(row)]
+    return "\n".join([*(f"% {note}" for note in _notes(rows)),
+                      rf"\begin{{tabular}}{{lllr{'r' * columns}}}", r"\toprule", rf" & & & & {titles} \\",
+                      rf"Method & Stage & Mode & $n$ & {names} \\", r"\midrule", *body,
+                      r"\bottomrule", r"\end{tabular}", ""])
+
+
+def as_csv(rows):
+    """Format all numbers as CSV: a mean and a standard deviation each."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    columns = [(selection, name) for selection in (*SELECTIONS, "not stated") for name in NUMBERS]
+    table.writerow(["method", "stage", "mode", "protocol", "n", "source",
+                    *(f"{SELECTIONS.get(selection, selection)} {name}{part}" for selection, name in columns
+                      for part in ("", " sd"))])
+    for row in rows:
+        numbers = [value for selection, name in columns
+                   for value in row.cells.get(selection, {}).get(name, (None, None))]
+        table.writerow([row.method, row.stage, row.mode, row.protocol, row.n, row.source,
+                        *("" if value is None else f"{value:.4f}" for value in numbers)])
+    return text.getvalue()
+
+
+FORMS = {"text": as_text, "csv": as_csv, "latex": as_latex}

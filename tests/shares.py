@@ -1,0 +1,75 @@
+"""Training steps in fp64 that several processes share, for tests/test_distributed.py."""
+import numpy as np
+import torch
+
+from model.batch_norm import spread_batch_norm
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from processor.features import embed
+from processor.guidance import TextGuidance
+from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
+from processor.train import Batches, TrainState, heads_of, train_step
+from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, tiny_banks, tiny_settings
+from utils.distributed import join_processes
+from utils.modality import Modality
+
+LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3 == 0, -1, LABELS[m]) for m in Modality}     # a third without a text
+STEPS = 12
+SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "MEMORY__SWAP_EPOCH": 1, "INPUT__ERASE": 0.5,
+            "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0}
+
+
+def train_twelve_steps(clip_file, processes, splits, guided, device="cpu", dtype=torch.float64):
+    """Train on drawn images and fixed labels, with swapping: weights and prototypes on the host, and the losses."""
+    settings, banks = tiny_settings(epochs=3, **SETTINGS), tiny_banks()
+    for bank in banks.values():
+        bank.device = torch.device(device)
+    model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH).to(device, dtype)
+    if splits:
+        spread_batch_norm(model, splits, processes)
+    generator = torch.Generator().manual_seed(0)
+    texts = {m: torch.randn(PEOPLE, 32, generator=generator).to(device, dtype) for m in Modality}
+    guidance = TextGuidance(texts, KNOWN, 0.1) if guided else None
+    state = TrainState(model, settings)
+    wrapped = processes.wrap(model, lambda: model.parameters_without(heads_of(guidance)))
+    start = {m: torch.randn(PEOPLE, model.feature_dim, generator=generator).to(device, dtype) for m in Modality}
+    memory = settings.new_memory(start, 1, processes)
+    wrapped.train()
+    losses, epoch = [], 0
+    while len(losses) < STEPS:
+        epoch += 1
+        batches = Batches(banks, LABELS, settings, epoch, processes)
+        for step in range(min(len(batches), STEPS - len(losses))):
+            found, _ = train_step(wrapped, state.optimizer, memory, batches[step], guidance, "fp32", processes)
+            losses.append({name: float(value.detach()) for name, value in found.items()})
+    for buffer in model.buffers():
+        processes.same(buffer)
+    state = {**model.state_dict(), **{m.value: memory.memories[m].prototypes for m in Modality}}
+    return {name: value.cpu() for name, value in state.items()}, losses
+
+
+def steps(cases, clip_file, folder, device="cpu"):
+    """Train in each case, (splits, guided), and save what the process has reached: FOLDER/RANK.pt."""
+    processes = join_processes(device)
+    double = torch.float64 if device == "cpu" else torch.float32
+    if device == "cpu":
+        torch.Tensor.float = torch.Tensor.double        # the code computes losses in fp32 on purpose
+    found = [train_twelve_steps(clip_file, processes, *case, processes.own(torch.device(device)), double)
+             for case in cases]
+    torch.save(found, folder / f"{processes.rank}.pt")
+    processes.leave()
+
+
+def embedding_and_labels(clip_file, folder):
+    """Embed all images by batches of 7 and of all, cluster them, and save both: FOLDER/RANK.pt."""
+    processes, banks = join_processes("cpu"), tiny_banks()
+    model, found = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH), []
+    for size in (7, 64):
+        features = {m: embed(model, banks[m], m, ("feature", "projection"), batch_size=size, precision="fp32",
+                             processes=processes) for m in Modality}
+        labels = {m: make_pseudo_labels(features[m]["feature"], m, ClusterSettings(5, 2, 0.6, 4), processes)
+                  for m in Modality}
+        found.append({m.value: (features[m], torch.from_numpy(labels[m])) for m in Modality})
+    torch.save(found, folder / f"{processes.rank}.pt")
+    processes.leave()

@@ -1,0 +1,114 @@
+"""COMPILE: a compiled tower gives the same numbers; state dicts, copies and resuming do not notice."""
+import copy
+
+import numpy as np
+import pytest
+import scripts
+import torch
+
+import processor.features
+import processor.setup
+from data.images import ImageBank
+from model.cclnet import CCLNet
+from model.clip import load_clip
+from processor.features import embed, grown_batch
+from processor.train import train
+from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from utils.errors import UserError
+from utils.modality import Modality
+from utils.runtime import compile_parts, is_compiled
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(tiny_clip_file):
+    return CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+
+
+@pytest.fixture
+def compiled(model):
+    """The same model with a compiled tower; "eager" runs what was captured, without a compiler."""
+    other = copy.deepcopy(model)
+    compile_parts(other.tower, CPU, "eager")
+    return other
+
+
+def test_the_state_dict_and_copies_are_those_of_a_plain_model(model, compiled):
+    assert is_compiled(compiled) and not is_compiled(model) and not is_compiled(copy.deepcopy(compiled))
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    parts = {name for name, part in compiled.tower.named_modules() if part._compiled_call_impl is not None}
+    assert parts == {"stems.rgb", "stems.ir", "layers", "attnpool"}
+
+
+def test_a_stopped_run_resumes_compiled_and_ends_as_a_plain_one(model, compiled, tmp_path):
+    settings, banks = tiny_settings(epochs=2), tiny_banks()
+    run = TinyRun(tmp_path / "run", stop_after=3)
+    plain = copy.deepcopy(model)
+    with pytest.raises(KeyError, match="enough"):
+        train("prepare", copy.deepcopy(model), banks, settings, run, tiny_tester(banks))
+    train("prepare", compiled, banks, settings, TinyRun(tmp_path / "run", run.state_file.load()[0]), tiny_tester(banks))
+    train("prepare", plain, banks, settings, TinyRun(tmp_path / "plain"), tiny_tester(banks))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_compiled_model_embeds_in_batches_of_one_size(model, compiled, monkeypatch):
+    sizes, real = [], CCLNet.encode
+    monkeypatch.setattr(CCLNet, "encode", lambda self, images, *rest: (sizes.append(len(images)),
+                                                                       real(self, images, *rest))[1])
+    bank = tiny_banks()[Modality.IR]
+    found, expected = (embed(m, bank, Modality.IR, batch_size=8, precision="fp32")["feature"]
+                       for m in (compiled, model))
+    assert sizes == [8, 8, 8, 8, 8, 8, 8, 6] and found.shape == expected.shape == (IMAGES, model.feature_dim)
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_compiler_is_a_sentence(model, monkeypatch):
+    def no_compiler(*_, **__):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UserError, match=r"COMPILE is True.*Failed to find C compiler.*g\+\+.*COMPILE False"):
+        compile_parts(model.tower, CPU)
+    assert not is_compiled(model)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_scripts_train_a_compiled_tower_if_asked(wanted, tmp_path, tiny_clip_file, monkeypatch):
+    import trees
+
+    called, root = [], trees.people_tree(tmp_path / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
+    monkeypatch.setattr(processor.setup, "compile_parts", lambda tower, device: called.append((type(tower), device)))
+    monkeypatch.setattr("processor.train.train", lambda *_: None)
+    words = scripts.settings(DATASET__ROOT=root, MODEL__CLIP_WEIGHTS=tiny_clip_file, COMPILE=wanted,
+                             OUTPUT_DIR=tmp_path / "run")
+    assert scripts.call(scripts.load("train_prepare"), words) == 0
+    assert len(called) == wanted
+
+
+def test_batches_grow_with_the_memory():
+    """To the largest doubling that fits into four fifths of what is free, and never beyond 1024."""
+    assert grown_batch(64, 100, 64 * 100 * 10) == 512
+    assert grown_batch(64, 100, 64 * 100 * 10 - 1) == 256
+    assert grown_batch(64, 100, 0) == 64 and grown_batch(64, 1, 10**12) == 1024 and grown_batch(2000, 1, 10**12) == 2000
+
+
+def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, monkeypatch):
+    """A GPU is played by the CPU: 2 MB are given for every image of the first batch; more than 9 images do not fit."""
+    sizes, real, given = [], CCLNet.encode, iter((0, 8 * 10**6))
+    expected = embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=64, precision="fp32")["feature"]
+    monkeypatch.setattr(processor.features, "bytes_given", lambda device: next(given, 0))
+    monkeypatch.setattr(processor.features, "bytes_free", lambda device: 50 * 10**6)
+
+    def encode(self, images, *rest):
+        if len(images) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(images))
+        return real(self, images, *rest)
+
+    monkeypatch.setattr(CCLNet, "encode", encode)
+    found = embed(model, ImageBank(tiny_banks()[Modality.IR].images), Modality.IR, batch_size=4, precision="fp32")
+    assert sizes == [4, 8, 8, 8, 2]
+    torch.testing.assert_close(found["feature"], expected)
+    assert np.isfinite(found["feature"].numpy()).all()

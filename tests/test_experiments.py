@@ -1,0 +1,375 @@
+"""Grids of runs and their table: RegDB's trials on a miniature tree, and scripts of a second."""
+import contextlib
+import csv
+import io
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from processor import schedule, summary
+from processor.grid import Experiment, make_grid, read_record, results_file
+from tools import experiments
+from utils.errors import Stopped, UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """RegDB's layout: three trials, four training and two test persons, six images each per modality."""
+    root = tmp_path_factory.mktemp("RegDB")
+    rng = np.random.default_rng(0)
+    (root / "idx").mkdir()
+    for sensor in ("Visible", "Thermal"):
+        names = []
+        for person in range(1, 7):
+            folder = root / sensor / str(person)
+            folder.mkdir(parents=True)
+            colour = np.random.default_rng(person).integers(0, 200, 3)
+            for number in range(6):
+                pixels = np.clip(colour + rng.integers(0, 40, (40, 20, 3)), 0, 255).astype(np.uint8)
+                image = Image.fromarray(pixels)
+                (image.convert("L") if sensor == "Thermal" else image).save(folder / f"{number}.bmp")
+                names.append((person, f"{sensor}/{person}/{number}.bmp"))
+        for trial in range(1, 4):
+            people = {"test": [2 * trial - 1, 2 * trial]}
+            people["train"] = [p for p in range(1, 7) if p not in people["test"]]
+            for split, persons in people.items():
+                lines = [f"{name} {persons.index(p)}" for p, name in names if p in persons]
+                (root / "idx" / f"{split}_{sensor.lower()}_{trial}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+class InThisProcess:
+    """Stands in for `subprocess.Popen`: runs a script here, at once, without pages of pictures, which take long."""
+
+    started = []
+
+    def __init__(self, words, stderr, **_):
+        words = words[1:]
+        self.started.append(Path(words[0]).stem if words[0] != "-m" else words[1])
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words)
+            for module in ("processor.run", "utils.report.write"):
+                patch.setattr(f"{module}.save_report", lambda *_: None)
+            self.code = 0
+            try:
+                if words[0] == "-m":
+                    (Path(words[2]) / "report.html").touch()
+                else:
+                    runpy.run_path(words[0], run_name="__main__")
+            except SystemExit as end:
+                self.code = end.code or 0
+        stderr.write(errors.getvalue().encode())
+
+    def poll(self):
+        return self.code
+
+
+@pytest.fixture
+def settings(root, tmp_path, tiny_clip_file, monkeypatch):
+    """KEY VALUE words of a run of a second; scripts run in this process and their names are recorded."""
+    InThisProcess.started = []
+    monkeypatch.setattr(schedule.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(schedule, "SECONDS", 0)
+    pairs = {"DATASET.NAME": "regdb", "DATASET.ROOT": root, "DATASET.CHECK_COUNTS": False,
+             "DATASET.CACHE_DIR": tmp_path / "cache",
+             "OUTPUT_DIR": tmp_path / "runs" / "trial{trial}", "MODEL.CLIP_WEIGHTS": tiny_clip_file,
+             "INPUT.HEIGHT": 32, "INPUT.WIDTH": 16, "CLUSTER.K1": 4, "CLUSTER.K2": 2, "CLUSTER.EPS": 0.9,
+             "CLUSTER.MIN_SAMPLES": 2, "SAMPLER.INSTANCES": 2, "SAMPLER.CLUSTERS": 2, "PREPARE.EPOCHS": 1,
+             "PROMPT.EPOCHS": 1, "FINETUNE.EPOCHS": 1, "DEVICE": "cpu"}
+    return [str(word) for pair in pairs.items() for word in pair], InThisProcess.started
+
+
+def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
+    words, started = settings
+    runs = tmp_path / "runs"
+    experiments.main(["run", "--trials", "1-2", *words])
+    each = ["train_prepare", "train_clip", "test", "test", "test", "test", "utils.report"]
+    assert started == 2 * each and sorted(path.name for path in runs.iterdir()) == ["trial1", "trial2"]
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
+    started.clear()
+    experiments.main(["run", *words, "DATASET.CACHE", "mmap", "--trials", "1", "2"])      # no other training
+    assert started == []
+    results_file(runs / "trial2", "model_last", "python").unlink()
+    experiments.main(["run", *words, "--trials", "1", "2"])
+    assert started == ["test", "utils.report"]
+
+    capsys.readouterr()
+    (runs / "trial2" / "tests" / "prepare_best-python-both" / "metrics.json").unlink()
+    experiments.main(["table", str(runs)])
+    said = capsys.readouterr()
+    assert said.err == f"missing: {runs / 'trial2'} (finished) has no test of prepare_best\n"
+    assert "71.94" in said.out and "README of the released code" in said.out and "50.02" not in said.out
+    experiments.main(["table", str(runs / "trial1"), str(runs / "trial2"), str(runs), "--csv"])
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    ours = {(row["stage"], row["mode"]): row for row in table if not row["source"]}
+    assert set(ours) == {(s, m) for s in ("train_prepare", "train_clip") for m in ("v2t", "t2v")}
+    for mode in ("v2t", "t2v"):
+        found = [next(r for r in json.loads(results_file(runs / f"trial{t}", "model_last", "python").read_text())
+                      ["results"] if r["mode"] == mode)["mAP"] for t in (1, 2)]
+        row = ours["train_clip", mode]
+        assert (row["n"], row["method"]) == ("2", "all runs")
+        assert float(row["last epoch mAP"]) == pytest.approx(100 * np.mean(found), abs=1e-4)
+        assert float(row["last epoch mAP sd"]) == pytest.approx(100 * np.std(found, ddof=1), abs=1e-4)
+    assert ours["train_prepare", "v2t"]["best on test rank1"]
+
+    started.clear()
+    with pytest.raises(UserError, match="trial1: train_prepare.py: the run in .* was started with CLUSTER.EPS 0.9"):
+        experiments.main(["run", "--trials", "1", *words, "CLUSTER.EPS", "0.8"])
+    assert started == ["train_prepare"] and read_record(runs / "trial1")["state"] == "failed"
+    experiments.main(["table", str(runs)])
+    assert f"failed: {runs / 'trial1'}: train_prepare.py: the run in" in capsys.readouterr().err
+    wrong = json.loads(results_file(runs / "trial1", "model_last", "python").read_text())
+    results_file(runs / "trial2", "model_last", "python").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match="trained on trial 2 and holds results of trial 1"):
+        experiments.main(["table", str(runs)])
+
+
+def test_a_failed_run_does_not_stop_the_others(settings, tmp_path, capsys):
+    words, started = settings
+    with pytest.raises(UserError) as error:
+        experiments.main(["run", "--trials", "1", "--vary", "CLUSTER.MIN_SAMPLES", "25", "2", *words])
+    assert "1 of 2 runs failed: CLUSTER.MIN_SAMPLES=25-trial1: train_prepare.py: all 24 rgb images are outliers" in str(
+        error.value)
+    assert started.count("train_prepare") == 2 and started.count("train_clip") == 1
+    said = capsys.readouterr()
+    assert "1 of 2 runs are finished" in said.out and "failed: " in said.err
+    assert {path.name: read_record(path)["state"] for path in (tmp_path / "runs").iterdir()} == {
+        "CLUSTER.MIN_SAMPLES=25-trial1": "failed", "CLUSTER.MIN_SAMPLES=2-trial1": "finished"}
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--trials", "11"], "DATASET.TRIAL is 11; RegDB has the trials 1 to 10"),
+    (["--trials", "first"], "--trials first names no number"),
+    (["--seeds", "1", "--vary", "CLUSTER.EPZ", "1"], "unknown key CLUSTER.EPZ; did you mean CLUSTER.EPS"),
+    (["--vary", "CLUSTER.EPS", "0.5", "7"], "CLUSTER.EPS is 7.0; expected a number from 0 to 1"),
+    (["--vary", "CLUSTER.EPS"], "--vary CLUSTER.EPS names no value"),
+    (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
+    (["--vary", "SEED", "1", "2"], "--vary SEED is not possible: give its values to --seeds"),
+    (["--vary", "OUTPUT_DIR", "a", "b"], "every run has a folder of its own"),
+    (["--at_once", "0"], "--at_once is 0; expected a number above 0"),
+    (["--trials", "1", "DATASET.NAME", "llcm"], "--trials are the splits of RegDB; llcm has one"),
+    (["--cluster", "slurm"], "this machine has none; run it where Slurm is installed"),
+    (["--sceds", "1"], "unknown option --sceds")])
+def test_wrong_grids_write_nothing(settings, tmp_path, words, sentence):
+    with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
+        experiments.main(["run", *settings[0], *words])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_words_of_the_command_line():
+    options = experiments.parse_arguments(["run", "--seeds", "2", "4-6", "SEED", "3", "--vary", "CLUSTER.EPS", "0.5",
+                                           "0.6", "DEVICE", "cpu", "--vary", "OPTIM.STEPS", "[1, 2]", "[3]",
+                                           "--trials", "1", "TEST.EVERY=2"])
+    assert (options.seeds, options.trials) == ([2, 4, 5, 6], [1])
+    assert options.vary == [["CLUSTER.EPS", ["0.5", "0.6"]], ["OPTIM.STEPS", ["[1, 2]", "[3]"]]]
+    assert options.overrides == ["SEED", "3", "DEVICE", "cpu", "TEST.EVERY=2"]
+
+
+def test_folders_are_named_by_what_differs():
+    grid = make_grid(None, [], [1, 2], varied=[("OPTIM.STEPS", ["[1, 2]"]), ("MODEL.CLIP_WEIGHTS", ["a/b.pt"])])
+    assert [str(e.folder) for e in grid] == [f"runs/sysu/OPTIM.STEPS=_1_2_-MODEL.CLIP_WEIGHTS=a_b.pt-seed{s}"
+                                             for s in (1, 2)]
+    assert [e.config.SEED for e in grid] == [1, 2] and grid[0].config.OPTIM.STEPS == [1, 2]
+    grid = make_grid("configs/regdb.yml", ["OUTPUT_DIR", "x/t{trial}/y"], [3], [4, 5])
+    assert [str(e.folder) for e in grid] == ["x/trial4-seed3", "x/trial5-seed3"]
+    assert [str(e.folder) for e in make_grid(None, ["SEED", "9"])] == ["runs/sysu/seed9"]
+    with pytest.raises(UserError, match="would have the same folder"):
+        make_grid(None, [], [1], varied=[("MODEL.CLIP_WEIGHTS", ["a b", "a_b"])])
+
+
+@dataclass(frozen=True)
+class Scripts(Experiment):
+    """A run of two Python scripts of a second instead of the training's."""
+
+    code: str = ""
+
+    def steps(self):
+        return [(name, ["-c", self.code, str(self.folder / name)], (self.folder / name).is_file)
+                for name in ("first", "second")]
+
+
+# Leaves a file whose name it is given. SIGTERM: it stops as the training scripts do.
+WORK = """
+import os, pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+(out.parent / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+with open(out.parent / "starts", "a") as file:
+    file.write(out.name + " ")
+began = time.time()
+time.sleep(SECONDS)
+out.write_text(f"{began} {time.time()}")
+"""
+
+
+def scripts(folder, names, code=WORK, seconds="0.3"):
+    return [Scripts(name, folder / name, {}, None, (), code=code.replace("SECONDS", seconds)) for name in names]
+
+
+def test_runs_at_the_same_time_share_the_threads(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    runs = scripts(tmp_path, "abcd", seconds="2")
+    assert schedule.run_here(runs, at_once=2) == []
+    began, ended = zip(*(map(float, (tmp_path / name / script).read_text().split())
+                         for name in "abcd" for script in ("first", "second")))
+    together = [sum(b <= now < e for b, e in zip(began, ended)) for now in began]
+    assert max(together) == 2       # and never more
+    assert [(tmp_path / name / "threads").read_text() for name in "abcd"] == ["2"] * 4
+    assert [(tmp_path / name / "starts").read_text() for name in "abcd"] == ["first second "] * 4
+
+
+def test_gpus_go_round(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [schedule._share(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["3", "5", "3"]
+    assert schedule._share(0, 1) == {}
+
+
+def test_a_signal_is_passed_on_and_the_grid_resumes(tmp_path):
+    runs = scripts(tmp_path, "abc", seconds="60")
+    threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Stopped, match="the same command resumes") as stop:
+        schedule.run_here(runs, at_once=2)
+    assert stop.value.exit_code == 143
+    assert [read_record(run.folder)["state"] for run in runs] == ["stopped", "stopped", "waiting"]
+    (tmp_path / "a" / "first").write_text("done earlier")
+    assert schedule.run_here(scripts(tmp_path, "abc")) == []
+    assert (tmp_path / "a" / "starts").read_text() == "first second "        # first before, second now
+    assert (tmp_path / "b" / "starts").read_text() == "first first second "
+
+
+@pytest.mark.parametrize("code, sentence", [
+    ("import sys; sys.exit('error: no such image; restore it')", "first: no such image; restore it (see "),
+    ("raise ValueError('a defect')", "first: ValueError: a defect (see "),
+    ("import os, sys; os.kill(os.getpid(), 9)", "first was ended by signal 9; was memory exhausted?"),
+    ("import sys; print('error: a mistake', file=sys.stderr); sys.exit(2)", "first: a mistake"),
+    ("pass", "first ended without an error and left its work undone")])
+def test_failures_are_listed_with_their_sentence(tmp_path, code, sentence):
+    bad, good = scripts(tmp_path, ["bad"], code) + scripts(tmp_path, ["good"])
+    [(name, error)] = schedule.run_here([bad, good])
+    assert name == "bad" and error.startswith(sentence) and read_record(good.folder)["state"] == "finished"
+    assert read_record(bad.folder)["state"] == "failed" and read_record(bad.folder)["error"] == error
+
+
+def test_jobs_of_a_cluster_are_queued_again_when_their_time_is_over(tmp_path):
+    """submitit's local executor: the job is interrupted as Slurm does before its time is over, and then resumes."""
+    submitit, cloudpickle = pytest.importorskip("submitit"), pytest.importorskip("cloudpickle")
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    executor = submitit.LocalExecutor(tmp_path / "jobs")
+    executor.update_parameters(timeout_min=10)
+    # the first start of a script waits until it is stopped, the second one does its work
+    waits_once = WORK.replace("time.sleep(SECONDS)", "time.sleep(600 if not mark.exists() and not mark.touch() else 0)"
+                              ).replace("signal.signal", "mark = out.parent / 'mark'\nsignal.signal", 1)
+    [run] = scripts(tmp_path, ["a"], waits_once)
+    [job] = schedule.submit([run], executor)
+    deadline = time.time() + 240
+    while not (run.folder / "mark").exists() and time.time() < deadline:
+        time.sleep(0.2)
+    controller = Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text().split()
+    os.kill(int(controller[0]), signal.SIGUSR2)
+    assert job.result() == ("finished", "")
+    assert (run.folder / "starts").read_text() == "first first second "
+    assert read_record(run.folder)["state"] == "finished" and "PYTHONPATH" not in os.environ
+
+
+def record(folder, mode="all", protocol="SYSU-MM01 all-search", value=0.5, checkpoint="model_last", seed=1, **settings):
+    """Write a run's folder as a script leaves it, with one test."""
+    settings = {"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yml").write_text(json.dumps(settings))
+    path = results_file(folder, checkpoint, "python")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"dataset": "SYSU-MM01", "mode": mode, "protocol": protocol, "dataset_trial": 1,
+                                **{name: value for name in summary.NUMBERS}}))
+
+
+def test_table_of_two_methods(tmp_path, capsys):
+    for seed, value in ((1, 0.5), (2, 0.6), (3, 0.7)):
+        record(tmp_path / f"a{seed}", value=value, seed=seed, MEMORY={"SWAP_ORDER": "released"}, TEST={"EVERY": seed})
+        record(tmp_path / f"a{seed}", value=value + 0.1, seed=seed, MEMORY={"SWAP_ORDER": "released"},
+               checkpoint="model_best")
+    record(tmp_path / "b1", value=0.25, MEMORY={"SWAP_ORDER": "simultaneous"})
+    rows = summary.summarise(summary.read_runs([tmp_path], "python"))
+    ours = {row.method: row for row in rows if not row.source}
+    assert {method: row.n for method, row in ours.items()} == {"MEMORY.SWAP_ORDER released": 3,
+                                                               "MEMORY.SWAP_ORDER simultaneous": 1}
+    released = ours["MEMORY.SWAP_ORDER released"].cells
+    assert released["last"]["rank1"] == pytest.approx((60, 10)) and released["best"]["mAP"] == pytest.approx((70, 10))
+    assert ours["MEMORY.SWAP_ORDER simultaneous"].cells["last"]["rank1"] == (25, None)
+    experiments.main(["table", str(tmp_path)])
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if "released " in line and "train_clip" in line)
+    assert line.split()[-18:] == ["60.00", "±", "10.00"] * 3 + ["70.00", "±", "10.00"] * 3
+    assert text.index("last epoch") < text.index("best on test") < text.index("method")
+    published = next(line for line in text.splitlines() if line.startswith("README") and "train_clip" in line)
+    assert published.split()[-6:] == ["–", "–", "–", "55.31", "50.38", "–"]
+    assert "abstract of the paper: Rank-1 54.0" in text
+    experiments.main(["table", str(tmp_path), "--latex"])
+    latex = capsys.readouterr().out
+    assert r"MEMORY.SWAP\_ORDER released & train\_clip & all & 3 & 60.00 $\pm$ 10.00 &" in latex
+    assert r"\multicolumn{3}{c}{best on test}" in latex and r"\bottomrule" in latex
+
+
+def test_tables_of_what_does_not_compare(tmp_path):
+    def refuses(sentence, *folders):
+        with pytest.raises(UserError, match=sentence):
+            experiments.main(["table", *map(str, folders)])
+
+    refuses("names no folder")
+    refuses("nowhere is no folder", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    refuses("empty holds no run", tmp_path / "empty")
+    record(tmp_path / "a" / "1")
+    record(tmp_path / "b" / "1", DATASET={"NAME": "llcm", "TRIAL": 1})
+    refuses("is of the data set llcm, .* of sysu; expected one data set", tmp_path / "a", tmp_path / "b")
+    record(tmp_path / "c" / "1", protocol="SYSU-MM01 all-search, seeds 0-1")
+    refuses("their numbers do not compare", tmp_path / "a", tmp_path / "c")
+    results_file(tmp_path / "a" / "1", "model_last", "python").write_text('{"mode": "all"}')
+    refuses("metrics.json cannot be read", tmp_path / "a")
+    results_file(tmp_path / "a" / "1", "model_last", "python").unlink()
+    refuses("no test with TEST.MODE both and protocol python was found in any run; missing: ", tmp_path / "a")
+    (tmp_path / "a" / "1" / "experiment.json").write_text("{}")
+    refuses("experiment.json cannot be read", tmp_path / "a")
+    with pytest.raises(UserError, match="choose one"):
+        experiments.main(["table", "x", "--csv", "--latex"])
+
+
+def test_the_old_name_says_where_it_went():
+    ended = subprocess.run([sys.executable, str(REPOSITORY / "tools" / "regdb_trials.py"), "train"], text=True,
+                           capture_output=True)
+    assert ended.returncode == 2 and "experiments.py run --config_file configs/regdb.yml" in ended.stderr
+
+
+def test_submitit_is_only_needed_for_a_cluster(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="needs the package submitit"):
+        schedule.slurm_executor(tmp_path, "x", None, 1, 1, 1)
+
+
+def test_slurm_gets_what_was_asked_for(monkeypatch, tmp_path):
+    """With a stand-in for sbatch on the path: the script that submitit hands over."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("sbatch", "echo Submitted batch job 77"), ("srun", "true"), ("squeue", "true")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    executor = schedule.slurm_executor(tmp_path / "jobs", "grid", "gpu", 2, 6, 1.5)
+    [job] = schedule.submit(make_grid(None, ["OUTPUT_DIR", str(tmp_path / "runs")], [1]), executor)
+    assert job.job_id == "77" and read_record(tmp_path / "runs" / "seed1")["state"] == "waiting"
+    [script] = (tmp_path / "jobs").glob("*_submission.sh")
+    text = script.read_text()
+    for line in ("--partition=gpu", "--gpus-per-node=2", "--cpus-per-task=6", "--time=90", "--job-name=grid"):
+        assert f"#SBATCH {line}\n" in text, line

@@ -1,0 +1,150 @@
+"""A step waits for nothing on a GPU, but for the matching of a swap; on the CPU the order changes no bit."""
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import loss.cross_memory
+from data.images import ImageBank
+from loss.cross_memory import CrossMemory
+from model.cclnet import CCLNet
+from model.clip import TextTower, load_clip
+from model.prompt import PromptLearner
+from processor.guidance import TextGuidance
+from processor.prompt import PromptState, prompt_step, text_features
+from processor.train import Batches, TrainState, train, train_step
+from tests.test_fake_cuda import AUGMENTATION, BATCH, LABELS, LINKS, fake_banks, fake_cuda, memory
+from tests.tiny import HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_prompt_settings, tiny_settings, tiny_tester
+from utils.finite import RunningMeans
+from utils.modality import Modality
+from utils.runtime import to_device
+
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "unique_dim", "masked_select",
+         "unique_consecutive")      # operations whose result, or its shape, the host must know
+
+
+class Waits(TorchDispatchMode):
+    """Raises where the host would wait for a GPU: values that it reads, copies that are not left to run."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        on_gpu = isinstance(args[0], torch.Tensor) and args[0].device.type == "cuda" if args else False
+        assert not (on_gpu and name in READS), f"{name} waits for a GPU"
+        if name in ("index", "index_put", "index_put_"):        # with a mask, the number of elements must be known
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), f"{name} waits for a GPU"
+        if name == "_to_copy" and torch.device(kwargs.get("device") or args[0].device).type != args[0].device.type:
+            assert kwargs.get("non_blocking"), "a copy waits for a GPU"
+        if name == "copy_" and args[0].device.type != args[1].device.type:
+            assert kwargs.get("non_blocking") or args[2:3] == (True,), "a copy waits for a GPU"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def clip(tiny_clip_file):
+    return load_clip(tiny_clip_file)
+
+
+def test_what_waits_is_seen():
+    with fake_cuda():
+        x, host = torch.ones(3, device="cuda"), np.arange(3)
+        for name, waits in {"item": lambda: x.sum().item(), "cpu": x.cpu, "bool": lambda: bool(x.any()),
+                            "to": lambda: torch.from_numpy(host).to("cuda"), "unique": lambda: torch.unique(x),
+                            "mask": lambda: x[x > 0]}.items():
+            with Waits():
+                try:
+                    waits()
+                except AssertionError as error:
+                    assert "waits" in str(error)
+                else:
+                    pytest.fail(f"{name} is not seen")
+        with Waits():
+            assert to_device(host, "cuda").device.type == "cuda"
+
+
+@pytest.mark.parametrize("cache", ["mmap", "device"])
+def test_a_step_waits_for_nothing(clip, cache, monkeypatch):
+    """All of it but the backward pass: batch, losses, memories, the swap with links that are given, running means."""
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
+    monkeypatch.setattr(loss.cross_memory, "mark_on_gpu", lambda tensor: None)
+    with fake_cuda():
+        text = TextTower(clip).to("cuda")
+        state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), tiny_settings())
+        prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
+        guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
+        batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
+        both, means = memory(swaps=True, dim=state.model.feature_dim), RunningMeans()
+        state.model.train()
+        with Waits():
+            for step in range(2):
+                found = train_step(state.model, state.optimizer, both, batches[step], guidance, "released")
+                means.add(step + 1, *found)
+            assert both.memories and means.last["matched"] == 4     # the last swap is done
+        with pytest.raises(AssertionError, match="waits"), Waits():
+            means.check(1, batches.names)       # every CHECK_EVERY steps
+
+
+def test_a_prompt_step_waits_for_nothing(clip, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    with fake_cuda():
+        text = TextTower(clip).to("cuda")
+        state = PromptState(text, LABELS, tiny_prompt_settings())
+        projections = {m: torch.randn(4, 32, device="cuda") for m in Modality}
+        with Waits():
+            assert prompt_step(text, state.prompts, state.optimizer, projections, BATCH).device.type == "cuda"
+
+
+@pytest.mark.parametrize("order", ["released", "simultaneous"])
+def test_a_swap_that_is_put_off_changes_no_bit(clip, order, monkeypatch, tmp_path):
+    """A stopped and resumed run with it, against a run whose swaps are done at once."""
+    settings, banks = tiny_settings(MEMORY__SWAP_EPOCH=1, MEMORY__SWAP_ORDER=order, **AUGMENTATION), tiny_banks()
+    swapped_at_once, put_off = [], []
+
+    def finished(run):
+        model = CCLNet(clip.visual, HEIGHT, WIDTH)
+        train("prepare", model, banks, settings, run, tiny_tester(banks))
+        return model.state_dict(), [{k: v for k, v in row.items() if "second" not in k and "memory" not in k}
+                                    for row in run.history]
+
+    monkeypatch.setattr(loss.cross_memory, "swap", lambda *a, real=loss.cross_memory.swap: (
+        swapped_at_once.append(1), real(*a)))
+    weights, rows = finished(TinyRun(tmp_path / "at once"))
+    monkeypatch.setattr(CrossMemory, "_puts_off", staticmethod(lambda device: put_off.append(1) or True))
+    run = TinyRun(tmp_path / "put off", stop_after=4)
+    with pytest.raises(KeyError, match="enough"):
+        finished(run)
+    others, other_rows = finished(TinyRun(tmp_path / "put off", run.state_file.load()[0]))
+    assert 2 * len(put_off) == len(swapped_at_once) and rows[0]["matched"] > 0 and rows == other_rows
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["mmap", "device"])
+def test_steps_wait_for_nothing_on_a_gpu(clip, cache):
+    """PyTorch itself raises where it would wait; the links of a swap are exempt."""
+    settings = tiny_settings(MEMORY__SWAP_EPOCH=1, **AUGMENTATION)
+    banks = {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
+    state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
+    guidance = TextGuidance({m: torch.randn(PEOPLE, 32, device="cuda") for m in Modality}, LABELS, 0.1)
+    both = settings.new_memory({m: torch.randn(PEOPLE, state.model.feature_dim, device="cuda") for m in Modality}, 1)
+    batches, means, matched = Batches(banks, LABELS, settings, 1), RunningMeans(), CrossMemory.links
+
+    def links(self):
+        torch.cuda.set_sync_debug_mode("default")
+        found = matched(self)
+        torch.cuda.set_sync_debug_mode("error")
+        return found
+
+    state.model.train()
+    means.add(1, *train_step(state.model, state.optimizer, both, batches[0], guidance, "fp32"))     # sets things up
+    torch.cuda.synchronize()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CrossMemory, "links", links)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in (1, 2):
+                means.add(step + 1, *train_step(state.model, state.optimizer, both, batches[step], guidance, "fp32"))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    means.check(1, batches.names)
+    assert both.pairs() and means.means(3)["matched"] > 0

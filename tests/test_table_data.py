@@ -1,0 +1,115 @@
+"""Own images by images.csv: directions, order, every wrong row by its number, and the ten lines of the documents."""
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scripts
+from trees import write_image
+
+from data import table
+from data.registry import open_dataset
+from utils.diagnosis import known_persons
+from utils.errors import UserError
+from utils.modality import Modality
+
+HEAD = list(table.COLUMNS)
+ROWS = [["b.png", "train", "rgb", "1", "x"], ["a.png", "train", "visible", "1", "y"],
+        ["c.png", "train", "ir", "2", "y"], ["d.png", "train", "thermal", "2", "x"],
+        ["q.png", "query", "ir", "2", "z"], ["g.png", "gallery", "rgb", "1", "z"], ["h.png", "test", "rgb", "3", "10"]]
+
+
+def write(root, rows, head=HEAD):
+    rng = np.random.default_rng(0)
+    root.mkdir(exist_ok=True)
+    for name in "abcdqgh":
+        write_image(root / f"{name}.png", rng)
+    with open(root / "images.csv", "w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    return root
+
+
+def test_images_in_the_order_of_the_rows(tmp_path):
+    data = open_dataset("csv", write(tmp_path / "mine", ROWS))
+    assert data.name == "mine" and data.train[Modality.RGB].paths == ("b.png", "a.png")
+    assert data.train[Modality.RGB].persons.tolist() == [1, 2] and data.train[Modality.IR].persons.tolist() == [2, 1]
+    assert data.test[Modality.RGB].cameras.tolist() == [1, 3] and known_persons(data.train) is not None
+    assert data.modes == ("t2v",)
+    retrieval = data.retrieval()
+    assert (retrieval.query_modality, retrieval.query.tolist(), [g.tolist() for g in retrieval.galleries]) == (
+        Modality.IR, [0], [[0, 1]])
+    assert data.test[Modality.RGB].persons[0] == data.test[Modality.IR].persons[0] == 3
+    both = table.load(write(tmp_path / "mine", [*ROWS[:4], ["q.png", "test", "ir", "2", "z"], *ROWS[5:]]))
+    assert both.modes == ("v2t", "t2v") and both.retrieval("v2t").query.tolist() == [1]
+    with pytest.raises(UserError, match="TEST.MODE is 'all'; mine has t2v"):
+        data.retrieval("all")
+
+
+def test_persons_of_training_images_may_be_unknown(tmp_path):
+    data = table.load(write(tmp_path / "mine", [[*ROWS[0][:4], ""], *ROWS[1:]]))
+    assert known_persons(data.train) is None and data.train[Modality.RGB].persons.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("row, sentence", [
+    (["none.png", "train", "rgb", "1", "x"], "row 8 of .* names the image none.png, which is missing"),
+    (["../a.png", "train", "rgb", "1", "x"], "row 8 of .* expected a path below the folder"),
+    (["/etc/passwd", "train", "rgb", "1", "x"], "row 8 of .* expected a path below the folder"),
+    (["a.png", "test", "rgb", "1", "x"], "row 8 of .* names the image a.png of row 2 again"),
+    (["./a.png", "test", "rgb", "1", "x"], "row 8 of .* names the image a.png of row 2 again"),
+    (["i.png", "train", "depth", "1", "x"], "row 8 of .* has the modality 'depth'; expected rgb, visible"),
+    (["i.png", "val", "rgb", "1", "x"], "row 8 of .* has the split 'val'; expected train, query"),
+    (["i.png", "train", "rgb", "left", "x"], "row 8 of .* has the camera 'left'; expected a number"),
+    (["i.png", "train", "rgb", "-1", "x"], "row 8 of .* has the camera '-1'"),
+    (["i.png", "query", "rgb", "1", " "], "row 8 of .* names no person"),
+    (["i.png", "query", "rgb", "1"], "row 8 of .* has another number of cells"),
+    (["i.png", "query", "rgb", "1", "x", "y"], "row 8 of .* has another number of cells"),
+    (["i.png", "query", "rgb", "1", "x"], r"persons x \(1 in all\) are in training and test rows")])
+def test_wrong_rows_are_named(tmp_path, row, sentence):
+    root = write(tmp_path / "mine", [*ROWS, row])
+    write_image(root / "i.png", np.random.default_rng(1))
+    with pytest.raises(UserError, match=sentence):
+        table.load(root)
+
+
+def test_wrong_tables(tmp_path):
+    def refuses(sentence, *arguments):
+        with pytest.raises(UserError, match=sentence):
+            table.load(write(tmp_path / "mine", *arguments))
+
+    refuses("has the columns path, split; expected path, split, modality, camera, person", [], HEAD[:2])
+    refuses("lists no image", [])
+    refuses("lists no ir image of the split train", [row for row in ROWS if row[2] not in ("ir", "thermal")])
+    refuses("lists nothing to test", ROWS[:4])
+    refuses("lists nothing to test", ROWS[:5])
+    for content in (b"\xff\xfe", b'path,split,modality,camera,person\n"a.png,train', b"path\0,split\n"):
+        (tmp_path / "mine" / "images.csv").write_bytes(content)
+        with pytest.raises(UserError, match="images.csv (cannot be read|has the columns)"):
+            table.load(tmp_path / "mine")
+    (tmp_path / "mine" / "images.csv").unlink()
+    with pytest.raises(UserError, match="images.csv cannot be read"):
+        table.load(tmp_path / "mine")
+    with pytest.raises(UserError, match="data root .* is missing; expected a folder with images.csv"):
+        table.load(tmp_path / "other")
+
+
+def test_ten_lines_of_the_documents(tmp_path, tiny_clip_file, monkeypatch):
+    """They write a table with which all three scripts run."""
+    rng = np.random.default_rng(0)
+    for modality in ("rgb", "ir"):
+        for person in (1, 2, 3, 10, 20):
+            for number in range(6):
+                write_image(tmp_path / "mine" / modality / str(person) / f"{number}.png", rng)
+    text = (Path(scripts.REPOSITORY) / "docs" / "extending-data.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})      # noqa: S102
+    scripts.without_report(monkeypatch)
+    words = scripts.settings(DATASET__NAME="csv", DATASET__ROOT="mine", OUTPUT_DIR="run", CLUSTER__EPS=0.9,
+                             MODEL__CLIP_WEIGHTS=tiny_clip_file)
+    for name in ("train_prepare", "train_clip"):
+        assert scripts.call(scripts.load(name), words) == 0
+    assert scripts.call(scripts.load("test"), ["--resume_path", "run/model_last.pth", "TEST.MODE", "both"]) == 0
+    results = list(Path("run/tests").glob("*/metrics.json"))
+    assert len(results) == 1 and '"mine ir to rgb, whole gallery"' in results[0].read_text()

@@ -1,0 +1,159 @@
+"""From a number to a table: runs that differ in seed, trial or settings, and mean ± standard deviation over them.
+
+    python tools/experiments.py run   [--config_file configs/sysu.yml] [--seeds 1 2 3] [--trials 1-10]
+                                      [--vary KEY VALUE VALUE ...] [--at_once N] [KEY VALUE ...]
+    python tools/experiments.py run   ... --cluster slurm [--partition NAME] [--gpus 1] [--cpus 8] [--hours 12]
+    python tools/experiments.py plan  (as run)
+    python tools/experiments.py table FOLDER [FOLDER ...] [--protocol python] [--csv | --latex]
+
+`run` makes every run of the grid in a folder of its own in OUTPUT_DIR, named by what differs: train_prepare.py,
+train_clip.py, then test.py on the last and the best checkpoint of both. The same command again resumes; what is
+finished is skipped, a failed run does not stop the others. `plan` measures a few steps of each stage here and says what
+the grid will cost. `table` reads the folders of runs, or of grids.
+"""
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
+
+from configs.defaults import as_dict, flat, load_config  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
+
+RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
+KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
+
+
+def parse_arguments(arguments=None):
+    """Read the command line: options, with `overrides` the KEY VALUE words. Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("action", choices=("run", "plan", "table"))
+    parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
+    parser.add_argument("--seeds", default="", help="one run for each, as in 1 2 3 or 1-3")
+    parser.add_argument("--trials", default="", help="RegDB: one run for each split, as in 1-10")
+    parser.add_argument("--vary", action="append", default=[], metavar="KEY VALUE VALUE ...",
+                        help="one run for each value; may be given several times")
+    parser.add_argument("--baseline", action="store_true", help="test baseline CLIP too")
+    parser.add_argument("--at_once", type=whole_number(1, 1000), default=1, help="runs at the same time on this machine; default: 1")
+    parser.add_argument("--cluster", choices=("slurm",), help="queue a job for every run instead")
+    parser.add_argument("--partition", help="of the cluster; default: the cluster's own")
+    parser.add_argument("--gpus", type=whole_number(0, 1000), default=1, help="of each job; default: 1")
+    parser.add_argument("--cpus", type=whole_number(1, 10_000), default=8, help="of each job; default: 8")
+    parser.add_argument("--hours", type=real_number(0, 10_000), default=12, help="after which a job is queued again; default: 12")
+    parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
+    parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
+    parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")
+    options, overrides = parser.parse_known_args(join_values(sys.argv[1:] if arguments is None else arguments))
+    strange = [word for word in overrides if word.startswith("--")]
+    if strange:
+        parser.error(f"unknown option {strange[0]}")
+    if options.csv and options.latex:
+        parser.error("--csv and --latex are two forms of the table; choose one")
+    for name in ("at_once", "gpus", "cpus", "hours"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name} is {getattr(options, name)}; expected a number above 0")
+    options.seeds, options.trials = json.loads(options.seeds or "[]"), json.loads(options.trials or "[]")
+    options.vary, options.overrides = [json.loads(words) for words in options.vary], overrides
+    return options
+
+
+def join_values(words):
+    """Join --seeds, --trials and --vary with their values to one word each; what follows are KEY VALUE words.
+
+    Raises UserError: a value is missing or no number, or a key is unknown.
+    """
+    known, words, joined = flat(as_dict(load_config())), list(words), []
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name not in ("--seeds", "--trials", "--vary"):
+            joined.append(f"{name}{equals}{value}")
+            continue
+        words = [value, *words] if equals else words
+        key = words.pop(0) if name == "--vary" and words else ""
+        belongs = RANGE.match if not key else lambda word: not (word in known or KEY.match(word) or word[:2] == "--")
+        count = next((i for i, word in enumerate(words) if not belongs(word)), len(words))
+        values, words = words[:count], words[count:]
+        if key not in known and name == "--vary":
+            load_config(None, [key, "0"])       # says which key is nearest
+        if not values:
+            raise UserError(f"{name} {key or ' '.join(words[:1])} names no {'value' if key else 'number'}; expected "
+                            "some, as in --seeds 1 2 3, --trials 1-10 or --vary CLUSTER.EPS 0.5 0.6")
+        joined.append(f"{name}={json.dumps([key, values] if key else expand(values))}")
+    return joined
+
+
+def expand(ranges):
+    """List the numbers of words such as 4 or 1-3, each once, ascending."""
+    bounds = [RANGE.match(word).groups() for word in ranges]
+    return sorted({n for first, last in bounds for n in range(int(first), int(last or first) + 1)})
+
+
+def grid_of(options):
+    """Make the grid that the command line describes, its data sets opened once: [`Experiment`]. Raises UserError."""
+    from data.registry import open_dataset
+    from processor.grid import BASELINE, TESTED, make_grid
+
+    experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary,
+                            ((BASELINE,) if options.baseline else ()) + TESTED)
+    data_sets = {tuple(c.DATASET[key] for key in ("NAME", "ROOT", "TRIAL", "CHECK_COUNTS"))
+                 for c in (experiment.config for experiment in experiments)}
+    for arguments in sorted(data_sets) if options.action == "run" else ():
+        open_dataset(*arguments)
+    return experiments
+
+
+def run(options):
+    """Run the grid, here or on a cluster, and print its table. Raises UserError: runs failed."""
+    from processor.grid import grid_folder
+    from processor.schedule import run_here, slurm_executor, submit
+
+    folder, started = grid_folder(options.config_file, options.overrides), time.time()
+    if options.cluster:
+        executor = slurm_executor(folder / "jobs", folder.name, options.partition, options.gpus, options.cpus,
+                                  options.hours)
+        experiments = grid_of(options)
+        for experiment, job in zip(experiments, submit(experiments, executor)):
+            print(f"{experiment.name}: job {job.job_id}")
+        print(f"when they are finished: python tools/experiments.py table {folder}")
+        return
+    experiments = grid_of(options)
+    print(f"{len(experiments)} runs in {folder}: {', '.join(experiment.name for experiment in experiments)}")
+    failed = run_here(experiments, options.at_once)
+    finished = len(experiments) - len(failed)
+    print(f"\n{finished} of {len(experiments)} runs are finished, {time.time() - started:.0f} s\n")
+    if finished:
+        print_table([experiment.folder for experiment in experiments], experiments[0].config.TEST.PROTOCOL)
+    if failed:
+        sentences = "; ".join(f"{name}: {error}" for name, error in failed)
+        raise UserError(f"{len(failed)} of {len(experiments)} runs failed: {sentences}")
+
+
+def print_table(folders, protocol, form="text"):
+    """Print the table of runs, and what is missing to stderr. Args: form: "text", "csv" or "latex"."""
+    from processor import summary
+
+    runs = summary.read_runs(folders, protocol)
+    print(summary.FORMS[form](summary.summarise(runs)), end="")
+    sys.stdout.flush()
+    print("\n".join(summary.missing(runs)), file=sys.stderr)
+
+
+def main(arguments=None):
+    """Do what the command line asks for."""
+    options = parse_arguments(arguments)
+    if options.action == "table":
+        if not options.overrides:
+            raise UserError("table names no folder; expected those of runs or of a grid, as in table runs/sysu")
+        print_table(options.overrides, options.protocol, "csv" if options.csv else "latex" if options.latex else "text")
+    elif options.action == "plan":
+        from processor.plan import print_plan
+
+        print_plan(grid_of(options), options.at_once)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,232 @@
+"""What all processes of a run agree on. torchrun starts N of them; each computes its share, all have the same result.
+
+`join_processes` makes the one object that is passed to the parts that need it. `ALONE` does nothing and costs nothing.
+The engine is torch.distributed: NCCL between GPUs, gloo between hosts. Every process calls the same methods in the same
+order.
+"""
+import os
+import zlib
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.errors import UserError
+from utils.watch import GONE, JOINING, Watch, connect
+
+PATIENCE = timedelta(days=30)       # of a collective operation: utils/watch.py ends those that wait for a lost process
+
+
+class Processes:
+    """The only process of a run: every share is the whole."""
+
+    rank, size, local_rank = 0, 1, 0
+
+    @property
+    def writes(self):
+        """Whether this process writes the files of the run: the first does."""
+        return self.rank == 0
+
+    @property
+    def hides_bars(self):
+        """What tqdm's `disable` should be: bars of the first process alone, and where there is a terminal."""
+        return None if self.writes else True
+
+    def own(self, device):
+        """Return the device that is this process's own. Args: device: `torch.device`."""
+        return device
+
+    def share(self, count, unit=1):
+        """Return the rows of `count` that this process computes, a slice; shares are consecutive, whole units."""
+        bounds = self._bounds(count, unit)
+        return slice(bounds[self.rank], bounds[self.rank + 1])
+
+    def _bounds(self, count, unit):
+        units = -(-count // unit)
+        return [min(units * rank // self.size * unit, count) for rank in range(self.size + 1)]
+
+    def gather(self, rows, count, unit=1):
+        """Put all processes' shares (of `share`) together in order: (count, ...), without gradients."""
+        return rows
+
+    def mean(self, values):
+        """Average name -> scalar tensor over the processes."""
+        return values
+
+    def same(self, tensor):
+        """Copy the first process's tensor into everyone's, which is returned."""
+        return tensor
+
+    def once(self, function):
+        """Call a function on the first process alone; everyone returns what it returned there."""
+        return function()
+
+    def largest(self, number):
+        """Return the largest of all processes' whole numbers."""
+        return number
+
+    @contextmanager
+    def in_turn(self):
+        """Run a block on the first process, then on the first of each machine, then on the others.
+
+        For what makes files that are missing: the others find them.
+        """
+        yield
+
+    def wrap(self, model, unused):
+        """Return the model so that its gradients are averaged over all processes.
+
+        Args: unused: a function that returns the names of the parameters which get no gradient.
+        """
+        return model
+
+    def neighbours(self, count):
+        """Return the process group of `count` consecutive processes that this one is in."""
+
+    def compare(self, when, **states):
+        """Make sure that state dicts, by their name, are the same in all processes. Raises: UserError: they differ."""
+
+    def leave(self):
+        """Wait until all processes have come here, at the end of their work."""
+
+
+ALONE = Processes()
+
+
+class TorchProcesses(Processes):
+    """One of several processes, joined by torch.distributed.
+
+    Args: rank: of this process; size: number of processes; local_rank: among the processes of this machine;
+        device_type: "cuda" or "cpu", of all.
+    """
+
+    def __init__(self, rank, size, local_rank, device_type):
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._watch = Watch(rank, size)
+        store = connect(JOINING)
+        store.set(f"device/{rank}", device_type)
+        try:
+            store.wait([f"device/{r}" for r in range(size)], JOINING)
+        except RuntimeError:
+            raise UserError(f"not all of the {size} processes have started within {JOINING.seconds // 60} minutes; "
+                            "look at what the others have said, and start all machines again")
+        types = {store.get(f"device/{r}").decode() for r in range(size)}
+        if len(types) > 1:
+            raise UserError("some processes have a GPU and others have none; set DEVICE cpu, or start processes on "
+                            "machines with GPUs alone")
+        dist.init_process_group("gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl", rank=rank, world_size=size,
+                                store=dist.PrefixStore("group", store), timeout=PATIENCE)
+
+    def own(self, device):
+        """Return the GPU whose number is this process's on its machine; a CPU is shared."""
+        if device.type != "cuda":
+            return device
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def gather(self, rows, count, unit=1):
+        """Put all processes' shares together."""
+        bounds, rows = self._bounds(count, unit), rows.detach().contiguous()
+        whole = rows.new_empty(count, *rows.shape[1:])
+        parts = [whole[a:b] for a, b in zip(bounds, bounds[1:])]
+        if len({len(part) for part in parts}) == 1:
+            dist.all_gather(parts, rows)
+            return whole
+        parts[self.rank].copy_(rows)
+        for rank, part in enumerate(parts):
+            if len(part):
+                dist.broadcast(part, src=rank)
+        return whole
+
+    def mean(self, values):
+        """Average scalars over the processes, in one message."""
+        total = torch.stack([value.detach().double() for value in values.values()])
+        dist.all_reduce(total)
+        return dict(zip(values, (total / self.size).unbind()))
+
+    def same(self, tensor):
+        """Broadcast a tensor from the first process."""
+        dist.broadcast(tensor, src=0)
+        return tensor
+
+    def once(self, function):
+        """Call a function on the first process and send what it returned, tensors on the host, to the others."""
+        found = [function() if self.writes else None]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def largest(self, number):
+        """Return the largest number, by way of the hosts: no GPU is waited for."""
+        number = torch.tensor([number])
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    @contextmanager
+    def in_turn(self):
+        """Run a block in three turns."""
+        turn = 2 if self.local_rank else min(self.rank, 1)
+        for _ in range(turn):
+            self.largest(0)
+        yield
+        for _ in range(2 - turn):
+            self.largest(0)
+
+    def wrap(self, model, unused):
+        """Wrap the model in DistributedDataParallel, which leaves parameters without a gradient alone."""
+        left_alone = [*unused(), *(name for name, _ in model.named_buffers())]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def neighbours(self, count):
+        """Make the groups of `count` consecutive processes; every process makes all of them."""
+        groups = [dist.new_group(range(first, first + count), timeout=PATIENCE)
+                  for first in range(0, self.size, count)]
+        return groups[self.rank // count]
+
+    def compare(self, when, **states):
+        """Compare checksums."""
+        found = [None] * self.size
+        dist.all_gather_object(found, {name: checksum(state) for name, state in states.items()})
+        for name in states:
+            other = next((rank for rank, sums in enumerate(found) if sums[name] != found[0][name]), None)
+            if other is not None:
+                raise UserError(f"after {when} the {name} of process {other} differ from those of process 0; expected "
+                                "the same to the bit. The same command resumes from the last state that was saved; if "
+                                "it happens again, use GPUs of one kind and the same versions on all machines")
+
+    def leave(self):
+        """Wait for all, then stop looking at them."""
+        self.largest(0)
+        self._watch.stop()
+        dist.destroy_process_group()
+
+
+def join_processes(device_type):
+    """Join the processes that torchrun has started: `Processes`; `ALONE` if it has not, or has started one.
+
+    Args: device_type: "cuda" or "cpu". Raises: UserError: this machine has fewer GPUs than processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1 or "RANK" not in os.environ:
+        return ALONE
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device_type == "cuda" and here > torch.cuda.device_count():
+        raise UserError(f"torchrun has started {here} processes on this machine, which has {torch.cuda.device_count()} "
+                        "of the GPUs that they need; set --nproc_per_node to the number of GPUs, or DEVICE cpu")
+    try:
+        return TorchProcesses(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)), device_type)
+    except dist.DistError:
+        raise UserError(GONE.removeprefix("error: "))
+
+
+def checksum(state):
+    """Compute the CRC-32 of all tensors of a state dict, at any depth, in its order."""
+    found = 0
+    for value in state.values():
+        if isinstance(value, dict):
+            found = zlib.crc32(str(checksum(value)).encode(), found)
+        elif isinstance(value, torch.Tensor):
+            found = zlib.crc32(value.detach().cpu().contiguous().numpy(), found)
+    return found
