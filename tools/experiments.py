@@ -36,12 +36,14 @@ def parse_arguments(arguments=None):
     parser.add_argument("--vary", action="append", default=[], metavar="KEY VALUE VALUE ...",
                         help="one run for each value; may be given several times")
     parser.add_argument("--baseline", action="store_true", help="test baseline CLIP too")
-    parser.add_argument("--at_once", type=whole_number(1, 1000), default=1, help="runs at the same time on this machine; default: 1")
+    parser.add_argument("--at_once", type=whole_number(1, 1000), default=1,
+                        help="runs at the same time on this machine; default: 1")
     parser.add_argument("--cluster", choices=("slurm",), help="queue a job for every run instead")
     parser.add_argument("--partition", help="of the cluster; default: the cluster's own")
     parser.add_argument("--gpus", type=whole_number(0, 1000), default=1, help="of each job; default: 1")
     parser.add_argument("--cpus", type=whole_number(1, 10_000), default=8, help="of each job; default: 8")
-    parser.add_argument("--hours", type=real_number(0, 10_000), default=12, help="after which a job is queued again; default: 12")
+    parser.add_argument("--hours", type=real_number(0, 10_000), default=12,
+                        help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")

@@ -66,9 +66,11 @@ def main():
     """Break the files that the command line names. Raises UserError: a name is unknown, or cosmic-ray is missing."""
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", default=list(TESTS), help="files; default: all of the core")
-    parser.add_argument("--sample", type=real_number(0, 1), default=1.0, help="share of the changes of each file that are tried")
+    parser.add_argument("--sample", type=real_number(0, 1), default=1.0,
+                        help="share of the changes of each file that are tried")
     parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="changes at a time")
-    parser.add_argument("--timeout", type=whole_number(1, 10 ** 6), default=600, help="seconds for the tests of one change")
+    parser.add_argument("--timeout", type=whole_number(1, 10 ** 6), default=600,
+                        help="seconds for the tests of one change")
     parser.add_argument("--output", help="write the table there too, in Markdown")
     options = parser.parse_args()
     unknown = [file for file in options.only if file not in TESTS]
