@@ -1,12 +1,16 @@
-# Two commands for a fresh machine: `make demo` and `make test`. Both make .venv from requirements.txt first, once.
+# Two commands for a fresh machine: `make demo` and `make test`. Both make .venv from requirements.txt first, once;
+# `make env` does that alone. constraints.txt holds the versions that CI ran with; `make env CONSTRAINTS=` takes the newest.
 PYTHON ?= python3
 PY := .venv/bin/python
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test lint bench gpu soak mutants reproduce
+.PHONY: env demo test lint bench gpu soak mutants reproduce
 
-.venv/installed: requirements.txt
+env: .venv/installed
+
+.venv/installed: requirements.txt $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@
 
 # Threads that spin for long while they wait slow other processes down tenfold, threads that never do the demo by a third.

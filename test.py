@@ -23,14 +23,14 @@ def main():
     load_config(arguments.config_file, arguments.overrides)     # mistakes are found before the slow imports
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
+    from processor.saved import read_checkpoint
     from processor.setup import Setup
-    from utils.checkpoint import load_checkpoint
     from utils.report.content import retrieval_content
     from utils.report.ranking import save_rankings
     from utils.report.write import save_report
 
     path = arguments.resume_path
-    content = load_checkpoint(path) if path else {}
+    content = read_checkpoint(path) if path else {}
     config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
     setup = Setup(config, "test")
     if not arguments.allow_other_data:
@@ -41,7 +41,7 @@ def main():
     else:
         model = setup.new_model()
     banks, folder = setup.banks("test"), results_folder(config, path, setup.data.modes[0])
-    with setup.holding(folder):
+    with setup.holding(folder, of_run=config.OUTPUT_DIR):
         log = setup.start(folder)
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")
@@ -99,7 +99,7 @@ def save_results(folder, setup, log, content, what, evaluations):
 
     Args: content: of the checkpoint; what: was tested; evaluations: list of `Evaluation`.
     """
-    from model.released import released_state
+    from model.released import first_number, released_state
     from processor.evaluate import format_table, metrics_record
     from utils.checkpoint import save_json
 
@@ -109,7 +109,8 @@ def save_results(folder, setup, log, content, what, evaluations):
     selection = content.get("selected", "last epoch")
     if released_state(content) is not None:
         selection = "as released"
-    facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what, "epoch": int(content.get("epoch", 0)),
+    facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what,
+             "epoch": int(first_number(content.get("epoch")) or 0),
              "selection": selection if content else "no training"}
     results = [metrics_record(evaluation, setup.data, **facts) for evaluation in evaluations]
     output = folder / "metrics.json"

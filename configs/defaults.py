@@ -1,7 +1,6 @@
 """Every setting, with its default: the released recipe for SYSU-MM01. The .yml files hold only what differs."""
 import ast
 import difflib
-import math
 import os
 import re
 import reprlib
@@ -10,7 +9,7 @@ import yaml
 from yacs.config import CfgNode
 
 from loss.methods import METHODS
-from utils.errors import UserError
+from utils.errors import UserError, is_unicode, quoted
 
 _C = CfgNode()
 _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it becomes DATASET.TRIAL
@@ -126,21 +125,29 @@ CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", 
            "INPUT.NORMALISATION": ("imagenet", "clip", "half"),
            "MODEL.NAME": ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                           "ViT-L-14-336")}
+# The upper bounds are far beyond any use; they keep a slip of the hand from filling memory, disk or a month.
 NUMBERS = (    # what is expected, the test, the keys
-    ("1 or more", lambda v: v >= 1,
-     ("INPUT.HEIGHT", "INPUT.WIDTH", "CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "SAMPLER.CLUSTERS",
-      "SAMPLER.INSTANCES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "PROMPT.BATCH_SIZE", "FINETUNE.EPOCHS", "TEST.TRIALS",
-      "TEST.EVERY", "TEST.BATCH_SIZE", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "MEMORY.TOP_IMAGES", "BATCH_NORM.SPLITS",
-      "MODEL.STRIDE")),
-    ("0 or more", lambda v: v >= 0,
-     ("INPUT.PAD", "SEED", "OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA",
-      "OPTIM.WEIGHT_DECAY", "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR",
-      "CHECKPOINT.MINUTES", "MEMORY.CROSS_WEIGHT", "MEMORY.HYBRID_WEIGHT", "MEMORY.RELATION_WEIGHT")),
-    ("a number above 0", lambda v: v > 0, ("MEMORY.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
+    ("a whole number from 1 to 1,000,000", lambda v: 1 <= v <= 1_000_000,
+     ("CLUSTER.K1", "CLUSTER.K2", "CLUSTER.MIN_SAMPLES", "PREPARE.EPOCHS", "PROMPT.EPOCHS", "FINETUNE.EPOCHS",
+      "TEST.EVERY", "DATASET.TRIAL", "MEMORY.SWAP_EPOCH", "MEMORY.TOP_IMAGES")),
+    ("a whole number from 1 to 10,000", lambda v: 1 <= v <= 10_000,
+     ("SAMPLER.CLUSTERS", "SAMPLER.INSTANCES", "PROMPT.BATCH_SIZE", "TEST.BATCH_SIZE", "TEST.TRIALS",
+      "BATCH_NORM.SPLITS")),
+    ("a whole number from 1 to 2,048", lambda v: 1 <= v <= 2048, ("INPUT.HEIGHT", "INPUT.WIDTH", "MODEL.STRIDE")),
+    ("a whole number from 0 to 1,000", lambda v: 0 <= v <= 1000, ("INPUT.PAD",)),
+    ("a whole number from 0 to 2^63 - 1", lambda v: 0 <= v < 2 ** 63, ("SEED",)),
+    ("a number from 0 to 1,000,000", lambda v: 0 <= v <= 1_000_000,
+     ("OPTIM.WARMUP_EPOCHS", "OPTIM.WARMUP_FACTOR", "OPTIM.BIAS_LR_FACTOR", "OPTIM.GAMMA", "OPTIM.WEIGHT_DECAY",
+      "PROMPT.WEIGHT_DECAY", "PROMPT.WARMUP_EPOCHS", "PROMPT.LR_MIN", "PROMPT.WARMUP_LR", "CHECKPOINT.MINUTES",
+      "MEMORY.CROSS_WEIGHT", "MEMORY.HYBRID_WEIGHT", "MEMORY.RELATION_WEIGHT")),
+    ("a number above 0, up to 1,000,000", lambda v: 0 < v <= 1_000_000,
+     ("MEMORY.TEMPERATURE", "OPTIM.LR", "PROMPT.LR")),
     ("a number from 0 to 1", lambda v: 0 <= v <= 1,
      ("INPUT.GREY", "INPUT.FLIP", "INPUT.ERASE", "INPUT.CHANNEL", "CLUSTER.EPS", "MEMORY.MOMENTUM", "MEMORY.SWAP_SCALE",
       "FINETUNE.LABEL_SMOOTHING")),
 )
+LONGEST_TEXT, LONGEST_LIST, LONGEST_FILE = 4000, 1000, 1_000_000      # characters, entries, bytes of a .yml file
+DEEPEST = 5                  # sections in one another
 ASSIGNMENT = re.compile(r"[A-Z_0-9]+(\.[A-Z_0-9]+)*=")       # KEY=VALUE, another spelling of KEY VALUE
 # Keys that older checkpoints store. They are ignored there; on the command line and in a .yml file they are unknown.
 REMOVED = ("CLUSTER.INDEX", "PROMPT.TEMPERATURE", "TEST.SHOTS")
@@ -152,7 +159,7 @@ def load_config(config_file=None, overrides=(), base=None):
     Raises: UserError: unreadable file, unknown key (names the nearest), wrong type or value.
     """
     config = _C.clone()
-    if base and not isinstance(base, dict):
+    if base is not None and not isinstance(base, dict):
         raise UserError(f"the checkpoint holds {_short(base)} as its configuration; expected sections of keys. "
                         "Train or download it again")
     if base:
@@ -161,8 +168,8 @@ def load_config(config_file=None, overrides=(), base=None):
         _merge(config, _read_yaml(config_file), config_file)
     overrides = [part for word in overrides for part in (word.split("=", 1) if ASSIGNMENT.match(word) else [word])]
     if len(overrides) % 2:
-        raise UserError(f"configuration overrides {' '.join(overrides)} are no KEY VALUE pairs; expected an even "
-                        "number of words, as in SEED 2 TEST.MODE indoor")
+        raise UserError(f"configuration overrides {_short(' '.join(overrides), text=True)} are no KEY VALUE pairs; "
+                        "expected an even number of words, as in SEED 2 TEST.MODE indoor")
     for key, text in zip(overrides[::2], overrides[1::2]):
         _merge(config, {key: _parse(text)}, "the command line")
     _check_values(config)
@@ -180,7 +187,7 @@ def flat(tree, prefix=""):
     """Nested dicts as one: {"SECTION.KEY": value}."""
     keys = {}
     for key, value in tree.items():
-        keys.update(flat(value, f"{prefix}{key}.") if value and isinstance(value, dict) else {f"{prefix}{key}": value})
+        keys.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
     return keys
 
 
@@ -189,9 +196,9 @@ def _without_removed(tree):
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     sections = {key: value for key, value in tree.items() if isinstance(value, dict)}
     test, data = sections.get("TEST", {}), sections.get("DATASET", {})
-    if test.get("PROTOCOL") == "original":
+    if isinstance(test.get("PROTOCOL"), str) and test["PROTOCOL"] == "original":
         test["PROTOCOL"] = f"original-{test.get('SHOTS', 1)}"
-    if data.get("CACHE") == "memory":
+    if isinstance(data.get("CACHE"), str) and data["CACHE"] == "memory":
         data["CACHE"] = "auto"
     for name in REMOVED:
         section, key = name.split(".")
@@ -204,38 +211,44 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         """Build a mapping. Raises: YAMLError: a key stands twice."""
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
         if twice:
-            raise yaml.YAMLError(f"the key {twice[0]} stands twice")
+            raise yaml.YAMLError(f"the key {_short(twice[0], text=True)} stands twice")
         return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path):
     if not os.path.isfile(path):
-        raise UserError(f"configuration file {path} is missing; expected a .yml file such as configs/sysu.yml")
+        raise UserError(f"configuration file {quoted(path)} is missing; expected a .yml file such as configs/sysu.yml")
     try:
+        if os.path.getsize(path) > LONGEST_FILE:
+            raise ValueError(f"{os.path.getsize(path):,} bytes, more than {LONGEST_FILE:,}")
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, _StrictLoader)
-    except (OSError, UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"configuration file {path} cannot be read ({' '.join(str(error).split())[:160]}); expected "
-                        "YAML such as configs/sysu.yml")
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError, TypeError, OverflowError, AttributeError,
+            yaml.YAMLError) as error:
+        raise UserError(f"configuration file {quoted(path)} cannot be read ({' '.join(str(error).split())[:160]}); "
+                        "expected YAML such as configs/sysu.yml")
     if content is not None and not isinstance(content, dict):
-        raise UserError(f"configuration file {path} holds a {type(content).__name__}; expected KEY: value lines such "
-                        "as in configs/sysu.yml")
+        raise UserError(f"configuration file {quoted(path)} holds a {type(content).__name__}; expected KEY: value "
+                        "lines such as in configs/sysu.yml")
     return content or {}
 
 
 def _short(value, text=False):
     """Write a value for a message, however large it is. Args: text: without quotes."""
-    text = str(value) if text else reprlib.repr(value)
+    try:
+        text = str(value) if text else reprlib.repr(value)
+    except ValueError:          # Python does not write whole numbers of thousands of digits
+        text = f"a number of {value.bit_length():,} bits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _parse(text):
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):       # the last three: endless brackets
         return text
 
 
@@ -245,13 +258,13 @@ def _merge(config, tree, source):
     A whole number may stand for a float, and a number for text: a folder may be named 2024.
     """
     known = flat(as_dict(config))
-    for name, value in flat(tree).items():
-        if isinstance(known.get(name), float) and type(value) is int:
+    for name, value in _flat_settings(tree, source).items():
+        if isinstance(known.get(name), float) and type(value) is int and abs(value) < 10 ** 300:
             value = float(value)
         if isinstance(known.get(name), str) and type(value) in (int, float):
-            value = str(value)
+            value = _short(value, text=True)
         try:
-            if value is None or value == {}:        # yacs lets them stand for anything
+            if not _is_plain(value):        # yacs lets None and {} stand for anything
                 raise ValueError
             config.merge_from_list([name, repr(value) if isinstance(value, str) else value])
         except (AssertionError, TypeError):
@@ -262,35 +275,68 @@ def _merge(config, tree, source):
             if keys:
                 raise UserError(f"{source} sets the section {name} to {_short(value)}; expected one of its keys, as in "
                                 f"{keys[0]}")
+            if name not in known:
+                raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
+                                f"{_nearest(name, known)}? configs/defaults.py lists all keys")
             raise UserError(f"{source} sets {name} to {_short(value)} ({type(value).__name__}); expected "
                             f"{type(known[name]).__name__}, such as {known[name]!r}")
+
+
+def _flat_settings(tree, source, prefix="", depth=1):
+    """`flat` of a tree that may be anything. Raises: UserError: it lies in itself, or a key is no text."""
+    keys = {}
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise UserError(f"{source} has the key {_short(key)} ({type(key).__name__}); expected text, such as SEED")
+        if isinstance(value, dict) and value:
+            if depth == DEEPEST:
+                raise UserError(f"{source} has sections in one another without end at "
+                                f"{_short(prefix + key, text=True)}; expected SECTION.KEY at most")
+            keys.update(_flat_settings(value, source, f"{prefix}{key}.", depth + 1))
+        else:
+            keys[prefix + key] = value
+        if len(keys) > LONGEST_LIST:
+            raise UserError(f"{source} has more than {LONGEST_LIST:,} keys, such as {_short(prefix + key, text=True)}; "
+                            "configs/defaults.py lists all keys")
+    return keys
+
+
+def _is_plain(value):
+    """Tell whether a value is a number, text, or a list of them of moderate length."""
+    if isinstance(value, (list, tuple)):
+        return len(value) <= LONGEST_LIST and all(type(entry) in (bool, int, float, str) for entry in value)
+    return type(value) in (bool, int, float, str)
 
 
 def _nearest(name, known):
     """Return the known key that is spelt most like name."""
     upper = {key.upper(): key for key in known}
-    return upper[difflib.get_close_matches(name.upper(), upper, n=1, cutoff=0)[0]]
+    return upper[difflib.get_close_matches(name.upper()[:100], upper, n=1, cutoff=0)[0]]
 
 
 def _check_values(config):
     values = flat(as_dict(config))
+    for name, value in values.items():
+        if isinstance(value, str) and (len(value) > LONGEST_TEXT or "\0" in value or not is_unicode(value)):
+            raise UserError(f"{name} is {_short(value)} ({len(value):,} characters); expected text in UTF-8 of at most "
+                            f"{LONGEST_TEXT:,} characters, without a NUL")
     for name, choices in CHOICES.items():
         if values[name] not in choices:
-            raise UserError(f"{name} is {values[name]!r}; choose {' or '.join(c or repr(c) for c in choices)}")
+            raise UserError(f"{name} is {_short(values[name])}; choose {' or '.join(c or repr(c) for c in choices)}")
     for expected, is_right, names in NUMBERS:
         for name in names:
-            if not (is_right(values[name]) and math.isfinite(values[name])):
-                raise UserError(f"{name} is {values[name]}; expected {expected}")
+            if not is_right(values[name]):          # NaN lies between no bounds
+                raise UserError(f"{name} is {_short(values[name], text=True)}; expected {expected}")
     if not config.OUTPUT_DIR.strip():
         raise UserError("OUTPUT_DIR is empty; expected a folder such as runs/sysu")
-    if not all(type(step) is int for step in config.OPTIM.STEPS):
-        raise UserError(f"OPTIM.STEPS is {config.OPTIM.STEPS}; expected a list of epochs such as [30, 50]")
+    if not all(type(step) is int and 0 <= step <= 1_000_000 for step in config.OPTIM.STEPS):
+        raise UserError(f"OPTIM.STEPS is {_short(config.OPTIM.STEPS)}; expected a list of epochs such as [30, 50]")
     if not all(map(_is_factor, config.OPTIM.FACTORS)):
         raise UserError(f"OPTIM.FACTORS is {_short(config.OPTIM.FACTORS)}; expected pairs of the start of a weight's "
-                        "name and a factor of 0 or more, such as [[\"tower.stems.\", 0]]")
+                        "name and a factor from 0 to 1,000,000, such as [[\"tower.stems.\", 0]]")
 
 
 def _is_factor(pair):
     """Tell whether an entry of OPTIM.FACTORS is a name and a number."""
     return (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
-            and type(pair[1]) in (int, float) and 0 <= pair[1] < math.inf)
+            and type(pair[1]) in (int, float) and 0 <= pair[1] <= 1_000_000)

@@ -1,24 +1,24 @@
 """Image files decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
 import fcntl
 import hashlib
-import json
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from tqdm import tqdm
 
-from data.manifest import file_stat
+from data.hashes import content_hashes, in_parallel
 from utils.checkpoint import open_lock, save_array, save_json
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory, quoted
 from utils.runtime import to_device
+from utils.structure import finite_json
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
 MAX_PIXELS = 50_000_000     # of one image file: a few kilobytes can claim to be gigabytes
 FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
+OF_DATA_SET = "replace it by the file of the original data set, or correct the lists of the data set"
 READ_AT_ONCE = 256          # images on their way to the GPU
 
 
@@ -73,29 +73,32 @@ def pick_cache(name, size, device):
     return "device" if fits else "mmap"
 
 
-def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", cache="mmap",
-              normalisation="imagenet"):
+def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", cache="mmap", normalisation="imagenet",
+              announce=None):
     """Open the `ImageBank` of an image set from its cache; the cache is written first if it is missing or stale.
 
     Args:
         image_set: `data.records.ImageSet`; root: folder its paths start from; cache_dir: folder of the .npy files;
         split: "train" or "test", part of their names; height, width: pixels; device, cache,
-        normalisation: of `ImageBank`.
+        normalisation: of `ImageBank`; announce: a function that is told in a line what is decoded, before it is.
     Raises:
         UserError: an image is missing or does not decode, the cache cannot be written, or the images are an array of
             another size.
     """
     shape = (len(image_set), height, width, 3)
     if image_set.array:
-        images = np.load(image_set.array, mmap_mode="r")
+        images = np.load(image_set.array, mmap_mode="r", allow_pickle=False)
         if images.shape != shape:
             raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
                             f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
                             f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
         return ImageBank(images, device, image_set.paths, cache, normalisation)
     files = CacheFiles(Path(cache_dir), split, image_set.modality.value)
-    manifest = _cache_manifest(image_set, root, height, width)
+    manifest = _cache_manifest(image_set, content_hashes(image_set, root, split, files.folder), height, width)
     if not files.is_current(manifest, shape):
+        if announce:
+            announce(f"decoding {len(image_set):,} {split} {image_set.modality.value} images once into "
+                     f"{quoted(files.images)}, {math.prod(shape) / 1e9:,.2f} GB")
         files.write(image_set, root, manifest, height, width)
     return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache, normalisation)
 
@@ -116,9 +119,12 @@ class CacheFiles:
         if not all(p.is_file() for p in (self.images, self.labels, self.paths, self.manifest)):
             return False
         try:
-            return (json.loads(self.manifest.read_text()) == manifest
-                    and np.load(self.images, mmap_mode="r").shape == shape)
-        except (ValueError, OSError):
+            images = np.load(self.images, mmap_mode="r", allow_pickle=False)
+            return (finite_json(self.manifest.read_text(encoding="utf-8")) == manifest and images.shape == shape
+                    and images.dtype == np.uint8)
+        except Exception as error:      # a damaged header of an array raises many kinds
+            if is_out_of_memory(error):
+                raise
             return False
 
     def write(self, image_set, root, manifest, height, width):
@@ -126,10 +132,11 @@ class CacheFiles:
 
         Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
         """
-        foreign = next((path for path in (self.images, self.labels, self.paths) if path.exists()), None)
-        if foreign and not self.manifest.is_file():
-            raise UserError(f"{foreign} is not from here (no {self.manifest.name} lies beside it) and is not replaced; "
-                            "move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
+        foreign = next((path for path in (self.images, self.labels, self.paths) if os.path.lexists(path)), None)
+        if foreign and not self._is_ours():
+            raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) "
+                            "and is not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to "
+                            "another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open_lock(self.folder / ".cache.lock") as lock:
@@ -139,6 +146,14 @@ class CacheFiles:
         except OSError as error:
             raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
                             "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
+
+    def _is_ours(self):
+        """Tell whether the manifest beside the arrays is one that this project writes."""
+        try:
+            content = finite_json(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and ("unfinished" in content or {"images", "sha256"} <= content.keys())
 
     def _write(self, image_set, root, manifest, height, width):
         save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
@@ -160,21 +175,13 @@ class CacheFiles:
         save_json(self.manifest, manifest)
 
 
-def _cache_manifest(image_set, root, height, width):
-    """Describe what the cache was made from, and how: a hash over names, sizes and times of all files."""
+def _cache_manifest(image_set, hashes, height, width):
+    """Describe what the cache was made from, and how: a hash over the names and contents of all files."""
     digest = hashlib.sha256()
-    for path in image_set.paths:
-        stat = file_stat(Path(root) / path)
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for path, content in zip(image_set.paths, hashes):
+        digest.update(f"{path}\0{content}\n".encode("utf-8", "surrogateescape"))
     return {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF",
             "sha256": digest.hexdigest()}
-
-
-def in_parallel(function, items, description):
-    """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), unit="image", desc=description, mininterval=1,
-                         leave=False, disable=None))
 
 
 def _decode_all(image_set, root, out):
@@ -186,17 +193,18 @@ def _decode_all(image_set, root, out):
     in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")
 
 
-def read_image(path, height, width):
+def read_image(path, height, width, remedy=OF_DATA_SET):
     """Decode one image file, convert it to RGB and resize it (Lanczos): (height, width, 3) uint8.
 
-    Raises: UserError: the file is missing or does not decode.
+    Args: remedy: as `decode_image`. Raises: UserError: the file is missing or does not decode.
     """
-    return np.asarray(decode_image(path)[0].resize((width, height), Image.LANCZOS))
+    return np.asarray(decode_image(path, remedy)[0].resize((width, height), Image.LANCZOS))
 
 
-def decode_image(path):
+def decode_image(path, remedy=OF_DATA_SET):
     """Decode one image file, upright, into an RGB image of Pillow; and the mode it was stored in, such as "L".
 
+    Args: remedy: what to do about a file that is missing or does not decode.
     Raises: UserError: the file is missing, of another format than FORMATS, or does not decode.
     """
     try:
@@ -210,9 +218,11 @@ def decode_image(path):
                 image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
             return image.convert("RGB"), mode
     except FileNotFoundError:
-        raise UserError(f"image {path} is missing; restore it or correct the lists of the data set")
+        raise UserError(f"image {quoted(path)} is missing; {remedy}")
     except Exception as error:     # Pillow raises many kinds on damaged files
-        raise UserError(f"image {path} does not decode ({error}); replace it by the file of the original data set")
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"image {quoted(path)} does not decode ({' '.join(str(error).split())[:200]}); {remedy}")
 
 
 def _upright(image):

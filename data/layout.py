@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from data.records import ImageSet
-from utils.errors import UserError
+from utils.errors import UserError, is_unicode, quoted
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -11,7 +11,7 @@ def existing_root(root, layout):
     """Return the folder of a data set as a Path. Raises UserError: it is missing."""
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"data root {root} is missing; expected a folder with {layout}. Set DATASET.ROOT")
+        raise UserError(f"data root {quoted(root)} is missing; expected a folder with {layout}. Set DATASET.ROOT")
     return root
 
 
@@ -28,6 +28,9 @@ def find_images(root, modality, ids, cameras, parent=""):
                 names = sorted(p.name for p in (root / folder).iterdir()
                                if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
                 rows += [(f"{folder}/{name}", person, camera) for name in names]
+    strange = next((path for path, *_ in rows if not is_unicode(path)), None)
+    if strange:
+        raise UserError(f"image {quoted(root / strange)} has bytes in its name that are no UTF-8; rename it")
     return ImageSet.from_rows(modality, rows)
 
 

@@ -3,6 +3,7 @@
 An archive is a zip file: NAME/data.pkl pickles the modules, NAME/data/N hold the bytes of their tensors, NAME/code is
 the program. Only the first two are read, by an unpickler that knows nothing but tensors, containers and empty modules.
 """
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -50,6 +51,8 @@ class TensorUnpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_):
+    if math.prod(size) > len(storage):      # a stride of 0 can make gigabytes of one number
+        raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} has {len(storage)} numbers")
     return torch.as_strided(storage, size, stride, offset).clone()
 
 

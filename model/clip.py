@@ -16,7 +16,8 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
 from model.archive import is_torchscript, read_torchscript
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, is_out_of_memory, quoted
+from utils.structure import WEIGHTS, check_plain, must_fit, table, tensor
 
 OPENAI_MODEL = "RN50"
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
@@ -52,8 +53,8 @@ def load_clip(weights="openai", name=OPENAI_MODEL):
     except Exception as error:          # shapes that do not fit raise many kinds, in open_clip and torch
         if is_out_of_memory(error):
             raise
-        raise UserError(f"CLIP weights {path} do not fit together: {_first_line(error)}; expected the state dict of "
-                        "one OpenAI-format CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS")
+        raise UserError(f"CLIP weights {quoted(path)} do not fit together: {_first_line(error)}; expected the state "
+                        "dict of one OpenAI-format CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS")
     return model.eval()
 
 
@@ -75,22 +76,22 @@ def _download(name):
 
 def _read_state_dict(path):
     if not os.path.isfile(path):
-        raise UserError(f"CLIP weights {path} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads MODEL.NAME) "
-                        "or to the path of a TorchScript archive or state dict")
+        raise UserError(f"CLIP weights {quoted(path)} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads "
+                        "MODEL.NAME) or to the path of a TorchScript archive or state dict")
     try:
         content = read_torchscript(path) if is_torchscript(path) else torch.load(path, map_location="cpu",
                                                                                  weights_only=True)
     except Exception as error:                 # torch raises many kinds on damaged files
         if is_out_of_memory(error):
             raise
-        raise UserError(f"CLIP weights {path} cannot be read ({_first_line(error)}); expected a TorchScript archive "
-                        "or a state dict of tensors, of which nothing is run. Download the file again, or convert it "
-                        "where you trust it: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)")
+        raise UserError(f"CLIP weights {quoted(path)} cannot be read ({_first_line(error)}); expected a TorchScript "
+                        "archive or a state dict of tensors, of which nothing is run. Download the file again, or "
+                        "convert it where you trust it: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)")
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {k.removeprefix("module."): v for k, v in content["state_dict"].items()}
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError(f"CLIP weights {path} hold no state dict; expected a dict of tensors with OpenAI's names")
-    return content
+        content = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
+    what, advice = f"the CLIP weights file {quoted(path)}", "Download it again or choose another MODEL.CLIP_WEIGHTS"
+    must_fit(content, check_plain, what, advice)
+    return must_fit(content, table(tensor(dtype=WEIGHTS)), what, advice)
 
 
 def _check_clip(state, path):
@@ -98,20 +99,20 @@ def _check_clip(state, path):
     kind = "vit" if any(k.startswith(("visual.transformer.", "visual.class_embedding")) for k in state) else "resnet"
     missing = [k for k in (VIT_KEYS if kind == "vit" else RESNET_KEYS) if k not in state]
     if missing:
-        raise UserError(f"CLIP weights {path} hold no whole image tower ({', '.join(missing)} missing); expected "
-                        "OpenAI's names of a ModifiedResNet (RN50 and its relatives) or a vision transformer "
+        raise UserError(f"CLIP weights {quoted(path)} hold no whole image tower ({', '.join(missing)} missing); "
+                        "expected OpenAI's names of a ModifiedResNet (RN50 and its relatives) or a vision transformer "
                         "(ViT-B-16 and its relatives). Choose another MODEL.CLIP_WEIGHTS")
     width = len(state["visual.class_embedding"]) if kind == "vit" else HEAD_WIDTH
     if width % HEAD_WIDTH or width < HEAD_WIDTH:
-        raise UserError(f"CLIP weights {path} hold a vision transformer of width {width}; expected a multiple of "
-                        f"{HEAD_WIDTH}, the width of each head in OpenAI's format. Choose another MODEL.CLIP_WEIGHTS")
+        raise UserError(f"CLIP weights {quoted(path)} hold a vision transformer of width {width}; expected a multiple "
+                        f"of {HEAD_WIDTH}, the width of each head in OpenAI's format. Choose another MODEL.CLIP_WEIGHTS")
     missing = [k for k in TEXT_KEYS if k not in state]
     if missing:
-        raise UserError(f"CLIP weights {path} lack the text tower ({', '.join(missing)}); expected a whole CLIP. "
-                        "Choose another MODEL.CLIP_WEIGHTS")
+        raise UserError(f"CLIP weights {quoted(path)} lack the text tower ({', '.join(missing)}); expected a whole "
+                        "CLIP. Choose another MODEL.CLIP_WEIGHTS")
     for name, value in state.items():
         if not torch.isfinite(value).all():
-            raise UserError(f"CLIP weights {path} hold NaN or Inf in {name}; expected finite values. "
+            raise UserError(f"CLIP weights {quoted(path)} hold NaN or Inf in {name}; expected finite values. "
                             "Download the file again")
     return kind
 

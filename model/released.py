@@ -10,8 +10,9 @@ from model.cclnet import CCLNet
 from model.clip import HEAD_WIDTH, TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.towers import ACTIVATION, STRIDE, patch_grid
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, is_out_of_memory, quoted
 from utils.modality import Modality
+from utils.structure import WEIGHTS, must_fit, table, tensor
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
 MAPPING = (
@@ -35,6 +36,8 @@ IMAGE_SIDES = (("tower.attnpool.positional_embedding", "tower.attnpool.q_proj.we
                ("tower.class_embedding", "tower.positional_embedding", "tower.stems.rgb.weight"))
 TEXT_PARTS = ("positional_embedding", "text_projection", "transformer.", "ln_final.")
 RANKS = (1, 5, 10, 20)
+LARGEST_SIDE = 10_000       # pixels of an image that a checkpoint may claim
+STATE_DICT = table(tensor(dtype=WEIGHTS), least=1)
 
 
 def model_from_checkpoint(content, path, height=None, width=None, stride=None):
@@ -49,29 +52,32 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None):
     if height is None:
         height, width = checkpoint_size(content) or (None, None)
     if height is None:
-        raise UserError(f"checkpoint {path} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
+        raise UserError(f"checkpoint {quoted(path)} does not say the size of its images; set INPUT.HEIGHT "
+                        "and INPUT.WIDTH")
     state = _our_state(content, path)
+    must_fit(state, STATE_DICT, f"checkpoint {quoted(path)}", "Train or download it again")
     heads, own_stride = _described(content, state, path)
     if stride not in (None, own_stride):
-        raise UserError(f"checkpoint {path} was trained with MODEL.STRIDE {own_stride}, now it is {stride}. Use the "
-                        "configuration of the training run")
+        raise UserError(f"checkpoint {quoted(path)} was trained with MODEL.STRIDE {own_stride}, now it is {stride}. "
+                        "Use the configuration of the training run")
     found, given = _map_cells(state, height, width, own_stride)
     if found != given:
-        raise UserError(f"checkpoint {path} was trained on images of {found} map cells; INPUT.HEIGHT {height} and "
-                        f"INPUT.WIDTH {width} give {given}. Use the configuration of the training run")
+        raise UserError(f"checkpoint {quoted(path)} was trained on images of {found} map cells; INPUT.HEIGHT {height} "
+                        f"and INPUT.WIDTH {width} give {given}. Use the configuration of the training run")
     try:
         broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         visual = build_image_tower({name.removeprefix("tower.layers.").removeprefix("tower."): value
                                     for name, value in state.items()}, heads)
         model = CCLNet(visual, height, width, own_stride)
         model.load_state_dict(state)
-    except (RuntimeError, KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+    except Exception as error:      # weights that do not fit together raise many kinds
         if is_out_of_memory(error):
             raise
-        raise UserError(f"checkpoint {path} does not fit together ({' '.join(str(error).split())[:160]}); expected the "
-                        "weights of one model. Train or download it again")
+        raise UserError(f"checkpoint {quoted(path)} does not fit together "
+                        f"({' '.join(str(error).split())[:160]}); expected the weights of one model. Train or download "
+                        "it again")
     if broken:
-        raise UserError(f"checkpoint {path} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
+        raise UserError(f"checkpoint {quoted(path)} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
                         "download it again")
     return model.eval()
 
@@ -94,7 +100,7 @@ def _described(content, state, path):
                 ("activation", ACTIVATION, not vit or facts["activation"] == ACTIVATION))
     for name, right, fits in expected:
         if not fits:
-            raise UserError(f"checkpoint {path} describes its model with {name} {str(facts[name])[:40]}, but its "
+            raise UserError(f"checkpoint {quoted(path)} describes its model with {name} {str(facts[name])[:40]}, but its "
                             f"weights need {right}. Train or download it again")
     return facts["heads"], facts["stride"]
 
@@ -117,12 +123,13 @@ def checkpoint_size(content):
     From its description, its configuration or, in the released format, its position embedding.
     """
     released = released_state(content)
-    told = [content.get("model"), (content.get("config") or {}).get("INPUT")]
+    config = content.get("config")
+    told = [content.get("model"), config.get("INPUT") if isinstance(config, dict) else None]
     sizes = [released_input_size(released)] if released else [
         tuple(facts.get(key, facts.get(key.upper())) for key in ("height", "width"))
         for facts in told if isinstance(facts, dict)]
     for size in sizes:
-        if size and all(isinstance(pixels, int) for pixels in size):
+        if size and all(type(pixels) is int and 0 < pixels < LARGEST_SIDE for pixels in size):
             return size
     return None
 
@@ -139,7 +146,7 @@ def _our_state(content, path):
     state = _renamed(state) if isinstance(state, dict) else {}
     if not any(all(isinstance(state.get(name), torch.Tensor) and state[name].ndim for name in names)
                for names in IMAGE_SIDES):
-        raise UserError(f"checkpoint {path} holds no image side (state_dict with stems, trunk and neck); "
+        raise UserError(f"checkpoint {quoted(path)} holds no image side (state_dict with stems, trunk and neck); "
                         "expected a file written by train_prepare.py or train_clip.py, or a released one")
     return state
 
@@ -189,7 +196,8 @@ def from_released(state):
 
 def released_input_size(state):
     """(height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
-    cells = len(state.get("base_resnet.base.attnpool.positional_embedding", ())) - 1
+    positions = state.get("base_resnet.base.attnpool.positional_embedding")
+    cells = len(positions) - 1 if isinstance(positions, torch.Tensor) and positions.dim() else 0
     columns = math.isqrt(max(cells, 0) // 2)
     return (2 * columns * STRIDE, columns * STRIDE) if cells > 0 and 2 * columns ** 2 == cells else None
 
@@ -199,21 +207,21 @@ def describe_released(content):
     state = released_state(content)
     used = len(from_released(state))
     prompts = ", ".join(f"{len(state[name])} {m.value}" for m in Modality
-                        if (name := f"prompt_learner.cls_ctx_{m.value}") in state)
+                        if (name := f"prompt_learner.cls_ctx_{m.value}") in state and state[name].dim())
     stated = ", ".join(f"{label} {value:.4f}" for label, key in (("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"))
-                       if (value := _first_number(content.get(key))) is not None)
-    epoch = _first_number(content.get("epoch"))
+                       if (value := first_number(content.get(key))) is not None)
+    epoch = first_number(content.get("epoch"))
     return (f"released format, epoch {'unknown' if epoch is None else int(epoch)}, states {stated or 'no results'}; "
             f"{used} of its {len(state)} weights used (two stems, trunk, attention pool, neck), {len(state) - used} "
             f"ignored (unused copies, text encoder, prompts: {prompts or 'none'}); it does not say which data set or "
             "trial it was trained on")
 
 
-def _first_number(value):
+def first_number(value):
     """The first entry of a number, an array or a list as a float; None if there is none."""
     try:
         number = float(np.ravel(value)[0])
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

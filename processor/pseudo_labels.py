@@ -1,6 +1,5 @@
 """Pseudo labels: made by clustering features, saved and read as .npy files."""
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +7,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.manifest import manifest_differences
+from data.manifest import MANIFEST, manifest_differences
 from utils.checkpoint import load_array, save_array, save_json
 from utils.clustering import cluster
 from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.modality import Modality
+from utils.structure import Misfit, finite_json
 
 MANIFEST_NAME = "manifest.json"
 MANY_OUTLIERS = 0.9
@@ -40,7 +40,8 @@ def make_pseudo_labels(features, modality, settings, processes=ALONE):
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "
-                        "CLUSTER.MIN_SAMPLES, or bring CLUSTER.K1 near the images per person and modality")
+                        "CLUSTER.MIN_SAMPLES, or bring CLUSTER.K1 near the images per person and modality, and start "
+                        "over with --fresh")
     return labels
 
 
@@ -51,11 +52,11 @@ def collapse_warnings(labels):
         clusters, outliers = int(array.max()) + 1, float((array < 0).mean())
         if clusters == 1:
             warnings.append(f"warning: all clustered {m.value} images are in one cluster, so there is nothing to tell "
-                            "apart; try a smaller CLUSTER.EPS, a smaller CLUSTER.K1, or a lower OPTIM.LR")
+                            "apart; try a smaller CLUSTER.EPS, a smaller CLUSTER.K1, or a lower OPTIM.LR, with --fresh")
         if outliers > MANY_OUTLIERS:
             warnings.append(f"warning: {outliers:.0%} of the {m.value} images are outliers and train nothing; "
                             "try a larger CLUSTER.EPS, a smaller CLUSTER.MIN_SAMPLES, CLUSTER.K1 near the images per "
-                            "person and modality, or a lower OPTIM.LR")
+                            "person and modality, or a lower OPTIM.LR, with --fresh")
     return warnings
 
 
@@ -123,7 +124,7 @@ def load_pseudo_labels(folder, sizes, manifest):
                             "train_prepare.py")
         if (array < 0).all():
             raise UserError(f"pseudo labels {path} are all -1 (outliers); expected some clusters. Make them again with "
-                            "train_prepare.py and a larger CLUSTER.EPS")
+                            "train_prepare.py --fresh and a larger CLUSTER.EPS")
         labels[modality] = _without_gaps(array.astype(np.int64))
     return labels, known
 
@@ -134,14 +135,17 @@ def _made_on_these_images(folder, manifest):
     if not path.is_file():
         return False
     try:
-        differences = manifest_differences(manifest, json.loads(path.read_text()), splits=("train",))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is no manifest of a data set; expected the file that train_prepare.py writes beside "
-                        "its labels. Make them again, or remove the file if the labels are not its own")
+        stored = finite_json(path.read_text(encoding="utf-8"))
+        MANIFEST(stored, "")
+    except (OSError, ValueError, Misfit) as error:
+        raise UserError(f"{path} is no manifest of a data set ({' '.join(str(error).split())[:160]}); expected the "
+                        "file that train_prepare.py writes beside its labels. Make them again, or remove the file "
+                        "if the labels are not its own")
+    differences = manifest_differences(manifest, stored, splits=("train",))
     if differences:
         raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "
-                        f"{'; '.join(differences)}. Make them with train_prepare.py on this data set, or set "
-                        "PSEUDO_LABEL_DIR")
+                        f"{'; '.join(differences)}. Make them with train_prepare.py (--fresh in that folder) on this "
+                        "data set, or set PSEUDO_LABEL_DIR")
     return True
 
 

@@ -1,18 +1,23 @@
 """A training run: output folder, log, checkpoints, page, and the state to resume from."""
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
 from configs.defaults import as_dict, flat, load_config
+from data.manifest import manifest_differences
 from processor.epoch import on_host
 from processor.pseudo_labels import FILE_NAMES, save_pseudo_labels
+from processor.saved import STATE
 from utils.checkpoint import save_checkpoint, write_atomically
 from utils.distributed import ALONE
-from utils.errors import Stopped, UserError
+from utils.errors import Stopped, UserError, quoted
 from utils.events import EventLog
+from utils.report import run_files
 from utils.report.write import save_report
 from utils.resume import StateFile, versions
+from utils.structure import must_fit, understood
 
 FORMAT = "cclnet-2"
 MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start of its checkpoints' names
@@ -28,6 +33,7 @@ OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/
 DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
                                           "tensorboard/prepare", "report_data/prepare.json",
                                           "report_data/run-train_prepare.json", "tests/prepare_*")}
+ADVICE_FRESH = "Move the file away, or add --fresh to start over and keep the old files aside"
 ADVICE = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 
@@ -65,7 +71,8 @@ class Run:
         """Return the state of a stage, with what an earlier run saved of it, if one did."""
         saved = self.states.get(stage)
         if saved:
-            state.load_state_dict(saved)
+            with understood(f"the stage {stage} of {quoted(self.state_file.path)}", ADVICE_FRESH):
+                state.load_state_dict(saved)
         return state
 
     def epochs_left(self, stage, state, epochs):
@@ -177,7 +184,9 @@ def check_resumable(content, facts, folder):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
                         "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
-    old = {**flat(as_dict(load_config())), **flat(content["config"])}    # newer keys had their default's effect
+    must_fit(content, STATE, f"the state file in {quoted(folder)}", ADVICE_FRESH)
+    stored = as_dict(load_config(base=content["config"]))
+    old = {**flat(stored), **flat(content["config"])}    # newer keys had their default's effect
     new, changes = flat(facts["config"]), []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)
@@ -190,7 +199,13 @@ def check_resumable(content, facts, folder):
             raise UserError(f"the run in {folder} was started with {key} {before!r}, now it is {now!r}. {ADVICE}")
         changes.append(f"resuming with {key} {now!r} instead of {before!r}")
     for key in facts.keys() - {"config"}:
-        if content.get(key) != facts[key]:
+        if key == "manifest":
+            differences = manifest_differences(facts[key], content[key])
+            if differences:
+                raise UserError(f"the run in {folder} was started on other images: here are {'; '.join(differences)}. "
+                                "Set DATASET.ROOT to those of its start, choose another OUTPUT_DIR, or add --fresh to "
+                                "start over and keep the old files aside")
+        elif content.get(key) != facts[key]:
             raise UserError(f"the run in {folder} was started with other {key.replace('_', ' ')} than it has now. "
                             f"{ADVICE}")
     here = versions()
@@ -203,19 +218,10 @@ def read_rows(output_dir):
 
     Raises: UserError: the file is not what training wrote, so that nothing can be added to it.
     """
-    path = Path(output_dir) / "metrics.jsonl"
-    if not path.is_file():
-        return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected a line of JSON per "
-                        "epoch. Move it away, or add --fresh to start over and keep the old files aside")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not isinstance(row.get("epoch"), int):
-            raise UserError(f"line {number} of {path} names no stage and epoch; expected what training writes. Move "
-                            "the file away, or add --fresh to start over and keep the old files aside")
-    return rows
+        return run_files.read_rows(output_dir)
+    except UserError as error:
+        raise UserError(f"{error}; or add --fresh to start over and keep the old files aside")
 
 
 def set_aside(output_dir, script):
@@ -230,7 +236,7 @@ def set_aside(output_dir, script):
     if not files:
         return None
     number = 1
-    while (output_dir / f"old-{number}").exists():
+    while os.path.lexists(output_dir / f"old-{number}"):
         number += 1
     folder = output_dir / f"old-{number}"
     for path in files:

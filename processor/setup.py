@@ -20,18 +20,19 @@ from model.clip import load_clip, weights_digest
 from processor.evaluate import Tester, check_matches
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
-from processor.run import Run, SilentRun, check_resumable, read_rows, set_aside, state_file
+from processor.run import ADVICE_FRESH, Run, SilentRun, check_resumable, read_rows, set_aside, state_file
+from processor.saved import check_stages
 from processor.train import TrainSettings
 from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
-from utils.errors import UserError
+from utils.errors import UserError, quoted
 from utils.events import WandbLog, check_wandb
 from utils.modality import Modality
 from utils.optim import freeze
 from utils.provenance import provenance
 from utils.report.run_files import CONTENT_FOLDER
 from utils.resume import StopRequest, lock_folder
-from utils.runtime import compile_parts, open_log, pick_device, silent_log, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 
 METHOD = "CCLNet"       # as the page of a run names it
 
@@ -67,10 +68,13 @@ class Setup:
 
     def new_model(self):
         """Build a `CCLNet` with CLIP's weights, on the device."""
+        return self.place(self._bare_model())
+
+    def _bare_model(self):
         config = self.config
         model = CCLNet(self.clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE)
         freeze(model.named_parameters(), config.OPTIM.FACTORS)
-        return self.place(model)
+        return model
 
     def model_to_train(self):
         """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
@@ -89,11 +93,10 @@ class Setup:
 
     def banks(self, split):
         """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
-        data, config = self.data, self.config
+        data, size = self.data, (self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH)
         with self.processes.in_turn():      # the first decodes the images
-            return {m: open_bank(images, data.root, data.cache_dir(config.DATASET.CACHE_DIR), split,
-                                 config.INPUT.HEIGHT, config.INPUT.WIDTH, self.device, self.cache,
-                                 normalisation=config.INPUT.NORMALISATION)
+            return {m: open_bank(images, data.root, data.cache_dir(self.config.DATASET.CACHE_DIR), split, *size,
+                                 self.device, self.cache, self.config.INPUT.NORMALISATION, print_line)
                     for m, images in getattr(data, split).items()}
 
     @cached_property
@@ -108,7 +111,7 @@ class Setup:
     @cached_property
     def manifest(self):
         """The `data_manifest` of the run's images."""
-        return data_manifest(self.data)
+        return data_manifest(self.data, self.config.DATASET.CACHE_DIR)
 
     def pseudo_labels(self):
         """Read the pseudo labels of train_clip.py: their folder, and what `load_pseudo_labels` returns."""
@@ -179,14 +182,22 @@ class Setup:
         aside = set_aside(folder, script) if fresh else None
         content, warning = state_file(folder, script).load()
         read_rows(folder)
-        changes = check_resumable(content, facts, folder) if content is not None else []
+        changes = []
+        if content is not None:
+            changes = check_resumable(content, facts, folder)
+            check_stages(content["stages"], self._bare_model(), self.config.OPTIM.FACTORS,
+                         {m: len(images) for m, images in self.data.train.items()},
+                         f"the state file in {quoted(folder)}", ADVICE_FRESH)
         lines = aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes
         return content, [line for line in lines if line]
 
     @contextmanager
-    def holding(self, folder):
-        """Hold a folder for the process that writes; at the end the processes wait for one another."""
-        with lock_folder(folder) if self.processes.writes else nullcontext():
+    def holding(self, folder, of_run=None):
+        """Hold a folder for the process that writes; at the end the processes wait for one another.
+
+        Args: of_run: as `lock_folder`.
+        """
+        with lock_folder(folder, of_run) if self.processes.writes else nullcontext():
             yield
             self.processes.leave()
 

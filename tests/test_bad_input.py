@@ -68,8 +68,8 @@ CONFIGURATION = [
     case("EPS above 1", "train_prepare", lambda p: p.set(CLUSTER__EPS=1.5), "a number from 0 to 1"),
     case("EPS is NaN", "train_prepare", lambda p: p.config("CLUSTER: {EPS: .nan}\n"), "CLUSTER.EPS is nan"),
     case("learning rate is Inf", "train_prepare", lambda p: p.config("OPTIM: {LR: .inf}\n"), "OPTIM.LR is inf"),
-    case("batch of no clusters", "train_prepare", lambda p: p.set(SAMPLER__CLUSTERS=0), "expected 1 or more"),
-    case("batch of no instances", "train_prepare", lambda p: p.set(SAMPLER__INSTANCES=0), "expected 1 or more"),
+    case("batch of no clusters", "train_prepare", lambda p: p.set(SAMPLER__CLUSTERS=0), "from 1 to 10,000"),
+    case("batch of no instances", "train_prepare", lambda p: p.set(SAMPLER__INSTANCES=0), "from 1 to 10,000"),
     case("prompt batch 0", "train_clip", lambda p: p.set(PROMPT__BATCH_SIZE=0), "PROMPT.BATCH_SIZE is 0"),
     case("test batch 0", "test", lambda p: p.set(TEST__BATCH_SIZE=0), "TEST.BATCH_SIZE is 0"),
     case("no epochs", "train_prepare", lambda p: p.set(PREPARE__EPOCHS=0), "PREPARE.EPOCHS is 0"),
@@ -103,6 +103,29 @@ CONFIGURATION = [
     case("an empty checkpoint path", "test", lambda p: p.flags.extend(["--resume_path", ""]), "--resume_path is empty"),
     case("an empty config file", "train_prepare", lambda p: p.flags.extend(["--config_file", ""]),
          "--config_file is empty"),
+    case("pixels beyond all measure", "train_prepare", lambda p: p.set(INPUT__HEIGHT=16 * 10 ** 30), "to 2,048"),
+    case("a seed of 400 digits", "train_prepare", lambda p: p.set(SEED="9" * 400), "expected a whole number from 0 to"),
+    case("a seed of 10,000 digits", "train_prepare", lambda p: p.set(SEED="9" * 10_000), "sets SEED to"),
+    case("a number of 400 digits for a fraction", "train_prepare", lambda p: p.set(OPTIM__LR="9" * 400), "OPTIM.LR"),
+    case("epochs without end", "train_prepare", lambda p: p.set(PREPARE__EPOCHS=10 ** 9), "from 1 to 1,000,000"),
+    case("a number of 10,000 digits in the file", "train_prepare", lambda p: p.config("SEED: " + "9" * 10_000),
+         "expected YAML"),
+    case("a list in a list in the file", "train_prepare", lambda p: p.config("OPTIM: {STEPS: [[[1]]]}\n"),
+         "sets OPTIM.STEPS to [[[1]]]"),
+    case("a key of a list in the file", "train_prepare", lambda p: p.config("? [1, 2]\n: 3\n"), "expected YAML"),
+    case("a key of a number in the file", "train_prepare", lambda p: p.config("3: 4\n"), "the key 3 (int)"),
+    case("a key of 100,000 letters", "train_prepare", lambda p: p.config("? " + "A" * 100_000 + "\n: 3\n"),
+         "unknown key AAAA"),
+    case("a YAML alias in itself", "train_prepare", lambda p: p.config("CLUSTER: &a\n  B: *a\n"), "without end"),
+    case("a NUL in a name", "train_prepare", lambda p: p.config('DATASET: {CACHE_DIR: "a\\0b"}\n'),
+         "without a NUL"),
+    case("a name of 10,000 letters", "train_prepare", lambda p: p.set(OUTPUT_DIR="a" * 10_000), "at most 4,000"),
+    case("a name that no disk takes", "train_prepare", lambda p: p.set(OUTPUT_DIR=p.base / ("a" * 300)),
+         "choose another"),
+    case("a name with a line break", "train_prepare", lambda p: p.set(DATASET__ROOT=p.base / "a\nb"),
+         "a\\nb' is missing"),
+    case("a name whose bytes are no UTF-8", "train_prepare", lambda p: p.set(DATASET__ROOT="a\udcffb"), "a\\xffb"),
+    case("endless brackets", "train_prepare", lambda p: p.set(SEED="(" * 100_000), "sets SEED to '((("),
     case("no output folder", "train_prepare", lambda p: p.set(OUTPUT_DIR="''"), "OUTPUT_DIR is empty"),
 ]
 DATA = [
@@ -123,7 +146,7 @@ DATA = [
          "rand_perm_cam.mat"),
     case("all images are outliers", "train_prepare", lambda p: p.set(CLUSTER__MIN_SAMPLES=99), "Raise CLUSTER.EPS",
          began=True),
-    case("a learning rate that explodes", "train_prepare", lambda p: p.set(OPTIM__LR=1e30), "not finite in epoch",
+    case("losses that explode", "train_prepare", lambda p: p.set(MEMORY__TEMPERATURE=1e-60), "not finite in epoch",
          began=True),
     case("EPS 0", "train_prepare", lambda p: p.set(CLUSTER__EPS=0, CLUSTER__MIN_SAMPLES=4), "Raise CLUSTER.EPS",
          began=True),
@@ -205,7 +228,7 @@ CHECKPOINTS = [
          lambda p: (p.resumed(), broken.shrink_to_go_on(p)), "only more epochs"),
     case("resuming with other weights", "train_prepare", broken.other_weights_of_the_same_name, "other clip weights"),
     case("resuming with other labels", "train_clip", broken.other_labels, "other pseudo labels"),
-    case("resuming with other images", "train_prepare", broken.other_data, "other manifest"),
+    case("resuming with other images", "train_prepare", broken.other_data, "33 train rgb images instead of 32"),
     case("both states damaged", "train_prepare", broken.damaged_states, "Add --fresh"),
     case("state of something else", "train_prepare", broken.foreign_state, "not of this version"),
     case("resuming with another test", "train_prepare", lambda p: p.resumed(TEST__TRIALS=1, TEST__EVERY=3), None),
@@ -255,10 +278,11 @@ def test_bad_input(row, finished, tiny_clip_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--dataset", "market", "--root", "x"], "invalid choice: 'market'"),
+    (["--dataset", "market", "--root", "x"], "data set 'market' is unknown; choose"),
     (["--dataset", "sysu"], "--root"),
     (["--dataset", "sysu", "--root", "no/such"], "data root no/such is missing"),
-    (["--dataset", "regdb", "--root", ".", "--trial", "eleven"], "invalid int value: 'eleven'"),
+    (["--dataset", "regdb", "--root", ".", "--trial", "eleven"],
+     "argument --trial: 'eleven' is no whole number from 1 to 1,000,000"),
 ])
 def test_bad_words_for_process(words, sentence, capsys):
     assert scripts.call(scripts.load("tools/process"), words) == 2
@@ -268,7 +292,8 @@ def test_bad_words_for_process(words, sentence, capsys):
 
 def test_a_state_from_before_a_key_resumes_with_its_default():
     facts = {"config": as_dict(load_config())}
-    old = {"format": FORMAT, "config": as_dict(load_config())}
+    old = {"format": FORMAT, "config": as_dict(load_config()), "stages": {}, "best": -1.0, "history": [],
+           "dataset": "SYSU-MM01", "trial": 1, "manifest": {"train": {}, "test": {}}}
     del old["config"]["MEMORY"]["SWAP_ORDER"]
     assert check_resumable(old, facts, "run") == []
     facts["config"]["MEMORY"]["SWAP_ORDER"] = "simultaneous"

@@ -1,4 +1,6 @@
 """Decoding of every kind of image, the cache, and the manifest of a data set."""
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +161,43 @@ def test_manifest_tells_other_data(two):
         "train ir images of other names or in another order"]
     write_image(two[0].root / "cam1" / "0004" / "0001.jpg", np.random.default_rng(7), "L")
     assert manifest_differences(data_manifest(two[0]), here) == ["test rgb images of other sizes"]
+
+
+def test_images_that_were_swapped_are_other_images(two):
+    here, (one, other) = data_manifest(two[0]), (two[1].root / f"cam1/0001/000{n}.jpg" for n in (1, 2))
+    content = one.read_bytes()
+    padded = content + bytes(max(0, other.stat().st_size - len(content)))
+    for path in (one, other, two[0].root / "cam1/0001/0001.jpg", two[0].root / "cam1/0001/0002.jpg"):
+        path.write_bytes(path.read_bytes().ljust(len(padded) + 99, b"0"))       # of one size, as RegDB's are
+    here, times = data_manifest(two[0]), one.stat()
+    assert manifest_differences(data_manifest(two[1]), here) == []
+    first = one.rename(two[1].root / "aside")
+    other.rename(one)
+    first.rename(other)
+    for path in (one, other):
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert manifest_differences(data_manifest(two[1]), here) == ["train rgb images of other contents"]
+    old = {split: {m: {k: v for k, v in facts.items() if k != "contents"} for m, facts in sets.items()}
+           for split, sets in here.items()}
+    assert manifest_differences(data_manifest(two[1]), old) == []       # of earlier versions, which knew sizes alone
+
+
+def test_hashes_are_remembered_and_never_in_a_file_of_others(two, monkeypatch):
+    data, memory = two[0], two[0].root / "train_rgb_hashes.json"
+    first = data_manifest(data)
+    assert memory.is_file()
+    monkeypatch.setattr("data.hashes._file_hash", lambda path: pytest.fail("read again"))
+    assert data_manifest(data) == first
+    monkeypatch.undo()
+    for text in ("theirs", "[]", '{"format": "x", "files": {}}'):
+        memory.write_text(text)
+        assert data_manifest(data) == first and memory.read_text() == text
+    memory.unlink()
+    memory.symlink_to(data.root / "exp/train_id.txt")
+    assert data_manifest(data) == first and "," in (data.root / "exp/train_id.txt").read_text()
+    memory.unlink()
+    monkeypatch.setattr("data.hashes.write_atomically", lambda *_: (_ for _ in ()).throw(UserError("read-only")))
+    assert data_manifest(data) == first and not memory.exists()
 
 
 def labels_of(data, folder, manifest):

@@ -12,7 +12,9 @@ import torch
 import trees
 
 import utils.errors
+from utils.checkpoint import write_atomically
 from utils.errors import exit_on_user_error, is_out_of_memory
+from utils.resume import lock_folder
 from utils.runtime import unused_gpu_warning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +59,35 @@ def test_obstacles_in_the_output_folder(place, name, make, found):
     code, said = place.start("train_prepare")
     assert code == 2 and f"{name} is {found}; expected a" in said and "choose another OUTPUT_DIR" in said
     assert {path.name for path in place.run.iterdir()} == {name}
+
+
+@pytest.mark.parametrize("name, make", [
+    ("pseudo_labels/manifest.json", Path.mkdir), ("report_data/prepare.json", os.mkfifo),
+    ("tensorboard/prepare", os.mkfifo), ("tests/x/metrics.json", Path.mkdir),
+    ("tests", lambda path: path.symlink_to(path.parent.parent))])
+def test_obstacles_below_the_output_folder(place, name, make):
+    (place.run / name).parent.mkdir(parents=True, exist_ok=True)
+    make(place.run / name)
+    for script in ("train_prepare", "test"):
+        code, said = place.start(script)
+        assert code == 2 and f"{name} is " in said and said.count("\n") <= 5 and "choose another OUTPUT_DIR" in said
+        assert not (place.run / "log.txt").exists()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_folder_or_a_pipe_is_not_replaced_by_a_file(make, tmp_path):
+    make(tmp_path / "mine")
+    with pytest.raises(utils.errors.UserError, match="mine is (a folder|neither file nor folder); expected a file or"):
+        write_atomically(tmp_path / "mine", lambda file: file.write(b"ours"))
+
+
+def test_a_test_does_not_mix_with_one_that_is_running(place):
+    assert place.start("train_prepare")[0] == 0
+    folder = place.run / "tests/baseline_clip-python-all"
+    with lock_folder(folder):
+        code, said = place.start("test")
+    assert code == 2 and "another run is writing to" in said and not (folder / "metrics.json").exists()
+    assert place.start("test")[0] == 0
 
 
 @pytest.mark.parametrize("name", [".cache.lock", "train_rgb_resized_img.partial"])

@@ -139,7 +139,8 @@ def test_queries_from_the_greatest_gain_to_the_greatest_loss(tmp_path, monkeypat
 
 @pytest.mark.parametrize("words, message", [
     (["none.csv", ".", "out.png"], "ranking none.csv cannot be read"), (["all.csv"], "not understood"),
-    (["all.csv", ".", "out.png"], "image q.png cannot be read"), (["all.csv", ".", "x", "--ranks", "0"], "1 or more")])
+    (["all.csv", ".", "out.png"], "image q.png is missing; expected an image of the ranking"),
+    (["all.csv", ".", "x", "--ranks", "0"], "from 1 to 100")])
 def test_mistakes_of_the_picture_are_one_sentence(words, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "all.csv").write_text("trial,query,rank,gallery,match\n0,q.png,1,g.png,1\n")
     monkeypatch.chdir(tmp_path)

@@ -424,7 +424,7 @@ def test_ranked_lists_as_files(runs, tmp_path):
 def test_files_of_another_kind(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text('{"rank1": 0.5}')
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
-    with pytest.raises(UserError, match="do not hold what the stages write"):
+    with pytest.raises(UserError, match="which lacks rank5; expected rank5 in it"):
         command.main()
 
 

@@ -65,14 +65,16 @@ def test_a_changed_folder_is_embedded_again(words, monkeypatch, capsys, tmp_path
 
 def test_bad_input(words, monkeypatch, tmp_path):
     for changes, message in (({"gallery": tmp_path}, "holds no image"), ({"gallery": tmp_path / "x"}, "is no folder"),
-                             ({"query": tmp_path / "x.png"}, "is missing"), ({"count": 0}, "expected 1 or more"),
+                             ({"query": tmp_path / "x.png"}, "is missing"), ({"count": 0}, "no whole number from 1 to"),
                              ({"query_modality": "sonar"}, "not understood"),
                              ({"checkpoint": words["--query"]}, "cannot be read safely")):
         with pytest.raises(UserError, match=message):
             call(words, monkeypatch, **changes)
     (tmp_path / "broken.jpg").write_text("no image")
-    with pytest.raises(UserError, match="does not decode"):
-        call(words, monkeypatch, gallery=tmp_path)
+    for changes, remedy in (({"gallery": tmp_path}, "take it out of the gallery"),
+                            ({"query": tmp_path / "broken.jpg"}, "name another query")):
+        with pytest.raises(UserError, match=f"does not decode .*; {remedy}"):
+            call(words, monkeypatch, **changes)
 
 
 def test_neighbours_by_hand():

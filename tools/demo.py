@@ -17,7 +17,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 
 CONFIG = "configs/demo.yml"
 TESTED = ("baseline_clip", "prepare_last", "model_last")
@@ -40,7 +40,7 @@ def table(seeds):
 def main():
     """Run the demo for every seed and print the table."""
     parser = Parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
+    parser.add_argument("--seeds", type=whole_number(0, 2 ** 63 - 1), nargs="+", default=[1], help="default: 1")
     parser.add_argument("--config_file", default=CONFIG, help=f"default: {CONFIG}")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from the file's")
     arguments = parser.parse_intermixed_args()

@@ -9,14 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import gdown
-import numpy as np
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from model.released import LANDMARKS, released_state  # noqa: E402
-from utils.checkpoint import load_array, load_checkpoint  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
 FILE_URL = "https://drive.google.com/uc?id={id}"                   # for programs
@@ -54,6 +48,27 @@ ASSETS = {
                          SYSU_LABELS),
     "regdb-labels": Asset("1porzH8N5rVPB-7R2xo3AEdD3whly0w8Z", "RegDB, pseudo labels", "dataset/RegDB", REGDB_LABELS),
 }
+
+
+def parse_arguments(arguments=None):
+    """Read the command line. Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("name", nargs="?", help=", ".join(ASSETS))
+    parser.add_argument("--root", help="folder of the data set, for pseudo labels")
+    parser.add_argument("--output_dir", default="runs/released", help="where checkpoints go")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
+
+import gdown  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from model.released import LANDMARKS, released_state  # noqa: E402
+from utils.checkpoint import load_array, load_checkpoint  # noqa: E402
 
 
 def download(name, root=None, output_dir="runs/released"):
@@ -171,12 +186,7 @@ def check_labels(path, images):
 
 def main(arguments=None):
     """Download what the command line names."""
-    parser = Parser(__doc__)
-    parser.add_argument("name", nargs="?", help=", ".join(ASSETS))
-    parser.add_argument("--root", help="folder of the data set, for pseudo labels")
-    parser.add_argument("--output_dir", default="runs/released", help="where checkpoints go")
-    parser.add_argument("--list", action="store_true", help="print the names")
-    options = parser.parse_args(arguments)
+    options = parse_arguments(arguments)
     if options.list:
         print("\n".join(f"{name:<18} {asset.what:<32} {asset.page}" for name, asset in ASSETS.items()))
     elif options.name is None:

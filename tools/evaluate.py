@@ -28,7 +28,7 @@ from processor.evaluate import format_table, metrics_record, rank_features  # no
 from processor.feature_file import PROTOCOLS, aligned, as_data_set, per_query, read_features  # noqa: E402
 from utils.bootstrap import paired_bootstrap  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 from utils.report.content import retrieval_content  # noqa: E402
 from utils.report.ranking import save_ranked_lists  # noqa: E402
 from utils.report.write import save_report  # noqa: E402
@@ -49,7 +49,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="",
                         help="draw queries and galleries from all images of the file; default: those that it holds")
     parser.add_argument("--mode", action="append", default=[], help="all, indoor, v2t or t2v; default: every one")
-    parser.add_argument("--trials", type=int, default=10, help="galleries to draw; default: 10")
+    parser.add_argument("--trials", type=whole_number(1, 10_000), default=10, help="galleries to draw; default: 10")
     parser.add_argument("--root", default="", help="folder of the data set, for pictures on the page and for the "
                         "galleries of sysu-original-1 and -10")
     parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
 from configs.defaults import as_dict, flat, load_config  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
 
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
 KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
@@ -36,12 +36,14 @@ def parse_arguments(arguments=None):
     parser.add_argument("--vary", action="append", default=[], metavar="KEY VALUE VALUE ...",
                         help="one run for each value; may be given several times")
     parser.add_argument("--baseline", action="store_true", help="test baseline CLIP too")
-    parser.add_argument("--at_once", type=int, default=1, help="runs at the same time on this machine; default: 1")
+    parser.add_argument("--at_once", type=whole_number(1, 1000), default=1,
+                        help="runs at the same time on this machine; default: 1")
     parser.add_argument("--cluster", choices=("slurm",), help="queue a job for every run instead")
     parser.add_argument("--partition", help="of the cluster; default: the cluster's own")
-    parser.add_argument("--gpus", type=int, default=1, help="of each job; default: 1")
-    parser.add_argument("--cpus", type=int, default=8, help="of each job; default: 8")
-    parser.add_argument("--hours", type=float, default=12, help="after which a job is queued again; default: 12")
+    parser.add_argument("--gpus", type=whole_number(0, 1000), default=1, help="of each job; default: 1")
+    parser.add_argument("--cpus", type=whole_number(1, 10_000), default=8, help="of each job; default: 8")
+    parser.add_argument("--hours", type=real_number(0, 10_000), default=12,
+                        help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")

@@ -12,11 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from model.clip import OPENAI_MODEL, load_clip  # noqa: E402
-from model.released import model_from_checkpoint, released_state, to_released  # noqa: E402
-from utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
-from utils.published import FILE_NAME, as_safetensors, model_card  # noqa: E402
+from configs.defaults import load_config  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, quoted  # noqa: E402
 
 DESCRIPTION = ("format", "stage", "epoch", "selected", "config", "dataset", "trial", "manifest", "metrics")
 
@@ -31,26 +28,40 @@ def main(arguments=None):
     parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
     parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
     options = parser.parse_args(arguments)
-    content = load_checkpoint(options.checkpoint)
+    from model.clip import load_clip  # slow: after the words were read
+    from model.released import model_from_checkpoint, released_state, to_released
+    from processor.saved import read_checkpoint
+    from utils.checkpoint import save_checkpoint
+    from utils.structure import understood
+
+    content = read_checkpoint(options.checkpoint)
     if options.safetensors:
         publish(content, options)
         return
     if released_state(content) is not None:
-        raise UserError(f"checkpoint {options.checkpoint} is in the released format already; copy the file instead")
+        raise UserError(f"checkpoint {quoted(options.checkpoint)} is in the released format already; copy the "
+                        "file instead")
     config = content.get("config")
     if not isinstance(content.get("state_dict"), dict) or not isinstance(config, dict):
-        raise UserError(f"checkpoint {options.checkpoint} holds no weights with their configuration; expected a file "
-                        "written by train_prepare.py or train_clip.py")
+        raise UserError(f"checkpoint {quoted(options.checkpoint)} holds no weights with their configuration; expected "
+                        "a file written by train_prepare.py or train_clip.py")
     if Path(options.out).resolve() == Path(options.checkpoint).resolve():
-        raise UserError(f"{options.out} is the checkpoint itself; name another file to write")
-    clip = load_clip(options.clip_weights or config["MODEL"]["CLIP_WEIGHTS"], config["MODEL"].get("NAME", OPENAI_MODEL))
-    released = to_released(content, clip, config["INPUT"]["HEIGHT"], config["INPUT"]["WIDTH"])
+        raise UserError(f"{quoted(options.out)} is the checkpoint itself; name another file to write")
+    config = load_config(base=config)
+    clip = load_clip(options.clip_weights or config.MODEL.CLIP_WEIGHTS, config.MODEL.NAME)
+    model_from_checkpoint(content, options.checkpoint, config.INPUT.HEIGHT, config.INPUT.WIDTH)
+    with understood(f"checkpoint {quoted(options.checkpoint)}", "Train it again, or name its CLIP with --clip_weights"):
+        released = to_released(content, clip, config.INPUT.HEIGHT, config.INPUT.WIDTH)
     save_checkpoint(options.out, released)
     print(f"{options.out}: {len(released['state_dict'])} weights in the released format")
 
 
 def publish(content, options):
     """Write safetensors and a model card of a checkpoint's content. Raises UserError: it holds no image side."""
+    from model.released import model_from_checkpoint, released_state
+    from utils.checkpoint import write_atomically
+    from utils.published import FILE_NAME, as_safetensors, model_card
+
     model, folder = model_from_checkpoint(content, options.checkpoint), Path(options.out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder for {FILE_NAME} and README.md")

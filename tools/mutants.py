@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
 
 FUNCTIONS, STEPS = "test_golden_functions", "test_golden_model"
 NOTICES = "test_training_notices test_settings_reach test_streams test_defaults"
@@ -70,9 +70,11 @@ def main():
     """Break the files that the command line names. Raises UserError: a name is unknown, or cosmic-ray is missing."""
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", default=list(TESTS), help="files; default: all of the core")
-    parser.add_argument("--sample", type=float, default=1.0, help="share of the changes of each file that are tried")
-    parser.add_argument("--jobs", type=int, default=1, help="changes at a time")
-    parser.add_argument("--timeout", type=int, default=600, help="seconds for the tests of one change")
+    parser.add_argument("--sample", type=real_number(0, 1), default=1.0,
+                        help="share of the changes of each file that are tried")
+    parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="changes at a time")
+    parser.add_argument("--timeout", type=whole_number(1, 10 ** 6), default=600,
+                        help="seconds for the tests of one change")
     parser.add_argument("--output", help="write the table there too, in Markdown")
     options = parser.parse_args()
     unknown = [file for file in options.only if file not in TESTS]

@@ -8,26 +8,35 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from data.images import open_bank  # noqa: E402
-from data.registry import OPENERS, open_dataset  # noqa: E402
-from data.verify import verify  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
+
+SIDE = whole_number(1, 10_000)      # pixels
 
 
 def parse_arguments(arguments=None):
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("--dataset", required=True, choices=sorted(OPENERS))
+    parser.add_argument("--dataset", required=True, help="a name that DATASET.NAME may have")
     parser.add_argument("--root", required=True, help="folder of the data set")
-    parser.add_argument("--trial", type=int, default=1, help="the split, for data sets that have several")
+    parser.add_argument("--trial", type=whole_number(1, 1_000_000), default=1,
+                        help="the split, for data sets that have several")
     parser.add_argument("--check", action="store_true",
                         help="read every image, look for duplicates and strays, print a table of counts; no cache")
-    parser.add_argument("--height", type=int, default=288)
-    parser.add_argument("--width", type=int, default=144)
+    parser.add_argument("--height", type=SIDE, default=288)
+    parser.add_argument("--width", type=SIDE, default=144)
     parser.add_argument("--cache_dir", default="", help="where to write the cache; default: ROOT")
     parser.add_argument("--allow-partial", "--allow_partial", action="store_true",
                         help="do not compare counts with the published ones")
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
+
+from data.images import open_bank  # noqa: E402
+from data.registry import open_dataset  # noqa: E402
+from data.verify import verify  # noqa: E402
+from utils.runtime import print_line  # noqa: E402
 
 
 def check(data, check_counts):
@@ -45,7 +54,7 @@ def cache(data, cache_dir, height, width):
     print("\n".join((*data.counts(), *data.notes)))
     folder = data.cache_dir(cache_dir)
     for split, images in data.sets():
-        open_bank(images, data.root, folder, split, height, width)
+        open_bank(images, data.root, folder, split, height, width, announce=print_line)
     print(f"cache of {height} x {width} images is in {folder}")
 
 

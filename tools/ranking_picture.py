@@ -12,12 +12,30 @@ import csv
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
 
+from utils.errors import Parser, UserError, exit_on_user_error, quoted, whole_number  # noqa: E402
+
+
+def parse_arguments():
+    """Read the command line. Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("ranking", help="CSV of test.py --save_ranking")
+    parser.add_argument("root", help="folder of the data set")
+    parser.add_argument("picture", help=".png to write")
+    parser.add_argument("--queries", type=whole_number(1, 100), default=6, help="how many lists; default: 6")
+    parser.add_argument("--ranks", type=whole_number(1, 100), default=8, help="gallery images in each; default: 8")
+    parser.add_argument("--baseline", help="another CSV of the same test, drawn above")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps  # noqa: E402
+
+from data.images import decode_image  # noqa: E402
 from utils.checkpoint import write_atomically  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 
 WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
 STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
@@ -27,23 +45,14 @@ RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
 
 def main():
     """Draw the lists that the command line names, and save. Raises UserError: a file is missing or broken."""
-    parser = Parser(__doc__)
-    parser.add_argument("ranking", help="CSV of test.py --save_ranking")
-    parser.add_argument("root", help="folder of the data set")
-    parser.add_argument("picture", help=".png to write")
-    parser.add_argument("--queries", type=int, default=6, help="how many lists; default: 6")
-    parser.add_argument("--ranks", type=int, default=8, help="gallery images in each; default: 8")
-    parser.add_argument("--baseline", help="another CSV of the same test, drawn above")
-    arguments = parser.parse_args()
-    if min(arguments.queries, arguments.ranks) < 1:
-        raise UserError(f"--queries is {arguments.queries}, --ranks {arguments.ranks}; expected 1 or more")
+    arguments = parse_arguments()
     lists = read_lists(arguments.ranking, arguments.ranks)
     ordered, tests = sorted(lists), [("", lists)]
     if arguments.baseline:
         tests = [("baseline CLIP", read_lists(arguments.baseline, arguments.ranks)), ("after training", lists)]
         if set(lists) != set(tests[0][1]):
-            raise UserError(f"{arguments.baseline} ranks other queries than {arguments.ranking}; expected two tests of "
-                            "the same data set, protocol and mode")
+            raise UserError(f"{quoted(arguments.baseline)} ranks other queries than {quoted(arguments.ranking)}; "
+                            "expected two tests of the same data set, protocol and mode")
         ordered.sort(key=lambda query: shown_precision(tests[0][1][query]) - shown_precision(lists[query]))
     chosen = [ordered[int((number + 0.5) * len(ordered) / arguments.queries)]
               for number in range(arguments.queries)] if len(ordered) > arguments.queries else ordered
@@ -65,9 +74,10 @@ def read_lists(path, ranks):
             if row["trial"] == rows[0]["trial"] and int(row["rank"]) <= ranks:
                 lists.setdefault(row["query"], []).append((row["gallery"], row["match"] == "1"))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"ranking {path} cannot be read ({error}); expected ranking_MODE.csv of test.py --save_ranking")
+        raise UserError(f"ranking {quoted(path)} cannot be read ({error}); expected ranking_MODE.csv of test.py "
+                        "--save_ranking")
     if not lists:
-        raise UserError(f"ranking {path} holds no list; expected ranking_MODE.csv of test.py --save_ranking")
+        raise UserError(f"ranking {quoted(path)} holds no list; expected ranking_MODE.csv of test.py --save_ranking")
     return lists
 
 
@@ -97,12 +107,8 @@ def draw(rows, root, ranks, together):
 
 def framed(path, colour):
     """Read an image and frame it. Raises UserError: it is missing or does not decode."""
-    try:
-        image = Image.open(path).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read ({error}); expected an image of the ranking in the folder of the "
-                        "data set that was tested")
-    return ImageOps.expand(image, FRAME, colour)
+    image = decode_image(path, "expected an image of the ranking in the folder of the data set that was tested")[0]
+    return ImageOps.expand(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), FRAME, colour)
 
 
 if __name__ == "__main__":

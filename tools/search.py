@@ -12,26 +12,48 @@ import hashlib
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
+
+from utils.errors import Parser, UserError, exit_on_user_error, is_unicode, quoted, whole_number  # noqa: E402
+
+
+def parse_arguments():
+    """Read the command line. Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="of train_prepare.py or train_clip.py, or a released one")
+    parser.add_argument("--gallery", required=True, help="folder of images of the other modality")
+    parser.add_argument("--query", required=True, nargs="+", help="image files")
+    parser.add_argument("--query_modality", choices=("rgb", "ir"), default="ir", help="default: ir")
+    parser.add_argument("--count", type=whole_number(1, 10_000), default=10,
+                        help="images to find per query; default: 10")
+    parser.add_argument("--output", default="runs/search", help="folder of the page and of the features")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
 from data.manifest import file_stat  # noqa: E402
 from model.clip import weights_digest  # noqa: E402
 from model.released import checkpoint_normalisation, model_from_checkpoint  # noqa: E402
 from processor.features import embed  # noqa: E402
-from utils.checkpoint import load_array, load_checkpoint, save_array  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from processor.saved import read_checkpoint  # noqa: E402
+from utils.checkpoint import load_array, save_array  # noqa: E402
 from utils.metrics import rank_gallery  # noqa: E402
 from utils.modality import Modality  # noqa: E402
 from utils.report.figures import MODALITY_NAMES  # noqa: E402
 from utils.report.page import Section, jpeg_text, write_page  # noqa: E402
-from utils.runtime import pick_device  # noqa: E402
+from utils.runtime import pick_device, print_line, unused_gpu_warning  # noqa: E402
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+OTHER_QUERY = "name another query"
+OTHER_GALLERY = "take it out of the gallery, or replace it"
 DECODED_AT_ONCE = 512       # images held in memory
 PICTURE = 112, 184          # width and height in pixels that a picture on the page fits into
 
@@ -42,7 +64,11 @@ def main():
     modality = Modality(arguments.query_modality)
     missing = [path for path in arguments.query if not Path(path).is_file()]
     if missing:
-        raise UserError(f"query {missing[0]} is missing; expected an image file")
+        raise UserError(f"query {quoted(missing[0])} is missing; expected an image file")
+    for path in arguments.query:
+        decode_image(path, OTHER_QUERY)     # before the gallery is embedded, which takes long
+    if arguments.device == "auto" and unused_gpu_warning():
+        print_line(f"warning: {unused_gpu_warning()}")
     searcher = Searcher(arguments.checkpoint, pick_device(arguments.device))
     paths, features, cached = searcher.gallery(arguments.gallery, modality.other, arguments.output)
     print(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
@@ -54,31 +80,15 @@ def main():
     print(f"\npictures: {write_search_page(arguments, found)}")
 
 
-def parse_arguments():
-    """Read the command line. Raises UserError: it is not understood."""
-    parser = Parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="of train_prepare.py or train_clip.py, or a released one")
-    parser.add_argument("--gallery", required=True, help="folder of images of the other modality")
-    parser.add_argument("--query", required=True, nargs="+", help="image files")
-    parser.add_argument("--query_modality", choices=[m.value for m in Modality], default="ir", help="default: ir")
-    parser.add_argument("--count", type=int, default=10, help="images to find per query; default: 10")
-    parser.add_argument("--output", default="runs/search", help="folder of the page and of the features")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    arguments = parser.parse_args()
-    if arguments.count < 1:
-        raise UserError(f"--count is {arguments.count}; expected 1 or more")
-    return arguments
-
-
 class Searcher:
     """Embeds image files with a trained model.
 
     Args: checkpoint: a file of train_prepare.py or train_clip.py, or a released one; device: torch device.
-    Raises: UserError: as `load_checkpoint` and `model_from_checkpoint`.
+    Raises: UserError: as `read_checkpoint` and `model_from_checkpoint`.
     """
 
     def __init__(self, checkpoint, device):
-        content = load_checkpoint(checkpoint)
+        content = read_checkpoint(checkpoint)
         model = model_from_checkpoint(content, checkpoint)
         self.size, self.device = tuple(model.describe()[side] for side in ("height", "width")), device
         self.digest = weights_digest(model)
@@ -91,7 +101,8 @@ class Searcher:
         with tqdm(total=len(paths), desc=f"embedding {modality.value} images", unit="image", disable=None) as bar:
             for start in range(0, len(paths), DECODED_AT_ONCE):
                 some = paths[start:start + DECODED_AT_ONCE]
-                images = np.stack(in_parallel(lambda path: read_image(path, *self.size), some, "decoding"))
+                images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY), some,
+                                              "decoding"))
                 parts.append(embed(self.model, ImageBank(images, self.device, normalisation=self.normalisation),
                                    modality, batch_size=batch_size, precision="released")["feature"].cpu())
                 bar.update(len(some))
@@ -125,11 +136,14 @@ def image_files(folder):
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"gallery {folder} is no folder; expected a folder of images")
+        raise UserError(f"gallery {quoted(folder)} is no folder; expected a folder of images")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
                    and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not paths:
-        raise UserError(f"gallery {folder} holds no image; expected files ending in {', '.join(IMAGE_ENDINGS)}")
+        raise UserError(f"gallery {quoted(folder)} holds no image; expected files ending in {', '.join(IMAGE_ENDINGS)}")
+    for path in paths:
+        if not is_unicode(str(path)):
+            raise UserError(f"image {quoted(path)} has bytes in its name that are no UTF-8; rename it")
     return paths
 
 

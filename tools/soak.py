@@ -16,13 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, exit_on_user_error, real_number, whole_number  # noqa: E402
 
 FOLDER = ROOT / "runs" / "soak"
 SCRIPTS = ("train_prepare.py", "train_clip.py")
@@ -80,6 +77,9 @@ def disturbed_run(folder, overrides, rng, counts):
 
 def differences(folder, expected):
     """Name the results that are not the same to the bit."""
+    import numpy as np  # slow: after the words were read
+    import torch
+
     found = [path.name for path in (expected / "pseudo_labels").glob("*.npy")
              if not np.array_equal(np.load(path), np.load(folder / "pseudo_labels" / path.name))]
     for name in ("prepare_last.pth", "model_last.pth"):
@@ -101,8 +101,9 @@ def memory_per_epoch(folder):
 def main():
     """Kill and resume as long as the command line says."""
     parser = Parser(__doc__)
-    parser.add_argument("--minutes", type=float, default=20, help="default: 20")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the signals; default: 0")
+    parser.add_argument("--minutes", type=real_number(0, 100_000), default=20, help="default: 20")
+    parser.add_argument("--seed", type=whole_number(0, 10 ** 9), default=0,
+                        help="of the moments of the signals; default: 0")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from configs/demo.yml")
     arguments = parser.parse_intermixed_args()
     shutil.rmtree(FOLDER, ignore_errors=True)

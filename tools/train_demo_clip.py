@@ -11,28 +11,50 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import open_clip
-import torch
-import torch.nn.functional as F
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from open_clip.modified_resnet import AttentionPool2d
-from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))     # the tool lies one folder below the imports
 
+from utils.errors import Parser, exit_on_user_error, real_number, whole_number  # noqa: E402
+
+FILES = {"resnet": "demo_clip.pt", "vit": "demo_vit_clip.pt"}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("--kind", choices=FILES, default="resnet", help="of the image tower (default: resnet)")
+    parser.add_argument("--output", type=Path, help="the file to write; default: "
+                        + ", ".join(f"assets/{file} for a {kind}" for kind, file in FILES.items()))
+    number = whole_number(1, 1_000_000)
+    for name, kind, default, what in (
+            ("people", number, 600, ""), ("images", number, 8, "of each person and modality"),
+            ("cameras", number, 12, "of each modality"), ("steps", number, 1200, ""), ("batch-size", number, 128, ""),
+            ("lr", real_number(0, 1000), 1e-3, ""), ("seed", whole_number(0, 2 ** 63 - 1), 0, ""),
+            ("threads", whole_number(1, 10_000), 2, "")):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: {default})")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(lambda: parse(None))     # --help and mistakes are answered before the slow imports
+
+import numpy as np  # noqa: E402
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # noqa: E402
+from open_clip.modified_resnet import AttentionPool2d  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
 from data.demo import HEIGHT, WIDTH, Person, caption, draw_camera, draw_people, render  # noqa: E402
-from utils.errors import Parser, exit_on_user_error  # noqa: E402
 
 STREAM = 7_000_000  # first word of every seed here; the demo's data sets have a small number there
 IMAGE_SIZE = (96, 48)  # pixels, height and width
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EMBED_DIM, IMAGE_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 128, 16, 64, 2
 VIT_WIDTH, VIT_LAYERS, PATCH = 128, 3, 16
-FILES = {"resnet": "demo_clip.pt", "vit": "demo_vit_clip.pt"}
 VOCABULARY, CONTEXT = 49408, 77
 # Mean norms at the end: CCLNet's losses do not normalise. Texts longer than this satisfy the prompt loss without
 # pointing where their images lie, and then say little across modalities.
@@ -218,19 +240,6 @@ def openai_state(model: CLIP, used: Tensor, longest: int, seed: int) -> dict[str
     table[used] = model.token_embedding.weight.detach()
     state["token_embedding.weight"] = table.half()
     return {k: v.contiguous() for k, v in state.items()}
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("--kind", choices=FILES, default="resnet", help="of the image tower (default: resnet)")
-    parser.add_argument("--output", type=Path, help="the file to write; default: "
-                        + ", ".join(f"assets/{file} for a {kind}" for kind, file in FILES.items()))
-    for name, default, what in (
-            ("people", 600, ""), ("images", 8, "of each person and modality"), ("cameras", 12, "of each modality"),
-            ("steps", 1200, ""), ("batch-size", 128, ""), ("lr", 1e-3, ""), ("seed", 0, ""), ("threads", 2, "")):
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{what} (default: {default})")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

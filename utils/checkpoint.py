@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, is_out_of_memory, quoted
 from utils.published import HUB, fetch, load_safetensors
+from utils.structure import check_plain, must_fit
 
 # What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run, as
 # numpy 1 ("numpy.core") and numpy 2 ("numpy._core") spell it.
@@ -23,9 +24,13 @@ def write_atomically(path, write, keep=None):
     """Call write(file) on a temporary binary file beside path, flush it to disk, and rename it to path.
 
     Args: keep: name that the file which path was until now gets, once the new one is whole; None removes it.
-    Raises: UserError: the folder is not writable or the disk is full; path keeps its old content.
+    Raises: UserError: the folder is not writable, the disk is full, or path is a folder, a pipe or a device; it keeps
+        its old content.
     """
     path = Path(path)
+    if os.path.lexists(path) and not path.is_symlink() and not path.is_file():
+        raise UserError(f"{quoted(path)} is {'a folder' if path.is_dir() else 'neither file nor folder'}; expected a "
+                        "file or nothing there. Move it away, or name another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -43,8 +48,8 @@ def write_atomically(path, write, keep=None):
             raise
         _flush_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); free space or choose a writable "
-                        "OUTPUT_DIR")
+        raise UserError(f"{quoted(path)} cannot be written ({error.strerror or error}); free space, or name a place "
+                        "that is writable")
 
 
 def open_lock(path):
@@ -105,7 +110,7 @@ def load_checkpoint(path):
     if str(path).startswith(HUB):
         path = fetch(path)
     if not os.path.isfile(path):
-        raise UserError(f"checkpoint {path} is missing; expected a .pth file written by train_prepare.py or "
+        raise UserError(f"checkpoint {quoted(path)} is missing; expected a .pth file written by train_prepare.py or "
                         "train_clip.py, or a released one")
     if str(path).endswith(".safetensors"):
         return load_safetensors(path)
@@ -115,8 +120,8 @@ def load_checkpoint(path):
     except Exception as error:     # torch raises many kinds on damaged or foreign files
         if is_out_of_memory(error):
             raise
-        raise UserError(f"checkpoint {path} cannot be read safely ({' '.join(str(error).split())[:120]}); expected "
-                        "tensors, numbers and text alone. Copy or download the file again")
+        raise UserError(f"checkpoint {quoted(path)} cannot be read safely ({' '.join(str(error).split())[:120]}); "
+                        "expected tensors, numbers and text alone. Copy or download the file again")
     if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dict")
-    return content
+        raise UserError(f"checkpoint {quoted(path)} holds a {type(content).__name__}; expected a dict")
+    return must_fit(content, check_plain, f"checkpoint {quoted(path)}", "Copy or download the file again")

@@ -2,6 +2,7 @@
 import fcntl
 import hashlib
 import io
+import os
 import platform
 import signal
 import stat
@@ -11,13 +12,15 @@ from pathlib import Path
 import torch
 
 from utils.checkpoint import open_lock, write_atomically
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, is_out_of_memory, quoted
+from utils.structure import check_plain, must_fit
 
 DIGEST_BYTES = 32
-# What runs write into their folder.
-FILES = (".lock", "log.txt", "config.yml", "metrics.json", "metrics.jsonl", "report.html", "*_state.pth*",
-         "prepare_*.pth", "model_*.pth")
+# What runs write into their folder: files by name, folders, and the files in those by their endings.
+FILES = (".lock", "log.txt", "config.yml", "metrics.json", "metrics.jsonl", "report.html", "comparison.html",
+         "features.npz", "ranking_*.csv", "*_state.pth*", "prepare_*.pth", "model_*.pth")
 FOLDERS = ("pseudo_labels", "report_data", "tensorboard", "tests")
+ENDINGS = (".npy", ".json", ".jsonl", ".yml", ".html", ".csv", ".npz")
 
 
 class StateFile:
@@ -52,7 +55,7 @@ class StateFile:
                     return content, f"{damaged[0]} is damaged; resuming from {path}" if damaged else None
                 damaged.append(path)
         if damaged:
-            raise UserError(f"{' and '.join(map(str, damaged))} cannot be read: damaged; the run cannot go on from "
+            raise UserError(f"{' and '.join(map(quoted, damaged))} cannot be read: damaged; the run cannot go on from "
                             "there. Add --fresh to start over and keep the old files aside")
         return None, None
 
@@ -63,18 +66,19 @@ def _read_checked(path):
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"state file {path} cannot be read ({error.strerror or error}); expected a readable file. "
-                        f"{advice}")
+        raise UserError(f"state file {quoted(path)} cannot be read ({error.strerror or error}); expected a readable "
+                        f"file. {advice}")
     payload, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
         return None
     try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:     # torch raises many kinds; a whole file that is not ours was put there
         if is_out_of_memory(error):
             raise
-        raise UserError(f"state file {path} cannot be read safely ({' '.join(str(error).split())[:120]}); expected "
-                        f"tensors, numbers and text alone. {advice}")
+        raise UserError(f"state file {quoted(path)} cannot be read safely ({' '.join(str(error).split())[:120]}); "
+                        f"expected tensors, numbers and text alone. {advice}")
+    return must_fit(content, check_plain, f"state file {quoted(path)}", advice)
 
 
 def versions():
@@ -83,43 +87,55 @@ def versions():
             **{name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "open_clip_torch")}}
 
 
-def lock_folder(folder):
+def lock_folder(folder, of_run=None):
     """Hold a folder for this process until it ends, however it ends; the returned file must be kept open.
 
+    Args: of_run: the run's folder that this one lies in, if it is not the same.
     Raises: UserError: a living process holds it, or the folder cannot be written.
     """
     try:
+        refuse_obstacles(of_run or folder)
         Path(folder).mkdir(parents=True, exist_ok=True)
         refuse_obstacles(folder)
         file = open_lock(Path(folder) / ".lock")
     except OSError as error:
-        raise UserError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror or error}); choose another")
+        raise UserError(f"OUTPUT_DIR {quoted(folder)} cannot be written ({error.strerror or error}); choose another")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if isinstance(error, BlockingIOError):
-            raise UserError(f"another run is writing to {folder}; wait for it, or choose another OUTPUT_DIR")
-        raise UserError(f"OUTPUT_DIR {folder} cannot be locked ({error.strerror or error}), so that two runs could "
-                        "mix there; choose a folder on another disk")
+            raise UserError(f"another run is writing to {quoted(folder)}; wait for it, or choose another OUTPUT_DIR")
+        raise UserError(f"OUTPUT_DIR {quoted(folder)} cannot be locked ({error.strerror or error}), so that two runs "
+                        "could mix there; choose a folder on another disk")
     for left_over in Path(folder).glob(".*.partial"):      # of a process that was killed while writing
         left_over.unlink()
     return file
 
 
 def refuse_obstacles(folder):
-    """Refuse a folder in which something else lies where a run writes its files and folders.
+    """Refuse a folder in which something else lies where a run writes its files and folders, at any depth.
 
     Raises: UserError: names it and says what it is.
     """
-    for kind, is_right, patterns in (("file", stat.S_ISREG, FILES), ("folder", stat.S_ISDIR, FOLDERS)):
-        for path in (found for pattern in patterns for found in Path(folder).glob(pattern)):
-            mode = path.lstat().st_mode
-            if not is_right(mode):
-                found = ("a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else
-                         "a file" if stat.S_ISREG(mode) else "neither file nor folder")
-                raise UserError(f"{path} is {found}; expected a {kind} of a run, or nothing. Move it away, or choose "
-                                "another OUTPUT_DIR")
+    folder = Path(folder)
+    for kind, patterns in (("file", FILES), ("folder", FOLDERS)):
+        for path in (found for pattern in patterns for found in folder.glob(pattern)):
+            _refuse_unless(path, kind)
+    for name in FOLDERS:
+        for parent, folders, files in os.walk(folder / name):
+            for entry in (*folders, *files):
+                _refuse_unless(Path(parent) / entry, "file" if entry.endswith(ENDINGS) or entry in FILES else "")
+
+
+def _refuse_unless(path, kind):
+    """Refuse a path that is no "file" or "folder", or, if kind is "", neither. Raises: UserError."""
+    mode = path.lstat().st_mode
+    found = ("a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else
+             "a file" if stat.S_ISREG(mode) else "neither file nor folder")
+    if found not in ([f"a {kind}"] if kind else ["a file", "a folder"]):
+        raise UserError(f"{quoted(path)} is {found}; expected a {kind or 'file or folder'} of a run, or nothing. Move "
+                        "it away, or choose another OUTPUT_DIR")
 
 
 class StopRequest:

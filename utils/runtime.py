@@ -67,6 +67,16 @@ def _fp32_switches():
     return ((torch.backends.cuda.matmul, "allow_tf32", spelling), (torch.backends.cudnn, "allow_tf32", spelling))
 
 
+def print_line(line):
+    """Print a line above the progress bars; a console that is gone or cannot show it does not end the run."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):       # a closed pipe, a closed or a missing stdout
+        sys.stdout = open(os.devnull, "w")
+
+
 def to_device(values, device):
     """Copy an array or tensor of the host to a device. A GPU's copy comes from pinned memory and is not waited for."""
     values, device = torch.from_numpy(values) if isinstance(values, np.ndarray) else values, torch.device(device)
@@ -145,14 +155,8 @@ class _BarSafeHandler(logging.Handler):
     """Writes lines above the progress bars."""
 
     def emit(self, record):
-        """Print a line; a console that is gone or cannot show it does not end the run: its log file is written."""
-        line = self.format(record)
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        try:
-            tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
-            sys.stdout.flush()
-        except (OSError, ValueError, AttributeError):       # a closed pipe, a closed or a missing stdout
-            sys.stdout = open(os.devnull, "w")
+        """Print a line; its log file is written in any case."""
+        print_line(self.format(record))
 
 
 class _LogFile(logging.FileHandler):

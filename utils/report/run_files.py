@@ -1,13 +1,15 @@
 """Reads what a run has written into its folder, for the page."""
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, quoted
+from utils.report.schema import CONTENT, METRICS, ROW
+from utils.structure import anything, finite_json, must_fit, table
 
 CONTENT_FOLDER = "report_data"
+REMEDY = "Expected is what the run wrote: run the stage again, or remove the file"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
 FORMER_NAMES = {"model": "finetune"}        # how earlier versions called a stage in their files
 SCRIPTS = ("train_prepare", "train_clip", "test")
@@ -33,39 +35,50 @@ def read_run(folder):
     """Read a run's folder: `RunFiles`. Raises UserError: it is not there, holds no run, or a file is damaged."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py")
-    epochs = _read(folder / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], [])
-    epochs = [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in epochs]
+        raise UserError(f"{quoted(folder)} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or "
+                        "test.py")
+    epochs = [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in read_rows(folder)]
     paths = [path for pattern in ("metrics.json", "*/metrics.json", "tests/*/metrics.json")
              for path in sorted(folder.glob(pattern))]
-    tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, json.loads, None)
+    tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, finite_json, METRICS)
              for path in paths if not path.parent.name.startswith("old-")}
     if tests and folder.resolve().parent.name == "tests":        # a test's page compares with its neighbour
-        tests |= {path.parent.name: _read(path, json.loads, None)
+        tests |= {path.parent.name: _read(path, finite_json, METRICS)
                   for path in sorted(folder.resolve().parent.glob("baseline_clip-*/metrics.json"))
                   if path.parent != folder.resolve()}
     contents = {}
     for name in (*CONTENT_TITLES, *FORMER_NAMES):
-        content = _read(folder / CONTENT_FOLDER / f"{name}.json", json.loads, None)
-        if content:
-            contents.setdefault(FORMER_NAMES.get(name, name), content)
+        path = folder / CONTENT_FOLDER / f"{name}.json"
+        if path.exists():
+            contents.setdefault(FORMER_NAMES.get(name, name), _read(path, finite_json, CONTENT))
+    config = folder / "config.yml"
     if not (epochs or tests or contents):
-        raise UserError(f"{folder} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); expected the "
-                        "OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or a test")
-    about = {name: _read(folder / CONTENT_FOLDER / f"run-{name}.json", json.loads, None) for name in SCRIPTS}
-    return RunFiles(folder, _read(folder / "config.yml", yaml.safe_load, {}) or {}, epochs, tests, contents,
-                    {name: facts for name, facts in about.items() if facts})
+        raise UserError(f"{quoted(folder)} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); expected "
+                        "the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or a test")
+    about = {name: _read(path, finite_json, table(anything)) for name in SCRIPTS
+             if (path := folder / CONTENT_FOLDER / f"run-{name}.json").exists()}
+    return RunFiles(folder, _read(config, yaml.safe_load, table(anything)) if config.exists() else {}, epochs, tests,
+                    contents, about)
 
 
-def _read(path, parse, default):
-    """Parse a text file, or give the default where there is none. Raises UserError: it is damaged."""
+def read_rows(folder):
+    """Read a run's metrics.jsonl: a list of dicts, empty without the file. Raises UserError: it is damaged."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = _read(path, lambda lines: list(map(finite_json, lines.splitlines())), anything)
+    return [must_fit(row, ROW, f"line {number} of {quoted(path)}", REMEDY) for number, row in enumerate(rows, start=1)]
+
+
+def _read(path, parse, check):
+    """Parse a text file and check what it holds. Raises UserError: it is damaged, or holds something else."""
     if not path.is_file():
-        return default
+        raise UserError(f"{quoted(path)} is no file. {REMEDY}")
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the file that the "
-                        "run wrote. Run the stage again, or remove the file")
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). {REMEDY}")
+    return must_fit(content, check, quoted(path), REMEDY)
 
 
 def flat(tree, prefix=""):

@@ -1,0 +1,89 @@
+"""Hash the contents of image files, once: the hashes are kept beside the decoded images."""
+import hashlib
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.checkpoint import write_atomically
+from utils.errors import UserError, quoted
+from utils.structure import finite_json
+
+FORMAT = "image hashes of this project, 1"      # what a file must say before it is replaced
+
+
+def file_stat(path):
+    """Call os.stat on an image. Raises UserError: it is missing, or a link that leads nowhere."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as error:
+        found = "is missing" if isinstance(error, FileNotFoundError) else "cannot be reached " + (
+            f"({getattr(error, 'strerror', None) or error})")
+        raise UserError(f"image {quoted(path)} {found}; restore it or correct the lists of the data set")
+
+
+def in_parallel(function, items, description):
+    """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(tqdm(pool.map(function, items), total=len(items), unit="image", desc=description, mininterval=1,
+                         leave=False, disable=None))
+
+
+def content_hashes(image_set, root, split, folder):
+    """Return the SHA-256 of every file of an image set, in its order: list of hex digits.
+
+    A file whose size and times have not changed since it was hashed is not read again: SPLIT_MODALITY_hashes.json
+    remembers. Where that cannot be written, or is somebody else's file, all files are read.
+
+    Args: image_set: `data.records.ImageSet`; root: folder its paths start from; split: "train" or "test"; folder: Path.
+    Raises: UserError: an image is missing or cannot be read.
+    """
+    memory = Path(folder) / f"{split}_{image_set.modality.value}_hashes.json"
+    known, found = _remembered(memory), {}
+    for path in image_set.paths:
+        stamp = file_stat(Path(root) / path)
+        if not stat.S_ISREG(stamp.st_mode):         # reading a pipe would wait forever
+            raise UserError(f"image {quoted(Path(root) / path)} does not decode (it is no file); replace it by the "
+                            "file of the original data set")
+        found[path] = [stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns]
+    new = [path for path in image_set.paths if (known or {}).get(path, [])[:3] != found[path]]
+    hashes = dict(zip(new, in_parallel(lambda path: _file_hash(Path(root) / path), new,
+                                       f"hashing {image_set.modality.value} images")))
+    hashes = {path: hashes.get(path) or known[path][3] for path in image_set.paths}
+    if new and (known is not None or not os.path.lexists(memory)):
+        _remember(memory, {path: [*stamp, hashes[path]] for path, stamp in found.items()})
+    return [hashes[path] for path in image_set.paths]
+
+
+def _file_hash(path):
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"image {quoted(path)} cannot be read ({error.strerror or error}); restore it or correct the "
+                        "lists of the data set")
+
+
+def _remembered(path):
+    """Read what `_remember` wrote: path -> [size, two times, hash]; None if there is no such file of ours."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return None
+        content = finite_json(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            return None
+        return {name: entry for name, entry in content["files"].items()
+                if isinstance(entry, list) and len(entry) == 4 and isinstance(entry[3], str) and len(entry[3]) == 64}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _remember(path, files):
+    """Write a memory of hashes; a folder that cannot be written costs time at the next start, nothing else."""
+    text = json.dumps({"format": FORMAT, "files": files})
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except UserError:
+        pass
