@@ -105,7 +105,8 @@ def _check_clip(state, path):
     width = len(state["visual.class_embedding"]) if kind == "vit" else HEAD_WIDTH
     if width % HEAD_WIDTH or width < HEAD_WIDTH:
         raise UserError(f"CLIP weights {quoted(path)} hold a vision transformer of width {width}; expected a multiple "
-                        f"of {HEAD_WIDTH}, the width of each head in OpenAI's format. Choose another MODEL.CLIP_WEIGHTS")
+                        f"of {HEAD_WIDTH}, the width of each head in OpenAI's format. Choose another "
+                        "MODEL.CLIP_WEIGHTS")
     missing = [k for k in TEXT_KEYS if k not in state]
     if missing:
         raise UserError(f"CLIP weights {quoted(path)} lack the text tower ({', '.join(missing)}); expected a whole "

@@ -100,8 +100,8 @@ def _described(content, state, path):
                 ("activation", ACTIVATION, not vit or facts["activation"] == ACTIVATION))
     for name, right, fits in expected:
         if not fits:
-            raise UserError(f"checkpoint {quoted(path)} describes its model with {name} {str(facts[name])[:40]}, but its "
-                            f"weights need {right}. Train or download it again")
+            raise UserError(f"checkpoint {quoted(path)} describes its model with {name} {str(facts[name])[:40]}, but "
+                            f"its weights need {right}. Train or download it again")
     return facts["heads"], facts["stride"]
 
 
