@@ -243,6 +243,18 @@ def _check_dense(value, where):
         raise Misfit(where, value, "a dense tensor with its data")
 
 
+def jsonable(value, where):
+    """Let pass what JSON can hold: text, numbers, True, False, None, lists and dicts of them by text."""
+    if isinstance(value, dict):
+        table(jsonable)(value, where)
+    elif isinstance(value, (list, tuple)):
+        listing(jsonable)(value, where)
+    elif type(value) in (int, float):
+        real()(value, where)
+    elif value is not None and type(value) is not bool:
+        text(value, where)
+
+
 def finite_json(words):
     """Parse JSON text without NaN and Infinity. Raises: ValueError: it is damaged or nested without end."""
     def refuse(word):
