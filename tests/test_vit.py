@@ -240,7 +240,8 @@ def test_normalisations():
     """The names are those of the setting; erased pixels are 0 in all of them."""
     assert tuple(augment.NORMALISATIONS) == CHOICES["INPUT.NORMALISATION"]
     images = torch.full((1, 3, 8, 4), 51, dtype=torch.uint8)
-    plan = augment.Plan(np.array([False]), np.array([[0, 0]]), np.array([False]), np.array([[2, 1, 3, 2]]))
+    plan = augment.Plan(np.array([False]), np.array([[0, 0]]), np.array([False]), np.array([[2, 1, 3, 2]]),
+                        np.array([-1]))
     for name, (mean, std) in augment.NORMALISATIONS.items():
         expected = (0.2 - torch.tensor(mean)) / torch.tensor(std)
         torch.testing.assert_close(augment.normalise(images, name)[0, :, 0, 0], expected)
