@@ -249,7 +249,7 @@ def test_runs_of_one_and_two_processes(words, tmp_path):
     (1, {"BATCH_NORM__SPLITS": 3}, "cannot be split into BATCH_NORM.SPLITS 3 equal parts; "),
     (2, {"BATCH_NORM__SPLITS": 3, "SAMPLER__CLUSTERS": 3},
      "BATCH_NORM.SPLITS 3 and 2 processes do not divide one another; "),
-    (2, {"PREPARE__EPOCHS": 0}, "PREPARE.EPOCHS is 0; expected 1 or more"),
+    (2, {"PREPARE__EPOCHS": 0}, "PREPARE.EPOCHS is 0; expected a whole number from 1"),
     (2, {"MODEL__CLIP_WEIGHTS": "nowhere.pt"}, "CLIP weights nowhere.pt are missing; "),
 ])
 def test_errors_are_said_once(words, tmp_path, size, changes, sentence):

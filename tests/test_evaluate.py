@@ -8,7 +8,7 @@ from trees import llcm_tree, permutation_file, sysu_tree
 
 from data import llcm, sysu
 from processor.evaluate import rank_features
-from processor.feature_file import aligned, per_query, read_features
+from processor.feature_file import PROTOCOLS, aligned, per_query, read_features
 from tools import evaluate
 from utils.bootstrap import paired_bootstrap
 from utils.errors import UserError
@@ -232,7 +232,7 @@ def test_other_mistakes(data, tmp_path):
     refuses("features .*text.npz cannot be read", tmp_path / "text.npz")
     refuses("holds no queries and galleries; name the protocol", good)
     refuses("TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor", good, "--protocol", "sysu", "--mode", "v2t")
-    refuses("--trials is 0", good, "--protocol", "sysu", "--trials", "0")
+    refuses("argument --trials: .0. is no whole number from 1", good, "--protocol", "sysu", "--trials", "0")
     refuses("rand_perm_cam.mat is missing", good, "--protocol", "sysu-original-1", "--root", tmp_path)
     arrays = arrays_of(data, 1.0)
     fewer = save(tmp_path / "fewer.npz", {name: array[1:] for name, array in arrays.items()})
@@ -241,3 +241,7 @@ def test_other_mistakes(data, tmp_path):
     other = save(tmp_path / "other.npz", arrays, ir_persons=arrays["ir_persons"][::-1])
     with pytest.raises(UserError, match="name other persons for cam3/0003/0001.jpg"):
         aligned(read_features(other), read_features(good))
+
+
+def test_the_protocols_of_the_command_line_are_all():
+    assert evaluate.PROTOCOLS == tuple(PROTOCOLS)

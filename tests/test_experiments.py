@@ -160,7 +160,7 @@ def test_a_failed_run_does_not_stop_the_others(settings, tmp_path, capsys):
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
     (["--vary", "SEED", "1", "2"], "--vary SEED is not possible: give its values to --seeds"),
     (["--vary", "OUTPUT_DIR", "a", "b"], "every run has a folder of its own"),
-    (["--at_once", "0"], "--at_once is 0; expected a number above 0"),
+    (["--at_once", "0"], "argument --at_once: .0. is no whole number from 1"),
     (["--trials", "1", "DATASET.NAME", "llcm"], "--trials are the splits of RegDB; llcm has one"),
     (["--cluster", "slurm"], "this machine has none; run it where Slurm is installed"),
     (["--sceds", "1"], "unknown option --sceds")])

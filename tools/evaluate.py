@@ -20,15 +20,38 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
+from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
+
+PROTOCOLS = ("sysu", "sysu-original-1", "sysu-original-10", "regdb", "llcm")        # of processor/feature_file.py
+
+
+def parse_arguments(arguments=None):
+    """Read the command line. Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("features", help="a .npz file")
+    parser.add_argument("other", nargs="?", help="a second one, of the same images, to compare with the first")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="",
+                        help="draw queries and galleries from all images of the file; default: those that it holds")
+    parser.add_argument("--mode", action="append", default=[], help="all, indoor, v2t or t2v; default: every one")
+    parser.add_argument("--trials", type=whole_number(1, 10_000), default=10, help="galleries to draw; default: 10")
+    parser.add_argument("--root", default="", help="folder of the data set, for pictures on the page and for the "
+                        "galleries of sysu-original-1 and -10")
+    parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")
+    parser.add_argument("--output", help="folder of the results")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
+
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from data.images import read_image  # noqa: E402
 from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
-from processor.feature_file import PROTOCOLS, aligned, as_data_set, per_query, read_features  # noqa: E402
+from processor.feature_file import aligned, as_data_set, per_query, read_features  # noqa: E402
 from utils.bootstrap import paired_bootstrap  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 from utils.report.content import retrieval_content  # noqa: E402
 from utils.report.ranking import save_ranked_lists  # noqa: E402
 from utils.report.write import save_report  # noqa: E402
@@ -39,25 +62,6 @@ from utils.seeding import numpy_rng  # noqa: E402
 
 SIZE = (144, 72)        # pixels of a picture on the page
 RERANKED = f"re-ranked (k1 {K1}, k2 {K2}, {SHARE})"
-
-
-def parse_arguments(arguments=None):
-    """Read the command line. Raises UserError: it is not understood."""
-    parser = Parser(__doc__)
-    parser.add_argument("features", help="a .npz file")
-    parser.add_argument("other", nargs="?", help="a second one, of the same images, to compare with the first")
-    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="",
-                        help="draw queries and galleries from all images of the file; default: those that it holds")
-    parser.add_argument("--mode", action="append", default=[], help="all, indoor, v2t or t2v; default: every one")
-    parser.add_argument("--trials", type=whole_number(1, 10_000), default=10, help="galleries to draw; default: 10")
-    parser.add_argument("--root", default="", help="folder of the data set, for pictures on the page and for the "
-                        "galleries of sysu-original-1 and -10")
-    parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")
-    parser.add_argument("--output", help="folder of the results")
-    options = parser.parse_args(arguments)
-    if options.trials < 1:
-        raise UserError(f"--trials is {options.trials}; expected 1 or more")
-    return options
 
 
 class PagePictures:

@@ -112,6 +112,18 @@ def anything(value, where):
     """Let everything pass."""
 
 
+def plain(value, where):
+    """Let pass what JSON can hold: numbers, text, None, and lists and dicts of them."""
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            plain(entry, where)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            plain(entry, join(where, key))
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise Misfit(where, value, "a number or text")
+
+
 def maybe(check):
     """Let None pass, and what a check lets pass."""
     def check_maybe(value, where):
