@@ -23,7 +23,7 @@ from processor.prompt import PromptState, prompt_step
 from processor.pseudo_labels import make_pseudo_labels
 from processor.setup import prompt_settings, train_settings
 from processor.train import TrainState
-from utils.clustering import _k_nearest_torch, k_nearest
+from utils.clustering import k_nearest, k_nearest_by_torch
 from utils.errors import is_out_of_memory
 from utils.metrics import rank_metrics
 from utils.modality import Modality
@@ -192,7 +192,7 @@ def clustering(bench):
         rows.append(Row(f"clustering {m.value}, {n} x {x.shape[1]}", measure(
             lambda v=x, m=m: make_pseudo_labels(v, m, settings), 1, 0), 1.0,
             note=bench_clustering.quality(labels, persons)))
-        for name, search in (("as installed", k_nearest), ("torch", _k_nearest_torch)):
+        for name, search in (("as installed", k_nearest), ("torch", k_nearest_by_torch)):
             rows.append(Row(f"of it the search, {name}", measure(lambda v=x, f=search: f(v, settings.k1), 1, 1)))
     return rows
 

@@ -302,10 +302,15 @@ def _flat_settings(tree, source, prefix="", depth=1):
 
 
 def _is_plain(value):
-    """Tell whether a value is a number, text, or a list of them of moderate length."""
-    if isinstance(value, (list, tuple)):
-        return len(value) <= LONGEST_LIST and all(type(entry) in (bool, int, float, str) for entry in value)
-    return type(value) in (bool, int, float, str)
+    """Tell whether a value is a number, text, or a list of them, or of lists of them, of moderate length."""
+    def is_plain(entry):
+        return type(entry) in (bool, int, float, str)
+
+    if not isinstance(value, (list, tuple)):
+        return is_plain(value)
+    return len(value) <= LONGEST_LIST and all(
+        is_plain(entry) or isinstance(entry, (list, tuple)) and len(entry) <= LONGEST_LIST and all(map(is_plain, entry))
+        for entry in value)
 
 
 def _nearest(name, known):

@@ -89,15 +89,12 @@ def describe_scale(image_norm, text_norm, clusters, logit_scale):
     over all of CLIP's captions, and images nearer to another person's text give losses far above ln K.
     """
     product, least, most = image_norm * text_norm, math.log(max(clusters - 1, 1)), logit_scale / 2
-    lines = [f"mean norms: image projections {image_norm:.2f}, text features {text_norm:.2f}; their product "
-             f"{product:.1f} scales the cosines in the text losses, which do not normalise (CLIP's own: "
-             f"{logit_scale:.1f})"]
+    lines = [f"mean norms: image projections {image_norm:.2f}, text features {text_norm:.2f}; product {product:.1f} "
+             f"scales the text losses' cosines (CLIP: {logit_scale:.1f})"]
     if product < least:
-        lines.append(f"warning: with a scale of {product:.2g} below {least:.2g}, the logarithm of {clusters} clusters, "
-                     "the text losses can hardly leave their start, a guess among all texts, and will not guide the "
-                     "images as RN50's do; choose weights with longer projections")
+        lines.append(f"warning: a scale of {product:.2g} below {least:.2g}: the text losses can hardly leave their "
+                     "start; choose weights with longer projections (docs/backbones.md)")
     elif product > most:
-        lines.append(f"warning: with a scale of {product:.3g} above {most:.3g}, half of CLIP's own, the text losses "
-                     "begin far sharper than RN50's and outweigh the memories' losses where an image is nearer to "
-                     "another person's text; use a low OPTIM.LR with a warm-up, as configs/*_vit.yml do")
+        lines.append(f"warning: a scale of {product:.3g} above {most:.3g}: the text losses begin far sharper than "
+                     "RN50's; use a low OPTIM.LR (docs/backbones.md)")
     return lines

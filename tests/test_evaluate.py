@@ -232,7 +232,7 @@ def test_other_mistakes(data, tmp_path):
     refuses("features .*text.npz cannot be read", tmp_path / "text.npz")
     refuses("holds no queries and galleries; name the protocol", good)
     refuses("TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor", good, "--protocol", "sysu", "--mode", "v2t")
-    refuses("argument --trials: .0. is no whole number from 1", good, "--protocol", "sysu", "--trials", "0")
+    refuses("--trials: '0' is no whole number from 1", good, "--protocol", "sysu", "--trials", "0")
     refuses("rand_perm_cam.mat is missing", good, "--protocol", "sysu-original-1", "--root", tmp_path)
     arrays = arrays_of(data, 1.0)
     fewer = save(tmp_path / "fewer.npz", {name: array[1:] for name, array in arrays.items()})
@@ -244,4 +244,4 @@ def test_other_mistakes(data, tmp_path):
 
 
 def test_the_protocols_of_the_command_line_are_all():
-    assert evaluate.PROTOCOLS == tuple(PROTOCOLS)
+    assert evaluate.DRAWN == tuple(PROTOCOLS)

@@ -58,6 +58,8 @@ class InThisProcess:
 
     def __init__(self, words, stderr, **_):
         words = words[1:]
+        if words[0] == "-C":        # git, which says of which commit a run is
+            raise OSError("no git here")
         self.started.append(Path(words[0]).stem if words[0] != "-m" else words[1])
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
@@ -160,7 +162,7 @@ def test_a_failed_run_does_not_stop_the_others(settings, tmp_path, capsys):
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
     (["--vary", "SEED", "1", "2"], "--vary SEED is not possible: give its values to --seeds"),
     (["--vary", "OUTPUT_DIR", "a", "b"], "every run has a folder of its own"),
-    (["--at_once", "0"], "argument --at_once: .0. is no whole number from 1"),
+    (["--at_once", "0"], "--at_once: '0' is no whole number from 1 to 1,000"),
     (["--trials", "1", "DATASET.NAME", "llcm"], "--trials are the splits of RegDB; llcm has one"),
     (["--cluster", "slurm"], "this machine has none; run it where Slurm is installed"),
     (["--sceds", "1"], "unknown option --sceds")])

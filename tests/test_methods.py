@@ -19,7 +19,7 @@ from loss.methods import METHODS, method_class
 from loss.rpnr import hybrid_means
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from processor.epoch import epoch_line
+from processor.epoch import epoch_lines
 from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.linking import start_memory
@@ -463,9 +463,11 @@ def test_the_line_says_pairs_where_links_are_one_to_one():
     numbers = {"epoch": 1, "loss_rgb": 1.0, "clusters_rgb": 2, "clusters_ir": 2, "outliers_rgb": 0, "outliers_ir": 0,
                "matched": 2.0, "ari_rgb": 1.0, "ari_ir": 1.0, "matching_accuracy": 0.5, "lr": 1e-4, "seconds": 1.0,
                "images_per_second": 9.0, "links": 2, "links_per_cluster": 1.0, "links_per_cluster_max": 1}
-    assert "| 2 pairs matched | ARI 1.00 1.00, 50% of pairs right" in epoch_line("finetune", numbers, 2)
+    line = epoch_lines("finetune", numbers, 2)[1]
+    assert line.endswith(", 2 pairs | diagnosis (known ids): ARI 1.00 1.00, pairs 50 % right")
     numbers |= {"links": 3, "links_per_cluster": 1.5, "links_per_cluster_max": 2, "matched": 0.0}
-    assert "| 3 links, 1.5 per cluster | ARI 1.00 1.00, 50% of links right" in epoch_line("finetune", numbers, 2)
+    line = epoch_lines("finetune", numbers, 2)[1]
+    assert line.endswith(", 3 links, 1.5 per cluster | diagnosis (known ids): ARI 1.00 1.00, links 50 % right")
 
 
 def test_every_space_is_a_choice_and_every_setting_has_its_field():

@@ -187,7 +187,7 @@ def test_more_epochs_may_be_asked_for(whole, words, tmp_path, here, capsys):
 
 
 @pytest.mark.parametrize("number, sentence", [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only")])
-@pytest.mark.parametrize("writes", [4, 6])
+@pytest.mark.parametrize("writes", [6, 8])
 def test_refused_writes_leave_the_last_state(number, sentence, writes, whole, words, tmp_path, here, capsys,
                                              monkeypatch):
     """The disk takes some files, then no more: a sentence; with space again the run goes on."""

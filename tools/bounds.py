@@ -17,19 +17,9 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-import processor.train  # noqa: E402
-from configs.defaults import load_config  # noqa: E402
-from data.registry import open_dataset  # noqa: E402
-from loss.association import Links  # noqa: E402
-from utils.diagnosis import known_persons, majority  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
-from utils.modality import Modality  # noqa: E402
-
-NOTE = "Trained with true {}: the identities of the training images were used. A bound for comparison, not a result.\n"
 
 
 def parse_arguments():
@@ -40,6 +30,21 @@ def parse_arguments():
     parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="single settings, as in SEED 2")
     return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
+
+import numpy as np  # noqa: E402
+
+import processor.train  # noqa: E402
+from configs.defaults import load_config  # noqa: E402
+from data.registry import open_dataset  # noqa: E402
+from loss.association import Links  # noqa: E402
+from utils.diagnosis import known_persons, majority  # noqa: E402
+from utils.modality import Modality  # noqa: E402
+
+NOTE = "Trained with true {}: the identities of the training images were used. A bound for comparison, not a result.\n"
 
 
 def true_links(labels, persons):

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies
 
 from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 
-PROTOCOLS = ("sysu", "sysu-original-1", "sysu-original-10", "regdb", "llcm")        # of processor/feature_file.py
+DRAWN = ("sysu", "sysu-original-1", "sysu-original-10", "regdb", "llcm")       # of processor.feature_file.PROTOCOLS
 
 
 def parse_arguments(arguments=None):
@@ -30,7 +30,7 @@ def parse_arguments(arguments=None):
     parser = Parser(__doc__)
     parser.add_argument("features", help="a .npz file")
     parser.add_argument("other", nargs="?", help="a second one, of the same images, to compare with the first")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="",
+    parser.add_argument("--protocol", default="", choices=DRAWN,
                         help="draw queries and galleries from all images of the file; default: those that it holds")
     parser.add_argument("--mode", action="append", default=[], help="all, indoor, v2t or t2v; default: every one")
     parser.add_argument("--trials", type=whole_number(1, 10_000), default=10, help="galleries to draw; default: 10")

@@ -40,9 +40,9 @@ def parse_arguments(arguments=None):
                         help="runs at the same time on this machine; default: 1")
     parser.add_argument("--cluster", choices=("slurm",), help="queue a job for every run instead")
     parser.add_argument("--partition", help="of the cluster; default: the cluster's own")
-    parser.add_argument("--gpus", type=whole_number(1, 1000), default=1, help="of each job; default: 1")
+    parser.add_argument("--gpus", type=whole_number(0, 1000), default=1, help="of each job; default: 1")
     parser.add_argument("--cpus", type=whole_number(1, 10_000), default=8, help="of each job; default: 8")
-    parser.add_argument("--hours", type=real_number(0.01, 10_000), default=12,
+    parser.add_argument("--hours", type=real_number(0, 10_000), default=12,
                         help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
@@ -53,6 +53,8 @@ def parse_arguments(arguments=None):
         parser.error(f"unknown option {strange[0]}")
     if options.csv and options.latex:
         parser.error("--csv and --latex are two forms of the table; choose one")
+    if not options.hours:
+        raise UserError("--hours is 0; expected a number above 0")
     options.seeds, options.trials = json.loads(options.seeds or "[]"), json.loads(options.trials or "[]")
     options.vary, options.overrides = [json.loads(words) for words in options.vary], overrides
     return options

@@ -11,7 +11,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from utils.checkpoint import write_atomically  # noqa: E402
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
 
 INK, MUTED, PAPER, BACK = "#1d2127", "#5f6773", "#ffffff", "#f6f8fa"
@@ -26,7 +25,9 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--output", default=ROOT / "assets" / "method.svg", type=Path)
     output, buffer = parser.parse_args().output, io.BytesIO()
-    import matplotlib
+    import matplotlib  # slow: after the words were read
+
+    from utils.checkpoint import write_atomically
 
     with matplotlib.rc_context({"svg.hashsalt": "cclnet", "font.size": 10.5, "font.family": "DejaVu Sans"}):
         options = {"metadata": {"Date": None}} if output.suffix == ".svg" else {"dpi": 150}

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
 from configs.defaults import CHOICES, NUMBERS, as_dict, flat, load_config  # noqa: E402
-from utils.checkpoint import write_atomically  # noqa: E402
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
 
 HEAD = """# Settings
@@ -33,6 +32,8 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--output", default=ROOT / "docs" / "settings.md", type=Path)
     output = parser.parse_args().output
+    from utils.checkpoint import write_atomically  # slow: after the words were read
+
     write_atomically(output, lambda file: file.write(page().encode()))
     print(f"written to {output}")
 

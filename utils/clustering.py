@@ -122,15 +122,20 @@ def k_nearest(features, k, rows=slice(None)):
     """
     k, kind = min(k, len(features)), features.device.type
     if faiss is None or not (kind == "cpu" or (kind == "cuda" and faiss.get_num_gpus())):
-        best = [torch.topk(block @ features.T, k, dim=1) for block in features[rows].split(BLOCK_ROWS)]
-        similarity, index = (torch.cat(part) for part in zip(*best))
-        return Neighbours(index, similarity)
+        return k_nearest_by_torch(features, k, rows)
     index = faiss.IndexFlatIP(features.shape[1])
     if kind == "cuda":
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(features.contiguous())
     similarity, neighbour = index.search(features[rows].contiguous(), k)
     return Neighbours(neighbour, similarity)
+
+
+def k_nearest_by_torch(features, k, rows=slice(None)):
+    """Find the neighbours with one matrix product per block of rows. Args: as `k_nearest`, k at most N."""
+    best = [torch.topk(block @ features.T, k, dim=1) for block in features[rows].split(BLOCK_ROWS)]
+    similarity, index = (torch.cat(part) for part in zip(*best))
+    return Neighbours(index, similarity)
 
 
 def _reciprocal(index, k):

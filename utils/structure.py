@@ -112,18 +112,6 @@ def anything(value, where):
     """Let everything pass."""
 
 
-def plain(value, where):
-    """Let pass what JSON can hold: numbers, text, None, and lists and dicts of them."""
-    if isinstance(value, (list, tuple)):
-        for entry in value:
-            plain(entry, where)
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            plain(entry, join(where, key))
-    elif value is not None and type(value) not in (bool, int, float, str):
-        raise Misfit(where, value, "a number or text")
-
-
 def maybe(check):
     """Let None pass, and what a check lets pass."""
     def check_maybe(value, where):
@@ -253,6 +241,18 @@ def check_plain(content, where=""):
 def _check_dense(value, where):
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
         raise Misfit(where, value, "a dense tensor with its data")
+
+
+def jsonable(value, where):
+    """Let pass what JSON can hold: text, numbers, True, False, None, lists and dicts of them by text."""
+    if isinstance(value, dict):
+        table(jsonable)(value, where)
+    elif isinstance(value, (list, tuple)):
+        listing(jsonable)(value, where)
+    elif type(value) in (int, float):
+        real()(value, where)
+    elif value is not None and type(value) is not bool:
+        text(value, where)
 
 
 def finite_json(words):

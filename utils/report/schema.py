@@ -1,5 +1,5 @@
 """What the files of a run hold that the page is made from: compared before anything is drawn."""
-from utils.structure import anything, either, flag, listing, maybe, one_of, plain, real, record, table, text, whole
+from utils.structure import anything, either, flag, jsonable, listing, maybe, one_of, real, record, table, text, whole
 
 SHARE = real(0, 1.000001)       # sums of fractions may end a last bit above 1
 RANKS = {name: SHARE for name in ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")}
@@ -7,7 +7,7 @@ MODALITY = one_of("rgb", "ir")
 PERSON = either(whole(-1, 10 ** 18), text)      # identities and cameras are whatever a data set calls them
 
 NUMBERS = record(RANKS, {}, anything)
-RESULT = record({"protocol": text, **RANKS}, {"checkpoint": text}, plain)
+RESULT = record({"protocol": text, **RANKS}, {"checkpoint": text}, jsonable)
 # metrics.json
 METRICS = record(RANKS, {"protocol": text, "checkpoint": text, "results": listing(RESULT)}, anything)
 # A line of metrics.jsonl.
