@@ -8,7 +8,7 @@ from trees import llcm_tree, permutation_file, sysu_tree
 
 from data import llcm, sysu
 from processor.evaluate import rank_features
-from processor.feature_file import aligned, per_query, read_features
+from processor.feature_file import PROTOCOLS, aligned, per_query, read_features
 from tools import evaluate
 from utils.bootstrap import paired_bootstrap
 from utils.errors import UserError
@@ -241,3 +241,7 @@ def test_other_mistakes(data, tmp_path):
     other = save(tmp_path / "other.npz", arrays, ir_persons=arrays["ir_persons"][::-1])
     with pytest.raises(UserError, match="name other persons for cam3/0003/0001.jpg"):
         aligned(read_features(other), read_features(good))
+
+
+def test_the_protocols_of_the_command_line_are_all():
+    assert evaluate.DRAWN == tuple(PROTOCOLS)

@@ -86,8 +86,10 @@ def words_of(base, clip, run, **changes):
 
 
 @pytest.fixture
-def check(capsys):
+def check(capsys, tmp_path, monkeypatch):
     """Call a script and see that it succeeds or says one sentence: its exit code."""
+    monkeypatch.chdir(tmp_path)         # a setting may become the name of a folder
+
     def call(script, words, what):
         code = scripts.call(SCRIPTS[script], words)
         said = capsys.readouterr().err
