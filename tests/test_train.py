@@ -232,8 +232,8 @@ def named(banks):
 def test_non_finite_feature_names_its_image(model, banks, tester, monkeypatch, tmp_path):
     target = banks[Modality.RGB].batch([7])[0].float().mean()
 
-    def normalise(images, real=features.normalise):
-        images, out = images.float(), real(images)
+    def normalise(images, name, real=features.normalise):
+        images, out = images.float(), real(images, name)
         out[(images.mean((1, 2, 3)) - target).abs() < 1e-6] = float("nan")
         return out
 
