@@ -32,7 +32,8 @@ def main():
                      "as many as training images; no manifest says which images they were made on"))
         clusters = max(int(of_modality.max()) + 1 for of_modality in labels.values())
         for line in scale_lines(model, text, images, clusters, setup.clip.logit_scale.exp().item(),
-                                batch_size=config.TEST.BATCH_SIZE, precision=config.PRECISION):
+                                batch_size=config.TEST.BATCH_SIZE, precision=config.PRECISION,
+                                processes=run.processes):
             run.log.info(line)
         prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run)
         guidance = TextGuidance(text_features(text, prompts), labels, config.FINETUNE.LABEL_SMOOTHING)

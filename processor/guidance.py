@@ -61,17 +61,18 @@ class TextGuidance:
 
 
 @torch.no_grad()
-def scale_lines(model, text, images, clusters, logit_scale, *, batch_size, precision):
+def scale_lines(model, text, images, clusters, logit_scale, *, batch_size, precision, processes=ALONE):
     """Measure the norms of image projections and text features before training: lines for the log.
 
     Args:
         model: the `CCLNet` before training; text: `TextTower`; images: Modality -> `ImageBank`; clusters: K of the
-        larger modality; logit_scale: that CLIP was trained with; batch_size, precision: of the embedding.
+        larger modality; logit_scale: that CLIP was trained with; batch_size, precision, processes: of the embedding.
     """
     image_norms, text_norms = [], []
     for m in Modality:
         some = np.unique(np.linspace(0, len(images[m]) - 1, min(len(images[m]), MEASURED_IMAGES)).astype(np.int64))
-        projections = embed(model, images[m], m, ("projection",), some, batch_size=batch_size, precision=precision)
+        projections = embed(model, images[m], m, ("projection",), some, batch_size=batch_size, precision=precision,
+                            processes=processes)
         image_norms.append(float(projections["projection"].norm(dim=1).mean()))
         tokens = tokenize(TEMPLATES[m], text.context_length)
         tokens = tokens[:, :int(tokens.argmax()) + 1].to(text.positional_embedding.device)
