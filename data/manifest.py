@@ -5,7 +5,7 @@ from pathlib import Path
 from data.hashes import content_hashes, file_stat
 from utils.structure import record, table, text, whole
 
-# What `data_manifest` gives, as it is found in files; those of earlier versions know sizes alone.
+# What `data_manifest` gives, as files hold it; those of earlier versions know sizes alone.
 OF_A_SET = record({"images": whole(), "paths": text, "files": text}, {"contents": text})
 MANIFEST = record({"train": table(OF_A_SET), "test": table(OF_A_SET)})
 

@@ -34,7 +34,7 @@ from utils.report.run_files import CONTENT_FOLDER
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 
-METHOD = "CCLNet"       # as the page of a run names it
+METHOD_TITLES = {"cclnet": "CCLNet", "pgm": "PGM", "rpnr": "RPNR"}      # as the page of a run names them
 
 
 class Setup:
@@ -141,8 +141,10 @@ class Setup:
             return silent_log()
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
+        method = self.config.MEMORY.METHOD
         save_json(Path(folder) / CONTENT_FOLDER / f"run-{self.script}.json", {
-            "method": METHOD, **provenance(self.device), "defaults": flat(as_dict(load_config()))})
+            "method": METHOD_TITLES.get(method, method), **provenance(self.device),
+            "defaults": flat(as_dict(load_config()))})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()

@@ -163,8 +163,8 @@ class Batches:
     """
 
     def __init__(self, images, labels, settings, epoch, processes=ALONE):
-        s, self.processes = settings, processes
-        self.settings = settings
+        s = self.settings = settings
+        self.processes = processes
         self.images, self.labels, self.epoch = images, labels, epoch
         per_modality, self.views = s.clusters_per_batch * s.instances, {Modality.RGB: s.method.views, Modality.IR: 1}
         count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)

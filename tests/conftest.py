@@ -19,6 +19,15 @@ def pytest_runtest_setup(item):
         pytest.skip("no GPU here")
 
 
+@pytest.fixture
+def one_thread():
+    """The golden numbers were made with one thread; more change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Golden:
     """Files of numbers that the released code produced, and the recipe of their inputs."""
 

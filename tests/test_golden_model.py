@@ -20,15 +20,7 @@ RGB, IR = Modality
 STEP_LABELS = {RGB: np.array([0, 0, 1, 1, 2, 2, 5, 5]), IR: np.array([4, 4, 0, 0, 3, 3, 1, 1])}
 PROMPT_LABELS = {RGB: np.array([0, 1, 2, 3, 4, 5, 0, 1]), IR: np.array([0, 1, 2, 3, 4, 4, 1, 2])}
 CLUSTERS = {RGB: 6, IR: 5}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The golden numbers were made with one thread; more change the order of sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def golden_prompts(golden, text):

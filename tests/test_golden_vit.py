@@ -10,14 +10,7 @@ from model.clip import load_clip
 from utils.modality import Modality
 
 CASES = ("96x48_s16", "96x48_s12", "288x144_s16")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,14 +24,7 @@ from utils.modality import Modality
 from utils.optim import freeze, image_optimizer
 
 BOTH = ("feature", "projection")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
