@@ -1,5 +1,7 @@
 """The released settings, number by number, and the field of a stage that each of them becomes."""
 import dataclasses
+import re
+from contextlib import nullcontext
 
 import pytest
 
@@ -11,8 +13,9 @@ from model.prompt import LEARNED_WORDS, TEMPLATES
 from model.towers import STRIDE
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings
-from processor.setup import prompt_settings, train_settings
+from processor.setup import check_shares, prompt_settings, train_settings
 from processor.train import TrainSettings
+from utils.errors import UserError
 from utils.modality import Modality
 
 SYSU = {     # the released recipe
@@ -122,6 +125,18 @@ def test_fields_of_the_prompt_stage():
                     weight_decay=0.009, precision="fp32", embed_batch_size=49)
     assert {field.name for field in dataclasses.fields(PromptSettings)} == set(expected)
     assert prompt_settings(with_settings(ODD_PROMPT)) == PromptSettings(**expected)
+
+
+@pytest.mark.parametrize("batch, splits, size, sentence", [
+    ((8, 4), 1, 1, None), ((8, 4), 2, 1, None), ((8, 4), 1, 4, None), ((8, 4), 4, 2, None), ((8, 4), 2, 4, None),
+    ((3, 3), 1, 2, "SAMPLER.CLUSTERS 3 x SAMPLER.INSTANCES 3 = 9 images of each modality cannot be shared equally by "),
+    ((3, 4), 8, 1, "12 images of each modality cannot be split into BATCH_NORM.SPLITS 8 equal parts; "),
+    ((3, 4), 3, 2, "BATCH_NORM.SPLITS 3 and 2 processes do not divide one another; "),
+])
+def test_batches_that_processes_and_splits_share(batch, splits, size, sentence):
+    config = with_settings({"SAMPLER.CLUSTERS": batch[0], "SAMPLER.INSTANCES": batch[1], "BATCH_NORM.SPLITS": splits})
+    with nullcontext() if sentence is None else pytest.raises(UserError, match=re.escape(sentence)):
+        check_shares(config, size)
 
 
 def test_released_learning_rates():

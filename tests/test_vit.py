@@ -220,6 +220,12 @@ def test_the_first_factor_that_fits_counts(model):
     assert named["tower.stems.ir.weight"] is None and not model.tower.stems["ir"].weight.requires_grad
 
 
+def test_a_factor_for_no_parameter_is_refused(model):
+    with pytest.raises(UserError, match="OPTIM.FACTORS names stem., with which no weight's name begins; "
+                       "expected the start of a name such as neck.*, tower.ln_post, tower.ln_pre, "):
+        freeze(model.named_parameters(), (("tower.", 1.0), ("stem.", 0.5)))
+
+
 def test_a_state_keeps_the_factors(model):
     settings = tiny_settings(OPTIM__FACTORS=[["neck.", 0.5]])
     groups = TrainState(model, settings).optimizer.param_groups

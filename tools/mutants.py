@@ -39,6 +39,7 @@ TESTS = {
     "loss/calibration.py": "test_golden_methods test_methods",
     "loss/image_text.py": FUNCTIONS,
     "processor/guidance.py": f"test_train {STEPS}",
+    "processor/linking.py": "test_methods test_settings_reach",
     "processor/train.py": LOOP,
     "processor/prompt.py": f"test_batches test_train {NOTICES} {STEPS}",
     "processor/features.py": f"test_train {NOTICES}",
@@ -46,11 +47,11 @@ TESTS = {
     "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
     "data/augment.py": "test_batches test_augment",
-    "utils/optim.py": FUNCTIONS,
+    "utils/optim.py": f"{FUNCTIONS} test_vit test_bad_input",
     "utils/seeding.py": "test_streams test_batches",
     "utils/clustering.py": f"{FUNCTIONS} test_clustering test_properties",
     "utils/metrics.py": f"{FUNCTIONS} test_metrics test_properties",
-    "processor/setup.py": f"{NOTICES} {STEPS} test_train",
+    "processor/setup.py": f"{NOTICES} {STEPS} test_train test_bad_input",
 }
 # An arithmetic operator becomes its opposite, a comparison its neighbours; others only give type errors.
 OPPOSITES = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_Mul", "Pow_Mul", "BitAnd_BitOr",
