@@ -13,6 +13,7 @@ from processor.evaluate import RANKS
 from processor.grid import BASELINE, RECORD, TESTED, read_record, results_file
 from processor.run import MAY_CHANGE
 from utils.errors import UserError
+from utils.report.run_files import FORMER_NAMES, read_rows
 
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
 SHOWN = ("rank1", "mAP", "mINP")        # in text and LaTeX; CSV holds all
@@ -40,6 +41,7 @@ class RunResults:
     error: str
     tested: tuple       # checkpoints whose tests are expected
     tests: dict         # (checkpoint's name, mode) -> record of test.py
+    logged: dict        # "prepare" or "model", as checkpoints are named -> line of metrics.jsonl, of its last epoch
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Row:
     mode: str
     protocol: str
     n: int              # runs
-    cells: dict         # "last" | "best" -> {number: (mean, standard deviation or None), percent}
+    cells: dict         # "last" | "best" -> {number: (mean, standard deviation or None), percent}; "logged" as it is
     source: str = ""    # of published figures; "" for our runs
 
 
@@ -95,7 +97,14 @@ def _read_run(folder, protocol):
         if path.is_file():
             tests |= {(checkpoint, result["mode"]): result for result in _read_results(path)}
     return RunResults(folder, settings, tuple(record.get("varied", ())), record.get("state", ""),
-                      record.get("error", ""), tuple(record.get("tested", TESTED)), tests)
+                      record.get("error", ""), tuple(record.get("tested", TESTED)), tests, _read_logged(folder))
+
+
+def _read_logged(folder):
+    """Read what the log says of the last epoch of each stage with a checkpoint. Raises UserError: it is damaged."""
+    rows = {FORMER_NAMES.get(row["stage"], row["stage"]): row for row in read_rows(folder)}     # the last of each
+    return {checkpoint: rows[stage] for checkpoint, stage in (("prepare", "prepare"), ("model", "finetune"))
+            if stage in rows}
 
 
 def _read_results(path):
@@ -145,25 +154,36 @@ def methods(runs):
     return [", ".join(f"{key} {run.settings.get(key)}" for key in differ) or "all runs" for run in runs]
 
 
-def summarise(runs):
+def summarise(runs, logged=()):
     """Average over the runs of each method, stage and mode, and add the published figures of the data set: [`Row`].
 
     The standard deviation is that of the sample (n - 1); there is none for a single run.
+
+    Args: logged: names of numbers in metrics.jsonl that are averaged too. Raises: UserError: no run has such a number.
     """
     groups = {}
     for method, run in zip(methods(runs), runs):
         for (checkpoint, mode), record in run.tests.items():
             stage, _, selection = checkpoint.rpartition("_")
             stage, selection = (BASELINE, "last") if checkpoint == BASELINE else (stage, selection)
-            group = groups.setdefault((method, stage, mode), {"last": [], "best": []})
+            group = groups.setdefault((method, stage, mode), {"last": [], "best": [], "logged": {}})
             group[selection].append(record)
+            group["logged"][run.folder] = run.logged.get(stage, {})
     rows, order = [], list(STAGES)
     for (method, stage, mode), group in sorted(groups.items(), key=lambda item: (item[0][0], item[0][2],
                                                                                  order.index(item[0][1]))):
-        records = group["last"] or group["best"]
-        rows.append(Row(method, STAGES[stage], mode, _protocol(records[0]), len(records),
-                        {selection: {name: _spread([100 * record[name] for record in found]) for name in NUMBERS}
-                         for selection, found in group.items() if found}))
+        records, lines = group["last"] or group["best"], group["logged"].values()
+        cells = {selection: {name: _spread([100 * record[name] for record in group[selection]]) for name in NUMBERS}
+                 for selection in SELECTIONS if group[selection]}
+        cells["logged"] = {name: _spread([line[name] for line in lines]) for name in logged
+                           if all(name in line for line in lines)}
+        rows.append(Row(method, STAGES[stage], mode, _protocol(records[0]), len(records), cells))
+    for name in logged:
+        if not any(name in row.cells["logged"] for row in rows):
+            known = sorted({key for run in runs for line in run.logged.values() for key, value in line.items()
+                            if isinstance(value, (int, float))})
+            raise UserError(f"--logged names {name}, which is no number of all runs' metrics.jsonl; expected one of "
+                            f"{', '.join(known)}")
     dataset = next(record["dataset"] for run in runs for record in run.tests.values())
     return rows + [Row(source, stage, mode, "", 1, {selection or "not stated": {
         name: (value, None) for name, value in numbers.items()}}, source)
@@ -187,10 +207,15 @@ def missing(runs):
     return lines or [f"no run of {len(runs)} is missing"]
 
 
-def _cells(row, between, nothing):
-    """Write the numbers of a row as text: last epoch, then best on test."""
-    for selection in SELECTIONS:
-        for name in SHOWN:
+def _logged(rows):
+    """List the names of logged numbers that rows have."""
+    return list(dict.fromkeys(name for row in rows for name in row.cells.get("logged", ())))
+
+
+def _cells(row, between, nothing, logged):
+    """Write the numbers of a row as text: last epoch, best on test, what was logged."""
+    for selection, names in (*((selection, SHOWN) for selection in SELECTIONS), ("logged", logged)):
+        for name in names:
             mean, deviation = row.cells.get(selection, {}).get(name, (None, None))
             yield nothing if mean is None else f"{mean:.2f}" + (f"{between}{deviation:.2f}" if deviation is not None
                                                                 else "")
@@ -199,8 +224,9 @@ def _cells(row, between, nothing):
 def as_text(rows):
     """Format the table for a console."""
     names = [name.replace("rank", "Rank-") for name in SHOWN]
-    head = ("method", "stage", "mode", "n", *(f"{name}" for _ in SELECTIONS for name in names))
-    lines = [(row.method, row.stage, row.mode, str(row.n), *_cells(row, " ± ", "–")) for row in rows if _has_place(row)]
+    head = ("method", "stage", "mode", "n", *(f"{name}" for _ in SELECTIONS for name in names), *_logged(rows))
+    lines = [(row.method, row.stage, row.mode, str(row.n), *_cells(row, " ± ", "–", _logged(rows)))
+             for row in rows if _has_place(row)]
     widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     group = sum(widths[4:7]) + 4
     above = " " * (sum(widths[:4]) + 8) + "".join(f"{title:^{group}}  " for title in SELECTIONS.values())
@@ -227,11 +253,13 @@ def as_latex(rows):
     def escape(text):
         return "".join({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}.get(c, c) for c in text)
 
-    names = " & ".join(name.replace("rank", "Rank-") for _ in SELECTIONS for name in SHOWN)
-    columns, span = len(SHOWN) * len(SELECTIONS), len(SHOWN)
-    titles = " & ".join(rf"\multicolumn{{{span}}}{{c}}{{{title}}}" for title in SELECTIONS.values())
+    logged, span = _logged(rows), len(SHOWN)
+    columns = span * len(SELECTIONS) + len(logged)
+    names = " & ".join([*(name.replace("rank", "Rank-") for _ in SELECTIONS for name in SHOWN), *map(escape, logged)])
+    titles = " & ".join([*(rf"\multicolumn{{{span}}}{{c}}{{{title}}}" for title in SELECTIONS.values()),
+                         *("" for _ in logged)])
     body = [" & ".join((escape(row.method), escape(row.stage), escape(row.mode), str(row.n),
-                        *_cells(row, r" $\pm$ ", "--"))) + r" \\" for row in rows if _has_place(row)]
+                        *_cells(row, r" $\pm$ ", "--", logged))) + r" \\" for row in rows if _has_place(row)]
     return "\n".join([*(f"% {note}" for note in _notes(rows)),
                       rf"\begin{{tabular}}{{lllr{'r' * columns}}}", r"\toprule", rf" & & & & {titles} \\",
                       rf"Method & Stage & Mode & $n$ & {names} \\", r"\midrule", *body,
@@ -242,7 +270,8 @@ def as_csv(rows):
     """Format all numbers as CSV: a mean and a standard deviation each."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    columns = [(selection, name) for selection in (*SELECTIONS, "not stated") for name in NUMBERS]
+    columns = [*((selection, name) for selection in (*SELECTIONS, "not stated") for name in NUMBERS),
+               *(("logged", name) for name in _logged(rows))]
     table.writerow(["method", "stage", "mode", "protocol", "n", "source",
                     *(f"{SELECTIONS.get(selection, selection)} {name}{part}" for selection, name in columns
                       for part in ("", " sd"))])

@@ -325,6 +325,34 @@ def test_table_of_two_methods(tmp_path, capsys):
     assert r"\multicolumn{3}{c}{best on test}" in latex and r"\bottomrule" in latex
 
 
+def test_a_table_shows_what_was_logged(tmp_path, capsys):
+    """Of the last epoch of the checkpoint's own stage; a number that only some runs have is left out."""
+    for seed, share in ((1, 0.25), (2, 0.75)):
+        folder = tmp_path / f"seed{seed}"
+        record(folder, seed=seed)
+        record(folder, seed=seed, checkpoint="prepare_last")
+        lines = [{"stage": "prepare", "epoch": 1, "share": 0.1, "own": 1},
+                 {"stage": "finetune", "epoch": 1, "share": 9},
+                 {"stage": "finetune", "epoch": 2, "share": share, **({"own": 1} if seed == 1 else {})}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = {row.stage: row for row in summary.summarise(summary.read_runs([tmp_path], "python"), ("share", "own"))
+            if not row.source}
+    assert rows["train_clip"].cells["logged"] == {"share": pytest.approx((0.5, 0.125 ** 0.5))}
+    assert rows["train_prepare"].cells["logged"] == {"share": (pytest.approx(0.1), 0.0), "own": (1, 0.0)}
+    words = ["table", str(tmp_path), "--logged", "share"]
+    experiments.main(words)
+    text = capsys.readouterr().out
+    assert text.splitlines()[1].split()[-1] == "share"
+    assert next(line for line in text.splitlines() if "train_clip" in line).endswith("0.50 ± 0.35")
+    experiments.main([*words, "--latex"])
+    assert r"& 0.50 $\pm$ 0.35 \\" in capsys.readouterr().out
+    experiments.main([*words, "--csv"])
+    head, prepare, clip, *_ = csv.reader(capsys.readouterr().out.splitlines())
+    assert head[-2:] == ["logged share", "logged share sd"] and clip[-2:] == ["0.5000", "0.3536"]
+    with pytest.raises(UserError, match="--logged names shard, which is no number of all .* own, share"):
+        experiments.main(["table", str(tmp_path), "--logged", "shard"])
+
+
 def test_tables_of_what_does_not_compare(tmp_path):
     def refuses(sentence, *folders):
         with pytest.raises(UserError, match=sentence):

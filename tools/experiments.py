@@ -4,7 +4,7 @@
                                       [--vary KEY VALUE VALUE ...] [--at_once N] [KEY VALUE ...]
     python tools/experiments.py run   ... --cluster slurm [--partition NAME] [--gpus 1] [--cpus 8] [--hours 12]
     python tools/experiments.py plan  (as run)
-    python tools/experiments.py table FOLDER [FOLDER ...] [--protocol python] [--csv | --latex]
+    python tools/experiments.py table FOLDER [FOLDER ...] [--protocol python] [--logged NAME] [--csv | --latex]
 
 `run` makes every run of the grid in a folder of its own in OUTPUT_DIR, named by what differs: train_prepare.py,
 train_clip.py, then test.py on the last and the best checkpoint of both. The same command again resumes; what is
@@ -45,6 +45,9 @@ def parse_arguments(arguments=None):
     parser.add_argument("--hours", type=real_number(0, 10_000), default=12,
                         help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
+    parser.add_argument("--logged", action="append", default=[], metavar="NAME",
+                        help="table: a number of metrics.jsonl, of the last epoch, as in --logged matching_accuracy; "
+                             "may be given several times")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")
     options, overrides = parser.parse_known_args(join_values(sys.argv[1:] if arguments is None else arguments))
@@ -131,12 +134,12 @@ def run(options):
         raise UserError(f"{len(failed)} of {len(experiments)} runs failed: {sentences}")
 
 
-def print_table(folders, protocol, form="text"):
-    """Print the table of runs, and what is missing to stderr. Args: form: "text", "csv" or "latex"."""
+def print_table(folders, protocol, form="text", logged=()):
+    """Print the table of runs, and what is missing to stderr. Args: form: "text", "csv" or "latex"; logged: names."""
     from processor import summary
 
     runs = summary.read_runs(folders, protocol)
-    print(summary.FORMS[form](summary.summarise(runs)), end="")
+    print(summary.FORMS[form](summary.summarise(runs, logged)), end="")
     sys.stdout.flush()
     print("\n".join(summary.missing(runs)), file=sys.stderr)
 
@@ -147,7 +150,8 @@ def main(arguments=None):
     if options.action == "table":
         if not options.overrides:
             raise UserError("table names no folder; expected those of runs or of a grid, as in table runs/sysu")
-        print_table(options.overrides, options.protocol, "csv" if options.csv else "latex" if options.latex else "text")
+        form = "csv" if options.csv else "latex" if options.latex else "text"
+        print_table(options.overrides, options.protocol, form, options.logged)
     elif options.action == "plan":
         from processor.plan import print_plan
 
