@@ -25,21 +25,21 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
 from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
 
-FUNCTIONS, STEPS = "test_golden_functions", "test_golden_model"
+FUNCTIONS, STEPS, METHODS = "test_golden_functions", "test_golden_model", "test_golden_methods test_methods"
 NOTICES = "test_training_notices test_settings_reach test_streams test_defaults"
 LOOP = f"test_batches test_train {NOTICES} {STEPS} test_golden_schedule"
 # file -> the tests that must notice, those that fail first in front
 TESTS = {
-    "loss/cluster_memory.py": f"test_memory {FUNCTIONS}",
-    "loss/association.py": f"test_memory {FUNCTIONS}",
-    "loss/cross_memory.py": f"test_memory {FUNCTIONS} {STEPS}",
-    "loss/cclnet.py": f"test_memory {FUNCTIONS} {STEPS}",
-    "loss/pgm.py": "test_golden_methods test_methods",
-    "loss/rpnr.py": "test_golden_methods test_methods",
-    "loss/calibration.py": "test_golden_methods test_methods",
+    "loss/cluster_memory.py": f"test_memory {FUNCTIONS} {METHODS}",
+    "loss/association.py": f"test_memory {FUNCTIONS} {METHODS}",
+    "loss/cross_memory.py": f"test_memory {FUNCTIONS} {STEPS} {METHODS}",
+    "loss/cclnet.py": f"test_memory {FUNCTIONS} {STEPS} {METHODS}",
+    "loss/pgm.py": METHODS,
+    "loss/rpnr.py": METHODS,
+    "loss/calibration.py": METHODS,
     "loss/image_text.py": FUNCTIONS,
     "processor/guidance.py": f"test_train {STEPS}",
-    "processor/linking.py": "test_methods test_settings_reach",
+    "processor/linking.py": f"{METHODS} test_settings_reach",
     "processor/train.py": LOOP,
     "processor/prompt.py": f"test_batches test_train {NOTICES} {STEPS}",
     "processor/features.py": f"test_train {NOTICES}",
