@@ -40,17 +40,20 @@ soak: .venv/installed
 	$(PY) tools/soak.py --minutes $(SOAK_MINUTES)
 
 # Checks a data set in ROOT, caches it, and runs CLIP's download, training, tests and table: sysu and llcm three seeds,
-# regdb ten trials. OPTIONS go to tools/experiments.py run: OPTIONS="--at_once 2", "--cluster slurm", "SEED 2".
+# regdb ten trials. OPTIONS go to tools/experiments.py: OPTIONS="--at_once 2", "--cluster slurm", "TEST.EVERY 10".
+# CLIP is MODEL.CLIP_WEIGHTS; CHECK="--allow-partial", with OPTIONS="DATASET.CHECK_COUNTS False", accepts other counts.
+CLIP ?= openai
 GRID = $(if $(filter regdb,$(DATASET)),--trials 1-10,--seeds 1-3)
 reproduce: .venv/installed
 	@test -n "$(DATASET)" -a -n "$(ROOT)" || \
 		{ echo "error: make reproduce needs DATASET=sysu, regdb or llcm, and ROOT=its folder"; exit 2; }
 	for trial in $(if $(filter regdb,$(DATASET)),$$(seq 10),1); do \
-		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial --check && \
-		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial || exit 1; done
-	$(PY) -c "from model.clip import load_clip; load_clip('openai')"
-	$(PY) tools/experiments.py plan --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" $(OPTIONS)
-	$(PY) tools/experiments.py run --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" $(OPTIONS)
+		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial $(CHECK) --check && \
+		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial $(CHECK) || exit 1; done
+	$(PY) -c "from model.clip import load_clip; load_clip('$(CLIP)')"
+	for action in plan run; do \
+		$(PY) tools/experiments.py $$action --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" \
+			MODEL.CLIP_WEIGHTS "$(CLIP)" $(OPTIONS) || exit 1; done
 
 # Breaks the method's core line by line and counts what the tests notice: hours. MUTANTS="--only FILE --sample 0.3".
 mutants: .venv/installed

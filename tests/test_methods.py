@@ -1,4 +1,4 @@
-"""What is done with links: rules of the associations, the methods' steps, matching spaces, and runs of each of them."""
+"""What is done with links: rules of the associations, the methods' steps, matching spaces."""
 import dataclasses
 import itertools
 
@@ -25,18 +25,16 @@ from processor.guidance import TextGuidance
 from processor.linking import start_memory
 from processor.pseudo_labels import cluster_means
 from processor.setup import train_settings
-from processor.train import Batches, train
+from processor.train import Batches
 from tests.tiny import (
     EACH,
     HEIGHT,
     IMAGES,
     PEOPLE,
     WIDTH,
-    TinyRun,
     memory_settings,
     tiny_banks,
     tiny_settings,
-    tiny_tester,
 )
 from utils.diagnosis import link_numbers, with_images
 from utils.distributed import ALONE
@@ -396,40 +394,7 @@ def test_mirrored_features_are_means_over_both_images(clip, banks):
     assert float(found.norm(dim=1).max()) < 1 - 1e-4
 
 
-# ---- Runs
-
-def guidance():
-    return TextGuidance({m: unit(PEOPLE, 32, seed=3 + i) for i, m in enumerate(Modality)}, LABELS, 0.1)
-
-
-def run(clip, banks, folder, settings, stop_after=None):
-    """Fine-tune with texts; stopped after some steps, then resumed, if that is asked for: weights and rows."""
-    content = None
-    for stop in ([stop_after] if stop_after else []) + [None]:
-        model, run = CCLNet(clip.visual, HEIGHT, WIDTH), TinyRun(folder, content, stop)
-        try:
-            train("finetune", model, banks, settings, run, tiny_tester(banks), guidance())
-        except KeyError:
-            state = folder / "tiny_state.pth"
-            content = torch.load(state, weights_only=True)
-    clock = ("second", "memory_gb")
-    return model.state_dict(), [{k: v for k, v in row.items() if not any(part in k for part in clock)}
-                                for row in run.rows("finetune")]
-
-
-@pytest.mark.parametrize("method, space", [*itertools.product(("cclnet", "pgm", "rpnr"), SPACES), ("none", "")])
-def test_every_method_and_space_resumes_to_the_bit(clip, banks, tmp_path, method, space):
-    """Stopped in the second of two epochs in which the modalities meet."""
-    settings = tiny_settings(epochs=2, MEMORY__METHOD=method, MEMORY__MATCH_BY=space, MEMORY__SWAP_EPOCH=1,
-                             INPUT__CHANNEL=1.0, MEMORY__GRADIENTS="released" if space == "projection" else "exact")
-    whole, rows = run(clip, banks, tmp_path / "whole", settings)
-    steps = len(Batches(banks, LABELS, settings, 1))
-    resumed, again = run(clip, banks, tmp_path / "resumed", settings, stop_after=steps + 2)
-    assert rows == again and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert len(rows) == 2 and (rows[-1]["links"] > 0) == (method != "none")
-    expected = {"pgm": {"loss_cross"}, "rpnr": {"loss_cross", "loss_hybrid", "loss_relation"}}.get(method, set())
-    assert expected <= set(rows[-1]) and (rows[-1]["matched"] > 0) == (method == "cclnet")
-
+# ---- States
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("links", [None, LINKS])
