@@ -43,7 +43,7 @@ class ClusterMemory:
         x = F.normalize(x.detach().float(), dim=1)
         labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         turn = _occurrence(labels)
-        for number in range(turn.max(initial=-1) + 1):
+        for number in np.unique(turn):
             samples = np.flatnonzero(turn == number)
             rows, samples = (to_device(v, x.device) for v in (labels[samples], samples))
             mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[samples]

@@ -94,8 +94,8 @@ def test_clusters_without_a_row_stay_without_a_link(associate):
 
 
 def test_each_link_is_listed_once_from_whichever_side_it_is():
-    rgb, ir = Links(np.array([1, 1, -1]), np.array([-1, 0, 2])).pairs()
-    assert list(zip(rgb.tolist(), ir.tolist())) == [(0, 1), (1, 1), (2, 2)]
+    rgb, ir = Links(np.array([1, 1, 0, -1]), np.array([-1, 0, 0])).pairs()
+    assert list(zip(rgb.tolist(), ir.tolist())) == [(0, 1), (0, 2), (1, 1), (2, 0)]
     assert [len(side) for side in no_links(unit(2), unit(3)).pairs()] == [0, 0]
 
 
@@ -193,6 +193,13 @@ def test_a_hard_prototype_follows_the_first_of_equally_hard_samples():
     hard.update(x, np.array([0, 0, 0, 1]))          # samples 0 and 2 are orthogonal to prototype 0
     torch.testing.assert_close(hard.prototypes[0], F.normalize(torch.tensor([0.5, 0.3, 0.4]), dim=0))
     torch.testing.assert_close(hard.prototypes[1], start[1])
+
+
+def test_features_that_are_no_numbers_pass_the_hard_memory():
+    """The check of the losses names their images; an index out of range would not."""
+    hard = HardMemory(torch.eye(3)[:2], 0.05, 0.5)
+    hard.update(torch.full((2, 3), torch.nan), np.array([0, 1]))
+    assert torch.isnan(hard.prototypes).all()
 
 
 def test_cclnet_with_links_of_the_epoch_swaps_those():
