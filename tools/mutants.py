@@ -75,7 +75,7 @@ def main():
                         help="share of the changes of each file that are tried")
     parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="changes at a time")
     parser.add_argument("--timeout", type=whole_number(1, 10 ** 6), default=600,
-                        help="seconds for the tests of one change")
+                        help="most seconds for the tests of one change; usually three times what they take unchanged")
     parser.add_argument("--output", help="write the table there too, in Markdown")
     options = parser.parse_args()
     unknown = [file for file in options.only if file not in TESTS]
@@ -86,11 +86,13 @@ def main():
     changes = {file: sampled(list(changes_of((ROOT / file).read_text())), options.sample) for file in options.only}
     for name in SLOW_IMPORTS:
         importlib.import_module(name)
-    jobs = [(file, *change, options.timeout) for file, found in changes.items() for change in found]
     with tempfile.TemporaryDirectory() as folder:
         workers = multiprocessing.get_context("fork").Pool(options.jobs, clone, (folder,))
         with workers:
-            refuse_failing(workers.map(passes_unchanged, [(file, options.timeout) for file in options.only], 1))
+            taken = dict(workers.map(seconds_unchanged, [(file, options.timeout) for file in options.only], 1))
+            refuse_failing(taken)
+            jobs = [(file, *change, min(options.timeout, 3 * taken[file] + 10)) for file, found in changes.items()
+                    for change in found]
             results = list(workers.imap(is_noticed, jobs))
     text = table(changes, results)
     print(text)
@@ -124,16 +126,20 @@ def clone(folder):
     os.chdir(copy)
 
 
-def passes_unchanged(job):
-    """Run the tests of a file without a change: (file, whether they pass)."""
+def seconds_unchanged(job):
+    """Run the tests of a file without a change: (file, seconds they take, None if they fail)."""
     file, timeout = job
-    return file, tests_pass(TESTS[file].split(), timeout)
+    started = time.monotonic()
+    return file, time.monotonic() - started if tests_pass(TESTS[file].split(), timeout) else None
 
 
-def refuse_failing(results):
-    """Refuse to begin where tests fail by themselves: every change would count as noticed. Raises UserError."""
-    for file, passed in results:
-        if not passed:
+def refuse_failing(taken):
+    """Refuse to begin where tests fail by themselves: every change would count as noticed.
+
+    Args: taken: file -> seconds, None where they fail. Raises: UserError.
+    """
+    for file, seconds in taken.items():
+        if seconds is None:
             raise UserError(f"the tests of {file} fail without any change ({TESTS[file]}); mend them first")
 
 
