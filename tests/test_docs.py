@@ -14,9 +14,10 @@ from configs.defaults import as_dict, flat, load_config
 from data import registry
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from processor import summary
 from processor.train import train_step
 from tests.tiny import tiny_banks
-from tools import method_figure, settings_page
+from tools import demo, method_figure, settings_page
 from utils.modality import Modality
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,18 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
     messages = re.findall(r"^> (.+)$", text_of(ROOT / "docs/troubleshooting.md"), re.MULTILINE)
     assert len(messages) > 8
     assert [message for message in messages if message not in source] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_demos_table_is_that_of_the_reference_logs(page):
+    runs = [run for folder in sorted((ROOT / "docs/reference/demo").iterdir())
+            for run in summary.read_runs([folder], "python")]
+    assert [run.settings["SEED"] for run in runs] == [1, 2, 3, 4, 5]
+    results = [[run.tests[name, "all"] for name in demo.TESTED] for run in runs]
+    cells = re.compile(r"[\d.]+ ± [\d.]+")
+    for stage, line in zip(demo.STAGES, demo.table(results).splitlines()[1:], strict=True):
+        row = re.search(rf"^\| {stage}.*$", text_of(ROOT / page), re.MULTILINE).group()     # the first table's
+        assert cells.findall(row) == cells.findall(line), stage
 
 
 def test_the_methods_figure_is_the_scripts(tmp_path, monkeypatch):
