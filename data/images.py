@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from data.hashes import content_hashes, in_parallel
 from utils.checkpoint import open_lock, save_array, save_json
-from utils.errors import UserError, is_out_of_memory, quoted
+from utils.errors import UserError, explained, is_out_of_memory, quoted
 from utils.runtime import to_device
 from utils.structure import finite_json
 
@@ -207,22 +207,17 @@ def decode_image(path, remedy=OF_DATA_SET):
     Args: remedy: what to do about a file that is missing or does not decode.
     Raises: UserError: the file is missing, of another format than FORMATS, or does not decode.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            mode = image.mode
-            if image.width * image.height > MAX_PIXELS:     # before anything is decoded
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            image.load()
-            image = _upright(image)
-            if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
-                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB"), mode
-    except FileNotFoundError:
+    if not os.path.exists(path):
         raise UserError(f"image {quoted(path)} is missing; {remedy}")
-    except Exception as error:     # Pillow raises many kinds on damaged files
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"image {quoted(path)} does not decode ({' '.join(str(error).split())[:200]}); {remedy}")
+    with explained(f"image {quoted(path)} does not decode", remedy), Image.open(path, formats=FORMATS) as image:
+        mode = image.mode
+        if image.width * image.height > MAX_PIXELS:     # before anything is decoded
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+        image.load()
+        image = _upright(image)
+        if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
+            image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+        return image.convert("RGB"), mode
 
 
 def _upright(image):

@@ -13,7 +13,7 @@ from scipy.io import loadmat
 from data.images import CacheFiles
 from data.layout import existing_root, find_images, read_ids, require_images
 from data.records import DataSet, ImageSet, Retrieval, draw_gallery
-from utils.errors import UserError
+from utils.errors import UserError, explained
 from utils.modality import Modality
 
 CAMERAS = {Modality.RGB: (1, 2, 4, 5), Modality.IR: (3, 6)}
@@ -187,12 +187,9 @@ def permuted_galleries(path, groups, trials, shots):
 
 def _read_permutations(path):
     """Read the cells of all cameras: (6,) object array."""
-    try:
-        with open(path, "rb") as file:
-            return loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(f"{path} is missing, and TEST.PROTOCOL original-1 and original-10 read their galleries there; "
                         "take the file of the original data set, or set TEST.PROTOCOL python")
-    except Exception as error:     # scipy raises many kinds on damaged or foreign files
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the MATLAB variable "
-                        "rand_perm_cam. Take the file of the original data set")
+    with (explained(f"{path} cannot be read", "expected the MATLAB variable rand_perm_cam. Take the file of the "
+                    "original data set"), open(path, "rb") as file):
+        return loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()

@@ -10,7 +10,7 @@ from model.cclnet import CCLNet
 from model.clip import HEAD_WIDTH, TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.towers import ACTIVATION, STRIDE, patch_grid
-from utils.errors import UserError, is_out_of_memory, quoted
+from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 from utils.structure import WEIGHTS, must_fit, table, tensor
 
@@ -64,18 +64,13 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None):
     if found != given:
         raise UserError(f"checkpoint {quoted(path)} was trained on images of {found} map cells; INPUT.HEIGHT {height} "
                         f"and INPUT.WIDTH {width} give {given}. Use the configuration of the training run")
-    try:
+    with explained(f"checkpoint {quoted(path)} does not fit together",
+                   "expected the weights of one model. Train or download it again"):
         broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         visual = build_image_tower({name.removeprefix("tower.layers.").removeprefix("tower."): value
                                     for name, value in state.items()}, heads)
         model = CCLNet(visual, height, width, own_stride)
         model.load_state_dict(state)
-    except Exception as error:      # weights that do not fit together raise many kinds
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"checkpoint {quoted(path)} does not fit together "
-                        f"({' '.join(str(error).split())[:160]}); expected the weights of one model. Train or download "
-                        "it again")
     if broken:
         raise UserError(f"checkpoint {quoted(path)} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
                         "download it again")

@@ -35,6 +35,27 @@ class UserError(Exception):
     """Bad input; its message is all that the user sees, with exit code 2."""
 
 
+def in_brief(error):
+    """Return what an exception says, on one line of at most 160 characters."""
+    return " ".join(str(error).split())[:160]
+
+
+@contextlib.contextmanager
+def explained(problem, remedy):
+    """Turn whatever goes wrong in a block into the UserError "PROBLEM (what the library says); REMEDY".
+
+    For libraries that raise many kinds of errors on damaged files. Exhausted memory is no fault of the file and passes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{problem} ({in_brief(error)}); {remedy}")
+
+
 class Stopped(Exception):
     """The run was asked to stop and has saved its state. `exit_code` is 128 + the signal's number."""
 
@@ -146,7 +167,7 @@ def exit_on_user_error(main):
         _exit("stopped at once; the same command resumes from the last state that was saved, if there is one", 130)
     except Exception as error:
         if is_out_of_memory(error):
-            found = " ".join(str(error).split())[:160] or "no further memory was given"
+            found = in_brief(error) or "no further memory was given"
             _exit(f"error: memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that "
                   "has begun with --fresh), use smaller images, or free memory", 2)
         if is_lost_process(error):

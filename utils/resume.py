@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import open_lock, write_atomically
-from utils.errors import UserError, is_out_of_memory, quoted
-from utils.structure import check_plain, must_fit
+from utils.checkpoint import load_plain, open_lock, write_atomically
+from utils.errors import UserError, quoted
 
 DIGEST_BYTES = 32
 # What runs write into their folder: files by name, folders, and the files in those by their endings.
@@ -71,14 +70,7 @@ def _read_checked(path):
     payload, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
         return None
-    try:
-        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:     # torch raises many kinds; a whole file that is not ours was put there
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"state file {quoted(path)} cannot be read safely ({' '.join(str(error).split())[:120]}); "
-                        f"expected tensors, numbers and text alone. {advice}")
-    return must_fit(content, check_plain, f"state file {quoted(path)}", advice)
+    return load_plain(io.BytesIO(payload), f"state file {quoted(path)}", advice)
 
 
 def versions():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, explained
 
 
 def pick_device(name):
@@ -127,12 +127,10 @@ def compile_parts(tower, device, backend="inductor"):
 
     Raises: UserError: PyTorch finds no compiler here, which a tiny function shows at once.
     """
-    try:
+    wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
+    with explained("COMPILE is True, but PyTorch cannot compile here",
+                   f"expected {wanted}. Install that, or set COMPILE False"):
         torch.compile(lambda x: 2 * x + 1, backend=backend)(torch.ones(2, device=device))
-    except Exception as error:      # a missing g++, Triton or Python header each have their own
-        wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
-        raise UserError(f"COMPILE is True, but PyTorch cannot compile here ({' '.join(str(error).split())[:160]}); "
-                        f"expected {wanted}. Install that, or set COMPILE False")
     for part in _called_parts(tower):
         part.compile(backend=backend, dynamic=False)
 

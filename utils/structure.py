@@ -9,7 +9,7 @@ import reprlib
 
 import torch
 
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, in_brief, is_out_of_memory
 
 LARGEST = 1e39              # of a number in a file: just beyond fp32
 MOST = 10 ** 9              # of a count: epochs, images, clusters
@@ -52,8 +52,8 @@ def understood(what, remedy):
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        found = " ".join(str(error).split())[:160]
-        raise UserError(f"{what} holds something else than expected ({type(error).__name__}: {found}). {remedy}")
+        found = f"{type(error).__name__}: {in_brief(error)}"
+        raise UserError(f"{what} holds something else than expected ({found}). {remedy}")
 
 
 def _shown(value):
