@@ -32,6 +32,14 @@ def in_parallel(function, items, description):
                          leave=False, disable=None))
 
 
+def hash_of_lines(lines):
+    """Return the SHA-256 of lines of text: hex digits."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def content_hashes(image_set, root, split, folder):
     """Return the SHA-256 of every file of an image set, in its order: list of hex digits.
 

@@ -9,6 +9,8 @@ import numpy as np
 from utils.errors import UserError
 from utils.modality import Modality
 
+CROSS_MODES = {"v2t": Modality.RGB, "t2v": Modality.IR}     # mode -> modality of the query, searched among the other
+
 
 @dataclass(frozen=True)
 class ImageSet:

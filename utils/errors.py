@@ -90,26 +90,22 @@ def quoted(path):
 
 def whole_number(low, high):
     """Make a `type` of argparse: a whole number from low to high."""
-    def parse(text):
-        try:
-            value = int(text)
-        except ValueError:      # also for thousands of digits
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{_shortened(text, 40)!r} is no whole number from {low:,} to {high:,}")
-        return value
-    return parse
+    return _number(int, f"whole number from {low:,} to {high:,}", low, high)
 
 
 def real_number(low, high):
     """Make a `type` of argparse: a number from low to high."""
+    return _number(float, f"number from {low:,} to {high:,}", low, high)
+
+
+def _number(convert, expected, low, high):
     def parse(text):
         try:
-            value = float(text)
-        except ValueError:
+            value = convert(text)
+        except ValueError:      # also for thousands of digits
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{_shortened(text, 40)!r} is no number from {low:,} to {high:,}")
+            raise argparse.ArgumentTypeError(f"{_shortened(text, 40)!r} is no {expected}")
         return value
     return parse
 

@@ -34,12 +34,8 @@ class StateFile:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         payload = buffer.getbuffer()
-
-        def write(file):
-            file.write(payload)
-            file.write(hashlib.sha256(payload).digest())
-
-        write_atomically(self.path, write, keep=self.previous)
+        digest = hashlib.sha256(payload).digest()
+        write_atomically(self.path, lambda file: file.writelines([payload, digest]), keep=self.previous)
 
     def load(self):
         """The newest content that is whole, and a warning if that is not the newest; (None, None) without files.

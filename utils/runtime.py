@@ -167,10 +167,8 @@ class _LogFile(logging.FileHandler):
 
 def silent_log():
     """Return the logger of a process beside the one that writes."""
-    logger = logging.getLogger("cclnet.silent")
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    logger = logging.Logger("cclnet.silent")
+    logger.addHandler(logging.NullHandler())
     return logger
 
 
@@ -179,12 +177,7 @@ def open_log(output_dir, name):
 
     Raises: UserError: the folder cannot be written.
     """
-    logger = logging.getLogger(f"cclnet.{name}")
-    for handler in list(logger.handlers):
-        handler.close()
-        logger.removeHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    logger = logging.Logger(f"cclnet.{name}", logging.INFO)     # no parent, whose handlers would print its lines too
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = _LogFile(Path(output_dir) / "log.txt", encoding="utf-8")
