@@ -3,13 +3,12 @@ import hashlib
 import json
 import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from utils.checkpoint import write_atomically
-from utils.errors import UserError, quoted
+from utils.errors import UserError, explained, in_brief, quoted
 from utils.structure import finite_json
 
 FORMAT = "image hashes of this project, 1"      # what a file must say before it is replaced
@@ -20,16 +19,14 @@ def file_stat(path):
     try:
         return os.stat(path)
     except (OSError, ValueError) as error:
-        found = "is missing" if isinstance(error, FileNotFoundError) else "cannot be reached " + (
-            f"({getattr(error, 'strerror', None) or error})")
+        found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be reached ({in_brief(error)})"
         raise UserError(f"image {quoted(path)} {found}; restore it or correct the lists of the data set")
 
 
 def in_parallel(function, items, description):
     """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), unit="image", desc=description, mininterval=1,
-                         leave=False, disable=None))
+    return thread_map(function, items, max_workers=os.cpu_count(), unit="image", desc=description, mininterval=1,
+                      leave=False, disable=None)
 
 
 def hash_of_lines(lines):
@@ -67,11 +64,8 @@ def content_hashes(image_set, root, split, folder):
 
 
 def _file_hash(path):
-    try:
+    with explained(f"image {quoted(path)} cannot be read", "restore it or correct the lists of the data set"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"image {quoted(path)} cannot be read ({error.strerror or error}); restore it or correct the "
-                        "lists of the data set")
 
 
 def _remembered(path):

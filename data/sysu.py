@@ -141,13 +141,11 @@ def shared_array(folder, modality):
 
 def _read_array(path):
     """Map a .npy file into memory."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(f"{path} is missing beside the shared training images; expected _img, _label and _path. Copy "
                         "all three files")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected a .npy array of numbers or text. Copy it again")
+    with explained(f"{path} cannot be read", "expected a .npy array of numbers or text. Copy it again"):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def permuted_galleries(path, groups, trials, shots):

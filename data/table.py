@@ -13,7 +13,7 @@ import numpy as np
 
 from data.layout import existing_root
 from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
-from utils.errors import UserError
+from utils.errors import UserError, explained
 from utils.modality import Modality
 
 FILE = "images.csv"
@@ -83,12 +83,10 @@ def read_rows(root):
     Raises: UserError: names the row, counted from 1 below the head.
     """
     path = Path(root) / FILE
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, strict=True)
-            head, found = table.fieldnames or [], list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected {LAYOUT}")
+    with (explained(f"{path} cannot be read", f"expected {LAYOUT}"),
+          open(path, newline="", encoding="utf-8-sig") as file):
+        table = csv.DictReader(file, strict=True)
+        head, found = table.fieldnames or [], list(table)
     if sorted(head) != sorted(COLUMNS):
         raise UserError(f"{path} has the columns {', '.join(head) or 'none'}; expected {', '.join(COLUMNS)}. Correct "
                         "its first line")

@@ -5,7 +5,6 @@ kind, widths and depths are read from the names and shapes of the weights.
 """
 import hashlib
 import os
-from urllib.error import URLError
 
 import torch
 from open_clip import get_tokenizer
@@ -16,7 +15,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
 from model.archive import is_torchscript, read_torchscript
-from utils.errors import UserError, explained, in_brief, quoted
+from utils.errors import UserError, explained, quoted
 from utils.structure import WEIGHTS, check_plain, must_fit, table, tensor
 
 OPENAI_MODEL = "RN50"
@@ -58,12 +57,10 @@ def _download(name):
     url = get_pretrained_url(name, "openai")
     if not url:
         raise UserError(f"MODEL.NAME is {name}; choose {' or '.join(list_pretrained_models_by_tag('openai'))}")
-    try:
+    place = os.path.join(CACHE_DIR, os.path.basename(url))
+    with explained(f"CLIP weights could not be downloaded from {url}",
+                   f"download the file with a browser to {place}, or set MODEL.CLIP_WEIGHTS to its path"):
         return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
-    except (URLError, OSError, RuntimeError) as error:
-        raise UserError(f"CLIP weights could not be downloaded from {url} ({in_brief(error)}); download the file "
-                        f"with a browser to {os.path.join(CACHE_DIR, os.path.basename(url))}, or set "
-                        "MODEL.CLIP_WEIGHTS to its path")
 
 
 def _read_state_dict(path):

@@ -37,7 +37,7 @@ class UserError(Exception):
 
 def in_brief(error):
     """Return what an exception says, on one line of at most 160 characters."""
-    return " ".join(str(error).split())[:160]
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
 
 
 @contextlib.contextmanager

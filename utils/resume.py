@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from utils.checkpoint import load_plain, open_lock, write_atomically
-from utils.errors import UserError, quoted
+from utils.errors import UserError, explained, quoted
 
 DIGEST_BYTES = 32
 # What runs write into their folder: files by name, folders, and the files in those by their endings.
@@ -58,11 +58,8 @@ class StateFile:
 def _read_checked(path):
     """The content of a state file; None if its checksum is wrong."""
     advice = "Move it away, or add --fresh to start over and keep the old files aside"
-    try:
+    with explained(f"state file {quoted(path)} cannot be read", f"expected a readable file. {advice}"):
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"state file {quoted(path)} cannot be read ({error.strerror or error}); expected a readable "
-                        f"file. {advice}")
     payload, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
         return None

@@ -178,11 +178,9 @@ def open_log(output_dir, name):
     Raises: UserError: the folder cannot be written.
     """
     logger = logging.Logger(f"cclnet.{name}", logging.INFO)     # no parent, whose handlers would print its lines too
-    try:
+    with explained(f"OUTPUT_DIR {output_dir} cannot be written", "choose another"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = _LogFile(Path(output_dir) / "log.txt", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR {output_dir} cannot be written ({error.strerror or error}); choose another")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(file)
     logger.addHandler(_BarSafeHandler())
