@@ -17,12 +17,6 @@ STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", 
 ACTIVATION = "quick_gelu"        # x sigmoid(1.702 x), in the transformers of all of OpenAI's CLIPs
 
 
-def build_tower(visual, height, width, stride):
-    """Build the tower of the kind that CLIP's image tower is: a `ViTTower` or a `ResNetTower`; arguments as theirs."""
-    kind = ViTTower if hasattr(visual, "class_embedding") else ResNetTower
-    return kind(visual, height, width, stride)
-
-
 class ResNetTower(nn.Module):
     """CLIP's ModifiedResNet with two stems, layer4 at stride 1 and an attention pool for its map.
 
