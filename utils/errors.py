@@ -53,7 +53,7 @@ def explained(problem, remedy):
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{problem} ({in_brief(error)}); {remedy}")
+        raise UserError(f"{problem} ({in_brief(error) or type(error).__name__}); {remedy}")
 
 
 class Stopped(Exception):

@@ -106,10 +106,7 @@ def anything(value, where):
 
 def maybe(check):
     """Let None pass, and what a check lets pass."""
-    def check_maybe(value, where):
-        if value is not None:
-            check(value, where)
-    return check_maybe
+    return either(check, one_of(None))
 
 
 def either(*checks):
