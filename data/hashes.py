@@ -55,7 +55,7 @@ def content_hashes(image_set, root, split, folder):
                             "file of the original data set")
         found[path] = [stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns]
     new = [path for path in image_set.paths if (known or {}).get(path, [])[:3] != found[path]]
-    hashes = dict(zip(new, in_parallel(lambda path: _file_hash(Path(root) / path), new,
+    hashes = dict(zip(new, in_parallel(lambda path: file_hash(Path(root) / path), new,
                                        f"hashing {image_set.modality.value} images")))
     hashes = {path: hashes.get(path) or known[path][3] for path in image_set.paths}
     if new and (known is not None or not os.path.lexists(memory)):
@@ -63,7 +63,8 @@ def content_hashes(image_set, root, split, folder):
     return [hashes[path] for path in image_set.paths]
 
 
-def _file_hash(path):
+def file_hash(path):
+    """Return the SHA-256 of a file: hex digits. Raises UserError: it cannot be read."""
     with explained(f"image {quoted(path)} cannot be read", "restore it or correct the lists of the data set"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -1,12 +1,12 @@
 """Find what can be wrong with a data set on disk, before anything is trained on it."""
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.images import decode_image, in_parallel
+from data.hashes import file_hash, in_parallel
+from data.images import decode_image
 from utils.errors import UserError
 
 SHOWN = 5       # examples per finding
@@ -80,7 +80,7 @@ def _read(job):
     root, path, split = job
     try:
         _, mode = decode_image(root / path)
-        return ImageFile(path, split, mode, hashlib.sha256((root / path).read_bytes()).hexdigest())
+        return ImageFile(path, split, mode, file_hash(root / path))
     except UserError as error:
         return ImageFile(path, split, problem=str(error))
 
