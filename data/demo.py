@@ -26,6 +26,7 @@ COLOURS = {
     "blue": (42, 78, 172), "purple": (112, 54, 142), "pink": (222, 132, 170), "brown": (104, 68, 42),
     "white": (226, 226, 222), "gray": (128, 130, 132), "black": (34, 34, 38),
 }  # fmt: skip
+BRIGHTNESS = {name: float(np.dot(rgb, (0.299, 0.587, 0.114))) / 255 for name, rgb in COLOURS.items()}  # 0 to 1
 BUILDS = {"slim": 0.088, "medium": 0.118, "broad": 0.150}  # half the shoulder width, in body heights
 UPPERS = {"shirt": 0.50, "jacket": 0.54, "coat": 0.74, "dress": 0.66}  # where it ends, 0 head to 1 feet
 SLEEVES = {"shirt": 0.42, "jacket": 1.0, "coat": 1.0, "dress": 0.0}  # share of the arm that is covered
@@ -77,11 +78,6 @@ class Camera:
     blur: float  # largest radius, in pixels of the saved image
 
 
-def _luma(colour: str) -> float:
-    """Return the brightness of a named colour, 0 to 1."""
-    return float(np.dot(COLOURS[colour], (0.299, 0.587, 0.114))) / 255
-
-
 def draw_person(rng: np.random.Generator) -> Person:
     """Draw an identity."""
     build, upper, lower = (str(rng.choice(list(table))) for table in (BUILDS, UPPERS, LOWERS))
@@ -89,7 +85,7 @@ def draw_person(rng: np.random.Generator) -> Person:
     bag = str(rng.choice(BAGS))
     hat = str(rng.choice(HATS, p=(0.4, 0.2, 0.2, 0.2)))
     colours = {material: str(rng.choice(list(COLOURS))) for material in COLOURED}
-    while _luma(colours[Material.TRIM]) < _luma(colours[Material.UPPER]) + 0.2:  # trim is the lighter one
+    while BRIGHTNESS[colours[Material.TRIM]] < BRIGHTNESS[colours[Material.UPPER]] + 0.2:  # trim is the lighter one
         colours[Material.UPPER], colours[Material.TRIM] = (str(rng.choice(list(COLOURS))) for _ in range(2))
     shades = np.zeros((len(Material), 3), np.float32)
     for material, name in colours.items():
@@ -189,11 +185,6 @@ class _Sketch:
         """Draw a thick line between two points."""
         self.draw.line(self.pixels([start, end]), fill=material, width=max(1, round(thickness * self.scale)))
 
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the body coordinates x (1, W) and y (H, 1) of every pixel, without the lean."""
-        x = (np.arange(self.size[0])[None] - self.left) / self.scale * self.side
-        return x, (np.arange(self.size[1])[:, None] - self.top) / self.scale
-
 
 def _draw_legs(sketch: _Sketch, person: Person, rng: np.random.Generator) -> None:
     stride, hip = rng.uniform(-0.02, 0.05), person.shoulder * 0.42
@@ -280,7 +271,9 @@ def _draw_bag(sketch: _Sketch, person: Person, hand: np.ndarray, back: bool) -> 
 
 def _weave(sketch: _Sketch, person: Person, materials: np.ndarray) -> None:
     """Turn the pattern's part of the upper garment into trim, in place; materials (H, W)."""
-    x, y = np.broadcast_arrays(*sketch.grid())
+    width, height = sketch.size     # x (1, W) and y (H, 1) in body coordinates, without the lean
+    x = (np.arange(width)[None] - sketch.left) / sketch.scale * sketch.side
+    y = (np.arange(height)[:, None] - sketch.top) / sketch.scale
     period = person.period
     if person.pattern == "striped":
         mask = y % period < period * 0.5

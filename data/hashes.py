@@ -3,13 +3,12 @@ import hashlib
 import json
 import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from utils.checkpoint import write_atomically
-from utils.errors import UserError, quoted
+from utils.errors import UserError, explained, in_brief, quoted
 from utils.structure import finite_json
 
 FORMAT = "image hashes of this project, 1"      # what a file must say before it is replaced
@@ -20,16 +19,22 @@ def file_stat(path):
     try:
         return os.stat(path)
     except (OSError, ValueError) as error:
-        found = "is missing" if isinstance(error, FileNotFoundError) else "cannot be reached " + (
-            f"({getattr(error, 'strerror', None) or error})")
+        found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be reached ({in_brief(error)})"
         raise UserError(f"image {quoted(path)} {found}; restore it or correct the lists of the data set")
 
 
 def in_parallel(function, items, description):
     """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), unit="image", desc=description, mininterval=1,
-                         leave=False, disable=None))
+    return thread_map(function, items, max_workers=os.cpu_count(), unit="image", desc=description, mininterval=1,
+                      leave=False, disable=None)
+
+
+def hash_of_lines(lines):
+    """Return the SHA-256 of lines of text: hex digits."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def content_hashes(image_set, root, split, folder):
@@ -50,7 +55,7 @@ def content_hashes(image_set, root, split, folder):
                             "file of the original data set")
         found[path] = [stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns]
     new = [path for path in image_set.paths if (known or {}).get(path, [])[:3] != found[path]]
-    hashes = dict(zip(new, in_parallel(lambda path: _file_hash(Path(root) / path), new,
+    hashes = dict(zip(new, in_parallel(lambda path: file_hash(Path(root) / path), new,
                                        f"hashing {image_set.modality.value} images")))
     hashes = {path: hashes.get(path) or known[path][3] for path in image_set.paths}
     if new and (known is not None or not os.path.lexists(memory)):
@@ -58,12 +63,10 @@ def content_hashes(image_set, root, split, folder):
     return [hashes[path] for path in image_set.paths]
 
 
-def _file_hash(path):
-    try:
+def file_hash(path):
+    """Return the SHA-256 of a file: hex digits. Raises UserError: it cannot be read."""
+    with explained(f"image {quoted(path)} cannot be read", "restore it or correct the lists of the data set"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"image {quoted(path)} cannot be read ({error.strerror or error}); restore it or correct the "
-                        "lists of the data set")
 
 
 def _remembered(path):

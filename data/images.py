@@ -1,6 +1,5 @@
 """Image files decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
 import fcntl
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -9,9 +8,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from data.hashes import content_hashes, in_parallel
+from data.hashes import content_hashes, hash_of_lines, in_parallel
 from utils.checkpoint import open_lock, save_array, save_json
-from utils.errors import UserError, is_out_of_memory, quoted
+from utils.errors import UserError, explained, is_out_of_memory, quoted
 from utils.runtime import to_device
 from utils.structure import finite_json
 
@@ -116,12 +115,11 @@ class CacheFiles:
 
     def is_current(self, manifest, shape):
         """Tell whether the files were made from these very images at this size."""
-        if not all(p.is_file() for p in (self.images, self.labels, self.paths, self.manifest)):
+        if self._known_manifest() != manifest or not all(p.is_file() for p in (self.images, self.labels, self.paths)):
             return False
         try:
             images = np.load(self.images, mmap_mode="r", allow_pickle=False)
-            return (finite_json(self.manifest.read_text(encoding="utf-8")) == manifest and images.shape == shape
-                    and images.dtype == np.uint8)
+            return images.shape == shape and images.dtype == np.uint8
         except Exception as error:      # a damaged header of an array raises many kinds
             if is_out_of_memory(error):
                 raise
@@ -133,7 +131,7 @@ class CacheFiles:
         Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
         """
         foreign = next((path for path in (self.images, self.labels, self.paths) if os.path.lexists(path)), None)
-        if foreign and not self._is_ours():
+        if foreign and self._known_manifest() is None:
             raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) "
                             "and is not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to "
                             "another folder")
@@ -147,13 +145,14 @@ class CacheFiles:
             raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
                             "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
 
-    def _is_ours(self):
-        """Tell whether the manifest beside the arrays is one that this project writes."""
+    def _known_manifest(self):
+        """Read the manifest beside the arrays; None if there is none, or none that this project writes."""
         try:
             content = finite_json(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False
-        return isinstance(content, dict) and ("unfinished" in content or {"images", "sha256"} <= content.keys())
+            return None
+        is_ours = isinstance(content, dict) and ("unfinished" in content or {"images", "sha256"} <= content.keys())
+        return content if is_ours else None
 
     def _write(self, image_set, root, manifest, height, width):
         save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
@@ -165,7 +164,11 @@ class CacheFiles:
             if hasattr(os, "posix_fallocate"):
                 with open(partial, "r+b") as file:      # a full disk is an error here, and a crash in mapped memory
                     os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-            _decode_all(image_set, root, images)
+
+            def decode(position):
+                images[position] = read_image(Path(root) / image_set.paths[position], height, width)
+
+            in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")
             images.flush()
             os.replace(partial, self.images)
         finally:
@@ -177,20 +180,8 @@ class CacheFiles:
 
 def _cache_manifest(image_set, hashes, height, width):
     """Describe what the cache was made from, and how: a hash over the names and contents of all files."""
-    digest = hashlib.sha256()
-    for path, content in zip(image_set.paths, hashes):
-        digest.update(f"{path}\0{content}\n".encode("utf-8", "surrogateescape"))
-    return {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF",
-            "sha256": digest.hexdigest()}
-
-
-def _decode_all(image_set, root, out):
-    height, width = out.shape[1:3]
-
-    def decode(position):
-        out[position] = read_image(Path(root) / image_set.paths[position], height, width)
-
-    in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")
+    digest = hash_of_lines(f"{path}\0{content}" for path, content in zip(image_set.paths, hashes))
+    return {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF", "sha256": digest}
 
 
 def read_image(path, height, width, remedy=OF_DATA_SET):
@@ -207,22 +198,17 @@ def decode_image(path, remedy=OF_DATA_SET):
     Args: remedy: what to do about a file that is missing or does not decode.
     Raises: UserError: the file is missing, of another format than FORMATS, or does not decode.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            mode = image.mode
-            if image.width * image.height > MAX_PIXELS:     # before anything is decoded
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            image.load()
-            image = _upright(image)
-            if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
-                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB"), mode
-    except FileNotFoundError:
+    if not os.path.exists(path):
         raise UserError(f"image {quoted(path)} is missing; {remedy}")
-    except Exception as error:     # Pillow raises many kinds on damaged files
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"image {quoted(path)} does not decode ({' '.join(str(error).split())[:200]}); {remedy}")
+    with explained(f"image {quoted(path)} does not decode", remedy), Image.open(path, formats=FORMATS) as image:
+        mode = image.mode
+        if image.width * image.height > MAX_PIXELS:     # before anything is decoded
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+        image.load()
+        image = _upright(image)
+        if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
+            image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+        return image.convert("RGB"), mode
 
 
 def _upright(image):

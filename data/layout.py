@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from data.records import ImageSet
-from utils.errors import UserError, is_unicode, quoted
+from utils.errors import UserError, explained, is_unicode, quoted
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -82,9 +82,7 @@ def read_image_list(path, layout):
 
 
 def _read(path, layout):
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(f"file {path} is missing; expected {layout}. Unpack the data set again or correct DATASET.ROOT")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"file {path} cannot be read ({error}); expected text. Take the file of the original data set")
+    with explained(f"file {path} cannot be read", "expected text. Take the file of the original data set"):
+        return path.read_text(encoding="utf-8")

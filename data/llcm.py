@@ -9,13 +9,12 @@ import re
 import numpy as np
 
 from data.layout import existing_root, find_images, read_ids, read_image_list, require_images
-from data.records import DataSet, ImageSet, Retrieval, draw_gallery
+from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval, draw_gallery
 from utils.errors import UserError
 from utils.modality import Modality
 
 SENSORS = {Modality.RGB: "vis", Modality.IR: "nir"}
 CAMERAS = {Modality.RGB: tuple(range(1, 10)), Modality.IR: (1, 2, 4, 5, 6, 7, 8, 9)}
-QUERIES = {"v2t": Modality.RGB, "t2v": Modality.IR}
 LAYOUT = "idx/train_vis.txt, train_nir.txt, test_id.txt and test_vis, test_nir with camC/PPPP/*.jpg"
 CAMERA_FOLDER = re.compile(r"(?:^|/)cam(\d+)/")
 
@@ -23,14 +22,14 @@ CAMERA_FOLDER = re.compile(r"(?:^|/)cam(\d+)/")
 class LLCMDataSet(DataSet):
     """LLCM's protocol: all test images of one modality; of the other, one random image per person and camera."""
 
-    modes = tuple(QUERIES)
+    modes = tuple(CROSS_MODES)
     published = {"training persons": 713, "training RGB images": 16946, "training IR images": 13975,
                  "test persons": 351, "test RGB images": 8680, "test IR images": 7166}
     counts_bind = False
 
     def _retrieval(self, mode, trials, protocol):
         """Draw galleries as SYSU-MM01's are drawn."""
-        query = QUERIES[mode]
+        query = CROSS_MODES[mode]
         groups = self.test[query.other].by_person_and_camera()
         return Retrieval(f"{self.name} {SENSORS[query]} to {SENSORS[query.other]} single-shot, Python seeds "
                          f"0-{trials - 1}", mode, "llcm", query, np.arange(len(self.test[query])),

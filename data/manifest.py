@@ -1,8 +1,7 @@
 """Describe the images of a run in a few lines, which are stored with its pseudo labels and checkpoints."""
-import hashlib
 from pathlib import Path
 
-from data.hashes import content_hashes, file_stat
+from data.hashes import content_hashes, file_stat, hash_of_lines
 from utils.structure import record, table, text, whole
 
 # What `data_manifest` gives, as files hold it; those of earlier versions know sizes alone.
@@ -25,8 +24,8 @@ def data_manifest(data, cache_dir=""):
         sizes = [] if images.array else [f"{path} {file_stat(Path(data.root) / path).st_size}" for path in images.paths]
         contents = [] if images.array else content_hashes(images, data.root, split, data.cache_dir(cache_dir))
         manifest[split][images.modality.value] = {
-            "images": len(images), "paths": _digest(images.paths), "files": _digest(sizes) if sizes else "",
-            "contents": _digest(contents) if contents else ""}
+            "images": len(images), "paths": hash_of_lines(images.paths), "files": hash_of_lines(sizes) if sizes else "",
+            "contents": hash_of_lines(contents) if contents else ""}
     return manifest
 
 
@@ -52,10 +51,3 @@ def manifest_differences(found, expected, splits=("train", "test")):
 def _differ(ours, theirs, what):
     """Tell whether two sets are known to differ: images that come from an array, and older files, do not say."""
     return bool(ours.get(what) and theirs.get(what) and ours[what] != theirs[what])
-
-
-def _digest(lines):
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

@@ -9,6 +9,8 @@ import numpy as np
 from utils.errors import UserError
 from utils.modality import Modality
 
+CROSS_MODES = {"v2t": Modality.RGB, "t2v": Modality.IR}     # mode -> modality of the query, searched among the other
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -25,10 +27,9 @@ class ImageSet:
 
     @classmethod
     def from_rows(cls, modality, rows, array=None):
-        """Build the set from (path, person, camera) rows, in their order."""
-        rows = list(rows)
-        return cls(modality, tuple(r[0] for r in rows), np.array([r[1] for r in rows], dtype=np.int64),
-                   np.array([r[2] for r in rows], dtype=np.int64), array)
+        """Build the set from a list of (path, person, camera), in its order."""
+        return cls(modality, tuple(path for path, _, _ in rows), np.array([person for _, person, _ in rows], np.int64),
+                   np.array([camera for _, _, camera in rows], np.int64), array)
 
     def by_person_and_camera(self, cameras=None):
         """Group the images of some cameras, or all: {(person, camera): [positions]}, persons and cameras ascending."""

@@ -6,26 +6,25 @@
 import numpy as np
 
 from data.layout import existing_root, read_image_list
-from data.records import DataSet, ImageSet, Retrieval
+from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
 from utils.errors import UserError
 from utils.modality import Modality
 
 TRIALS = 10
 SENSORS = {Modality.RGB: "visible", Modality.IR: "thermal"}
-QUERIES = {"v2t": Modality.RGB, "t2v": Modality.IR}
 LAYOUT = "Visible/PPP/*.bmp, Thermal/PPP/*.bmp and idx/{train,test}_{visible,thermal}_{1..10}.txt"
 
 
 class RegDBDataSet(DataSet):
     """RegDB's protocol: all test images of one modality are searched among all of the other."""
 
-    modes = tuple(QUERIES)
+    modes = tuple(CROSS_MODES)
     published = {"training persons": 206, "training RGB images": 2060, "training IR images": 2060,
                  "test persons": 206, "test RGB images": 2060, "test IR images": 2060}
 
     def _retrieval(self, mode, trials, protocol):
         """Select all images of one modality as query, all of the other as gallery."""
-        query = QUERIES[mode]
+        query = CROSS_MODES[mode]
         return Retrieval(f"{self.name} trial {self.trial} {SENSORS[query]} to {SENSORS[query.other]}", mode, "regdb",
                          query, np.arange(len(self.test[query])), (np.arange(len(self.test[query.other])),),
                          (self.trial,))

@@ -13,7 +13,7 @@ from scipy.io import loadmat
 from data.images import CacheFiles
 from data.layout import existing_root, find_images, read_ids, require_images
 from data.records import DataSet, ImageSet, Retrieval, draw_gallery
-from utils.errors import UserError
+from utils.errors import UserError, explained
 from utils.modality import Modality
 
 CAMERAS = {Modality.RGB: (1, 2, 4, 5), Modality.IR: (3, 6)}
@@ -104,12 +104,6 @@ def _training_images(root, modality, ids):
     return shared
 
 
-def _parse(path):
-    """Split a file path in this layout into (path from the root, person, camera); None if it is no such path."""
-    found = PATH.search(path)
-    return found and (found[0], int(found["person"]), int(found["camera"]))
-
-
 def shared_array(folder, modality):
     """Read the training images of a modality from train_{rgb,ir}_resized_{img,label,path}.npy in a folder.
 
@@ -128,32 +122,30 @@ def shared_array(folder, modality):
         raise UserError(f"{files.images} holds {len(images)} images, {files.labels.name} {labels.shape} labels and "
                         f"{files.paths.name} {paths.shape} paths; expected one of each per image. Take three files "
                         "that were made together")
-    rows = [_parse(str(path).replace("\\", "/")) for path in paths.tolist()]
-    if not rows or None in rows:
-        found = paths[rows.index(None)] if rows else "nothing"
+    parts = [PATH.search(str(path).replace("\\", "/")) for path in paths.tolist()]
+    if not parts or None in parts:
+        found = paths[parts.index(None)] if parts else "nothing"
         raise UserError(f"{files.paths} holds {str(found)!r}; expected file paths in the layout of the data set. Take "
                         "the file that was made with the images")
-    keys = [(person, camera, path) for path, person, camera in rows]
+    keys = [(int(part["person"]), int(part["camera"]), part[0]) for part in parts]
     for before, after in zip(keys, keys[1:]):
         if before >= after:
             raise UserError(f"{files.paths} lists {after[2]} after {before[2]}; expected paths sorted by person, "
                             "camera and name, the order of pseudo labels. Make the files again with tools/process.py")
-    pairs = {(row[1], label) for row, label in zip(rows, labels.tolist())}
+    pairs = {(person, label) for (person, _, _), label in zip(keys, labels.tolist())}
     if not len({person for person, _ in pairs}) == len({label for _, label in pairs}) == len(pairs):
         raise UserError(f"{files.labels} and {files.paths.name} disagree about who is who; expected one label per "
                         "person. Take three files that were made together")
-    return ImageSet.from_rows(modality, rows, array=files.images)
+    return ImageSet.from_rows(modality, [(path, person, camera) for person, camera, path in keys], array=files.images)
 
 
 def _read_array(path):
     """Map a .npy file into memory."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(f"{path} is missing beside the shared training images; expected _img, _label and _path. Copy "
                         "all three files")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected a .npy array of numbers or text. Copy it again")
+    with explained(f"{path} cannot be read", "expected a .npy array of numbers or text. Copy it again"):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def permuted_galleries(path, groups, trials, shots):
@@ -187,12 +179,9 @@ def permuted_galleries(path, groups, trials, shots):
 
 def _read_permutations(path):
     """Read the cells of all cameras: (6,) object array."""
-    try:
-        with open(path, "rb") as file:
-            return loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(f"{path} is missing, and TEST.PROTOCOL original-1 and original-10 read their galleries there; "
                         "take the file of the original data set, or set TEST.PROTOCOL python")
-    except Exception as error:     # scipy raises many kinds on damaged or foreign files
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the MATLAB variable "
-                        "rand_perm_cam. Take the file of the original data set")
+    with (explained(f"{path} cannot be read", "expected the MATLAB variable rand_perm_cam. Take the file of the "
+                    "original data set"), open(path, "rb") as file):
+        return loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data.layout import existing_root
-from data.records import DataSet, ImageSet, Retrieval
-from utils.errors import UserError
+from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
+from utils.errors import UserError, explained
 from utils.modality import Modality
 
 FILE = "images.csv"
@@ -22,7 +22,6 @@ LAYOUT = f"{FILE} with the columns {', '.join(COLUMNS)}"
 SPLITS = ("train", "query", "gallery", "test")
 MODALITIES = {"rgb": Modality.RGB, "visible": Modality.RGB, "vis": Modality.RGB, "ir": Modality.IR,
               "infrared": Modality.IR, "thermal": Modality.IR, "nir": Modality.IR}
-QUERIES = {"v2t": Modality.RGB, "t2v": Modality.IR}
 UNKNOWN = -1        # person of a training image whose column is empty
 
 
@@ -36,12 +35,12 @@ class TableDataSet(DataSet):
     @property
     def modes(self):
         """The directions that have queries and a gallery."""
-        return tuple(mode for mode, m in QUERIES.items()
+        return tuple(mode for mode, m in CROSS_MODES.items()
                      if len(self.roles[m]["query"]) and len(self.roles[m.other]["gallery"]))
 
     def _retrieval(self, mode, trials, protocol):
         """Select all queries and the whole gallery."""
-        m = QUERIES[mode]
+        m = CROSS_MODES[mode]
         return Retrieval(f"{self.name} {m.value} to {m.other.value}, whole gallery", mode, "regdb", m,
                          self.roles[m]["query"], (self.roles[m.other]["gallery"],), (0,))
 
@@ -60,19 +59,18 @@ def load(root, trial=1, check_counts=True):
     persons = {person: number for number, person in enumerate(sorted({row["person"] for row in rows} - {""}))}
     if any(row["split"] == "train" and not row["person"] for row in rows):      # partly known is unknown
         rows = [{**row, "person": ""} if row["split"] == "train" else row for row in rows]
-    sets = {"train": {}, "test": {}}
-    roles = {m: {} for m in Modality}
+    train, test, roles = {}, {}, {}
     for m in Modality:
-        for split in sets:
-            mine = [row for row in rows if row["modality"] is m and (row["split"] == "train") == (split == "train")]
-            sets[split][m] = ImageSet.from_rows(m, [(row["path"], persons.get(row["person"], UNKNOWN), row["camera"])
-                                                    for row in mine])
-        for role in ("query", "gallery"):
-            roles[m][role] = np.array([i for i, row in enumerate(mine) if row["split"] in (role, "test")], np.int64)
-        if not len(sets["train"][m]):
+        learned = [row for row in rows if row["modality"] is m and row["split"] == "train"]
+        tested = [row for row in rows if row["modality"] is m and row["split"] != "train"]
+        train[m], test[m] = (ImageSet.from_rows(m, [(row["path"], persons.get(row["person"], UNKNOWN), row["camera"])
+                                                    for row in chosen]) for chosen in (learned, tested))
+        roles[m] = {role: np.array([i for i, row in enumerate(tested) if row["split"] in (role, "test")], np.int64)
+                    for role in ("query", "gallery")}
+        if not learned:
             raise UserError(f"{root / FILE} lists no {m.value} image of the split train; expected images of both "
                             "modalities to train on. Add rows")
-    data = TableDataSet(root.resolve().name, root, sets["train"], sets["test"], roles=roles)
+    data = TableDataSet(root.resolve().name, root, train, test, roles=roles)
     if not data.modes:
         raise UserError(f"{root / FILE} lists nothing to test: expected queries (split query or test) of one modality "
                         "and a gallery (split gallery or test) of the other. Add rows")
@@ -85,12 +83,10 @@ def read_rows(root):
     Raises: UserError: names the row, counted from 1 below the head.
     """
     path = Path(root) / FILE
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, strict=True)
-            head, found = table.fieldnames or [], list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected {LAYOUT}")
+    with (explained(f"{path} cannot be read", f"expected {LAYOUT}"),
+          open(path, newline="", encoding="utf-8-sig") as file):
+        table = csv.DictReader(file, strict=True)
+        head, found = table.fieldnames or [], list(table)
     if sorted(head) != sorted(COLUMNS):
         raise UserError(f"{path} has the columns {', '.join(head) or 'none'}; expected {', '.join(COLUMNS)}. Correct "
                         "its first line")

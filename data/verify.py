@@ -1,12 +1,12 @@
 """Find what can be wrong with a data set on disk, before anything is trained on it."""
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.images import decode_image, in_parallel
+from data.hashes import file_hash, in_parallel
+from data.images import decode_image
 from utils.errors import UserError
 
 SHOWN = 5       # examples per finding
@@ -17,7 +17,6 @@ class ImageFile(NamedTuple):
 
     path: str
     split: str
-    person: int
     mode: str = ""          # of Pillow, as stored: "RGB", "L", "I;16", ...
     digest: str = ""        # of the file's bytes
     problem: str = ""       # "" if it decodes
@@ -37,9 +36,8 @@ def verify(data, check_counts=True):
         where the data set insists on them.
     Returns: `Report`.
     """
-    files = in_parallel(_read, [(data.root, split, path, int(person)) for split, images in data.sets()
-                                if not images.array for path, person in zip(images.paths, images.persons)],
-                        "reading images")
+    files = in_parallel(_read, [(data.root, path, split) for split, images in data.sets() if not images.array
+                                for path in images.paths], "reading images")
     broken = [file for file in files if file.problem]
     groups = {}
     for file in files:
@@ -79,12 +77,12 @@ def count_table(data, check_counts=True):
 
 
 def _read(job):
-    root, split, path, person = job
+    root, path, split = job
     try:
-        _, mode = decode_image(Path(root) / path)
-        return ImageFile(path, split, person, mode, hashlib.sha256((Path(root) / path).read_bytes()).hexdigest())
+        _, mode = decode_image(root / path)
+        return ImageFile(path, split, mode, file_hash(root / path))
     except UserError as error:
-        return ImageFile(path, split, person, problem=str(error))
+        return ImageFile(path, split, problem=str(error))
 
 
 def _besides(data):

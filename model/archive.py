@@ -67,24 +67,19 @@ def is_torchscript(path):
 def read_torchscript(path):
     """Return the tensors of an archive by their names in its modules, as in {"visual.conv1.weight": ...}.
 
-    Raises: ValueError: the archive is damaged, or holds more than modules of tensors.
+    Raises: many kinds of exceptions: the archive is damaged, or holds more than modules of tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+    with zipfile.ZipFile(path) as archive:
+        root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
 
-            def read(name):
-                record = archive.getinfo(root + name)
-                if record.compress_type != zipfile.ZIP_STORED:      # a few bytes can claim to be gigabytes
-                    raise ValueError(f"its record {name} is compressed")
-                return archive.read(record)
+        def read(name):
+            record = archive.getinfo(root + name)
+            if record.compress_type != zipfile.ZIP_STORED:      # a few bytes can claim to be gigabytes
+                raise ValueError(f"its record {name} is compressed")
+            return archive.read(record)
 
-            with archive.open(root + "data.pkl") as file:
-                return dict(_tensors(TensorUnpickler(file, read).load()))
-    except ValueError:
-        raise
-    except Exception as error:      # a damaged pickle or zip file raises many kinds
-        raise ValueError(" ".join(str(error).split())[:160] or type(error).__name__)
+        with archive.open(root + "data.pkl") as file:
+            return dict(_tensors(TensorUnpickler(file, read).load()))
 
 
 def _tensors(module, prefix="", depth=0):

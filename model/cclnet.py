@@ -5,10 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.towers import build_tower
+from model.towers import ResNetTower, ViTTower
 from utils.modality import Modality
-
-HEADS = ("feature", "projection")
 
 
 class ImageEmbedding(NamedTuple):
@@ -31,7 +29,8 @@ class CCLNet(nn.Module):
 
     def __init__(self, visual, height, width, stride=None):
         super().__init__()
-        self.tower = build_tower(visual, height, width, stride)
+        kind = ViTTower if hasattr(visual, "class_embedding") else ResNetTower
+        self.tower = kind(visual, height, width, stride)
         self.neck = nn.BatchNorm1d(self.tower.feature_dim)
         self.neck.bias.requires_grad_(False)
 
@@ -50,7 +49,7 @@ class CCLNet(nn.Module):
         return {head: dict(zip(Modality, rows.split([len(rgb), len(ir)])))
                 for head, rows in self._heads(x, heads).items()}
 
-    def encode(self, images, modality, heads=HEADS):
+    def encode(self, images, modality, heads=("feature", "projection")):
         """Embed images (B, 3, H, W) of one modality: {head: (B, ·)}; arguments as `forward`."""
         return self._heads(self.tower.stem(images, modality), heads)
 

@@ -5,7 +5,6 @@ kind, widths and depths are read from the names and shapes of the weights.
 """
 import hashlib
 import os
-from urllib.error import URLError
 
 import torch
 from open_clip import get_tokenizer
@@ -16,7 +15,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
 from model.archive import is_torchscript, read_torchscript
-from utils.errors import UserError, is_out_of_memory, quoted
+from utils.errors import UserError, explained, quoted
 from utils.structure import WEIGHTS, check_plain, must_fit, table, tensor
 
 OPENAI_MODEL = "RN50"
@@ -47,46 +46,34 @@ def load_clip(weights="openai", name=OPENAI_MODEL):
         raise UserError(f"MODEL.NAME is {name}, {KINDS[named]}, but the CLIP weights {path} hold {KINDS[kind]}; leave "
                         "MODEL.NAME and its settings out (a file's kind is read from its weights), or choose another "
                         "MODEL.CLIP_WEIGHTS")
-    try:
+    with explained(f"CLIP weights {quoted(path)} do not fit together", "expected the state dict of one OpenAI-format "
+                   "CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS"):
         model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32)
         model.float().load_state_dict(state)   # the builder casts to fp16 on the way in
-    except Exception as error:          # shapes that do not fit raise many kinds, in open_clip and torch
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"CLIP weights {quoted(path)} do not fit together: {_first_line(error)}; expected the state "
-                        "dict of one OpenAI-format CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS")
     return model.eval()
-
-
-def _first_line(error):
-    return " ".join(str(error).split())[:200]
 
 
 def _download(name):
     url = get_pretrained_url(name, "openai")
     if not url:
         raise UserError(f"MODEL.NAME is {name}; choose {' or '.join(list_pretrained_models_by_tag('openai'))}")
-    try:
+    place = os.path.join(CACHE_DIR, os.path.basename(url))
+    with explained(f"CLIP weights could not be downloaded from {url}",
+                   f"download the file with a browser to {place}, or set MODEL.CLIP_WEIGHTS to its path"):
         return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
-    except (URLError, OSError, RuntimeError) as error:
-        raise UserError(f"CLIP weights could not be downloaded from {url} ({_first_line(error)}); download the file "
-                        f"with a browser to {os.path.join(CACHE_DIR, os.path.basename(url))}, or set "
-                        "MODEL.CLIP_WEIGHTS to its path")
 
 
 def _read_state_dict(path):
     if not os.path.isfile(path):
         raise UserError(f"CLIP weights {quoted(path)} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads "
                         "MODEL.NAME) or to the path of a TorchScript archive or state dict")
-    try:
-        content = read_torchscript(path) if is_torchscript(path) else torch.load(path, map_location="cpu",
-                                                                                 weights_only=True)
-    except Exception as error:                 # torch raises many kinds on damaged files
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"CLIP weights {quoted(path)} cannot be read ({_first_line(error)}); expected a TorchScript "
-                        "archive or a state dict of tensors, of which nothing is run. Download the file again, or "
-                        "convert it where you trust it: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)")
+    with explained(f"CLIP weights {quoted(path)} cannot be read", "expected a TorchScript archive or a state dict of "
+                   "tensors, of which nothing is run. Download the file again, or convert it where you trust it: "
+                   "torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)"):
+        if is_torchscript(path):
+            content = read_torchscript(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
     what, advice = f"the CLIP weights file {quoted(path)}", "Download it again or choose another MODEL.CLIP_WEIGHTS"

@@ -10,7 +10,7 @@ from model.cclnet import CCLNet
 from model.clip import HEAD_WIDTH, TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.towers import ACTIVATION, STRIDE, patch_grid
-from utils.errors import UserError, is_out_of_memory, quoted
+from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 from utils.structure import WEIGHTS, must_fit, table, tensor
 
@@ -19,8 +19,8 @@ MAPPING = (
     ("tower.stems.rgb.", "visible_module.visible.", ("conv", "bn")),
     ("tower.stems.ir.", "thermal_module.thermal.", ("conv", "bn")),
     ("tower.layers.", "base_resnet.base.", ("layer",)),
-    ("tower.attnpool.", "base_resnet.base.attnpool.", ("",)),
-    ("neck.", "bottleneck.", ("",)),
+    ("tower.attnpool.", "base_resnet.base.attnpool.", ""),
+    ("neck.", "bottleneck.", ""),
 )
 # Every released copy of CLIP's image tower, and the stem of ours that has the weights it starts from.
 COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visible.", "tower.stems.rgb."),
@@ -29,8 +29,8 @@ COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visib
 LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv1.weight",
              "base_resnet.base.layer1.0.conv1.weight", "base_resnet.base.layer4.0.conv3.weight",
              "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
-# Names in checkpoints of this project's first version: its prefix, ours.
-FIRST_NAMES = (("stems.", "tower.stems."), ("trunk.", "tower.layers."), ("attnpool.", "tower.attnpool."))
+# Names in checkpoints of this project's first version: its prefix, ours, how the names behind it start.
+FIRST_NAMES = (("stems.", "tower.stems.", ""), ("trunk.", "tower.layers.", ""), ("attnpool.", "tower.attnpool.", ""))
 # Weights by which the image side of a checkpoint is known, of either kind.
 IMAGE_SIDES = (("tower.attnpool.positional_embedding", "tower.attnpool.q_proj.weight"),
                ("tower.class_embedding", "tower.positional_embedding", "tower.stems.rgb.weight"))
@@ -64,18 +64,13 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None):
     if found != given:
         raise UserError(f"checkpoint {quoted(path)} was trained on images of {found} map cells; INPUT.HEIGHT {height} "
                         f"and INPUT.WIDTH {width} give {given}. Use the configuration of the training run")
-    try:
+    with explained(f"checkpoint {quoted(path)} does not fit together",
+                   "expected the weights of one model. Train or download it again"):
         broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         visual = build_image_tower({name.removeprefix("tower.layers.").removeprefix("tower."): value
                                     for name, value in state.items()}, heads)
         model = CCLNet(visual, height, width, own_stride)
         model.load_state_dict(state)
-    except Exception as error:      # weights that do not fit together raise many kinds
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"checkpoint {quoted(path)} does not fit together "
-                        f"({' '.join(str(error).split())[:160]}); expected the weights of one model. Train or download "
-                        "it again")
     if broken:
         raise UserError(f"checkpoint {quoted(path)} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
                         "download it again")
@@ -153,10 +148,7 @@ def _our_state(content, path):
 
 def _renamed(state):
     """Translate names of this project's first version in a state dict to ours."""
-    for first, ours in FIRST_NAMES:
-        state = {ours + name.removeprefix(first) if name.startswith(first) else name: value
-                 for name, value in state.items()}
-    return state
+    return {_translated(name, FIRST_NAMES) or name: value for name, value in state.items()}
 
 
 def released_state(content):
@@ -169,23 +161,21 @@ def released_state(content):
 
 
 def released_name(our_name):
-    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias".
-
-    Raises: KeyError: `CCLNet` has no such weight.
-    """
-    for ours, released, starts in MAPPING:
-        rest = our_name.removeprefix(ours)
-        if rest != our_name and rest.startswith(starts):
-            return released + rest
-    raise KeyError(our_name)
+    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias"; or None."""
+    return _translated(our_name, MAPPING)
 
 
 def our_name(released_name):
     """Our name of a released weight; None for those that the image side does not use."""
-    for ours, released, starts in MAPPING:
-        rest = released_name.removeprefix(released)
-        if rest != released_name and rest.startswith(starts):
-            return ours + rest
+    return _translated(released_name, [(released, ours, starts) for ours, released, starts in MAPPING])
+
+
+def _translated(name, mapping):
+    """Replace the prefix of a weight's name; None for a name that is in no (prefix, new prefix, starts of the rest)."""
+    for old, new, starts in mapping:
+        rest = name.removeprefix(old)
+        if rest != name and rest.startswith(starts):
+            return new + rest
     return None
 
 

@@ -3,6 +3,7 @@
 A tower has `stem(images, modality)`, `trunk(x)` -> (pooled, state), `project(state)`, `feature_dim` and `describe()`.
 """
 import copy
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,6 @@ from utils.modality import Modality
 STRIDE = 16                      # of a ResNet's feature map with layer4 at stride 1
 STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
 ACTIVATION = "quick_gelu"        # x sigmoid(1.702 x), in the transformers of all of OpenAI's CLIPs
-
-
-def build_tower(visual, height, width, stride):
-    """Build the tower of the kind that CLIP's image tower is: a `ViTTower` or a `ResNetTower`; arguments as theirs."""
-    kind = ViTTower if hasattr(visual, "class_embedding") else ResNetTower
-    return kind(visual, height, width, stride)
 
 
 class ResNetTower(nn.Module):
@@ -42,10 +37,8 @@ class ResNetTower(nn.Module):
                                 "feature map")
         visual = copy.deepcopy(visual)
         self.height, self.width = height, width
-        self.stems = nn.ModuleDict({m.value: Stem(visual) for m in Modality})
-        self.layers = nn.Sequential()
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            self.layers.add_module(name, getattr(visual, name))
+        self.stems = nn.ModuleDict({m.value: copy.deepcopy(_sequence(visual, STEM)) for m in Modality})
+        self.layers = _sequence(visual, ("layer1", "layer2", "layer3", "layer4"))
         # The released code runs layer4 at stride 1: the average pools of its first block go, the weights stay.
         self.layers.layer4[0].avgpool = nn.Identity()
         self.layers.layer4[0].downsample[0] = nn.Identity()
@@ -146,19 +139,9 @@ def patch_grid(height, width, patch, stride):
     return (height - patch) // stride + 1, (width - patch) // stride + 1
 
 
-class Stem(nn.Module):
-    """The three first convolutions of a ModifiedResNet, copied: (B, 3, H, W) -> (B, C, H/4, W/4)."""
-
-    def __init__(self, visual):
-        super().__init__()
-        for name in STEM:
-            self.add_module(name, copy.deepcopy(getattr(visual, name)))
-
-    def forward(self, x):
-        """Run the parts in turn."""
-        for name in STEM:
-            x = getattr(self, name)(x)
-        return x
+def _sequence(visual, names):
+    """Chain parts of an image tower, which keep their names."""
+    return nn.Sequential(OrderedDict((name, getattr(visual, name)) for name in names))
 
 
 class AttentionPool(nn.Module):

@@ -186,7 +186,7 @@ def test_hashes_are_remembered_and_never_in_a_file_of_others(two, monkeypatch):
     data, memory = two[0], two[0].root / "train_rgb_hashes.json"
     first = data_manifest(data)
     assert memory.is_file()
-    monkeypatch.setattr("data.hashes._file_hash", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("data.hashes.file_hash", lambda path: pytest.fail("read again"))
     assert data_manifest(data) == first
     monkeypatch.undo()
     for text in ("theirs", "[]", '{"format": "x", "files": {}}'):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.errors import UserError, is_out_of_memory, quoted
+from utils.errors import UserError, explained, quoted
 from utils.published import HUB, fetch, load_safetensors
 from utils.structure import check_plain, must_fit
 
@@ -114,14 +114,19 @@ def load_checkpoint(path):
                         "train_clip.py, or a released one")
     if str(path).endswith(".safetensors"):
         return load_safetensors(path)
-    try:
-        with torch.serialization.safe_globals(NUMPY_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:     # torch raises many kinds on damaged or foreign files
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"checkpoint {quoted(path)} cannot be read safely ({' '.join(str(error).split())[:120]}); "
-                        "expected tensors, numbers and text alone. Copy or download the file again")
+    content = load_plain(path, f"checkpoint {quoted(path)}", "Copy or download the file again")
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {quoted(path)} holds a {type(content).__name__}; expected a dict")
-    return must_fit(content, check_plain, f"checkpoint {quoted(path)}", "Copy or download the file again")
+    return content
+
+
+def load_plain(source, what, remedy):
+    """Read the content of a path or binary file that torch.save wrote, on the host; no pickled code is executed.
+
+    Args: what: the file, for the sentence; remedy: its last part.
+    Raises: UserError: the file is damaged, or holds more than tensors, numbers and text.
+    """
+    with (explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"),
+          torch.serialization.safe_globals(NUMPY_GLOBALS)):
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    return must_fit(content, check_plain, what, remedy)

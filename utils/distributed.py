@@ -135,7 +135,6 @@ class TorchProcesses(Processes):
         return torch.device("cuda", self.local_rank)
 
     def gather(self, rows, count, unit=1):
-        """Put all processes' shares together."""
         bounds, rows = self._bounds(count, unit), rows.detach().contiguous()
         whole = rows.new_empty(count, *rows.shape[1:])
         parts = [whole[a:b] for a, b in zip(bounds, bounds[1:])]
@@ -163,7 +162,6 @@ class TorchProcesses(Processes):
         return dict(zip(values, (total / self.size).unbind()))
 
     def same(self, tensor):
-        """Broadcast a tensor from the first process."""
         dist.broadcast(tensor, src=0)
         return tensor
 
@@ -181,7 +179,6 @@ class TorchProcesses(Processes):
 
     @contextmanager
     def in_turn(self):
-        """Run a block in three turns."""
         turn = 2 if self.local_rank else min(self.rank, 1)
         for _ in range(turn):
             self.largest(0)
@@ -202,7 +199,6 @@ class TorchProcesses(Processes):
         return groups[self.rank // count]
 
     def compare(self, when, **states):
-        """Compare checksums."""
         found = [None] * self.size
         dist.all_gather_object(found, {name: checksum(state) for name, state in states.items()})
         for name in states:

@@ -35,6 +35,27 @@ class UserError(Exception):
     """Bad input; its message is all that the user sees, with exit code 2."""
 
 
+def in_brief(error):
+    """Return what an exception says, on one line of at most 160 characters."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+
+
+@contextlib.contextmanager
+def explained(problem, remedy):
+    """Turn whatever goes wrong in a block into the UserError "PROBLEM (what the library says); REMEDY".
+
+    For libraries that raise many kinds of errors on damaged files. Exhausted memory is no fault of the file and passes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{problem} ({in_brief(error) or type(error).__name__}); {remedy}")
+
+
 class Stopped(Exception):
     """The run was asked to stop and has saved its state. `exit_code` is 128 + the signal's number."""
 
@@ -69,26 +90,22 @@ def quoted(path):
 
 def whole_number(low, high):
     """Make a `type` of argparse: a whole number from low to high."""
-    def parse(text):
-        try:
-            value = int(text)
-        except ValueError:      # also for thousands of digits
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{_shortened(text, 40)!r} is no whole number from {low:,} to {high:,}")
-        return value
-    return parse
+    return _number(int, f"whole number from {low:,} to {high:,}", low, high)
 
 
 def real_number(low, high):
     """Make a `type` of argparse: a number from low to high."""
+    return _number(float, f"number from {low:,} to {high:,}", low, high)
+
+
+def _number(convert, expected, low, high):
     def parse(text):
         try:
-            value = float(text)
-        except ValueError:
+            value = convert(text)
+        except ValueError:      # also for thousands of digits
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{_shortened(text, 40)!r} is no number from {low:,} to {high:,}")
+            raise argparse.ArgumentTypeError(f"{_shortened(text, 40)!r} is no {expected}")
         return value
     return parse
 
@@ -146,7 +163,7 @@ def exit_on_user_error(main):
         _exit("stopped at once; the same command resumes from the last state that was saved, if there is one", 130)
     except Exception as error:
         if is_out_of_memory(error):
-            found = " ".join(str(error).split())[:160] or "no further memory was given"
+            found = in_brief(error) or "no further memory was given"
             _exit(f"error: memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that "
                   "has begun with --fresh), use smaller images, or free memory", 2)
         if is_lost_process(error):

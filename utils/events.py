@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, explained
 
 
 class EventLog:
@@ -57,12 +57,10 @@ class WandbLog:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
+        with explained("LOG.WANDB is True, but wandb cannot start",
+                       "run wandb login, set the variable WANDB_MODE to offline, or set LOG.WANDB False"):
             self.run = wandb.init(project="cclnet", group=folder.resolve().name, job_type=script, dir=str(folder),
                                   config=config)
-        except Exception as error:      # the package's own, and those of its network libraries
-            raise UserError(f"LOG.WANDB is True, but wandb cannot start ({' '.join(str(error).split())[:120]}); run "
-                            "wandb login, set the variable WANDB_MODE to offline, or set LOG.WANDB False")
         self.histogram = wandb.Histogram
         self.stages = set()
 

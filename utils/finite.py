@@ -72,8 +72,7 @@ class RunningMeans:
 
     def means(self, steps):
         """Return name -> mean over the steps."""
-        self._add_last()
-        return {name: float(total) / steps for name, total in self.sums.items()}
+        return {name: total / steps for name, total in self.state_dict().items()}
 
     def state_dict(self):
         """Return the sums as numbers."""

@@ -1,7 +1,7 @@
 """Trained weights as others publish and read them: safetensors files, alone or on the Hugging Face Hub."""
 import json
 
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, explained, in_brief
 
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
@@ -25,17 +25,13 @@ def load_safetensors(path):
 
     Raises: UserError: the file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
-            content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"checkpoint {path} cannot be read ({' '.join(str(error).split())[:120]}); expected a whole "
-                        "safetensors file. Copy or download the file again")
+    with (explained(f"checkpoint {path} cannot be read",
+                    "expected a whole safetensors file. Copy or download the file again"),
+          safe_open(path, "pt") as file):
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a description of type {type(content).__name__}; expected one that "
                         "tools/export_released.py --safetensors wrote")
@@ -57,7 +53,7 @@ def fetch(address):
     try:
         return hf_hub_download(f"{owner}/{name}", file or FILE_NAME)
     except Exception as error:      # the library's own, its network library's, and OSError
-        raise UserError(f"{address} cannot be fetched ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+        raise UserError(f"{address} cannot be fetched ({type(error).__name__}: {in_brief(error)}); "
                         f"expected a model on the Hugging Face Hub with {file or FILE_NAME}. Check its name and the "
                         "network, or download the file and name its path")
 

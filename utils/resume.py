@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import open_lock, write_atomically
-from utils.errors import UserError, is_out_of_memory, quoted
-from utils.structure import check_plain, must_fit
+from utils.checkpoint import load_plain, open_lock, write_atomically
+from utils.errors import UserError, explained, quoted
 
 DIGEST_BYTES = 32
 # What runs write into their folder: files by name, folders, and the files in those by their endings.
@@ -35,12 +34,8 @@ class StateFile:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         payload = buffer.getbuffer()
-
-        def write(file):
-            file.write(payload)
-            file.write(hashlib.sha256(payload).digest())
-
-        write_atomically(self.path, write, keep=self.previous)
+        digest = hashlib.sha256(payload).digest()
+        write_atomically(self.path, lambda file: file.writelines([payload, digest]), keep=self.previous)
 
     def load(self):
         """The newest content that is whole, and a warning if that is not the newest; (None, None) without files.
@@ -63,22 +58,12 @@ class StateFile:
 def _read_checked(path):
     """The content of a state file; None if its checksum is wrong."""
     advice = "Move it away, or add --fresh to start over and keep the old files aside"
-    try:
+    with explained(f"state file {quoted(path)} cannot be read", f"expected a readable file. {advice}"):
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"state file {quoted(path)} cannot be read ({error.strerror or error}); expected a readable "
-                        f"file. {advice}")
     payload, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
         return None
-    try:
-        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:     # torch raises many kinds; a whole file that is not ours was put there
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"state file {quoted(path)} cannot be read safely ({' '.join(str(error).split())[:120]}); "
-                        f"expected tensors, numbers and text alone. {advice}")
-    return must_fit(content, check_plain, f"state file {quoted(path)}", advice)
+    return load_plain(io.BytesIO(payload), f"state file {quoted(path)}", advice)
 
 
 def versions():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, explained
 
 
 def pick_device(name):
@@ -127,12 +127,10 @@ def compile_parts(tower, device, backend="inductor"):
 
     Raises: UserError: PyTorch finds no compiler here, which a tiny function shows at once.
     """
-    try:
+    wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
+    with explained("COMPILE is True, but PyTorch cannot compile here",
+                   f"expected {wanted}. Install that, or set COMPILE False"):
         torch.compile(lambda x: 2 * x + 1, backend=backend)(torch.ones(2, device=device))
-    except Exception as error:      # a missing g++, Triton or Python header each have their own
-        wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
-        raise UserError(f"COMPILE is True, but PyTorch cannot compile here ({' '.join(str(error).split())[:160]}); "
-                        f"expected {wanted}. Install that, or set COMPILE False")
     for part in _called_parts(tower):
         part.compile(backend=backend, dynamic=False)
 
@@ -169,10 +167,8 @@ class _LogFile(logging.FileHandler):
 
 def silent_log():
     """Return the logger of a process beside the one that writes."""
-    logger = logging.getLogger("cclnet.silent")
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    logger = logging.Logger("cclnet.silent")
+    logger.addHandler(logging.NullHandler())
     return logger
 
 
@@ -181,17 +177,10 @@ def open_log(output_dir, name):
 
     Raises: UserError: the folder cannot be written.
     """
-    logger = logging.getLogger(f"cclnet.{name}")
-    for handler in list(logger.handlers):
-        handler.close()
-        logger.removeHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
+    logger = logging.Logger(f"cclnet.{name}", logging.INFO)     # no parent, whose handlers would print its lines too
+    with explained(f"OUTPUT_DIR {output_dir} cannot be written", "choose another"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = _LogFile(Path(output_dir) / "log.txt", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR {output_dir} cannot be written ({error.strerror or error}); choose another")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(file)
     logger.addHandler(_BarSafeHandler())

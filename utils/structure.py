@@ -9,7 +9,7 @@ import reprlib
 
 import torch
 
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, in_brief, is_out_of_memory
 
 LARGEST = 1e39              # of a number in a file: just beyond fp32
 MOST = 10 ** 9              # of a count: epochs, images, clusters
@@ -52,8 +52,8 @@ def understood(what, remedy):
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        found = " ".join(str(error).split())[:160]
-        raise UserError(f"{what} holds something else than expected ({type(error).__name__}: {found}). {remedy}")
+        found = f"{type(error).__name__}: {in_brief(error)}"
+        raise UserError(f"{what} holds something else than expected ({found}). {remedy}")
 
 
 def _shown(value):
@@ -70,42 +70,34 @@ def _shown(value):
         return f"a number of {value.bit_length():,} bits"
 
 
+def _single(fits, expected):
+    """Make a check from a function that tells whether a value fits, and from words for what fits."""
+    def check(value, where):
+        if not fits(value):
+            raise Misfit(where, value, expected)
+    return check
+
+
+flag = _single(lambda value: type(value) is bool, "True or False")
+text = _single(lambda value: isinstance(value, str) and len(value) <= LONGEST_TEXT, "text")
+
+
 def whole(low=0, high=MOST):
     """Let whole numbers from low to high pass."""
-    def check(value, where):
-        if type(value) is not int or not low <= value <= high:
-            raise Misfit(where, value, f"a whole number from {low:,} to {high:,}")
-    return check
+    return _single(lambda value: type(value) is int and low <= value <= high,
+                   f"a whole number from {low:,} to {high:,}")
 
 
 def real(low=-LARGEST, high=LARGEST):
     """Let finite numbers from low to high pass."""
     bounds = "a finite number" if high == LARGEST and low == -LARGEST else f"a number from {low:,.16g} to {high:,.16g}"
-
-    def check(value, where):
-        if type(value) not in (int, float) or not low <= value <= high:     # NaN lies between no bounds
-            raise Misfit(where, value, bounds)
-    return check
-
-
-def flag(value, where):
-    """Let True and False pass."""
-    if type(value) is not bool:
-        raise Misfit(where, value, "True or False")
-
-
-def text(value, where):
-    """Let text pass."""
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
-        raise Misfit(where, value, "text")
+    return _single(lambda value: type(value) in (int, float) and low <= value <= high, bounds)     # NaN never is
 
 
 def one_of(*choices):
     """Let some values pass, and no others."""
-    def check(value, where):
-        if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise Misfit(where, value, " or ".join(map(repr, choices)))
-    return check
+    return _single(lambda value: any(type(value) is type(choice) and value == choice for choice in choices),
+                   " or ".join(map(repr, choices)))
 
 
 def anything(value, where):
@@ -114,10 +106,7 @@ def anything(value, where):
 
 def maybe(check):
     """Let None pass, and what a check lets pass."""
-    def check_maybe(value, where):
-        if value is not None:
-            check(value, where)
-    return check_maybe
+    return either(check, one_of(None))
 
 
 def either(*checks):
@@ -228,7 +217,8 @@ def check_plain(content, where=""):
         if entries > ENTRIES or depth > DEEPEST:
             raise Misfit(name[:120], value, f"at most {ENTRIES:,} entries and {DEEPEST} containers in one another")
         if isinstance(value, torch.Tensor):
-            _check_dense(value, name)
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+                raise Misfit(name, value, "a dense tensor with its data")
             claimed += max(0, value.numel() * value.element_size() - value.untyped_storage().nbytes())
             if claimed > LARGEST_CLAIM:
                 raise Misfit(name, value, "tensors whose data the file holds")
@@ -236,11 +226,6 @@ def check_plain(content, where=""):
             left += [(entry, join(name, key), depth + 1) for key, entry in value.items()]
         elif isinstance(value, (list, tuple)):
             left += [(entry, name, depth + 1) for entry in value]
-
-
-def _check_dense(value, where):
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
-        raise Misfit(where, value, "a dense tensor with its data")
 
 
 def jsonable(value, where):
