@@ -263,21 +263,18 @@ def _merge(config, tree, source):
             value = float(value)
         if isinstance(known.get(name), str) and type(value) in (int, float):
             value = _short(value, text=True)
-        try:
-            if not _is_plain(value):        # yacs lets None and {} stand for anything
-                raise ValueError
-            config.merge_from_list([name, repr(value) if isinstance(value, str) else value])
-        except (AssertionError, TypeError):
-            raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
-                            f"{_nearest(name, known)}? configs/defaults.py lists all keys")
-        except ValueError:
+        if name not in known:
             keys = [key for key in known if key.startswith(f"{name}.")]
             if keys:
                 raise UserError(f"{source} sets the section {name} to {_short(value)}; expected one of its keys, as in "
                                 f"{keys[0]}")
-            if name not in known:
-                raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
-                                f"{_nearest(name, known)}? configs/defaults.py lists all keys")
+            raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
+                            f"{_nearest(name, known)}? configs/defaults.py lists all keys")
+        try:
+            if not _is_plain(value):        # yacs lets None and {} stand for anything
+                raise ValueError
+            config.merge_from_list([name, repr(value) if isinstance(value, str) else value])
+        except ValueError:
             raise UserError(f"{source} sets {name} to {_short(value)} ({type(value).__name__}); expected "
                             f"{type(known[name]).__name__}, such as {known[name]!r}")
 
