@@ -4,7 +4,7 @@ from pathlib import Path
 
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
-from utils.report.curves import STAGES, comparison_charts, stage_charts
+from utils.report.curves import STAGES, stage_charts
 from utils.report.figures import (
     MODALITY_NAMES,
     MUTED,
@@ -17,7 +17,7 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
-from utils.report.groups import group_charts, group_runs
+from utils.report.groups import comparison_charts, group_runs
 from utils.report.page import Section, Table, write_page
 from utils.report.results import (
     BASELINE,
@@ -94,19 +94,15 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     """
     runs, figures = _named_runs(folders), Figures()
     groups = group_runs(runs)
-    compared = {f"{label} (n = {len(group)})": group for label, group in groups.items()} or {
-        name: [run] for name, run in runs.items()}
-    tables = compared_tables({name: [find_results(run) for run in group] for name, group in compared.items()})
+    tables = compared_tables({name: [find_results(run) for run in group] for name, group in groups.items()})
     cmc = [(result.protocol, f"{TRAINED.get(result.stage, result.name)}", name, SERIES[index % len(SERIES)], result)
            for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if not result.best]
-    note = (f"Small numbers below: the difference to {next(iter(compared))}. ± is the standard deviation (n − 1) over "
+    note = (f"Small numbers below: the difference to {next(iter(groups))}. ± is the standard deviation (n − 1) over "
             "the runs that differ in their seed alone, of a single run over its trials. Numbers of different protocols "
             "do not compare.")
-    epochs = {name: run.epochs for name, run in runs.items()}
 
     def charts(detail):
-        return _curves(figures, lambda stage: group_charts(groups, stage, detail) if groups else comparison_charts(
-            epochs, stage, detail))
+        return _curves(figures, lambda stage: comparison_charts(groups, stage, detail))
 
     sections = [
         Section("results", "Results", "results.html", {"tiles": [], "note": note, "tables": tables, "charts":
