@@ -409,7 +409,7 @@ def test_ranked_lists_as_files(runs, tmp_path):
     names = [path.name for path in save_rankings(tmp_path, data, retrievals(data), evaluations)]
     assert names == ["ranking_v2t.csv", "ranking_t2v.csv", "features.npz"]
     for retrieval, evaluation in zip(retrievals(data), evaluations):
-        ranking = rank_trial(data, retrieval, evaluation.features)
+        ranking = rank_trial(data, retrieval, evaluation)
         assert ranking.average_precision.mean() == pytest.approx(evaluation.per_trial[0].mAP)
     with open(tmp_path / "ranking_v2t.csv", newline="") as file:
         rows = list(csv.DictReader(file))

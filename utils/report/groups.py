@@ -15,9 +15,7 @@ def group_runs(runs):
     Where no settings are shared, so that there is nothing to average, each run has a group with its own name.
     """
     settings = [{key: value for key, value in flat(run.config).items() if key not in LEFT_OUT} for run in runs.values()]
-    keys = sorted({key for found in settings for key in found})
-    differ = [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
-    groups = {}
+    groups, differ = {}, differing_keys(settings)
     for found, (name, run) in zip(settings, runs.items()):
         label = ", ".join(f"{key} {found.get(key, '–')}" for key in differ) or "all runs"
         label = label if run.config else name       # settings that are not known are not the same
@@ -25,6 +23,12 @@ def group_runs(runs):
     if len(groups) == len(runs):
         return {name: [run] for name, run in runs.items()}
     return {f"{label} (n = {len(group)})": group for label, group in groups.items()}
+
+
+def differing_keys(settings):
+    """List the keys whose values are not the same in all of several dicts, sorted."""
+    keys = sorted({key for found in settings for key in found})
+    return [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
 
 
 def comparison_charts(groups, stage, detail):

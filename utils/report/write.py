@@ -17,15 +17,14 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
-from utils.report.groups import comparison_charts, group_runs
+from utils.report.groups import comparison_charts, differing_keys, group_runs
 from utils.report.page import Section, Table, write_page
 from utils.report.results import (
     BASELINE,
-    NUMBERS,
     TRAINED,
     baseline_of,
+    cells,
     compared_tables,
-    difference,
     find_results,
     main_result,
     result_tables,
@@ -160,9 +159,7 @@ def _results(results, figures):
         return None
     last = main_result(results)
     baseline = baseline_of(results, last.protocol) if last.stage != "baseline" else None
-    tiles = [{"name": name, "value": f"{100 * last.numbers[key]:.1f}",
-              "gain": f"{difference(last.numbers[key], baseline[key])} to {BASELINE}" if baseline else "",
-              "worse": bool(baseline) and last.numbers[key] < baseline[key]} for key, name in NUMBERS.items()]
+    tiles = [{**cell, "gain": cell["gain"] and f"{cell['gain']} to {BASELINE}"} for cell in cells(last, baseline)]
     spread = "± is the standard deviation over the trials. " if any(result.spread for result in results) else ""
     gain = f"Small numbers below: the gain over {BASELINE}. " if baseline else (
         f"{BASELINE} was not tested here: python test.py without --resume_path does. ")
@@ -257,8 +254,6 @@ def _named_runs(folders):
 
 def _differences_table(runs):
     """List the settings that are not the same in all runs."""
-    settings = {name: flat(run.config) for name, run in runs.items()}
-    keys = sorted({key for config in settings.values() for key in config})
-    rows = [(key, *(config.get(key, "–") for config in settings.values())) for key in keys
-            if len({str(config.get(key)) for config in settings.values()}) > 1]
+    settings = [flat(run.config) for run in runs.values()]
+    rows = [(key, *(config.get(key, "–") for config in settings)) for key in differing_keys(settings)]
     return Table(("key", *runs), rows, 1 + len(runs), "" if rows else "None.")
