@@ -298,16 +298,11 @@ def _flat_settings(tree, source, prefix="", depth=1):
     return keys
 
 
-def _is_plain(value):
+def _is_plain(value, depth=2):
     """Tell whether a value is a number, text, or a list of them, or of lists of them, of moderate length."""
-    def is_plain(entry):
-        return type(entry) in (bool, int, float, str)
-
-    if not isinstance(value, (list, tuple)):
-        return is_plain(value)
-    return len(value) <= LONGEST_LIST and all(
-        is_plain(entry) or isinstance(entry, (list, tuple)) and len(entry) <= LONGEST_LIST and all(map(is_plain, entry))
-        for entry in value)
+    if isinstance(value, (list, tuple)) and depth:
+        return len(value) <= LONGEST_LIST and all(_is_plain(entry, depth - 1) for entry in value)
+    return type(value) in (bool, int, float, str)
 
 
 def _nearest(name, known):

@@ -94,16 +94,15 @@ def texts(axes):
     arrow(axes, (8.3, 0.85), (7.65, 0.85))
     box(axes, 8.3, 0.5, 1.3, 0.7, "CLIP's text\ntower (frozen)", TEXT)
     arrow(axes, (10.0, 0.85), (9.6, 0.85))
-    axes.text(10.08, 0.98, "A visible photo of a ", color=INK, fontsize=9.5)
-    axes.text(11.42, 0.98, "X X X X", color=TEXT, weight="bold", fontsize=9.5)
-    axes.text(12.03, 0.98, "person.", color=INK, fontsize=9.5)
-    axes.text(10.08, 0.68, "An infrared photo of a ", color=INK, fontsize=9.5)
-    axes.text(11.59, 0.68, "X X X X", color=TEXT, weight="bold", fontsize=9.5)
-    axes.text(12.2, 0.68, "person.", color=INK, fontsize=9.5)
+    for y, start, learned, end in ((0.98, "A visible photo of a ", 11.42, 12.03),
+                                   (0.68, "An infrared photo of a ", 11.59, 12.2)):
+        axes.text(10.08, y, start, color=INK, fontsize=9.5)
+        axes.text(learned, y, "X X X X", color=TEXT, weight="bold", fontsize=9.5)
+        axes.text(end, y, "person.", color=INK, fontsize=9.5)
     axes.text(10.08, 0.37, "X: learned words, four per cluster", color=MUTED, fontsize=9)
-    axes.text(0.22, 0.98, "train_prepare.py: the upper part", color=INK, fontsize=9.5, weight="bold")
-    axes.text(0.22, 0.72, "train_clip.py: learns the X, then", color=INK, fontsize=9.5, weight="bold")
-    axes.text(0.22, 0.46, "trains the upper part with both losses", color=INK, fontsize=9.5, weight="bold")
+    for y, words in ((0.98, "train_prepare.py: the upper part"), (0.72, "train_clip.py: learns the X, then"),
+                     (0.46, "trains the upper part with both losses")):
+        axes.text(0.22, y, words, color=INK, fontsize=9.5, weight="bold")
 
 
 def person(axes, x, y, above, below):
