@@ -140,9 +140,8 @@ class Measured(Setup):
         return F.normalize(looks[person] + noise, dim=1).to(self.device)
 
     def labels(self, features, settings):
-        """Cluster: Modality -> (N,) labels, seconds. Raises UserError: all images are outliers."""
-        return tuple(reversed(self.timed(lambda: {m: make_pseudo_labels(values, m, settings.cluster)
-                                                  for m, values in features.items()})))
+        """Cluster: seconds, Modality -> (N,) labels. Raises UserError: all images are outliers."""
+        return self.timed(lambda: {m: make_pseudo_labels(features[m], m, settings.cluster) for m in Modality})
 
     def test_seconds(self, model, embed_seconds, all_modes=False):
         """Measure one test. Args: embed_seconds: per image; all_modes: as test.py with TEST.MODE both."""
@@ -192,7 +191,7 @@ def measure_clip(arguments, started):
         config)
     once = time.time() - started
     found, seconds = setup.features(model, banks, ("feature", "projection"), settings)
-    labels, _ = setup.labels(found["feature"], settings)
+    _, labels = setup.labels(found["feature"], settings)
     state, batches = PromptState(text, labels, s), PromptBatches(banks, labels, s, 1)
 
     def step(number):
@@ -215,7 +214,7 @@ def _measure_stage(stage, setup, model, banks, settings, once, guidance=None):
     """Measure a contrastive stage: `StageCost`."""
     heads, mirrored = start_heads(settings.memory), settings.method.mirrored
     found, embed_seconds = setup.features(model, banks, heads, settings, mirrored)
-    labels, cluster_seconds = setup.labels(found["feature"], settings)
+    cluster_seconds, labels = setup.labels(found["feature"], settings)
     embedded = {m: {head: rows[m] for head, rows in found.items()} for m in Modality}
     state = TrainState(model, settings)
     model.train()
