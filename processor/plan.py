@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from data.images import ImageBank, pick_cache
 from data.llcm import LLCMDataSet
 from data.regdb import RegDBDataSet
 from data.sysu import SysuDataSet
-from model.clip import TextTower, load_clip
+from model.clip import TextTower
 from processor.cost import StageCost, count_tests, duration
 from processor.epoch import on_host
 from processor.evaluate import evaluate
@@ -96,15 +97,15 @@ class Measured(Setup):
             self.config, self.device, self.sizes = config, pick_device(config.DEVICE), published_sizes(config)
             self.processes = ALONE
 
-    @property
+    @cached_property
     def clip(self):
-        """CLIP's weights, or random ones of RN50 where they cannot be had: the time is the same."""
+        """CLIP's weights, or random ones of its sizes where they cannot be had: the time is the same."""
         try:
-            return load_clip(self.config.MODEL.CLIP_WEIGHTS)
+            return super().clip
         except UserError:
             if self.config.MODEL.CLIP_WEIGHTS != "openai":
                 raise
-            return open_clip.create_model("RN50").eval()
+            return open_clip.create_model(self.config.MODEL.NAME).eval()
 
     def train_banks(self):
         """Open the training images: Modality -> `ImageBank`."""
