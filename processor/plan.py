@@ -84,10 +84,7 @@ def published_sizes(config):
 
 
 class Measured(Setup):
-    """A script's objects, of the data set or, where it is missing, of as many synthetic images.
-
-    Args: config: of `load_config`.
-    """
+    """A script's objects, of the data set or, where it is missing, of as many synthetic images."""
 
     def __init__(self, config):
         self.is_there = config.DATASET.NAME == "demo" or Path(config.DATASET.ROOT).exists()

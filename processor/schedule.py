@@ -143,10 +143,7 @@ def _share(place, at_once):
 
 
 class Job:
-    """One experiment as a job of submitit. When its time is over, it is queued again and resumes.
-
-    Args: experiment: `Experiment`.
-    """
+    """One `Experiment` as a job of submitit. When its time is over, it is queued again and resumes."""
 
     def __init__(self, experiment):
         self.experiment = experiment
