@@ -185,7 +185,7 @@ def _cmc_charts(tests):
 def _embeddings(name, content, figures):
     """Draw the map of the embeddings and the histograms of their distances: {"map", "tiles", "distances"}."""
     found = content["distances"]
-    return {"map": figures.add(f"{name}_map", map_figure("Test embeddings", **content["map"])),
+    return {"map": figures.add(f"{name}_map", map_figure(**content["map"])),
             "tiles": content["map"].get("tiles"),
             "distances": [figures.add(f"{name}_distances_{key}", distance_figure(title, found["edges"], **found[key]))
                           for key, title in DISTANCES.items()]}
