@@ -78,8 +78,8 @@ def memories(axes):
             box(axes, 9.98 + 0.35 * index, y - 0.3, 0.28, 0.6, "", colour, fill=0.25 + 0.13 * index)
         arrow(axes, (11.75, y), (12.1, y))
         axes.text(12.16, y, "contrastive\nloss", va="center", color=colour, weight="bold")
-    for start, end, bend in (((10.5, 3.7), (10.86, 2.4), 0.0), ((11.2, 2.4), (10.86, 3.7), 0.0)):
-        arrow(axes, start, end, colour=SHARED, bend=bend, width=2)
+    arrow(axes, (10.5, 3.7), (10.86, 2.4), colour=SHARED, width=2)
+    arrow(axes, (11.2, 2.4), (10.86, 3.7), colour=SHARED, width=2)
     axes.text(11.3, 3.05, "memory swapping:\nmatched prototypes\n(Hungarian) are mixed", va="center", color=SHARED,
               fontsize=9.5, weight="bold")
 
@@ -126,10 +126,10 @@ def box(axes, x, y, width, height, text, colour, fill=0.12):
     axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=INK, fontsize=10)
 
 
-def arrow(axes, start, end, colour=MUTED, bend=0.0, width=1.3):
+def arrow(axes, start, end, colour=MUTED, width=1.3):
     """Draw an arrow."""
     axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": width, "shrinkA": 1,
-                                              "shrinkB": 1, "connectionstyle": f"arc3,rad={bend}"})
+                                              "shrinkB": 1})
 
 
 def clusters(axes, x, y, colour, seed):
