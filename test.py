@@ -40,7 +40,9 @@ def main():
                                                   config.MODEL.STRIDE))
     else:
         model = setup.new_model()
-    banks, folder = setup.banks("test"), results_folder(config, path, setup.data.modes[0])
+    banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
+    name = Path(path).stem if path else "baseline_clip"
+    folder = Path(config.OUTPUT_DIR) / "tests" / f"{name}-{config.TEST.PROTOCOL}-{mode}"
     with setup.holding(folder, of_run=config.OUTPUT_DIR):
         log = setup.start(folder)
         if released_state(content) is not None:
@@ -55,12 +57,6 @@ def main():
                 log.info(f"written to {file}")
         save_report(folder, log, "test",
                     partial(retrieval_content, "test", setup.data, banks, setup.retrievals, evaluations))
-
-
-def results_folder(config, path, first_mode):
-    """Return the folder of a test's results, below OUTPUT_DIR. Args: path: of the checkpoint, or None."""
-    name = Path(path).stem if path else "baseline_clip"
-    return Path(config.OUTPUT_DIR) / "tests" / f"{name}-{config.TEST.PROTOCOL}-{config.TEST.MODE or first_mode}"
 
 
 def _settings(content):

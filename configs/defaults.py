@@ -263,21 +263,18 @@ def _merge(config, tree, source):
             value = float(value)
         if isinstance(known.get(name), str) and type(value) in (int, float):
             value = _short(value, text=True)
-        try:
-            if not _is_plain(value):        # yacs lets None and {} stand for anything
-                raise ValueError
-            config.merge_from_list([name, repr(value) if isinstance(value, str) else value])
-        except (AssertionError, TypeError):
-            raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
-                            f"{_nearest(name, known)}? configs/defaults.py lists all keys")
-        except ValueError:
+        if name not in known:
             keys = [key for key in known if key.startswith(f"{name}.")]
             if keys:
                 raise UserError(f"{source} sets the section {name} to {_short(value)}; expected one of its keys, as in "
                                 f"{keys[0]}")
-            if name not in known:
-                raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
-                                f"{_nearest(name, known)}? configs/defaults.py lists all keys")
+            raise UserError(f"{source} has the unknown key {_short(name, text=True)}; did you mean "
+                            f"{_nearest(name, known)}? configs/defaults.py lists all keys")
+        try:
+            if not _is_plain(value):        # yacs lets None and {} stand for anything
+                raise ValueError
+            config.merge_from_list([name, repr(value) if isinstance(value, str) else value])
+        except ValueError:
             raise UserError(f"{source} sets {name} to {_short(value)} ({type(value).__name__}); expected "
                             f"{type(known[name]).__name__}, such as {known[name]!r}")
 
@@ -301,16 +298,11 @@ def _flat_settings(tree, source, prefix="", depth=1):
     return keys
 
 
-def _is_plain(value):
+def _is_plain(value, depth=2):
     """Tell whether a value is a number, text, or a list of them, or of lists of them, of moderate length."""
-    def is_plain(entry):
-        return type(entry) in (bool, int, float, str)
-
-    if not isinstance(value, (list, tuple)):
-        return is_plain(value)
-    return len(value) <= LONGEST_LIST and all(
-        is_plain(entry) or isinstance(entry, (list, tuple)) and len(entry) <= LONGEST_LIST and all(map(is_plain, entry))
-        for entry in value)
+    if isinstance(value, (list, tuple)) and depth:
+        return len(value) <= LONGEST_LIST and all(_is_plain(entry, depth - 1) for entry in value)
+    return type(value) in (bool, int, float, str)
 
 
 def _nearest(name, known):

@@ -19,14 +19,10 @@ class StageCost:
     disk_gb: float = 0.0
 
     @property
-    def training_seconds(self):
-        """All epochs, without tests and start."""
-        return self.epochs * self.epoch_seconds + self.swap_epochs * self.swap_seconds
-
-    @property
     def seconds(self):
         """The whole stage."""
-        return self.once_seconds + self.training_seconds + self.tests * self.test_seconds
+        return (self.once_seconds + self.epochs * self.epoch_seconds + self.swap_epochs * self.swap_seconds
+                + self.tests * self.test_seconds)
 
     def line(self):
         """Write an estimate in one line, for the log."""

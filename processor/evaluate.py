@@ -72,13 +72,12 @@ def evaluate(model, data, banks, retrievals, batch_size, precision, processes=AL
     Returns: list of `Evaluation`, one per retrieval.
     Raises: UserError: a trial's gallery holds nobody of the queries.
     """
-    used, features = {}, {}
+    features = {}
     for m in Modality:
-        used[m] = np.unique(np.concatenate([np.concatenate([r.query] if r.query_modality is m else r.galleries)
-                                            for r in retrievals]))
-        features[m] = embed(model, banks[m], m, indices=used[m], batch_size=batch_size,
-                            precision=precision, processes=processes)["feature"]
-    features = {m: (used[m], features[m]) for m in Modality}
+        used = np.unique(np.concatenate([positions for r in retrievals for positions in (
+            [r.query] if r.query_modality is m else r.galleries)]))
+        features[m] = used, embed(model, banks[m], m, indices=used, batch_size=batch_size,
+                                  precision=precision, processes=processes)["feature"]
     ranked = processes.once(lambda: [replace(rank_features(data, retrieval, features), features=None)
                                      for retrieval in retrievals])
     return [replace(found, features=features) for found in ranked]

@@ -38,10 +38,6 @@ class FeatureFile:
     stored: tuple = ()      # `Retrieval`s that the file holds
     dataset: str = "unknown data set"       # as the file names it
 
-    def positions(self):
-        """Return what `rank_features` takes: Modality -> (N,) positions, (N, D) features."""
-        return {m: (np.arange(len(values)), values) for m, values in self.features.items()}
-
     def reordered(self, orders):
         """Return the images and features in another order, without the stored retrievals. Args: Modality -> (N,)."""
         images = {m: ImageSet(m, tuple(self.images[m].paths[i] for i in order), self.images[m].persons[order],
@@ -51,9 +47,8 @@ class FeatureFile:
 
     def sorted(self):
         """Return the file in the order in which data sets list their images: by person, camera, name."""
-        return self.reordered({m: np.array(sorted(range(len(images)), key=lambda i: (
-            images.persons[i], images.cameras[i], images.paths[i])), dtype=np.int64) for m, images in
-            self.images.items()})
+        return self.reordered({m: np.lexsort((images.paths, images.cameras, images.persons))
+                               for m, images in self.images.items()})
 
 
 def read_features(path):
@@ -185,14 +180,13 @@ def aligned(file, like):
 def per_query(data, retrieval, features, measure=None):
     """Average each query's Rank-1 and average precision over the trials: {"rank1", "mAP"} -> (Q,), NaN without a match.
 
-    Args: as `processor.evaluate.rank_features`.
+    Args: as `processor.evaluate.rank_features`, but for features: Modality -> (N, D) of all test images.
     """
-    m, (_, values), (_, others) = retrieval.query_modality, *(features[m] for m in (
-        retrieval.query_modality, retrieval.query_modality.other))
+    m = retrieval.query_modality
     queries, candidates = data.test[m], data.test[m.other]
     total, count = np.zeros((2, len(retrieval.query))), np.zeros(len(retrieval.query))
     for gallery in retrieval.galleries:
-        sides = values[retrieval.query], others[gallery]
+        sides = features[m][retrieval.query], features[m.other][gallery]
         found = query_metrics(measure(*sides) if measure else (1 - sides[0] @ sides[1].T).numpy(),
                               queries.persons[retrieval.query], candidates.persons[gallery],
                               queries.cameras[retrieval.query], candidates.cameras[gallery], retrieval.rule)

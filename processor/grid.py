@@ -16,7 +16,7 @@ from utils.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORD = "experiment.json"      # in the folder of a run: its place in the grid and its state
 STATES = ("waiting", "running", "stopped", "failed", "finished")
-OWN_OPTION = {"SEED": "--seeds", "DATASET.TRIAL": "--trials"}
+OWN_OPTION = {"SEED": "seed", "DATASET.TRIAL": "trial"}      # key -> its option is --seeds or --trials
 BASELINE = "baseline_clip"
 TESTED = ("prepare_last", "prepare_best", "model_last", "model_best")       # checkpoints that are tested at the end
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._=-]+")
@@ -108,15 +108,15 @@ def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=TESTED)
     for key, _ in varied:
         if key in OWN_OPTION or key == "OUTPUT_DIR":
             raise UserError(f"--vary {key} is not possible: " + (
-                f"give its values to {OWN_OPTION[key]}" if key in OWN_OPTION else
+                f"give its values to --{OWN_OPTION[key]}s" if key in OWN_OPTION else
                 "every run has a folder of its own in OUTPUT_DIR; set that once, without --vary"))
     config = load_config(config_file, words)
     if trials and config.DATASET.NAME != "regdb":
         raise UserError(f"--trials are the splits of RegDB; {config.DATASET.NAME} has one. Leave --trials out, or use "
                         "--seeds")
-    axes = [*((key, list(values)) for key, values in varied), *([("DATASET.TRIAL", trials)] if trials else []),
-            *([("SEED", seeds)] if seeds or not trials else [])]
-    axes = [(key, values or [config.SEED]) for key, values in axes]
+    axes = [*varied, *([("DATASET.TRIAL", trials)] if trials else [])]
+    if seeds or not trials:
+        axes.append(("SEED", seeds or [config.SEED]))
     parent, experiments = grid_folder(config_file, words), []
     for values in itertools.product(*(values for _, values in axes)):
         chosen = {key: str(value) for (key, _), value in zip(axes, values)}
@@ -156,8 +156,7 @@ def read_record(folder):
 
 def _label(key, value):
     """Name a value in a folder's name: "seed1", "trial3", "CLUSTER.EPS=0.5"."""
-    known = {"SEED": "seed", "DATASET.TRIAL": "trial"}
-    return NOT_IN_NAMES.sub("_", f"{known[key]}{value}" if key in known else f"{key}={value}")
+    return NOT_IN_NAMES.sub("_", f"{OWN_OPTION[key]}{value}" if key in OWN_OPTION else f"{key}={value}")
 
 
 def _refuse_twins(experiments):

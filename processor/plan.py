@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from data.images import ImageBank, pick_cache
 from data.llcm import LLCMDataSet
 from data.regdb import RegDBDataSet
 from data.sysu import SysuDataSet
-from model.clip import TextTower, load_clip
+from model.clip import TextTower
 from processor.cost import StageCost, count_tests, duration
 from processor.epoch import on_host
 from processor.evaluate import evaluate
@@ -83,10 +84,7 @@ def published_sizes(config):
 
 
 class Measured(Setup):
-    """A script's objects, of the data set or, where it is missing, of as many synthetic images.
-
-    Args: config: of `load_config`.
-    """
+    """A script's objects, of the data set or, where it is missing, of as many synthetic images."""
 
     def __init__(self, config):
         self.is_there = config.DATASET.NAME == "demo" or Path(config.DATASET.ROOT).exists()
@@ -96,15 +94,15 @@ class Measured(Setup):
             self.config, self.device, self.sizes = config, pick_device(config.DEVICE), published_sizes(config)
             self.processes = ALONE
 
-    @property
+    @cached_property
     def clip(self):
-        """CLIP's weights, or random ones of RN50 where they cannot be had: the time is the same."""
+        """CLIP's weights, or random ones of its sizes where they cannot be had: the time is the same."""
         try:
-            return load_clip(self.config.MODEL.CLIP_WEIGHTS)
+            return super().clip
         except UserError:
             if self.config.MODEL.CLIP_WEIGHTS != "openai":
                 raise
-            return open_clip.create_model("RN50").eval()
+            return open_clip.create_model(self.config.MODEL.NAME).eval()
 
     def train_banks(self):
         """Open the training images: Modality -> `ImageBank`."""
@@ -140,9 +138,8 @@ class Measured(Setup):
         return F.normalize(looks[person] + noise, dim=1).to(self.device)
 
     def labels(self, features, settings):
-        """Cluster: Modality -> (N,) labels, seconds. Raises UserError: all images are outliers."""
-        return tuple(reversed(self.timed(lambda: {m: make_pseudo_labels(values, m, settings.cluster)
-                                                  for m, values in features.items()})))
+        """Cluster: seconds, Modality -> (N,) labels. Raises UserError: all images are outliers."""
+        return self.timed(lambda: {m: make_pseudo_labels(features[m], m, settings.cluster) for m in Modality})
 
     def test_seconds(self, model, embed_seconds, all_modes=False):
         """Measure one test. Args: embed_seconds: per image; all_modes: as test.py with TEST.MODE both."""
@@ -192,7 +189,7 @@ def measure_clip(arguments, started):
         config)
     once = time.time() - started
     found, seconds = setup.features(model, banks, ("feature", "projection"), settings)
-    labels, _ = setup.labels(found["feature"], settings)
+    _, labels = setup.labels(found["feature"], settings)
     state, batches = PromptState(text, labels, s), PromptBatches(banks, labels, s, 1)
 
     def step(number):
@@ -215,7 +212,7 @@ def _measure_stage(stage, setup, model, banks, settings, once, guidance=None):
     """Measure a contrastive stage: `StageCost`."""
     heads, mirrored = start_heads(settings.memory), settings.method.mirrored
     found, embed_seconds = setup.features(model, banks, heads, settings, mirrored)
-    labels, cluster_seconds = setup.labels(found["feature"], settings)
+    cluster_seconds, labels = setup.labels(found["feature"], settings)
     embedded = {m: {head: rows[m] for head, rows in found.items()} for m in Modality}
     state = TrainState(model, settings)
     model.train()

@@ -1,4 +1,5 @@
 """A training run: output folder, log, checkpoints, page, and the state to resume from."""
+import itertools
 import json
 import os
 import shutil
@@ -154,20 +155,10 @@ class Run:
 class SilentRun(Run):
     """The run of a process that writes nothing, beside one that does."""
 
-    def save_state(self, stage, state):
-        """Write nothing."""
+    def _write_nothing(self, *_, **__):
+        """Stand in for a method that writes."""
 
-    def record(self, stage, distributions=None, **numbers):
-        """Write nothing."""
-
-    def save_model(self, stage, which, content):
-        """Write nothing."""
-
-    def save_labels(self, labels):
-        """Write nothing."""
-
-    def save_page(self, stage, content):
-        """Write nothing."""
+    save_state = record = save_model = save_labels = save_page = _write_nothing
 
 
 def state_file(output_dir, script):
@@ -235,10 +226,8 @@ def set_aside(output_dir, script):
     files = sorted({path for pattern in DEPENDENT[script] for path in output_dir.glob(pattern)})
     if not files:
         return None
-    number = 1
-    while os.path.lexists(output_dir / f"old-{number}"):
-        number += 1
-    folder = output_dir / f"old-{number}"
+    folders = (output_dir / f"old-{number}" for number in itertools.count(1))
+    folder = next(folder for folder in folders if not os.path.lexists(folder))
     for path in files:
         target = folder / path.relative_to(output_dir)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
 """What checkpoints and state files hold: compared before anything of them is used."""
+import itertools
+
 import torch
 
 from data.manifest import MANIFEST
@@ -63,35 +65,28 @@ def _training_stage(model, factors, sizes):
     weights = record({name: tensor(value.shape, value.dtype) for name, value in model.state_dict().items()})
     groups = image_optimizer(model.named_parameters(), 1.0, 0.0, 1.0, factors).param_groups
     prototypes = tensor((None, model.feature_dim), torch.float32, finite=True)
-    clusters = tensor((None,), torch.int64, low=0)
-    last = record({"collapsed": whole(), "labels": labels, "pairs": _pairs(clusters)}, {}, anything)
+    last = record({"collapsed": whole(), "labels": labels, "pairs": _pairs}, {}, anything)
     memory = record({m.value: record({"prototypes": prototypes}, {}, anything) for m in Modality}, {}, anything)
     under_way = record({"labels": labels, "setup_seconds": real(0), "step": whole(), "means": table(real()),
                         "memory": memory}, {}, anything)
+
+    def of_its_clusters(value, where):      # a prototype, or several, for each cluster
+        under_way(value, where)
+        for name, found in value["labels"].items():
+            rows, clusters = value["memory"][name]["prototypes"], int(found.max()) + 1
+            if len(rows) < clusters:
+                raise Misfit(f"{where}.memory.{name}.prototypes", rows, f"{clusters} rows or more")
+
     return record({"epoch": whole(1), "model": weights, "optimizer": _adam([g["params"] for g in groups]),
-                   "under_way": maybe(_of_its_clusters(under_way)), "last": maybe(last), "seconds": real(0)}, {},
-                  anything)
+                   "under_way": maybe(of_its_clusters), "last": maybe(last), "seconds": real(0)}, {}, anything)
 
 
-def _pairs(clusters):
-    """Make the check of linked clusters: RGB clusters (M,), IR clusters (M,), similarities (M,)."""
-    def check(value, where):
-        listing(tensor((None,)), 3)(value, where)
-        clusters(value[0], where)
-        tensor(value[0].shape, torch.int64, low=0)(value[1], where)
-        tensor(value[0].shape, FLOATS, finite=True)(value[2], where)
-    return check
-
-
-def _of_its_clusters(check):
-    """Let pass what a check lets pass if its memories have a prototype, or several, for each cluster of its labels."""
-    def check_both(value, where):
-        check(value, where)
-        for name, labels in value["labels"].items():
-            found = value["memory"][name]["prototypes"]
-            if len(found) < int(labels.max()) + 1:
-                raise Misfit(f"{where}.memory.{name}.prototypes", found, f"{int(labels.max()) + 1} rows or more")
-    return check_both
+def _pairs(value, where):
+    """Let linked clusters pass: RGB clusters (M,), IR clusters (M,), similarities (M,)."""
+    listing(tensor((None,)), 3)(value, where)
+    for clusters in value[:2]:
+        tensor(value[0].shape, torch.int64, low=0)(clusters, where)
+    tensor(value[0].shape, FLOATS, finite=True)(value[2], where)
 
 
 def _prompt_stage(value, where):
@@ -109,10 +104,8 @@ def _adam(groups):
     numbers = {"lr": real(0), "base_lr": real(0), "betas": listing(real(0, 0.999999), 2), "eps": real(0),
                "weight_decay": real(0)}
     parameters = [parameter for group in groups for parameter in group]
-    start, of_groups = 0, []
-    for group in groups:
-        of_groups.append(sequence([one_of(n) for n in range(start, start + len(group))]))
-        start += len(group)
+    position = itertools.count()
+    of_groups = [sequence([one_of(next(position)) for _ in group]) for group in groups]
     moments = {n: record({"step": tensor((), FLOATS, low=0, finite=True),
                           "exp_avg": tensor(p.shape, p.dtype, finite=True),
                           "exp_avg_sq": tensor(p.shape, p.dtype, low=0, finite=True)}, {}, anything)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from processor.grid import REPOSITORY
 from utils.errors import Stopped, UserError
@@ -142,10 +143,7 @@ def _share(place, at_once):
 
 
 class Job:
-    """One experiment as a job of submitit. When its time is over, it is queued again and resumes.
-
-    Args: experiment: `Experiment`.
-    """
+    """One `Experiment` as a job of submitit. When its time is over, it is queued again and resumes."""
 
     def __init__(self, experiment):
         self.experiment = experiment
@@ -175,14 +173,8 @@ def submit(experiments, executor):
     """Queue a job for each experiment: the jobs. Args: executor: of submitit, with its parameters set."""
     for experiment in experiments:
         experiment.note("waiting")
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = _import_path()       # jobs inherit it
-    try:
+    with patch.dict(os.environ, PYTHONPATH=_import_path()):     # jobs inherit it
         return [executor.submit(Job(experiment)) for experiment in experiments]
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
 
 
 def slurm_executor(folder, name, partition, gpus, cpus, hours):

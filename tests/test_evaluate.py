@@ -119,7 +119,7 @@ def test_two_methods_are_compared_on_the_same_queries(data, tmp_path, capsys):
 
 def test_queries_without_a_match_are_left_out(data):
     arrays = arrays_of(data, 2.0)
-    features = {m: (np.arange(len(data.test[m])), torch.from_numpy(arrays[f"{m.value}_features"])) for m in Modality}
+    features = {m: torch.from_numpy(arrays[f"{m.value}_features"]) for m in Modality}
     data.test[Modality.IR].persons[:2] = 399
     values = per_query(data, data.retrieval("all", 2), features)
     assert np.isnan(values["mAP"]).tolist() == np.isnan(values["rank1"]).tolist() == [True] * 2 + [False] * 46

@@ -51,7 +51,7 @@ def tested():
 
 def test_arrays(tested):
     data, _, (retrieval,), (evaluation,) = tested
-    ranking = rank_trial(data, retrieval, evaluation.features)
+    ranking = rank_trial(data, retrieval, evaluation)
     assert [row[:n].tolist() for row, n in zip(ranking.gallery, ranking.shown)] == LISTS
     assert (np.diff(ranking.distance, axis=1)[1:] > -1e-6).all()        # query 0's hidden images are near, and last
     assert ranking.match.astype(int).tolist() == [[0, 1, 0, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 0]]

@@ -84,7 +84,8 @@ def evaluate_file(file, data, retrievals, measure, folder, root):
 
     Args: measure: of `rank_features`; folder: of the results; root: of the pictures.
     """
-    evaluations = [rank_features(data, retrieval, file.positions(), measure) for retrieval in retrievals]
+    features = {m: (np.arange(len(values)), values) for m, values in file.features.items()}
+    evaluations = [rank_features(data, retrieval, features, measure) for retrieval in retrievals]
     if measure:
         evaluations = [replace(evaluation, protocol=f"{evaluation.protocol}, {RERANKED}") for evaluation in evaluations]
     with lock_folder(folder):
@@ -107,7 +108,7 @@ def compare(files, data, retrievals, measure):
     """Compare two files on the same queries: [{"mode", "number", "difference", "low", "high", "p", "queries"}]."""
     rows = []
     for retrieval in retrievals:
-        first, second = (per_query(data, retrieval, file.positions(), measure) for file in files)
+        first, second = (per_query(data, retrieval, file.features, measure) for file in files)
         for name in first:
             differences = second[name] - first[name]
             differences = differences[~np.isnan(differences)]

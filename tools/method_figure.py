@@ -78,8 +78,8 @@ def memories(axes):
             box(axes, 9.98 + 0.35 * index, y - 0.3, 0.28, 0.6, "", colour, fill=0.25 + 0.13 * index)
         arrow(axes, (11.75, y), (12.1, y))
         axes.text(12.16, y, "contrastive\nloss", va="center", color=colour, weight="bold")
-    for start, end, bend in (((10.5, 3.7), (10.86, 2.4), 0.0), ((11.2, 2.4), (10.86, 3.7), 0.0)):
-        arrow(axes, start, end, colour=SHARED, bend=bend, width=2)
+    arrow(axes, (10.5, 3.7), (10.86, 2.4), colour=SHARED, width=2)
+    arrow(axes, (11.2, 2.4), (10.86, 3.7), colour=SHARED, width=2)
     axes.text(11.3, 3.05, "memory swapping:\nmatched prototypes\n(Hungarian) are mixed", va="center", color=SHARED,
               fontsize=9.5, weight="bold")
 
@@ -94,16 +94,15 @@ def texts(axes):
     arrow(axes, (8.3, 0.85), (7.65, 0.85))
     box(axes, 8.3, 0.5, 1.3, 0.7, "CLIP's text\ntower (frozen)", TEXT)
     arrow(axes, (10.0, 0.85), (9.6, 0.85))
-    axes.text(10.08, 0.98, "A visible photo of a ", color=INK, fontsize=9.5)
-    axes.text(11.42, 0.98, "X X X X", color=TEXT, weight="bold", fontsize=9.5)
-    axes.text(12.03, 0.98, "person.", color=INK, fontsize=9.5)
-    axes.text(10.08, 0.68, "An infrared photo of a ", color=INK, fontsize=9.5)
-    axes.text(11.59, 0.68, "X X X X", color=TEXT, weight="bold", fontsize=9.5)
-    axes.text(12.2, 0.68, "person.", color=INK, fontsize=9.5)
+    for y, start, learned, end in ((0.98, "A visible photo of a ", 11.42, 12.03),
+                                   (0.68, "An infrared photo of a ", 11.59, 12.2)):
+        axes.text(10.08, y, start, color=INK, fontsize=9.5)
+        axes.text(learned, y, "X X X X", color=TEXT, weight="bold", fontsize=9.5)
+        axes.text(end, y, "person.", color=INK, fontsize=9.5)
     axes.text(10.08, 0.37, "X: learned words, four per cluster", color=MUTED, fontsize=9)
-    axes.text(0.22, 0.98, "train_prepare.py: the upper part", color=INK, fontsize=9.5, weight="bold")
-    axes.text(0.22, 0.72, "train_clip.py: learns the X, then", color=INK, fontsize=9.5, weight="bold")
-    axes.text(0.22, 0.46, "trains the upper part with both losses", color=INK, fontsize=9.5, weight="bold")
+    for y, words in ((0.98, "train_prepare.py: the upper part"), (0.72, "train_clip.py: learns the X, then"),
+                     (0.46, "trains the upper part with both losses")):
+        axes.text(0.22, y, words, color=INK, fontsize=9.5, weight="bold")
 
 
 def person(axes, x, y, above, below):
@@ -127,10 +126,10 @@ def box(axes, x, y, width, height, text, colour, fill=0.12):
     axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=INK, fontsize=10)
 
 
-def arrow(axes, start, end, colour=MUTED, bend=0.0, width=1.3):
+def arrow(axes, start, end, colour=MUTED, width=1.3):
     """Draw an arrow."""
     axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": width, "shrinkA": 1,
-                                              "shrinkB": 1, "connectionstyle": f"arc3,rad={bend}"})
+                                              "shrinkB": 1})
 
 
 def clusters(axes, x, y, colour, seed):

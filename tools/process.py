@@ -39,35 +39,25 @@ from data.verify import verify  # noqa: E402
 from utils.runtime import print_line  # noqa: E402
 
 
-def check(data, check_counts):
-    """Print what `verify` finds. Raises UserError: something is wrong."""
-    report = verify(data, check_counts)
-    print("\n".join(report.lines))
-    if report.problems:
-        raise UserError(f"{data.root} holds {'; '.join(report.problems)}. Restore the files of the original data set "
-                        "(--allow-partial accepts other counts)")
-    print(f"{data.name} in {data.root} is in order")
-
-
-def cache(data, cache_dir, height, width):
-    """Print the counts and write the cache of all images."""
-    print("\n".join((*data.counts(), *data.notes)))
-    folder = data.cache_dir(cache_dir)
-    for split, images in data.sets():
-        open_bank(images, data.root, folder, split, height, width, announce=print_line)
-    print(f"cache of {height} x {width} images is in {folder}")
-
-
 def main(arguments=None):
-    """Check or cache the data set that the command line names."""
+    """Check or cache the data set that the command line names. Raises UserError: something is wrong with it."""
     arguments = parse_arguments(arguments)
     check_counts = not arguments.allow_partial
     # --check opens without a check of counts, which it prints in full before it complains
     data = open_dataset(arguments.dataset, arguments.root, arguments.trial, check_counts and not arguments.check)
     if arguments.check:
-        check(data, check_counts)
-    else:
-        cache(data, arguments.cache_dir, arguments.height, arguments.width)
+        report = verify(data, check_counts)
+        print("\n".join(report.lines))
+        if report.problems:
+            raise UserError(f"{data.root} holds {'; '.join(report.problems)}. Restore the files of the original data "
+                            "set (--allow-partial accepts other counts)")
+        print(f"{data.name} in {data.root} is in order")
+        return
+    print("\n".join((*data.counts(), *data.notes)))
+    folder = data.cache_dir(arguments.cache_dir)
+    for split, images in data.sets():
+        open_bank(images, data.root, folder, split, arguments.height, arguments.width, announce=print_line)
+    print(f"cache of {arguments.height} x {arguments.width} images is in {folder}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 Run it after a key was added or a comment changed; a test compares the file with a fresh one.
 """
-import ast
 import io
+import re
 import sys
 import tokenize
 from pathlib import Path
@@ -40,17 +40,17 @@ def main():
 
 def page():
     """Return the page's text."""
-    keys, headings = read_comments((ROOT / "configs" / "defaults.py").read_text())
+    comments = read_comments((ROOT / "configs" / "defaults.py").read_text())
     defaults = flat(as_dict(load_config()))
     files = {path.stem: flat(as_dict(load_config(str(path)))) for path in sorted((ROOT / "configs").glob("*.yml"))}
     lines, section = [HEAD.rstrip()], None
     for key, default in defaults.items():
         if key.rpartition(".")[0] != section:
             section = key.rpartition(".")[0]
-            lines += ["", f"## {section or 'General'}", "", *([headings[section], ""] if headings.get(section) else []),
+            lines += ["", f"## {section or 'General'}", "", *([comments[section], ""] if section in comments else []),
                       "| key | default | may be | meaning | elsewhere |", "| --- | --- | --- | --- | --- |"]
         elsewhere = ", ".join(f"{name}: `{values[key]!r}`" for name, values in files.items() if values[key] != default)
-        cells = (f"`{key}`", f"`{default!r}`", allowed(key, default), keys.get(key, ""), elsewhere)
+        cells = (f"`{key}`", f"`{default!r}`", allowed(key, default), comments.get(key, ""), elsewhere)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -65,32 +65,18 @@ def allowed(key, default):
 
 
 def read_comments(source):
-    """Find the comments of configs/defaults.py: {"SECTION.KEY": comment}, {"SECTION": comment}.
+    """Find the comments of configs/defaults.py: {"SECTION" or "SECTION.KEY": comment}.
 
-    A comment stands behind its line, and may run on in lines that hold nothing else.
+    A comment stands behind its line, and may run on in indented lines that hold nothing else.
     """
-    comments, keys, headings = _comments_by_line(source), {}, {}
-    for node in ast.parse(source).body:
-        target = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
-        if not target.startswith("_C."):
-            continue
-        text, number = [], node.lineno
-        while number <= node.end_lineno or (number in comments and comments[number][1]):
-            text += [comments[number][0]] if number in comments else []
-            number += 1
-        found = headings if ast.unparse(node.value).startswith("CfgNode(") else keys
-        found[target.removeprefix("_C.")] = " ".join(text)
-    return keys, headings
-
-
-def _comments_by_line(source):
-    """Find comments by line number: (text, whether nothing else stands on the line)."""
-    found = {}
+    found, name = {}, None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            alone = not token.line[:token.start[1]].strip() and token.start[1] > 0
-            found[token.start[0]] = token.string.lstrip("# "), alone
-    return found
+        if token.start[1] == 0 and token.type in (tokenize.NAME, tokenize.COMMENT):
+            assigned = re.match(r"_C\.([\w.]+) = ", token.line)
+            name = assigned and assigned[1]
+        if name and token.type == tokenize.COMMENT:
+            found.setdefault(name, []).append(token.string.lstrip("# "))
+    return {name: " ".join(lines) for name, lines in found.items()}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ First train_prepare.py and train_clip.py run undisturbed; their memory per epoch
 are over, the same is trained in new folders under runs/soak, hit by SIGKILL or SIGTERM at random moments and resumed
 with the same command. Prints what happened; the exit code is 1 if a result differs or the memory grows.
 """
-import json
 import os
 import random
 import shutil
@@ -91,9 +90,10 @@ def differences(folder, expected):
 
 def memory_per_epoch(folder):
     """Read the peak of the process in MiB until the end of each epoch of an undisturbed run: {stage: [...]}."""
+    from utils.report.run_files import read_rows  # slow: after the words were read
+
     memory = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_rows(folder):
         memory.setdefault(row["stage"], []).append(1024 * row["memory_gb"])
     return memory
 

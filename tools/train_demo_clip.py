@@ -48,11 +48,11 @@ from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from data.augment import LUMA, normalise  # noqa: E402
 from data.demo import HEIGHT, WIDTH, Person, caption, draw_camera, draw_people, render  # noqa: E402
 
 STREAM = 7_000_000  # first word of every seed here; the demo's data sets have a small number there
 IMAGE_SIZE = (96, 48)  # pixels, height and width
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EMBED_DIM, IMAGE_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 128, 16, 64, 2
 VIT_WIDTH, VIT_LAYERS, PATCH = 128, 3, 16
 VOCABULARY, CONTEXT = 49408, 77
@@ -149,7 +149,7 @@ def tokenise(people: list[Person]) -> tuple[Tensor, Tensor]:
 def augment(photos: Tensor, rng: torch.Generator) -> Tensor:
     """Flip, shift and erase; (B, 3, H, W) uint8 -> normalised float32."""
     count, _, height, width = photos.shape
-    images = (photos.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    images = normalise(photos)
     flip = torch.rand(count, generator=rng) < 0.5
     images[flip] = images[flip].flip(3)
     padded = F.pad(images, (4, 4, 4, 4))
@@ -170,7 +170,7 @@ def draw_batch(photos: Tensor, texts: Tensor, size: int, rng: torch.Generator) -
     infrared = torch.arange(size) % 2
     images = photos[person, infrared, torch.randint(photos.shape[2], (size,), generator=rng)]
     grey = (torch.rand(size, generator=rng) < 0.4) & (infrared == 0)
-    luma = (images[grey].float() * torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
+    luma = (images[grey].float() * torch.tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     images[grey] = luma.to(torch.uint8).expand(-1, 3, -1, -1)
     uncoloured = grey | ((torch.rand(size, generator=rng) < 0.4) & (infrared == 0))
     kind = infrared * 2 + uncoloured.long()
@@ -215,8 +215,7 @@ def train(model: CLIP, photos: Tensor, texts: Tensor, args: argparse.Namespace) 
 def scale_outputs(model: CLIP, photos: Tensor, texts: Tensor) -> None:
     """Bring the mean norms of projections and text features to IMAGE_NORM and TEXT_NORM, in place."""
     model.eval()
-    images = photos[:, :, 0].flatten(0, 1)[:512].float() / 255
-    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    images = normalise(photos[:, :, 0].flatten(0, 1)[:512])
     image_factor = IMAGE_NORM / model.visual(images).norm(dim=1).mean()
     text_factor = TEXT_NORM / encode_text(model, texts.flatten(0, 2)[:512]).norm(dim=1).mean()
     last = model.visual.attnpool.c_proj.parameters() if hasattr(model.visual, "attnpool") else [model.visual.proj]

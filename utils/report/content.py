@@ -77,7 +77,7 @@ def _data_counts(data):
 
 def _test(data, retrieval, evaluation, pictures):
     """Show one retrieval: protocol, numbers, CMC as mean over the trials, and ranked lists of the first trial."""
-    ranking = rank_trial(data, retrieval, evaluation.features, measure=evaluation.measure)
+    ranking = rank_trial(data, retrieval, evaluation)
     shortest = min(len(result.cmc) for result in evaluation.per_trial)
     return {"protocol": evaluation.protocol, "mode": evaluation.mode, "trial": int(retrieval.trials[0]),
             "trials": len(retrieval.trials), "numbers": evaluation.mean(),

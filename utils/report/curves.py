@@ -103,21 +103,3 @@ def _person_line(rows, stage):
     x = [row["epoch"] for row in known]
     y = [round(row["clusters_rgb"] / row["clusters_per_person_rgb"]) for row in known]
     return [Line("persons", x, y, MUTED, "--")] if x else []
-
-
-def comparison_charts(runs, stage, detail):
-    """Make the `Chart`s of one stage with a line per run.
-
-    Args: runs: run's name -> rows of its metrics.jsonl; detail: as `stage_charts`.
-    """
-    charts = []
-    for curve in CURVES:
-        for label, key in curve.keys.items() if curve.detail == detail else ():
-            found = {name: points(rows, stage, key, curve) for name, rows in runs.items()}
-            lines = [Line(name, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else "--")
-                     for index, (name, (x, y)) in enumerate(found.items()) if x]
-            if lines:
-                title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
-                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top,
-                                    number=curve.number))
-    return charts

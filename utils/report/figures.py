@@ -195,7 +195,7 @@ def distance_figure(title, edges, same, different):
 
 
 @_style()
-def map_figure(title, points, persons, modalities, perplexity=None, cameras=None, tiles=None):
+def map_figure(points, persons, modalities, perplexity=None, cameras=None, tiles=None):
     """Draw a map of embeddings, coloured by person: a disc for each visible image, a triangle for each infrared one.
 
     Args: points: (N, 2); persons: (N,) identities; modalities: (N,) "rgb" or "ir"; perplexity: of the t-SNE;
@@ -208,7 +208,7 @@ def map_figure(title, points, persons, modalities, perplexity=None, cameras=None
     coloured = dict(zip(known[np.argsort(-counts, kind="stable")].tolist(), PERSONS))
     markers = {"rgb": "o", "ir": "^"}
     how = f"t-SNE, seed 0{f', perplexity {perplexity:.3g}' if perplexity else ''}"
-    figure, axes = _axes(title, f"{how}; {len(coloured)} of {len(known)} persons in colour", SQUARE)
+    figure, axes = _axes("Test embeddings", f"{how}; {len(coloured)} of {len(known)} persons in colour", SQUARE)
     axes.set_position((0.01, 0.01, 0.98, 0.87))
     for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
         for name, marker in markers.items():

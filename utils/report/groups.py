@@ -1,4 +1,4 @@
-"""Puts runs together that differ in their seed alone: the mean of their curves, in a band of a standard deviation."""
+"""Compares runs; those that differ in their seed alone are put together."""
 import numpy as np
 
 from utils.report.curves import CURVES, points
@@ -12,23 +12,29 @@ LEFT_OUT = ("SEED", "DATASET.TRIAL", "OUTPUT_DIR", "DATASET.ROOT", "DATASET.CACH
 def group_runs(runs):
     """Group runs (name -> `RunFiles`) by their settings: label -> [`RunFiles`], in the order of the runs.
 
-    Returns {} where no group has several runs, so that there is nothing to average.
+    Where no settings are shared, so that there is nothing to average, each run has a group with its own name.
     """
     settings = [{key: value for key, value in flat(run.config).items() if key not in LEFT_OUT} for run in runs.values()]
-    keys = sorted({key for found in settings for key in found})
-    differ = [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
-    groups = {}
+    groups, differ = {}, differing_keys(settings)
     for found, (name, run) in zip(settings, runs.items()):
         label = ", ".join(f"{key} {found.get(key, '–')}" for key in differ) or "all runs"
         label = label if run.config else name       # settings that are not known are not the same
         groups.setdefault(label, []).append(run)
-    return groups if any(len(group) > 1 for group in groups.values()) else {}
+    if len(groups) == len(runs):
+        return {name: [run] for name, run in runs.items()}
+    return {f"{label} (n = {len(group)})": group for label, group in groups.items()}
 
 
-def group_charts(groups, stage, detail):
-    """Make the `Chart`s of one stage with a line per group: its mean, in a band of a standard deviation.
+def differing_keys(settings):
+    """List the keys whose values are not the same in all of several dicts, sorted."""
+    keys = sorted({key for found in settings for key in found})
+    return [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
 
-    Args: groups: of `group_runs`; detail: as `utils.report.curves.stage_charts`.
+
+def comparison_charts(groups, stage, detail):
+    """Make the `Chart`s of one stage with a line per group; the mean of several runs in a band of a standard deviation.
+
+    Args: groups: line's name -> [`RunFiles`]; detail: as `utils.report.curves.stage_charts`.
     """
     charts = []
     for curve in CURVES:
@@ -39,12 +45,12 @@ def group_charts(groups, stage, detail):
                 for run in group:
                     for x, y in zip(*points(run.epochs, stage, key, curve)):
                         by_epoch.setdefault(x, []).append(y)
-                if by_epoch:
-                    x = sorted(by_epoch)
-                    mean = [float(np.mean(by_epoch[e])) for e in x]
-                    spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in x]
-                    lines.append(Line(f"{name} (n = {len(group)})", x, mean, SERIES[index % len(SERIES)],
-                                      "-" if index < len(SERIES) else "--", spread))
+                x = sorted(by_epoch)
+                mean = [float(np.mean(by_epoch[e])) for e in x]
+                spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in x]
+                lines.append(Line(name, x, mean, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else "--",
+                                  spread if len(group) > 1 else ()))
+            lines = [line for line in lines if line.x]
             if lines:
                 title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
                 charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top,

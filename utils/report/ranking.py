@@ -30,11 +30,10 @@ class Ranking:
         return average_precision(self.match)
 
 
-def rank_trial(data, retrieval, features, trial=0, measure=None):
+def rank_trial(data, retrieval, evaluation, trial=0):
     """Rank the gallery of one trial: `Ranking`.
 
-    Args: data: `DataSet`; retrieval: `Retrieval`; features: of its `Evaluation`, Modality -> (N,) positions in
-        ascending order, (N, D) tensor; trial: index in retrieval.galleries; measure: of its `Evaluation`.
+    Args: data: `DataSet`; retrieval: `Retrieval`; evaluation: its `Evaluation`; trial: index in retrieval.galleries.
     """
     m, gallery = retrieval.query_modality, retrieval.galleries[trial]
     queries, candidates = data.test[m], data.test[m.other]
@@ -42,7 +41,8 @@ def rank_trial(data, retrieval, features, trial=0, measure=None):
     hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
                            candidates.cameras[gallery])
     match = (query_ids[:, None] == gallery_ids) & ~hidden
-    sides = features_at(features, m, retrieval.query), features_at(features, m.other, gallery)
+    sides = [features_at(evaluation.features, *side) for side in ((m, retrieval.query), (m.other, gallery))]
+    measure = evaluation.measure
     distance = measure(*map(torch.from_numpy, sides)) if measure else 1 - sides[0] @ sides[1].T
     order = rank_gallery(distance, hidden)
     return Ranking(gallery[order], np.take_along_axis(distance, order, axis=1),
@@ -99,8 +99,7 @@ def save_ranked_lists(folder, data, retrievals, evaluations):
         table.writerow(["trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person",
                         "gallery_camera", "distance", "match"])
         for index, trial in enumerate(retrieval.trials):
-            table.writerows(_csv_rows(data, retrieval, rank_trial(data, retrieval, evaluation.features, index,
-                                                                     evaluation.measure), trial))
+            table.writerows(_csv_rows(data, retrieval, rank_trial(data, retrieval, evaluation, index), trial))
         written.append(Path(folder) / f"ranking_{retrieval.mode}.csv")
         write_atomically(written[-1], lambda file, text=text: file.write(text.getvalue().encode()))
     return written

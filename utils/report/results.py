@@ -1,5 +1,5 @@
 """The results of a run, or of several, as rows: baseline CLIP, then each stage, with gain and spread."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +127,6 @@ def _mean(results):
     """Average the results of runs that differ in their seed; one alone keeps the spread over its trials."""
     if len(results) == 1:
         return results[0]
-    first = results[0]
     values = {key: [result.numbers[key] for result in results] for key in NUMBERS}
-    return Result(first.stage, first.name, first.protocol, {key: float(np.mean(v)) for key, v in values.items()},
-                  {key: float(np.std(v, ddof=1)) for key, v in values.items()}, first.cmc, first.best)
+    return replace(results[0], numbers={key: float(np.mean(v)) for key, v in values.items()},
+                   spread={key: float(np.std(v, ddof=1)) for key, v in values.items()})

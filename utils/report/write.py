@@ -4,7 +4,7 @@ from pathlib import Path
 
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
-from utils.report.curves import STAGES, comparison_charts, stage_charts
+from utils.report.curves import STAGES, stage_charts
 from utils.report.figures import (
     MODALITY_NAMES,
     MUTED,
@@ -17,15 +17,14 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
-from utils.report.groups import group_charts, group_runs
+from utils.report.groups import comparison_charts, differing_keys, group_runs
 from utils.report.page import Section, Table, write_page
 from utils.report.results import (
     BASELINE,
-    NUMBERS,
     TRAINED,
     baseline_of,
+    cells,
     compared_tables,
-    difference,
     find_results,
     main_result,
     result_tables,
@@ -94,19 +93,15 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     """
     runs, figures = _named_runs(folders), Figures()
     groups = group_runs(runs)
-    compared = {f"{label} (n = {len(group)})": group for label, group in groups.items()} or {
-        name: [run] for name, run in runs.items()}
-    tables = compared_tables({name: [find_results(run) for run in group] for name, group in compared.items()})
+    tables = compared_tables({name: [find_results(run) for run in group] for name, group in groups.items()})
     cmc = [(result.protocol, f"{TRAINED.get(result.stage, result.name)}", name, SERIES[index % len(SERIES)], result)
            for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if not result.best]
-    note = (f"Small numbers below: the difference to {next(iter(compared))}. ± is the standard deviation (n − 1) over "
+    note = (f"Small numbers below: the difference to {next(iter(groups))}. ± is the standard deviation (n − 1) over "
             "the runs that differ in their seed alone, of a single run over its trials. Numbers of different protocols "
             "do not compare.")
-    epochs = {name: run.epochs for name, run in runs.items()}
 
     def charts(detail):
-        return _curves(figures, lambda stage: group_charts(groups, stage, detail) if groups else comparison_charts(
-            epochs, stage, detail))
+        return _curves(figures, lambda stage: comparison_charts(groups, stage, detail))
 
     sections = [
         Section("results", "Results", "results.html", {"tiles": [], "note": note, "tables": tables, "charts":
@@ -164,9 +159,7 @@ def _results(results, figures):
         return None
     last = main_result(results)
     baseline = baseline_of(results, last.protocol) if last.stage != "baseline" else None
-    tiles = [{"name": name, "value": f"{100 * last.numbers[key]:.1f}",
-              "gain": f"{difference(last.numbers[key], baseline[key])} to {BASELINE}" if baseline else "",
-              "worse": bool(baseline) and last.numbers[key] < baseline[key]} for key, name in NUMBERS.items()]
+    tiles = [{**cell, "gain": cell["gain"] and f"{cell['gain']} to {BASELINE}"} for cell in cells(last, baseline)]
     spread = "± is the standard deviation over the trials. " if any(result.spread for result in results) else ""
     gain = f"Small numbers below: the gain over {BASELINE}. " if baseline else (
         f"{BASELINE} was not tested here: python test.py without --resume_path does. ")
@@ -192,7 +185,7 @@ def _cmc_charts(tests):
 def _embeddings(name, content, figures):
     """Draw the map of the embeddings and the histograms of their distances: {"map", "tiles", "distances"}."""
     found = content["distances"]
-    return {"map": figures.add(f"{name}_map", map_figure("Test embeddings", **content["map"])),
+    return {"map": figures.add(f"{name}_map", map_figure(**content["map"])),
             "tiles": content["map"].get("tiles"),
             "distances": [figures.add(f"{name}_distances_{key}", distance_figure(title, found["edges"], **found[key]))
                           for key, title in DISTANCES.items()]}
@@ -261,8 +254,6 @@ def _named_runs(folders):
 
 def _differences_table(runs):
     """List the settings that are not the same in all runs."""
-    settings = {name: flat(run.config) for name, run in runs.items()}
-    keys = sorted({key for config in settings.values() for key in config})
-    rows = [(key, *(config.get(key, "–") for config in settings.values())) for key in keys
-            if len({str(config.get(key)) for config in settings.values()}) > 1]
+    settings = [flat(run.config) for run in runs.values()]
+    rows = [(key, *(config.get(key, "–") for config in settings)) for key in differing_keys(settings)]
     return Table(("key", *runs), rows, 1 + len(runs), "" if rows else "None.")
