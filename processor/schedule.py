@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 from processor.grid import REPOSITORY
 from utils.errors import Stopped, UserError
@@ -173,8 +172,14 @@ def submit(experiments, executor):
     """Queue a job for each experiment: the jobs. Args: executor: of submitit, with its parameters set."""
     for experiment in experiments:
         experiment.note("waiting")
-    with patch.dict(os.environ, PYTHONPATH=_import_path()):     # jobs inherit it
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = _import_path()       # jobs inherit it
+    try:
         return [executor.submit(Job(experiment)) for experiment in experiments]
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def slurm_executor(folder, name, partition, gpus, cpus, hours):
