@@ -75,6 +75,7 @@ def test_sinkhorn_has_its_marginals_and_the_least_cost_where_it_is_hardly_regula
     np.testing.assert_allclose(plan.sum(0), 0.25, atol=1e-8)
     np.testing.assert_allclose(plan.sum(1), 0.25, atol=1e-8)
     assert 1 < iterations < 5000 and sinkhorn(cost, 0.05, 3, 0.0)[1] == 3
+    assert sinkhorn(np.ones((3, 4)), 0.05, 5000, 1e-9)[1] == 1      # looked at in the first iteration too
     best = min(cost[range(4), p].sum() for p in itertools.permutations(range(4)))
     assert 4 * (plan * cost).sum() == pytest.approx(best, abs=0.05)
 
