@@ -57,5 +57,5 @@ reproduce: .venv/installed
 
 # Breaks the method's core line by line and counts what the tests notice: hours. MUTANTS="--only FILE --sample 0.3".
 mutants: .venv/installed
-	$(PY) -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4"
+	$(PY) -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4" "coverage>=7.6"
 	OMP_NUM_THREADS=1 $(PY) tools/mutants.py --jobs 2 $(MUTANTS)

@@ -9,6 +9,7 @@ a table of killed and survived changes per file. Hours for all of it: `make muta
 """
 import importlib.util
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -64,7 +65,7 @@ EXCLUDED = [rf"ReplaceBinaryOperator_(?!({'|'.join(OPPOSITES)})$)",
 # Loaded once; the process of every change is forked with them. Nothing of the project is among them.
 SLOW_IMPORTS = ("torch", "torchvision", "torch.utils.tensorboard", "scipy.optimize", "scipy.io", "sklearn.cluster",
                 "sklearn.manifold", "faiss", "faiss.contrib.torch_utils", "open_clip", "timm.scheduler", "hypothesis",
-                "matplotlib.figure", "yacs.config", "PIL.Image", "pytest")
+                "matplotlib.figure", "yacs.config", "PIL.Image", "pytest", "coverage")
 
 
 def main():
@@ -81,18 +82,19 @@ def main():
     unknown = [file for file in options.only if file not in TESTS]
     if unknown:
         raise UserError(f"--only names {unknown[0]}; choose {', '.join(TESTS)}")
-    if not importlib.util.find_spec("cosmic_ray"):
-        raise UserError("cosmic-ray is not installed beside this Python; run `make mutants`, or pip install cosmic-ray")
+    missing = [name for name in ("cosmic_ray", "coverage") if not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(f"{missing[0]} is not installed beside this Python; run `make mutants`, or pip install "
+                        "cosmic-ray coverage")
     changes = {file: sampled(list(changes_of((ROOT / file).read_text())), options.sample) for file in options.only}
     for name in SLOW_IMPORTS:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         workers = multiprocessing.get_context("fork").Pool(options.jobs, clone, (folder,))
         with workers:
-            taken = dict(workers.map(seconds_unchanged, [(file, options.timeout) for file in options.only], 1))
-            refuse_failing(taken)
-            jobs = [(file, *change, min(options.timeout, 3 * taken[file] + 10)) for file, found in changes.items()
-                    for change in found]
+            unchanged = dict(workers.map(try_unchanged, [(file, options.timeout) for file in options.only], 1))
+            refuse_failing(unchanged)
+            jobs = [(file, *change, *unchanged[file]) for file, found in changes.items() for change in found]
             results = list(workers.imap(is_noticed, jobs))
     text = table(changes, results)
     print(text)
@@ -126,41 +128,67 @@ def clone(folder):
     os.chdir(copy)
 
 
-def seconds_unchanged(job):
-    """Run the tests of a file without a change: (file, seconds they take, None if they fail)."""
-    file, timeout = job
-    started = time.monotonic()
-    return file, time.monotonic() - started if tests_pass(TESTS[file].split(), timeout) else None
+def try_unchanged(job):
+    """Run the tests of a file without a change: (file, (tests of each line, seconds for the tests of a change)).
+
+    In place of the pair None if they fail.
+    """
+    (file, timeout), started = job, time.monotonic()
+    with tempfile.NamedTemporaryFile(suffix=".json") as seen:
+        passed = tests_pass([f"tests/{name}.py" for name in TESTS[file].split()], timeout, (file, seen.name))
+        return file, (json.load(seen), min(timeout, 3 * (time.monotonic() - started) + 10)) if passed else None
 
 
-def refuse_failing(taken):
+def refuse_failing(unchanged):
     """Refuse to begin where tests fail by themselves: every change would count as noticed.
 
-    Args: taken: file -> seconds, None where they fail. Raises: UserError.
+    Args: unchanged: file -> result of `try_unchanged`. Raises: UserError.
     """
-    for file, seconds in taken.items():
-        if seconds is None:
+    for file, result in unchanged.items():
+        if result is None:
             raise UserError(f"the tests of {file} fail without any change ({TESTS[file]}); mend them first")
 
 
 def is_noticed(job):
-    """Run the tests of a file with a change: None, or of a survivor (line, operator, new line); printed too."""
-    file, operator, changed, timeout = job
+    """Run the tests of a changed line: (file, None), or of a survivor (file, (line, operator, new line)); printed too.
+
+    Args: job: file, operator, changed text, tests of each line as `tests_of`, seconds.
+    """
+    file, operator, changed, tests, timeout = job
     before = Path(file).read_text()
-    Path(file).write_text(changed)
-    try:
-        passed = tests_pass(TESTS[file].split(), timeout)
-    finally:
-        Path(file).write_text(before)
     line = next((number for number, pair in enumerate(zip(before.split("\n"), changed.split("\n")), 1)
                  if pair[0] != pair[1]), 0)
+    Path(file).write_text(changed)
+    try:
+        passed = tests_pass(tests_of(line, tests, TESTS[file].split()), timeout)
+    finally:
+        Path(file).write_text(before)
     survivor = (line, operator, changed.split("\n")[line - 1].strip()) if passed else None
     print(f"{'survived' if passed else 'noticed'} {file}:{line} {operator}", flush=True)
     return file, survivor
 
 
-def tests_pass(names, timeout):
-    """Run test files in a forked process of the working directory; one that takes too long has failed."""
+def tests_of(line, tests, names):
+    """List the tests to run for a change in a line, as pytest takes them: those that ran it, or all.
+
+    All where something else ran the line too, such as an import or a fixture.
+
+    Args: tests: str of a line's number -> names of what ran it, "module.test" or ""; a line without an entry belongs to
+        the statement above it; names: of the test files.
+    """
+    ran = tests.get(str(max((int(known) for known in tests if int(known) <= line), default=0)), [""])
+    if "" in ran:
+        return [f"tests/{name}.py" for name in names]
+    found = {tuple(test.split(".")[-2:]) for test in ran}
+    return [f"tests/{module}.py::{test}" for module, test in sorted(found, key=lambda pair: names.index(pair[0]))]
+
+
+def tests_pass(tests, timeout, watched=None):
+    """Run tests in a forked process of the working directory; one that takes too long has failed.
+
+    Args: tests: as pytest takes them; watched: (file, path of a JSON file to which is written what ran each line of
+        it), or None.
+    """
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -172,7 +200,8 @@ def tests_pass(names, timeout):
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
         import pytest
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}.py" for name in names)])))
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", *tests]
+        os._exit(int(pytest.main(arguments) if watched is None else watch(*watched, lambda: pytest.main(arguments))))
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         finished, status = os.waitpid(child, os.WNOHANG)
@@ -182,6 +211,18 @@ def tests_pass(names, timeout):
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
+
+
+def watch(file, path, run):
+    """Write to a path which tests run each line of a file while a function runs; return what the function returns."""
+    import coverage
+    measured = coverage.Coverage(data_file=None, config_file=False, include=[os.path.abspath(file)])
+    measured.set_option("run:dynamic_context", "test_function")
+    measured.start()
+    result = run()
+    measured.stop()
+    Path(path).write_text(json.dumps(measured.get_data().contexts_by_lineno(os.path.abspath(file))))
+    return result
 
 
 def table(changes, results):
