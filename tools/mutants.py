@@ -134,9 +134,16 @@ def try_unchanged(job):
     In place of the pair None if they fail.
     """
     (file, timeout), started = job, time.monotonic()
+    paths = [f"tests/{name}.py" for name in TESTS[file].split()]
     with tempfile.NamedTemporaryFile(suffix=".json") as seen:
-        passed = tests_pass([f"tests/{name}.py" for name in TESTS[file].split()], timeout, (file, seen.name))
-        return file, (json.load(seen), min(timeout, 3 * (time.monotonic() - started) + 10)) if passed else None
+        if not tests_pass(paths, timeout, (file, seen.name)):
+            return file, None
+        ran = json.load(seen)
+    known = {f"{Path(path).stem}.{test}" for path in paths
+             for test in re.findall(r"^def (test_\w+)\(", Path(path).read_text(), re.MULTILINE)}
+    short = {line: {".".join(name.split(".")[-2:]) for name in names} for line, names in ran.items()}
+    tests = {line: sorted(names) if names <= known else [] for line, names in short.items()}
+    return file, (tests, min(timeout, 3 * (time.monotonic() - started) + 10))
 
 
 def refuse_failing(unchanged):
@@ -171,16 +178,13 @@ def is_noticed(job):
 def tests_of(line, tests, names):
     """List the tests to run for a change in a line, as pytest takes them: those that ran it, or all.
 
-    All where something else ran the line too, such as an import or a fixture.
-
-    Args: tests: str of a line's number -> names of what ran it, "module.test" or ""; a line without an entry belongs to
-        the statement above it; names: of the test files.
+    Args: tests: str of a line's number -> "module.test" of all that ran it, empty where something else did too, such as
+        an import or a fixture; a line without an entry belongs to the statement above it; names: of the test files.
     """
-    ran = tests.get(str(max((int(known) for known in tests if int(known) <= line), default=0)), [""])
-    if "" in ran:
-        return [f"tests/{name}.py" for name in names]
-    found = {tuple(test.split(".")[-2:]) for test in ran}
-    return [f"tests/{module}.py::{test}" for module, test in sorted(found, key=lambda pair: names.index(pair[0]))]
+    ran = [test.split(".") for test in tests.get(
+        str(max((int(known) for known in tests if int(known) <= line), default=0)), [])]
+    return [f"tests/{module}.py::{test}" for module, test in sorted(ran, key=lambda pair: names.index(pair[0]))
+            ] or [f"tests/{name}.py" for name in names]
 
 
 def tests_pass(tests, timeout, watched=None):
