@@ -127,6 +127,15 @@ def test_fields_of_the_prompt_stage():
     assert prompt_settings(with_settings(ODD_PROMPT)) == PromptSettings(**expected)
 
 
+def test_settings_cannot_change_under_way():
+    config = load_config()
+    settings = train_settings(config, 9)
+    for part, field in ((settings, "seed"), (settings.memory, "momentum"), (settings.cluster, "eps"),
+                        (settings.augmentation[Modality.RGB], "grey"), (prompt_settings(config), "lr")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, field, 1)
+
+
 @pytest.mark.parametrize("batch, splits, size, sentence", [
     ((8, 4), 1, 1, None), ((8, 4), 2, 1, None), ((8, 4), 1, 4, None), ((8, 4), 4, 2, None), ((8, 4), 2, 4, None),
     ((3, 3), 1, 2, "SAMPLER.CLUSTERS 3 x SAMPLER.INSTANCES 3 = 9 images of each modality cannot be shared equally by "),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tools import demo, ranking_picture
+from tools import demo, mutants, ranking_picture
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,3 +83,10 @@ def test_ranking_picture(tmp_path, monkeypatch):
     ranking.unlink()
     with pytest.raises(UserError, match="cannot be read"):
         ranking_picture.main()
+
+
+def test_a_change_is_tried_by_the_tests_that_run_its_line():
+    tests = {"3": ["test_a.test_x", "test_b.test_y"], "7": []}
+    assert mutants.tests_of(3, tests, ["test_b", "test_a"]) == ["tests/test_b.py::test_y", "tests/test_a.py::test_x"]
+    assert mutants.tests_of(5, tests, ["test_b", "test_a"]) == mutants.tests_of(3, tests, ["test_b", "test_a"])
+    assert mutants.tests_of(7, tests, ["test_b"]) == mutants.tests_of(1, tests, ["test_b"]) == ["tests/test_b.py"]
