@@ -86,7 +86,9 @@ def test_ranking_picture(tmp_path, monkeypatch):
 
 
 def test_a_change_is_tried_by_the_tests_that_run_its_line():
-    tests = {"3": ["test_a.test_x", "test_b.test_y"], "7": []}
-    assert mutants.tests_of(3, tests, ["test_b", "test_a"]) == ["tests/test_b.py::test_y", "tests/test_a.py::test_x"]
-    assert mutants.tests_of(5, tests, ["test_b", "test_a"]) == mutants.tests_of(3, tests, ["test_b", "test_a"])
-    assert mutants.tests_of(7, tests, ["test_b"]) == mutants.tests_of(1, tests, ["test_b"]) == ["tests/test_b.py"]
+    names = ["test_b", "test_a"]
+    tests = {"3": ["tests/test_a.py::test_x[1]", "tests/test_b.py::test_y"], "7": ["", "tests/test_b.py::test_y"]}
+    assert mutants.tests_of(3, tests, names) == ["tests/test_b.py::test_y", "tests/test_a.py::test_x[1]"]
+    assert mutants.tests_of(5, tests, names) == mutants.tests_of(3, tests, names)
+    assert mutants.tests_of(7, tests, names) == mutants.tests_of(1, tests, names) == ["tests/test_b.py",
+                                                                                       "tests/test_a.py"]

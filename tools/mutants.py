@@ -138,12 +138,7 @@ def try_unchanged(job):
     with tempfile.NamedTemporaryFile(suffix=".json") as seen:
         if not tests_pass(paths, timeout, (file, seen.name)):
             return file, None
-        ran = json.load(seen)
-    known = {f"{Path(path).stem}.{test}" for path in paths
-             for test in re.findall(r"^def (test_\w+)\(", Path(path).read_text(), re.MULTILINE)}
-    short = {line: {".".join(name.split(".")[-2:]) for name in names} for line, names in ran.items()}
-    tests = {line: sorted(names) if names <= known else [] for line, names in short.items()}
-    return file, (tests, min(timeout, 3 * (time.monotonic() - started) + 10))
+        return file, (json.load(seen), min(timeout, 3 * (time.monotonic() - started) + 10))
 
 
 def refuse_failing(unchanged):
@@ -178,13 +173,14 @@ def is_noticed(job):
 def tests_of(line, tests, names):
     """List the tests to run for a change in a line, as pytest takes them: those that ran it, or all.
 
-    Args: tests: str of a line's number -> "module.test" of all that ran it, empty where something else did too, such as
-        an import or a fixture; a line without an entry belongs to the statement above it; names: of the test files.
+    All where something else ran the line too, such as an import or a fixture.
+
+    Args: tests: str of a line's number -> ids of the tests that ran it, "" for something else; a line without an entry
+        belongs to the statement above it; names: of the test files.
     """
-    ran = [test.split(".") for test in tests.get(
-        str(max((int(known) for known in tests if int(known) <= line), default=0)), [])]
-    return [f"tests/{module}.py::{test}" for module, test in sorted(ran, key=lambda pair: names.index(pair[0]))
-            ] or [f"tests/{name}.py" for name in names]
+    ran = tests.get(str(max((int(known) for known in tests if int(known) <= line), default=0)), [""])
+    paths = [f"tests/{name}.py" for name in names]
+    return paths if "" in ran else sorted(ran, key=lambda test: paths.index(test.partition("::")[0]))
 
 
 def tests_pass(tests, timeout, watched=None):
@@ -204,8 +200,11 @@ def tests_pass(tests, timeout, watched=None):
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
         import pytest
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", *tests]
-        os._exit(int(pytest.main(arguments) if watched is None else watch(*watched, lambda: pytest.main(arguments))))
+        watch = watched and Watch(*watched)
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], [watch] if watch else None)
+        if watch:
+            watch.save()
+        os._exit(int(code))
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         finished, status = os.waitpid(child, os.WNOHANG)
@@ -217,16 +216,31 @@ def tests_pass(tests, timeout, watched=None):
     return False
 
 
-def watch(file, path, run):
-    """Write to a path which tests run each line of a file while a function runs; return what the function returns."""
-    import coverage
-    measured = coverage.Coverage(data_file=None, config_file=False, include=[os.path.abspath(file)])
-    measured.set_option("run:dynamic_context", "test_function")
-    measured.start()
-    result = run()
-    measured.stop()
-    Path(path).write_text(json.dumps(measured.get_data().contexts_by_lineno(os.path.abspath(file))))
-    return result
+class Watch:
+    """A plugin of pytest that notes which tests run each line of a file. Args: path: of the JSON file for `save`."""
+
+    def __init__(self, file, path):
+        import coverage
+        self.file, self.path = os.path.abspath(file), path
+        self.coverage = coverage.Coverage(data_file=None, config_file=False, include=[self.file])
+        self.coverage.start()
+
+    def pytest_runtest_setup(self, item):
+        """Begin a test's fixtures."""
+        self.coverage.switch_context("")
+
+    def pytest_pyfunc_call(self, pyfuncitem):
+        """Begin a test itself; pytest calls it after this."""
+        self.coverage.switch_context(pyfuncitem.nodeid)
+
+    def pytest_runtest_teardown(self, item):
+        """End a test."""
+        self.coverage.switch_context("")
+
+    def save(self):
+        """Write line -> ids of the tests that ran it, "" for anything else."""
+        self.coverage.stop()
+        Path(self.path).write_text(json.dumps(self.coverage.get_data().contexts_by_lineno(self.file)))
 
 
 def table(changes, results):
