@@ -158,8 +158,8 @@ def is_noticed(job):
     """
     file, operator, changed, tests, timeout = job
     before = Path(file).read_text()
-    line = next((number for number, pair in enumerate(zip(before.split("\n"), changed.split("\n")), 1)
-                 if pair[0] != pair[1]), 0)
+    line = next((number for number, (old, new) in enumerate(zip(before.split("\n"), changed.split("\n")), 1)
+                 if old != new and old), 0)     # with a decorator goes the empty line above it
     Path(file).write_text(changed)
     try:
         passed = tests_pass(tests_of(line, tests, TESTS[file].split()), timeout)
