@@ -361,6 +361,13 @@ def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
     text = write_comparison_page(folders, tmp_path / "page.html").read_text()
     assert [row[:2] for row in rows_of(text, "<h3>train_prepare.py: p")] == [
         ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
+    seeds = write_comparison_page(folders[:2], tmp_path / "page.html").read_text()
+    assert "the difference to MEMORY.MOMENTUM 0.1 (n = 2)" in text and "the difference to" not in seeds
+    numbers = {"protocol": "p", **{k: 0.05 for k in NUMBERS}}
+    charts = comparison_charts(groups, "prepare", False, lambda run: numbers if run in groups[one.label] else None)
+    first, second = next(chart for chart in charts if chart.name == "prepare_test_rank1").lines
+    assert (first.x, first.y[0], first.spread[0], second.x) == ([0, 1, 2], 5, 0, [1, 2])
+    assert all("epoch 0" in chart.unit for chart in charts)
     assert list(group_runs({str(folder): read_run(folder) for folder in folders[1:]})) == list(map(str, folders[1:]))
     alone = write_comparison_page(folders[1:], tmp_path / "page.html").read_text()
     assert "(n = " not in alone and 'data-name="seed2"' in alone

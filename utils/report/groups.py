@@ -31,10 +31,11 @@ def differing_keys(settings):
     return [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
 
 
-def comparison_charts(groups, stage, detail):
+def comparison_charts(groups, stage, detail, baseline=lambda run: None):
     """Make the `Chart`s of one stage with a line per group; the mean of several runs in a band of a standard deviation.
 
-    Args: groups: line's name -> [`RunFiles`]; detail: as `utils.report.curves.stage_charts`.
+    Args: groups: line's name -> [`RunFiles`]; detail: as `utils.report.curves.stage_charts`; baseline: a function that
+        gives the numbers of baseline CLIP of a `RunFiles`, the test's epoch 0, or None.
     """
     charts = []
     for curve in CURVES:
@@ -43,7 +44,8 @@ def comparison_charts(groups, stage, detail):
             for index, (name, group) in enumerate(groups.items()):
                 by_epoch = {}
                 for run in group:
-                    for x, y in zip(*points(run.epochs, stage, key, curve)):
+                    first = [{"stage": stage, "epoch": 0, "test": numbers}] if (numbers := baseline(run)) else []
+                    for x, y in zip(*points([*first, *run.epochs], stage, key, curve)):
                         by_epoch.setdefault(x, []).append(y)
                 x = sorted(by_epoch)
                 mean = [float(np.mean(by_epoch[e])) for e in x]
@@ -53,6 +55,7 @@ def comparison_charts(groups, stage, detail):
             lines = [line for line in lines if line.x]
             if lines:
                 title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
-                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), curve.unit, top=curve.top,
+                unit = f"{curve.unit}; epoch 0: baseline CLIP" if any(0 in line.x for line in lines) else curve.unit
+                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), unit, top=curve.top,
                                     number=curve.number))
     return charts

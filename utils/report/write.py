@@ -96,12 +96,13 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     tables = compared_tables({name: [find_results(run) for run in group] for name, group in groups.items()})
     cmc = [(result.protocol, f"{TRAINED.get(result.stage, result.name)}", name, SERIES[index % len(SERIES)], result)
            for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if not result.best]
-    note = (f"Small numbers below: the difference to {next(iter(groups))}. ± is the standard deviation (n − 1) over "
-            "the runs that differ in their seed alone, of a single run over its trials. Numbers of different protocols "
-            "do not compare.")
+    differences = f"Small numbers below: the difference to {next(iter(groups))}. " if len(groups) > 1 else ""
+    note = (f"{differences}± is the standard deviation (n − 1) over the runs that differ in their seed alone, of a "
+            "single run over its trials. Numbers of different protocols do not compare.")
 
     def charts(detail):
-        return _curves(figures, lambda stage: comparison_charts(groups, stage, detail))
+        return _curves(figures, lambda stage: comparison_charts(
+            groups, stage, detail, lambda run: _epoch_0(run, find_results(run), stage)))
 
     sections = [
         Section("results", "Results", "results.html", {"tiles": [], "note": note, "tables": tables, "charts":
