@@ -86,7 +86,7 @@ class PGM(CrossMemory):
             x, clusters = with_partner(features[visit.batch], visit.labels)
             memory = memories[visit.memory]
             if not len(clusters):
-                losses[visit.name] = 0 * x.sum()
+                losses[visit.name] = x.sum()        # of no rows: 0, which has a gradient
             elif memories is before:
                 losses[visit.name] = visit.weight * memory.loss(x, clusters)
             else:       # a copy for autograd, which multiplies its rows after the update
