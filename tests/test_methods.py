@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import loss.calibration
 import loss.rpnr
 import processor.linking
 import processor.train
@@ -201,6 +202,26 @@ def test_features_that_are_no_numbers_pass_the_hard_memory():
     hard = HardMemory(torch.eye(3)[:2], 0.05, 0.5)
     hard.update(torch.full((2, 3), torch.nan), np.array([0, 1]))
     assert torch.isnan(hard.prototypes).all()
+
+
+@pytest.mark.parametrize("rows", [4096, 7])
+def test_calibration_goes_by_angles(rows, monkeypatch):
+    """Features of any length, whose dimensions spread unequally; a cluster may be larger than a block of products."""
+    monkeypatch.setattr(loss.calibration, "BLOCK_ROWS", rows)
+    rng = np.random.default_rng(1)
+    features = (rng.normal(size=(60, 6)) + 1.5) * rng.uniform(0.2, 3, (60, 1)) * [1, 4, 1, 0.2, 2, 1]
+    labels = rng.integers(-1, 4, 60)
+    angle = features / np.linalg.norm(features, axis=1, keepdims=True)
+    prototypes = []
+    for cluster in range(4):
+        members = np.flatnonzero(labels == cluster)
+        near = np.sign(angle[members] @ angle[members].T - 0.5).sum(axis=1)
+        mean = features[members[np.argsort(-near, kind="stable")[:5]]].mean(axis=0)
+        prototypes.append(mean / np.linalg.norm(mean))
+    nearest = (angle @ np.array(prototypes).T).argmax(axis=1)
+    found = calibrate(torch.from_numpy(features), labels, 5)
+    np.testing.assert_array_equal(found, np.where(labels < 0, -1, nearest))
+    assert (found != labels).any()
 
 
 def test_cclnet_with_links_of_the_epoch_swaps_those():
