@@ -160,6 +160,18 @@ def test_images_without_a_partner_do_not_cross(method, gradients):
     assert torch.equal(both.memories[Modality.IR].prototypes, alone.memories[Modality.IR].prototypes)
 
 
+def test_the_hybrid_memory_counts_as_the_infrared_one_does():
+    """Its visitors are those that cross: visible images as their partner, infrared ones as themselves."""
+    _, labels = batch()
+    for epoch, m, partner in ((3, Modality.RGB, np.array([-1, 2, 0, 1])), (4, Modality.IR, np.array([1, -1, 2]))):
+        links = Links(*(partner if side is m else np.zeros(k, int) for side, k in zip(Modality, (4, 3))))
+        hybrid, cross = memory("rpnr", epoch, links).visits(labels)[:2]
+        assert (hybrid.memory, hybrid.batch, cross.batch) == ("hybrid", m, m)
+        own = labels[m] if m is Modality.IR else partner[labels[m]]
+        np.testing.assert_array_equal(hybrid.labels, np.where(partner[labels[m]] < 0, -1, own))
+        np.testing.assert_array_equal(cross.labels, partner[labels[m]])
+
+
 @pytest.mark.parametrize("method", ["pgm", "rpnr"])
 def test_losses_leave_the_memories_alone_and_the_two_gradients_differ_where_a_memory_was_crossed(method):
     gradients = {}
