@@ -17,7 +17,7 @@ from loss.association import Links, hungarian, link, no_links, progressive, sink
 from loss.calibration import calibrate
 from loss.cluster_memory import HardMemory
 from loss.methods import METHODS, method_class
-from loss.rpnr import hybrid_means
+from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.epoch import epoch_lines
@@ -214,6 +214,32 @@ def test_features_that_are_no_numbers_pass_the_hard_memory():
     hard = HardMemory(torch.eye(3)[:2], 0.05, 0.5)
     hard.update(torch.full((2, 3), torch.nan), np.array([0, 1]))
     assert torch.isnan(hard.prototypes).all()
+
+
+@pytest.mark.parametrize("length", [0.01, 1.0, 30.0])
+def test_the_relation_loss_is_its_formula(length):
+    x = (length * torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).double()
+    d = np.linalg.norm(x.numpy()[:, None] - x.numpy(), axis=2)
+    s, w = d / d.mean(axis=1, keepdims=True), np.exp(-d ** 2 / 2.0)
+    terms = w * s ** 2 + (1 - w) * np.maximum(0.7 - s, 0) ** 2
+    assert float(relation_loss(x, 2.0, 0.7)) == pytest.approx(terms[~np.eye(5, dtype=bool)].mean())
+    assert float(relation_loss(torch.zeros(3, 4), 2.0, 0.7)) == 0
+    assert float(relation_loss(x[:1], 2.0, 0.7)) == 0
+
+
+def test_hybrid_means_of_clusters_without_images_or_partner_are_zero():
+    rgb, ir = torch.tensor([[2.0], [4.0]]), torch.tensor([[10.0], [20.0], [30.0], [40.0]])
+    found = hybrid_means(rgb, ir, np.array([1, -1, 0, 0]), np.array([-1, 0, 1, 2, 2]))
+    assert found[:, 0].tolist() == [7, 0, 16, 0]
+
+
+def test_two_prototypes_are_restored_as_copies():
+    memory = MeanHardMemory(torch.eye(3), 0.05, 0.2, 0.2, 0.5)
+    state = {"prototypes": torch.eye(3).flip(0), "hard": torch.eye(3)}
+    memory.load_state_dict(state)
+    assert torch.equal(memory.prototypes, state["prototypes"]) and torch.equal(memory.hard, state["hard"])
+    memory.update(torch.ones(2, 3), np.array([0, 1]))
+    assert torch.equal(state["prototypes"], torch.eye(3).flip(0)) and torch.equal(state["hard"], torch.eye(3))
 
 
 @pytest.mark.parametrize("rows", [4096, 7])

@@ -51,6 +51,11 @@ def test_a_mistake_is_one_sentence(words):
     assert code == 2 and err.startswith("error: the command line is not understood: ") and err.count("\n") == 1
 
 
+def test_the_demos_clip_needs_as_many_people_as_a_batch():
+    _, _, err = end(start([str(ROOT / "tools" / "train_demo_clip.py"), "--people", "4"], ROOT))
+    assert "--batch-size 128 is more than --people 4" in err and err.count("\n") == 1
+
+
 def results(value):
     return [{"rank1": stage * value, "rank10": 1.0, "mAP": 0.5, "mINP": 0.25} for stage in (1, 2, 3)]
 

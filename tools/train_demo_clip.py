@@ -32,7 +32,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             ("lr", real_number(0, 1000), 1e-3, ""), ("seed", whole_number(0, 2 ** 63 - 1), 0, ""),
             ("threads", whole_number(1, 10_000), 2, "")):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: {default})")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.batch_size > args.people:
+        parser.error(f"--batch-size {args.batch_size} is more than --people {args.people}, each of whom a batch shows "
+                     "once at most; lower the first or raise the second")
+    return args
 
 
 if __name__ == "__main__":
