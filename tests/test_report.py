@@ -364,6 +364,8 @@ def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
     seeds = write_comparison_page(folders[:2], tmp_path / "page.html").read_text()
     assert "the difference to MEMORY.MOMENTUM 0.1 (n = 2)" in text and "the difference to" not in seeds
     numbers = {"protocol": "p", **{k: 0.05 for k in NUMBERS}}
+    unset = runs_of(tmp_path / "c", [(0.1, 0.2), (0.1, 0.3)], MEMORY={"MOMENTUM": ""})
+    assert "MEMORY.MOMENTUM (not set) (n = 2)" in group_runs({str(f): read_run(f) for f in [*folders, *unset]})
     charts = comparison_charts(groups, "prepare", False, lambda run: numbers if run in groups[one.label] else None)
     first, second = next(chart for chart in charts if chart.name == "prepare_test_rank1").lines
     assert (first.x, first.y[0], first.spread[0], second.x) == ([0, 1, 2], 5, 0, [1, 2])

@@ -17,12 +17,16 @@ def group_runs(runs):
     settings = [{key: value for key, value in flat(run.config).items() if key not in LEFT_OUT} for run in runs.values()]
     groups, differ = {}, differing_keys(settings)
     for found, (name, run) in zip(settings, runs.items()):
-        label = ", ".join(f"{key} {found.get(key, '–')}" for key in differ) or "all runs"
+        label = ", ".join(f"{key} {_shown(found.get(key, '–'))}" for key in differ) or "all runs"
         label = label if run.config else name       # settings that are not known are not the same
         groups.setdefault(label, []).append(run)
     if len(groups) == len(runs):
         return {name: [run] for name, run in runs.items()}
     return {f"{label} (n = {len(group)})": group for label, group in groups.items()}
+
+
+def _shown(value):
+    return "(not set)" if value == "" else value
 
 
 def differing_keys(settings):
