@@ -227,6 +227,14 @@ def test_the_relation_loss_is_its_formula(length):
     assert float(relation_loss(x[:1], 2.0, 0.7)) == 0
 
 
+@pytest.mark.parametrize("relation", ["released", "normalised"])
+def test_the_relations_features_have_unit_length_if_normalised(relation):
+    x, labels = batch()
+    found = memory("rpnr", 3, LINKS, relation=relation, relation_weight=3.0).losses(x, labels)["loss_relation"]
+    rows = [x[m] / x[m].norm(dim=1, keepdim=True) if relation == "normalised" else x[m] for m in Modality]
+    assert float(found) == pytest.approx(3 * sum(float(relation_loss(r, 1.0, 1.0)) for r in rows), rel=1e-5)
+
+
 def test_hybrid_means_of_clusters_without_images_or_partner_are_zero():
     rgb, ir = torch.tensor([[2.0], [4.0]]), torch.tensor([[10.0], [20.0], [30.0], [40.0]])
     found = hybrid_means(rgb, ir, np.array([1, -1, 0, 0]), np.array([-1, 0, 1, 2, 2]))
@@ -280,6 +288,7 @@ def test_whole_batches_are_asked_for_where_losses_are_no_means_over_images():
     assert {key for key, needed in needs.items() if needed} == {("pgm", "released"), ("rpnr", "exact"),
                                                                 ("rpnr", "released")}
     assert not memory("rpnr", 3, LINKS, relation_weight=0.0).needs_whole_batch
+    assert memory("rpnr", 3, LINKS, relation_weight=0.5).needs_whole_batch
     one_way = Links(np.array([1, -1, 2, 2]), np.array([1, 0, 3]))       # RGB cluster 1 crosses in even epochs, from 0
     assert [memory("pgm", epoch, one_way).needs_whole_batch for epoch in (2, 3, 4)] == [False, True, False]
     for method in METHODS:      # losses of both halves of a batch have the mean of the whole
