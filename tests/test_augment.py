@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from torchvision import transforms
 
-from data.augment import LUMA, MEAN, STD, Augmentation, apply, draw, draw_rectangles, normalise
+from data.augment import LUMA, MEAN, NORMALISATIONS, STD, Augmentation, apply, draw, draw_rectangles, normalise
 
 DRAWS = 8000
 SYSU_RGB, SYSU_IR = Augmentation(0.5, 0.5, 10, 0.5), Augmentation(0.0, 0.5, 10, 0.5)
@@ -138,3 +138,13 @@ def test_moments_are_those_of_torchvisions_pipeline(policy):
         found, expected = (torch.nn.functional.avg_pool2d(of(v.double()), 12) for v in (ours, theirs))
         error = (found.var(0) / draws + expected.var(0) / draws).sqrt()
         assert ((found.mean(0) - expected.mean(0)).abs() < 4.5 * error + 0.01).all(), name
+
+
+def test_the_numbers_of_the_pipeline():
+    """ImageNet's as released; CLIP's own; CLIP-ReID's; grey by ITU-R 601-2; nothing happens unless it is asked for."""
+    assert NORMALISATIONS == {
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+    assert LUMA == (0.299, 0.587, 0.114)
+    assert Augmentation() == Augmentation(grey=0, flip=0, pad=0, erase=0, channel=0)
