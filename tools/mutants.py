@@ -33,7 +33,7 @@ LOOP = f"test_batches test_train {NOTICES} {STEPS} test_golden_schedule"
 TESTS = {
     "loss/cluster_memory.py": f"test_memory {FUNCTIONS} {METHODS}",
     "loss/association.py": f"test_memory {FUNCTIONS} {METHODS}",
-    "loss/cross_memory.py": f"test_memory {FUNCTIONS} {STEPS} {METHODS} test_methods_resume",
+    "loss/cross_memory.py": f"test_memory test_defaults {FUNCTIONS} {STEPS} {METHODS} test_methods_resume",
     "loss/cclnet.py": f"test_memory {FUNCTIONS} {STEPS} {METHODS} test_methods_resume",
     "loss/pgm.py": f"{METHODS} test_methods_resume",
     "loss/rpnr.py": f"{METHODS} test_methods_resume",
@@ -47,7 +47,7 @@ TESTS = {
     "processor/pseudo_labels.py": f"test_train test_bad_input {NOTICES}",
     "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
-    "data/augment.py": "test_batches test_augment",
+    "data/augment.py": "test_batches test_augment test_defaults",
     "utils/optim.py": f"{FUNCTIONS} test_vit test_bad_input",
     "utils/seeding.py": "test_streams test_batches",
     "utils/clustering.py": f"{FUNCTIONS} test_clustering test_properties",
