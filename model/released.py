@@ -161,8 +161,13 @@ def released_state(content):
 
 
 def released_name(our_name):
-    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias"; or None."""
-    return _translated(our_name, MAPPING)
+    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias".
+
+    Raises: KeyError: `CCLNet` has no such weight.
+    """
+    if (name := _translated(our_name, MAPPING)) is None:
+        raise KeyError(our_name)
+    return name
 
 
 def our_name(released_name):

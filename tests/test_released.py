@@ -138,7 +138,8 @@ def test_names_map_both_ways(model):
     assert our_name("base_resnet.base.conv1.weight") is None
     assert our_name("visible_module.visible.layer1.0.conv1.weight") is None
     assert our_name("prompt_learner.cls_ctx_rgb") is None
-    assert released_name("text.positional_embedding") is None
+    with pytest.raises(KeyError):
+        released_name("text.positional_embedding")
 
 
 def test_exact_released_file_is_tested_without_clip(tmp_path, tree, monkeypatch, capsys):
