@@ -353,7 +353,8 @@ def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
     (table,) = compared_tables({label: [find_results(run) for run in group] for label, group in groups.items()})
     assert [[row["name"], *(row["cells"][0][key] for key in ("value", "spread", "gain"))] for row in table["rows"]] == [
         ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0", "± 14.1", ""], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0", "", "+15.0"]]
-    chart = next(chart for chart in comparison_charts(groups, "prepare", False) if chart.name == "prepare_test_rank1")
+    rows = {label: [run.epochs for run in group] for label, group in groups.items()}
+    chart = next(chart for chart in comparison_charts(rows, "prepare", False) if chart.name == "prepare_test_rank1")
     one, other = chart.lines
     assert (one.x, one.label) == ([1, 2], "MEMORY.MOMENTUM 0.1 (n = 2)")
     np.testing.assert_allclose((one.y, one.spread), ([20, 50], [200 ** 0.5] * 2))
@@ -363,10 +364,11 @@ def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
         ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
     seeds = write_comparison_page(folders[:2], tmp_path / "page.html").read_text()
     assert "the difference to MEMORY.MOMENTUM 0.1 (n = 2)" in text and "the difference to" not in seeds
-    numbers = {"protocol": "p", **{k: 0.05 for k in NUMBERS}}
+    epoch_0 = {"stage": "prepare", "epoch": 0, "test": {"protocol": "p", **{k: 0.05 for k in NUMBERS}}}
     unset = runs_of(tmp_path / "c", [(0.1, 0.2), (0.1, 0.3)], MEMORY={"MOMENTUM": ""})
     assert "MEMORY.MOMENTUM (not set) (n = 2)" in group_runs({str(f): read_run(f) for f in [*folders, *unset]})
-    charts = comparison_charts(groups, "prepare", False, lambda run: numbers if run in groups[one.label] else None)
+    rows[one.label] = [[epoch_0, *epochs] for epochs in rows[one.label]]
+    charts = comparison_charts(rows, "prepare", False)
     first, second = next(chart for chart in charts if chart.name == "prepare_test_rank1").lines
     assert (first.x, first.y[0], first.spread[0], second.x) == ([0, 1, 2], 5, 0, [1, 2])
     assert all("epoch 0" in chart.unit for chart in charts)

@@ -73,16 +73,18 @@ def points(rows, stage, key, curve):
     return x, y
 
 
-def stage_charts(rows, stage, detail, baseline=None):
+def unit_of(curve, lines):
+    """Return the unit of a curve's `Line`s, and what their epoch 0 is, if they have one."""
+    return f"{curve.unit}; epoch 0: baseline CLIP" if any(0 in line.x for line in lines) else curve.unit
+
+
+def stage_charts(rows, stage, detail):
     """Make the `Chart`s of one stage of a run, in the order of CURVES; those without numbers are left out.
 
-    Args: detail: whether those that the page folds away, or the others; baseline: numbers of baseline CLIP by the
-        stage's protocol, the test's epoch 0.
+    Args: detail: whether those that the page folds away, or the others.
     """
     charts = []
     swaps = [row["epoch"] for row in rows if row["stage"] == stage and row.get("matched")]
-    if baseline:
-        rows = [{"stage": stage, "epoch": 0, "test": baseline}, *rows]
     for curve in CURVES:
         found = {label: points(rows, stage, key, curve) for label, key in curve.keys.items()}
         lines = [Line(label, x, y, COLOURS.get(label, SERIES[2 + index]))
@@ -91,9 +93,9 @@ def stage_charts(rows, stage, detail, baseline=None):
             lines += _person_line(rows, stage)
         if lines and curve.detail == detail:
             begins = swaps and swaps[0] > 1 and curve.name in ("test", "loss", "clusters", "ari", "matching_accuracy")
-            unit = f"{curve.unit}; epoch 0: baseline CLIP" if baseline and curve.name == "test" else curve.unit
-            charts.append(Chart(f"{stage}_{curve.name}", curve.title, tuple(lines), unit, top=curve.top,
-                                mark=(swaps[0], "swapping begins") if begins else (), number=curve.number))
+            charts.append(Chart(f"{stage}_{curve.name}", curve.title, tuple(lines), unit_of(curve, lines),
+                                top=curve.top, mark=(swaps[0], "swapping begins") if begins else (),
+                                number=curve.number))
     return charts
 
 

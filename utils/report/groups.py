@@ -1,7 +1,7 @@
 """Compares runs; those that differ in their seed alone are put together."""
 import numpy as np
 
-from utils.report.curves import CURVES, points
+from utils.report.curves import CURVES, points, unit_of
 from utils.report.figures import SERIES, Chart, Line
 from utils.report.run_files import flat
 
@@ -35,11 +35,10 @@ def differing_keys(settings):
     return [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
 
 
-def comparison_charts(groups, stage, detail, baseline=lambda run: None):
+def comparison_charts(groups, stage, detail):
     """Make the `Chart`s of one stage with a line per group; the mean of several runs in a band of a standard deviation.
 
-    Args: groups: line's name -> [`RunFiles`]; detail: as `utils.report.curves.stage_charts`; baseline: a function that
-        gives the numbers of baseline CLIP of a `RunFiles`, the test's epoch 0, or None.
+    Args: groups: line's name -> [rows of a run's metrics.jsonl]; detail: as `utils.report.curves.stage_charts`.
     """
     charts = []
     for curve in CURVES:
@@ -47,9 +46,8 @@ def comparison_charts(groups, stage, detail, baseline=lambda run: None):
             lines = []
             for index, (name, group) in enumerate(groups.items()):
                 by_epoch = {}
-                for run in group:
-                    first = [{"stage": stage, "epoch": 0, "test": numbers}] if (numbers := baseline(run)) else []
-                    for x, y in zip(*points([*first, *run.epochs], stage, key, curve)):
+                for rows in group:
+                    for x, y in zip(*points(rows, stage, key, curve)):
                         by_epoch.setdefault(x, []).append(y)
                 x = sorted(by_epoch)
                 mean = [float(np.mean(by_epoch[e])) for e in x]
@@ -59,7 +57,6 @@ def comparison_charts(groups, stage, detail, baseline=lambda run: None):
             lines = [line for line in lines if line.x]
             if lines:
                 title = f"{curve.title}, {label}" if len(curve.keys) > 1 else curve.title
-                unit = f"{curve.unit}; epoch 0: baseline CLIP" if any(0 in line.x for line in lines) else curve.unit
-                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), unit, top=curve.top,
-                                    number=curve.number))
+                charts.append(Chart(f"{stage}_{key.replace('/', '_')}", title, tuple(lines), unit_of(curve, lines),
+                                    top=curve.top, number=curve.number))
     return charts

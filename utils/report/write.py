@@ -63,7 +63,7 @@ def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
     titled = [(CONTENT_TITLES[name], name, content) for name, content in run.contents.items()]
     clustered = [(title, content["clusters"]) for title, _, content in titled if content.get("clusters")]
     shown = titled if all_stages else titled[:1]
-    baseline = {stage: _epoch_0(run, results, stage) for stage in STAGES}
+    epochs = _with_epoch_0(run, results)
     sections = [
         Section("results", "Results", "results.html", _results(results, figures)),
         Section("lists", "Ranked lists", "ranked_lists.html",
@@ -72,9 +72,9 @@ def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
                 [(title, _embeddings(name, content, figures)) for title, name, content in shown]),
         Section("clusters", "Clusters", "clusters.html", clustered if all_stages else clustered[:1]),
         Section("training", "Losses and labels", "curves.html", _curves(
-            figures, lambda stage: stage_charts(run.epochs, stage, False, baseline[stage]))),
+            figures, lambda stage: stage_charts(epochs, stage, False))),
         Section("details", "Details", "details.html",
-                _curves(figures, lambda stage: stage_charts(run.epochs, stage, True))),
+                _curves(figures, lambda stage: stage_charts(epochs, stage, True))),
         Section("data", "Data set", "table.html", _data_table(run.contents)),
         Section("settings", "Settings", "table.html", _settings_table(run))]
     path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
@@ -100,9 +100,10 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     note = (f"{differences}± is the standard deviation (n − 1) over the runs that differ in their seed alone, of a "
             "single run over its trials. Numbers of different protocols do not compare.")
 
+    epochs = {name: [_with_epoch_0(run, find_results(run)) for run in group] for name, group in groups.items()}
+
     def charts(detail):
-        return _curves(figures, lambda stage: comparison_charts(
-            groups, stage, detail, lambda run: _epoch_0(run, find_results(run), stage)))
+        return _curves(figures, lambda stage: comparison_charts(epochs, stage, detail))
 
     sections = [
         Section("results", "Results", "results.html", {"tiles": [], "note": note, "tables": tables, "charts":
@@ -148,10 +149,14 @@ def _curves(figures, make_charts):
     return [(title, charts) for title, charts in drawn if charts]
 
 
-def _epoch_0(run, results, stage):
-    """Return the numbers of baseline CLIP by the protocol of a stage's tests, None if there are none."""
-    tests = [row["test"] for row in run.epochs if row["stage"] == stage and "test" in row]
-    return baseline_of(results, tests[0]["protocol"]) if tests else None
+def _with_epoch_0(run, results):
+    """Return a run's rows with an epoch 0 before each stage that was tested: baseline CLIP by its tests' protocol."""
+    first = {}
+    for row in run.epochs:
+        if "test" in row and row["stage"] not in first:
+            first[row["stage"]] = baseline_of(results, row["test"]["protocol"])
+    return [*({"stage": stage, "epoch": 0, "test": numbers} for stage, numbers in first.items() if numbers),
+            *run.epochs]
 
 
 def _results(results, figures):
