@@ -99,3 +99,24 @@ def tiny_vit_file(golden_methods, tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "tiny_vit.pt"
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
     return str(path)
+
+
+@pytest.fixture
+def clip(tiny_clip_file):
+    from model.clip import load_clip
+    return load_clip(tiny_clip_file)
+
+
+@pytest.fixture
+def model(clip):
+    """A new network of the tiny CLIP, for images of tiny.py's size."""
+    from model.cclnet import CCLNet
+    from tests.tiny import HEIGHT, WIDTH
+    return CCLNet(clip.visual, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="session")
+def banks():
+    """Random images of both modalities, of tiny.py."""
+    from tests.tiny import tiny_banks
+    return tiny_banks()

@@ -9,7 +9,7 @@ from data.records import ImageSet
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor import train as training
-from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_settings, tiny_tester
 from utils.diagnosis import cluster_quality, diagnose, known_persons, majority, matching_accuracy
 from utils.events import flat_numbers
 from utils.modality import Modality
@@ -59,11 +59,6 @@ def test_persons_that_nobody_knows():
 
 def test_flat_numbers():
     assert dict(flat_numbers({"a": 1, "b": {"c": 2.5, "d": "text", "e": [1]}, "f": True})) == {"a": 1, "b/c": 2.5}
-
-
-@pytest.fixture(scope="module")
-def banks():
-    return tiny_banks()
 
 
 def train(folder, clip_file, banks, order, **changes):

@@ -19,7 +19,6 @@ from loss.cluster_memory import HardMemory
 from loss.methods import METHODS, method_class
 from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
 from model.cclnet import CCLNet
-from model.clip import load_clip
 from processor.epoch import epoch_lines
 from processor.features import embed
 from processor.guidance import TextGuidance
@@ -448,16 +447,6 @@ def test_a_batch_holds_two_views_of_visible_images(method):
     second = images_of(method)[0].images[Modality.RGB].chunk(2)[1]
     assert not torch.equal(second, plain[0].images[Modality.RGB])       # drawn by a stream of its own
     assert not all(torch.equal(image[0], image[1]) for image in second)
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip_file):
-    return load_clip(tiny_clip_file)
-
-
-@pytest.fixture(scope="module")
-def banks():
-    return tiny_banks()
 
 
 def test_mirrored_features_are_means_over_both_images(clip, banks):

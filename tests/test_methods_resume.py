@@ -7,24 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from model.cclnet import CCLNet
-from model.clip import load_clip
 from processor.guidance import TextGuidance
 from processor.train import Batches, train
-from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_settings, tiny_tester
 from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 SPACES = ("prototype", "centroid", "projection", "text")
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip_file):
-    return load_clip(tiny_clip_file)
-
-
-@pytest.fixture(scope="module")
-def banks():
-    return tiny_banks()
 
 
 def guidance():

@@ -8,7 +8,7 @@ import loss.cclnet
 from data.images import ImageBank
 from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
-from model.clip import TextTower, load_clip
+from model.clip import TextTower
 from model.prompt import PromptLearner
 from processor.guidance import TextGuidance
 from processor.prompt import PromptState, prompt_step, text_features
@@ -37,11 +37,6 @@ class Waits(TorchDispatchMode):
         if name == "copy_" and args[0].device.type != args[1].device.type:
             assert kwargs.get("non_blocking") or args[2:3] == (True,), "a copy waits for a GPU"
         return func(*args, **kwargs)
-
-
-@pytest.fixture
-def clip(tiny_clip_file):
-    return load_clip(tiny_clip_file)
 
 
 def test_what_waits_is_seen():

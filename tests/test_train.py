@@ -14,7 +14,7 @@ import processor.prompt as prompt
 import processor.train
 from data.images import ImageBank
 from model.cclnet import CCLNet
-from model.clip import TextTower, load_clip
+from model.clip import TextTower
 from processor.guidance import TextGuidance
 from processor.prompt import PromptState, learn_prompts, text_features
 from processor.pseudo_labels import centroids, collapse_warnings, make_pseudo_labels
@@ -26,7 +26,6 @@ from tests.tiny import (
     PEOPLE,
     WIDTH,
     TinyRun,
-    tiny_banks,
     tiny_prompt_settings,
     tiny_settings,
     tiny_tester,
@@ -36,21 +35,6 @@ from utils.finite import NonFinite
 from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
-
-
-@pytest.fixture
-def clip(tiny_clip_file):
-    return load_clip(tiny_clip_file)
-
-
-@pytest.fixture
-def model(clip):
-    return CCLNet(clip.visual, HEIGHT, WIDTH)
-
-
-@pytest.fixture(scope="module")
-def banks():
-    return tiny_banks()
 
 
 @pytest.fixture(scope="module")

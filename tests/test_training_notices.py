@@ -19,21 +19,11 @@ from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.evaluate import Evaluation
 from processor.train import Batches, train
-from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_data, tiny_settings, tiny_tester
+from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_data, tiny_settings, tiny_tester
 from utils.metrics import RankMetrics
 from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
-
-
-@pytest.fixture
-def model(tiny_clip_file):
-    return CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
-
-
-@pytest.fixture(scope="module")
-def banks():
-    return tiny_banks()
 
 
 def weights(model):
