@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from loss.methods import METHODS
 from utils.errors import UserError, is_unicode, quoted
+from utils.settings import flat
 
 _C = CfgNode()
 _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it becomes DATASET.TRIAL
@@ -181,14 +182,6 @@ def load_config(config_file=None, overrides=(), base=None):
 def as_dict(config):
     """The tree as plain dicts, for files and checkpoints."""
     return {k: as_dict(v) if isinstance(v, CfgNode) else v for k, v in config.items()}
-
-
-def flat(tree, prefix=""):
-    """Nested dicts as one: {"SECTION.KEY": value}."""
-    keys = {}
-    for key, value in tree.items():
-        keys.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
-    return keys
 
 
 def _without_removed(tree):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from configs.defaults import as_dict, flat, load_config
+from configs.defaults import as_dict, load_config
 from processor.pseudo_labels import FILE_NAMES
 from processor.run import MAY_CHANGE
 from utils.checkpoint import load_checkpoint, save_json
 from utils.errors import UserError
+from utils.settings import flat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORD = "experiment.json"      # in the folder of a run: its place in the grid and its state

@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from configs.defaults import as_dict, flat, load_config
+from configs.defaults import as_dict, load_config
 from data.manifest import manifest_differences
 from processor.epoch import on_host
 from processor.pseudo_labels import FILE_NAMES, save_pseudo_labels
@@ -18,6 +18,7 @@ from utils.events import EventLog
 from utils.report import run_files
 from utils.report.write import save_report
 from utils.resume import StateFile, versions
+from utils.settings import flat
 from utils.structure import must_fit, understood
 
 FORMAT = "cclnet-2"

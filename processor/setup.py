@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from configs.defaults import as_dict, flat, load_config
+from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
@@ -33,6 +33,7 @@ from utils.provenance import provenance
 from utils.report.run_files import CONTENT_FOLDER
 from utils.resume import StopRequest, lock_folder
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
+from utils.settings import flat
 
 METHOD_TITLES = {"cclnet": "CCLNet", "pgm": "PGM", "rpnr": "RPNR"}      # as the page of a run names them
 

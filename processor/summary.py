@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from configs.defaults import flat
 from processor.evaluate import RANKS
 from processor.grid import BASELINE, RECORD, TESTED, read_record, results_file
 from processor.run import MAY_CHANGE
 from utils.errors import UserError
-from utils.report.run_files import FORMER_NAMES, read_rows
+from utils.report.run_files import read_rows
+from utils.settings import differing_keys, flat
 
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
 SHOWN = ("rank1", "mAP", "mINP")        # in text and LaTeX; CSV holds all
@@ -102,7 +102,7 @@ def _read_run(folder, protocol):
 
 def _read_logged(folder):
     """Read what the log says of the last epoch of each stage with a checkpoint. Raises UserError: it is damaged."""
-    rows = {FORMER_NAMES.get(row["stage"], row["stage"]): row for row in read_rows(folder)}     # the last of each
+    rows = {row["stage"]: row for row in read_rows(folder)}     # the last of each
     return {checkpoint: rows[stage] for checkpoint, stage in (("prepare", "prepare"), ("model", "finetune"))
             if stage in rows}
 
@@ -148,9 +148,8 @@ def _protocol(record):
 def methods(runs):
     """Name the method of every run by the settings in which runs differ, beside seed and trial: [text]."""
     varied = {key for run in runs for key in run.varied} - {"SEED", "DATASET.TRIAL"}
-    keys = sorted({key for run in runs for key in run.settings})
-    differ = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1
-              and (key in varied or not key.startswith(NO_METHOD))]
+    differ = [key for key in differing_keys([run.settings for run in runs])
+              if key in varied or not key.startswith(NO_METHOD)]
     return [", ".join(f"{key} {run.settings.get(key)}" for key in differ) or "all runs" for run in runs]
 
 

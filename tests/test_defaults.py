@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from configs.defaults import as_dict, flat, load_config
+from configs.defaults import as_dict, load_config
 from data import augment
 from data.augment import Augmentation
 from loss.cross_memory import MemorySettings
@@ -17,6 +17,7 @@ from processor.setup import check_shares, prompt_settings, train_settings
 from processor.train import TrainSettings
 from utils.errors import UserError
 from utils.modality import Modality
+from utils.settings import flat
 
 SYSU = {     # the released recipe
     "INPUT.HEIGHT": 288, "INPUT.WIDTH": 144,

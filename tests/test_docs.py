@@ -10,7 +10,7 @@ import scripts
 import torch
 from PIL import Image
 
-from configs.defaults import as_dict, flat, load_config
+from configs.defaults import as_dict, load_config
 from data import registry
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -19,6 +19,7 @@ from processor.train import train_step
 from tests.tiny import tiny_banks
 from tools import demo, method_figure, settings_page
 from utils.modality import Modality
+from utils.settings import flat
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

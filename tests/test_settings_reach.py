@@ -23,7 +23,7 @@ import processor.run
 import processor.setup
 import processor.train
 import utils.clustering
-from configs.defaults import as_dict, flat, load_config
+from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -33,6 +33,7 @@ from processor.setup import Setup
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.runtime import _fp32_switches
+from utils.settings import flat
 
 PEOPLE = {"train": (1, 2, 3, 4), "val": (5,), "test": (6, 7, 8)}     # 8 RGB and 4 IR images each, files of 24 x 12
 EPOCHS = 5

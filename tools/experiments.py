@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from configs.defaults import as_dict, flat, load_config  # noqa: E402
+from configs.defaults import as_dict, load_config  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
+from utils.settings import flat  # noqa: E402
 
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
 KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not

@@ -13,8 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from configs.defaults import CHOICES, NUMBERS, as_dict, flat, load_config  # noqa: E402
+from configs.defaults import CHOICES, NUMBERS, as_dict, load_config  # noqa: E402
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
+from utils.settings import flat  # noqa: E402
 
 HEAD = """# Settings
 

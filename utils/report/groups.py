@@ -3,7 +3,7 @@ import numpy as np
 
 from utils.report.curves import CURVES, points, unit_of
 from utils.report.figures import SERIES, Chart, Line
-from utils.report.run_files import flat
+from utils.settings import differing_keys, flat
 
 # Settings in which the runs of a group may differ.
 LEFT_OUT = ("SEED", "DATASET.TRIAL", "OUTPUT_DIR", "DATASET.ROOT", "DATASET.CACHE_DIR")
@@ -27,12 +27,6 @@ def group_runs(runs):
 
 def _shown(value):
     return "(not set)" if value == "" else value
-
-
-def differing_keys(settings):
-    """List the keys whose values are not the same in all of several dicts, sorted."""
-    keys = sorted({key for found in settings for key in found})
-    return [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
 
 
 def comparison_charts(groups, stage, detail):

@@ -37,7 +37,7 @@ def read_run(folder):
     if not folder.is_dir():
         raise UserError(f"{quoted(folder)} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or "
                         "test.py")
-    epochs = [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in read_rows(folder)]
+    epochs = read_rows(folder)
     paths = [path for pattern in ("metrics.json", "*/metrics.json", "tests/*/metrics.json")
              for path in sorted(folder.glob(pattern))]
     tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, finite_json, METRICS)
@@ -62,12 +62,17 @@ def read_run(folder):
 
 
 def read_rows(folder):
-    """Read a run's metrics.jsonl: a list of dicts, empty without the file. Raises UserError: it is damaged."""
+    """Read a run's metrics.jsonl: a list of dicts, empty without the file; stages have today's names.
+
+    Raises: UserError: it is damaged.
+    """
     path = Path(folder) / "metrics.jsonl"
     if not path.exists():
         return []
     rows = _read(path, lambda lines: list(map(finite_json, lines.splitlines())), anything)
-    return [must_fit(row, ROW, f"line {number} of {quoted(path)}", REMEDY) for number, row in enumerate(rows, start=1)]
+    for number, row in enumerate(rows, start=1):
+        must_fit(row, ROW, f"line {number} of {quoted(path)}", REMEDY)
+    return [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in rows]
 
 
 def _read(path, parse, check):
@@ -79,11 +84,3 @@ def _read(path, parse, check):
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). {REMEDY}")
     return must_fit(content, check, quoted(path), REMEDY)
-
-
-def flat(tree, prefix=""):
-    """Flatten a tree of dicts to {"A.B": value}."""
-    found = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

@@ -17,7 +17,7 @@ from utils.report.figures import (
     save_figures,
     svg,
 )
-from utils.report.groups import comparison_charts, differing_keys, group_runs
+from utils.report.groups import comparison_charts, group_runs
 from utils.report.page import Section, Table, write_page
 from utils.report.results import (
     BASELINE,
@@ -29,7 +29,8 @@ from utils.report.results import (
     main_result,
     result_tables,
 )
-from utils.report.run_files import CONTENT_FOLDER, CONTENT_TITLES, flat, read_run
+from utils.report.run_files import CONTENT_FOLDER, CONTENT_TITLES, read_run
+from utils.settings import differing_keys, flat
 
 DISTANCES = {"across": "Distances, visible to infrared", "rgb": "Distances among visible",
              "ir": "Distances among infrared"}
