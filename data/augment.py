@@ -79,7 +79,7 @@ def draw_rectangles(batch, size, rng):
     and width rounded; the first rectangle that is smaller than the image in both directions is taken.
 
     Args: size: (height, width) in pixels; rng: numpy Generator.
-    Returns: (batch, 4) int64: top, left, height, width; zeros where no try fits.
+    Returns: (batch, 4) int64: top, left, height, width; the latter two are 0 where no try fits.
     """
     height, width = size
     area = height * width * rng.uniform(*ERASE_AREA, (batch, ERASE_TRIES))

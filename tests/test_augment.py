@@ -148,3 +148,8 @@ def test_the_numbers_of_the_pipeline():
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
     assert LUMA == (0.299, 0.587, 0.114)
     assert Augmentation() == Augmentation(grey=0, flip=0, pad=0, erase=0, channel=0)
+
+
+def test_nothing_is_erased_where_no_rectangle_fits():
+    """A rectangle is smaller than the image in both directions, so an image of one row has none."""
+    assert not draw_rectangles(50, (1, 100), np.random.default_rng(0))[:, 2:].any()
