@@ -175,6 +175,25 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     np.testing.assert_allclose(as_dense(jaccard_distances(x, 15, 6, 0.7)), expected, atol=2e-6)
 
 
+def test_pieces_are_as_large_as_they_may_be(monkeypatch):
+    monkeypatch.setattr(clustering, "PIECE_ELEMENTS", 64)
+    assert [clustering._rows_at_once(elements) for elements in (0, 0.5, 1, 2, 2.5, 33, 64, 65)] == [
+        64, 64, 64, 32, 25, 1, 1, 1]
+    blocks = set()
+    for pairs in ([3] * 40, [20] * 40, [1] * 100, [100, 1, 1, 70, 64, 65, 1], [1, 100], [0] * 9):
+        n, before = len(pairs), np.concatenate([[0], np.cumsum(pairs)])
+        found = list(clustering._row_blocks(before))
+        assert [first for first, _ in found] == [0, *(last for _, last in found[:-1])] and found[-1][1] == n
+
+        def fits(first, last):
+            return before[last] - before[first] <= 64 and (last - first) * (n - first) <= 2 * 64
+
+        for first, last in found:
+            assert (fits(first, last) or last == first + 1) and (last == n or not fits(first, last + 1))
+            blocks.add((fits(first, last), last == n))
+    assert len(blocks) == 4     # one row that does not fit in the middle and at the end, and others
+
+
 def test_torch_search_equals_the_faiss_search(monkeypatch):
     x = torch.from_numpy(features(3000, 60, dim=64))
     assert clustering.faiss is not None, "FAISS is in requirements.txt but not installed"

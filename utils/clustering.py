@@ -69,7 +69,7 @@ def cluster(features, k1, k2, eps, min_samples, processes=ALONE):
     if features.ndim != 2:
         raise ValueError(f"features have shape {tuple(features.shape)}; expected (N, D)")
     if len(features) == 0:
-        return np.full(0, -1, dtype=np.int64)
+        return np.empty(0, np.int64)
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or Inf; clustering needs finite values")
     found = [neighbours_of(features, k1, processes)]      # in a list that gives them away: DBSCAN needs the memory
@@ -88,7 +88,6 @@ def dbscan(distances, eps, min_samples):
     return labels
 
 
-@torch.no_grad()
 def jaccard_distances(features, k1, k2, eps):
     """Compute the Jaccard distances <= eps of features (N, D) as a scipy CSR matrix (N, N); its zeros are stored.
 
@@ -97,7 +96,6 @@ def jaccard_distances(features, k1, k2, eps):
     return distances_of(*neighbours_of(features, k1), k1, k2, eps)
 
 
-@torch.no_grad()
 def neighbours_of(features, k1, processes=ALONE):
     """Normalise features (N, D) and find the neighbours of each row; each process searches for its share of rows."""
     with gpu_rounding("fp32"):
@@ -106,7 +104,6 @@ def neighbours_of(features, k1, processes=ALONE):
     return features, Neighbours(*(processes.gather(part, len(features), SEARCH_UNIT) for part in found))
 
 
-@torch.no_grad()
 def distances_of(features, neighbours, k1, k2, eps):
     """Compute `jaccard_distances` from the first k1 neighbours of normalised features."""
     with gpu_rounding("fp32"):
@@ -181,7 +178,7 @@ def _half_set_members(own, near, half, half_size):
     """
     n = len(half_size)
     half_start = torch.cumsum(half_size, 0) - half_size
-    rows = max(1, PIECE_ELEMENTS // n)
+    rows = _rows_at_once(n)
     bounds = torch.searchsorted(own, torch.arange(0, n + rows, rows, device=own.device)).tolist()
     is_member = torch.zeros(rows * n, dtype=torch.bool, device=own.device)
     added = [own.new_empty(0)]
@@ -201,8 +198,13 @@ def _half_set_members(own, near, half, half_size):
 
 def _row_products(features, row, column):
     """Compute the inner products (M,) of features[row] with features[column], a piece at a time."""
-    size = max(1, PIECE_ELEMENTS // features.shape[1])
+    size = _rows_at_once(features.shape[1])
     return torch.cat([(features[r] * features[c]).sum(1) for r, c in zip(row.split(size), column.split(size))])
+
+
+def _rows_at_once(elements):
+    """Return how many rows of so many elements make a piece, at least one."""
+    return max(1, int(PIECE_ELEMENTS // max(1, elements)))
 
 
 def _sparse_rows(key, value, n):
@@ -226,7 +228,7 @@ def query_expansion(encoding, near):
     if k2 <= 1:
         return encoding
     size = encoding.start.diff()
-    rows = max(1, int(PIECE_ELEMENTS / max(1.0, size.float().mean().item() * k2)))
+    rows = _rows_at_once(size.float().mean().item() * k2)
     keys, values = [], []
     for start in range(0, n, rows):
         block = near[start:start + rows].flatten()
@@ -274,7 +276,10 @@ def jaccard_graph(encoding, eps):
 
 
 def _row_blocks(pairs_before):
-    """Yield consecutive rows (first, last) with few pairs and a small dense buffer; pairs_before: (N + 1,)."""
+    """Yield consecutive rows (first, last), as many as fit: one, or few pairs and a small buffer of N - first columns.
+
+    Args: pairs_before: (N + 1,), how many pairs the rows before each have.
+    """
     n, first = len(pairs_before) - 1, 0
     while first < n:
         last = min(int(np.searchsorted(pairs_before, pairs_before[first] + PIECE_ELEMENTS, side="right")) - 1,
