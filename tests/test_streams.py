@@ -106,6 +106,13 @@ def test_prompts_start_from_a_normal_distribution_of_deviation_0_02(text):
     assert len(torch.unique(words, dim=0)) == 400       # every cluster starts elsewhere
 
 
+def test_the_state_of_prompts_is_their_learned_words_alone(text):
+    """The template's words are the text tower's, and a state made with another would bring them back."""
+    prompts = PromptLearner(3, Modality.RGB, text)
+    assert list(prompts.state_dict()) == ["context"]
+    assert [name for name, _ in prompts.named_buffers()] == ["prefix", "suffix"]
+
+
 def test_prompts_start_elsewhere_for_another_seed_and_modality(text):
     def starts(seed):
         prompts = PromptState(text, LABELS, tiny_prompt_settings(SEED=seed)).prompts
