@@ -185,7 +185,7 @@ def test_pieces_are_as_large_as_they_may_be(monkeypatch):
         found = list(clustering._row_blocks(before))
         assert [first for first, _ in found] == [0, *(last for _, last in found[:-1])] and found[-1][1] == n
 
-        def fits(first, last):
+        def fits(first, last, n=n, before=before):
             return before[last] - before[first] <= 64 and (last - first) * (n - first) <= 2 * 64
 
         for first, last in found:

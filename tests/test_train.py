@@ -10,12 +10,15 @@ import torch
 import loss.cclnet as cclnet
 import loss.cross_memory as cross_memory
 import processor.features as features
+import processor.guidance
 import processor.prompt as prompt
 import processor.train
+from data.augment import normalise
 from data.images import ImageBank
 from model.cclnet import CCLNet
-from model.clip import TextTower
-from processor.guidance import TextGuidance
+from model.clip import TextTower, tokenize
+from model.prompt import TEMPLATES
+from processor.guidance import TextGuidance, describe_scale, scale_lines
 from processor.prompt import PromptState, learn_prompts, text_features
 from processor.pseudo_labels import centroids, collapse_warnings, make_pseudo_labels
 from processor.train import TrainState, train
@@ -136,6 +139,26 @@ def test_text_of_a_prompt_does_not_depend_on_the_others(clip):
     for m in Modality:
         with torch.no_grad():
             torch.testing.assert_close(text(prompts[m]())[2:3], text(prompts[m](torch.tensor([2]))))
+
+
+@pytest.mark.parametrize("measured", [7, 256])
+def test_norms_are_means_over_some_images_and_both_templates(model, clip, banks, monkeypatch, measured):
+    banks = {m: ImageBank(banks[m].images // (1 if m is Modality.RGB else 4)) for m in Modality}
+    text, norms = TextTower(clip), {"images": [], "texts": []}
+    monkeypatch.setattr(processor.guidance, "MEASURED_IMAGES", measured)
+    positions = np.linspace(0, IMAGES - 1, 7).astype(int) if measured == 7 else np.arange(IMAGES)
+    with torch.no_grad():
+        for m in Modality:
+            images = normalise(banks[m].batch(positions))
+            norms["images"].append(model.eval().encode_image(images, m).projection.norm(dim=1).mean())
+            tokens = tokenize(TEMPLATES[m], text.context_length)
+            end = int((tokens != 0).sum())      # the rest is padding
+            norms["texts"].append(text(text.token_embedding(tokens[:, :end])).norm())
+    images, texts = (float(sum(norms[name]) / 2) for name in ("images", "texts"))
+    found = scale_lines(model, text, banks, 5, 100.0, batch_size=8, precision="fp32")
+    assert found[0] == describe_scale(images, texts, 5, 100.0)[0]
+    assert abs(float(norms["images"][0] - norms["images"][1])) > 0.02       # so that a mean is not one of them
+    assert abs(float(norms["texts"][0] - norms["texts"][1])) > 0.02
 
 
 def test_guidance_reads_train_prepares_labels_not_the_epochs():

@@ -1,5 +1,6 @@
 """A vision transformer in CLIP's place: runs of the scripts, checkpoints, sentences, optimiser, normalisation."""
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,16 @@ def test_the_scale_of_the_text_losses(image_norm, text_norm, warning):
 
 def test_one_cluster_asks_for_no_scale():
     assert len(describe_scale(0.1, 0.1, 1, 100.0)) == 1
+
+
+@pytest.mark.parametrize("clusters, least", [(2, 0.0), (3, math.log(2)), (101, math.log(100))])
+def test_the_scale_has_bounds(clusters, least):
+    """Too small below ln(K - 1), too large above half of CLIP's own scale, right at both."""
+    def warnings(product):
+        return len(describe_scale(product, 1.0, clusters, 64.0)) - 1
+
+    assert [warnings(max(0.0, least - 1e-9)), warnings(least), warnings(32.0), warnings(32.0 + 1e-9)] == [
+        clusters > 2, 0, 0, 1]
 
 
 # ---- The demo's small CLIP

@@ -39,7 +39,7 @@ TESTS = {
     "loss/rpnr.py": f"{METHODS} test_methods_resume",
     "loss/calibration.py": METHODS,
     "loss/image_text.py": FUNCTIONS,
-    "processor/guidance.py": f"test_train {STEPS}",
+    "processor/guidance.py": f"test_train test_methods test_vit {STEPS}",
     "processor/linking.py": f"{METHODS} test_settings_reach",
     "processor/train.py": LOOP,
     "processor/prompt.py": f"test_batches test_train {NOTICES} {STEPS}",
