@@ -91,9 +91,7 @@ def test_ranking_picture(tmp_path, monkeypatch):
 
 
 def test_a_change_is_tried_by_the_tests_that_run_its_line():
-    names = ["test_b", "test_a"]
-    tests = {"3": ["tests/test_a.py::test_x[1]", "tests/test_b.py::test_y"], "7": ["", "tests/test_b.py::test_y"]}
-    assert mutants.tests_of(3, tests, names) == ["tests/test_b.py::test_y", "tests/test_a.py::test_x[1]"]
-    assert mutants.tests_of(5, tests, names) == mutants.tests_of(3, tests, names)
-    assert mutants.tests_of(7, tests, names) == mutants.tests_of(1, tests, names) == ["tests/test_b.py",
-                                                                                       "tests/test_a.py"]
+    x, y, other = "tests/test_a.py::test_x[1]", "tests/test_b.py::test_y", "tests/test_b.py::test_z"
+    seen = {"lines": {"3": [x, y], "7": ["", y]}, "seconds": {x: 2.0, y: 0.1, other: 1.0}}
+    assert mutants.tests_of(3, **seen) == mutants.tests_of(5, **seen) == [y, x]
+    assert mutants.tests_of(7, **seen) == mutants.tests_of(1, **seen) == [y, other, x]

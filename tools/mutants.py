@@ -29,7 +29,7 @@ from utils.errors import Parser, UserError, exit_on_user_error, real_number, who
 FUNCTIONS, STEPS, METHODS = "test_golden_functions", "test_golden_model", "test_golden_methods test_methods"
 NOTICES = "test_training_notices test_settings_reach test_streams test_defaults"
 LOOP = f"test_batches test_train {NOTICES} {STEPS} test_golden_schedule"
-# file -> the tests that must notice, those that fail first in front
+# file -> the tests that must notice
 TESTS = {
     "loss/cluster_memory.py": f"test_memory {FUNCTIONS} {METHODS}",
     "loss/association.py": f"test_memory {FUNCTIONS} {METHODS}",
@@ -129,7 +129,7 @@ def clone(folder):
 
 
 def try_unchanged(job):
-    """Run the tests of a file without a change: (file, (tests of each line, seconds for the tests of a change)).
+    """Run the tests of a file without a change: (file, (what `Watch` saw, seconds for the tests of a change)).
 
     In place of the pair None if they fail.
     """
@@ -154,15 +154,15 @@ def refuse_failing(unchanged):
 def is_noticed(job):
     """Run the tests of a changed line: (file, None), or of a survivor (file, (line, operator, new line)); printed too.
 
-    Args: job: file, operator, changed text, tests of each line as `tests_of`, seconds.
+    Args: job: file, operator, changed text, what `Watch` saw, seconds.
     """
-    file, operator, changed, tests, timeout = job
+    file, operator, changed, seen, timeout = job
     before = Path(file).read_text()
     line = next((number for number, (old, new) in enumerate(zip(before.split("\n"), changed.split("\n")), 1)
                  if old != new and old), 0)     # with a decorator goes the empty line above it
     Path(file).write_text(changed)
     try:
-        passed = tests_pass(tests_of(line, tests, TESTS[file].split()), timeout)
+        passed = tests_pass(tests_of(line, **seen), timeout)
     finally:
         Path(file).write_text(before)
     survivor = (line, operator, changed.split("\n")[line - 1].strip()) if passed else None
@@ -170,17 +170,16 @@ def is_noticed(job):
     return file, survivor
 
 
-def tests_of(line, tests, names):
-    """List the tests to run for a change in a line, as pytest takes them: those that ran it, or all.
+def tests_of(line, lines, seconds):
+    """List the tests to run for a change in a line, short ones first: those that ran it, or all.
 
     All where something else ran the line too, such as an import or a fixture.
 
-    Args: tests: str of a line's number -> ids of the tests that ran it, "" for something else; a line without an entry
-        belongs to the statement above it; names: of the test files.
+    Args: lines: str of a line's number -> ids of the tests that ran it, "" for something else; a line without an entry
+        belongs to the statement above it; seconds: id of each test -> how long it took.
     """
-    ran = tests.get(str(max((int(known) for known in tests if int(known) <= line), default=0)), [""])
-    paths = [f"tests/{name}.py" for name in names]
-    return paths if "" in ran else sorted(ran, key=lambda test: paths.index(test.partition("::")[0]))
+    ran = lines.get(str(max((int(known) for known in lines if int(known) <= line), default=0)), [""])
+    return sorted(seconds if "" in ran else ran, key=seconds.get)
 
 
 def tests_pass(tests, timeout, watched=None):
@@ -217,11 +216,14 @@ def tests_pass(tests, timeout, watched=None):
 
 
 class Watch:
-    """A plugin of pytest that notes which tests run each line of a file. Args: path: of the JSON file for `save`."""
+    """A plugin of pytest that notes how long tests take, and which run each line of a file.
+
+    Args: path: of the JSON file for `save`.
+    """
 
     def __init__(self, file, path):
         import coverage
-        self.file, self.path = os.path.abspath(file), path
+        self.file, self.path, self.seconds = os.path.abspath(file), path, {}
         self.coverage = coverage.Coverage(data_file=None, config_file=False, include=[self.file])
         self.coverage.start()
 
@@ -237,10 +239,16 @@ class Watch:
         """End a test."""
         self.coverage.switch_context("")
 
+    def pytest_runtest_logreport(self, report):
+        """Note the time of a test without its fixtures."""
+        if report.when == "call":
+            self.seconds[report.nodeid] = report.duration
+
     def save(self):
-        """Write line -> ids of the tests that ran it, "" for anything else."""
+        """Write the arguments of `tests_of`."""
         self.coverage.stop()
-        Path(self.path).write_text(json.dumps(self.coverage.get_data().contexts_by_lineno(self.file)))
+        lines = self.coverage.get_data().contexts_by_lineno(self.file)
+        Path(self.path).write_text(json.dumps({"lines": lines, "seconds": self.seconds}))
 
 
 def table(changes, results):
