@@ -33,6 +33,7 @@ from tests.tiny import (
     tiny_settings,
     tiny_tester,
 )
+from utils.distributed import Processes
 from utils.errors import UserError
 from utils.finite import NonFinite
 from utils.modality import Modality
@@ -169,6 +170,31 @@ def test_guidance_reads_train_prepares_labels_not_the_epochs():
     assert float(losses["loss_i2t_rgb"]) == pytest.approx(0, abs=1e-6) and float(losses["loss_i2t_ir"]) == 0
     wrong = guidance.losses(rows, {m: np.array([2, 1]) for m in Modality})
     assert float(wrong["loss_i2t_rgb"]) > 10
+
+
+@pytest.mark.parametrize("batch", [[0, 1, 2, 3], [3, 3, 0, 2], [3, 3, 3, 1], [3, 3, 3, 3]])
+def test_guidance_of_two_processes_has_the_mean_of_the_batchs_loss(batch):
+    """Image 1 shows cluster 0, image 3 none, which may leave a process without any labelled image."""
+    texts = {m: torch.randn(3, 8, generator=torch.Generator().manual_seed(i)) for i, m in enumerate(Modality)}
+    guidance = TextGuidance(texts, {m: np.array([2, 0, 1, -1]) for m in Modality}, 0.1)
+    rows = {m: torch.randn(4, 8, generator=torch.Generator().manual_seed(5)) for m in Modality}
+    positions = {m: np.array(batch) for m in Modality}
+    whole, parts = guidance.losses(rows, positions), []
+    for rank in range(2):
+        processes = Processes()
+        processes.rank, processes.size = rank, 2
+        parts.append(guidance.losses({m: rows[m][processes.share(4)] for m in Modality}, positions, processes))
+    for name, loss in whole.items():
+        assert float(sum(part[name] for part in parts) / 2) == pytest.approx(float(loss), rel=1e-6)
+    assert batch == [3, 3, 3, 3] or min(map(float, whole.values())) > 0
+
+
+def test_a_clusters_text_is_the_mean_of_its_images_unit_texts():
+    texts = torch.tensor([[3.0, 4.0], [0.0, 0.5]])
+    guidance = TextGuidance({m: texts for m in Modality}, {m: np.array([0, 1, 1, -1, -1]) for m in Modality}, 0.1)
+    found = guidance.cluster_texts({m: np.array([0, 0, 2, 0, 1]) for m in Modality})
+    for rows in found.values():
+        torch.testing.assert_close(rows, torch.tensor([[0.2, 0.6], [0.0, 0.0], [0.0, 1.0]]))
 
 
 @pytest.mark.parametrize("stop_after", [1, 9, 17])
