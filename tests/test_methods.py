@@ -367,7 +367,8 @@ def embedded(seed=0):
     for i, m in enumerate(Modality):
         noise = torch.randn(IMAGES, 8, generator=torch.Generator().manual_seed(seed + i))
         found[m] = {"feature": unit(IMAGES, 16, seed=seed + 10 + i),
-                    "projection": 7 * (people.repeat_interleave(EACH, 0) + 0.05 * noise)}
+                    "projection": torch.logspace(0, 1, IMAGES)[:, None] * (people.repeat_interleave(EACH, 0)
+                                                                           + 0.05 * noise)}
     return found
 
 
@@ -387,6 +388,15 @@ def test_links_come_from_the_space_that_is_asked_for():
     for space in ("projection", "text"):        # both show the persons
         np.testing.assert_array_equal(found[space].fixed.rgb_to_ir, order)
     assert (found["centroid"].fixed.rgb_to_ir != order).any()
+
+
+def test_projections_are_linked_by_means_of_unit_ones(monkeypatch):
+    inputs, linked = embedded(), []
+    monkeypatch.setattr(processor.linking, "link", lambda associate, *rows: linked.extend(rows) or link(associate, *rows))
+    start_memory(inputs, LABELS, 1, tiny_settings(MEMORY__MATCH_BY="projection"))
+    for m, rows in zip(Modality, linked, strict=True):
+        unit_rows = inputs[m]["projection"] / inputs[m]["projection"].norm(dim=1, keepdim=True)
+        torch.testing.assert_close(rows, unit_rows.reshape(PEOPLE, EACH, -1).mean(1))
 
 
 def test_rpnr_calibrates_from_the_swap_epoch_on_and_averages_means_of_their_lengths():

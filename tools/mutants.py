@@ -44,7 +44,7 @@ TESTS = {
     "processor/train.py": LOOP,
     "processor/prompt.py": f"test_batches test_train {NOTICES} {STEPS}",
     "processor/features.py": f"test_train {NOTICES}",
-    "processor/pseudo_labels.py": f"test_train test_bad_input {NOTICES}",
+    "processor/pseudo_labels.py": f"test_train {NOTICES}",
     "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
     "data/augment.py": "test_batches test_augment test_defaults",
@@ -52,7 +52,7 @@ TESTS = {
     "utils/seeding.py": "test_streams test_batches",
     "utils/clustering.py": f"{FUNCTIONS} test_clustering test_properties",
     "utils/metrics.py": f"{FUNCTIONS} test_metrics test_properties",
-    "processor/setup.py": f"{NOTICES} {STEPS} test_train test_bad_input",
+    "processor/setup.py": "test_defaults test_settings_reach test_training_notices test_bad_input",
 }
 # An arithmetic operator becomes its opposite, a comparison its neighbours; others only give type errors.
 OPPOSITES = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_Mul", "Pow_Mul", "BitAnd_BitOr",
