@@ -392,7 +392,7 @@ def test_links_come_from_the_space_that_is_asked_for():
 
 def test_projections_are_linked_by_means_of_unit_ones(monkeypatch):
     inputs, linked = embedded(), []
-    monkeypatch.setattr(processor.linking, "link", lambda associate, *rows: linked.extend(rows) or link(associate, *rows))
+    monkeypatch.setattr(processor.linking, "link", lambda method, *rows: linked.extend(rows) or link(method, *rows))
     start_memory(inputs, LABELS, 1, tiny_settings(MEMORY__MATCH_BY="projection"))
     for m, rows in zip(Modality, linked, strict=True):
         unit_rows = inputs[m]["projection"] / inputs[m]["projection"].norm(dim=1, keepdim=True)
