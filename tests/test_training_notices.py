@@ -228,6 +228,26 @@ def test_epochs_without_a_test_make_no_best_checkpoint(model, banks, tmp_path):
     assert torch.load(tmp_path / "prepare_last.pth", weights_only=True)["epoch"] == 3
 
 
+@pytest.mark.parametrize("method", ["cclnet", "pgm"])
+def test_images_per_second_count_the_images_of_all_steps(model, banks, tmp_path, monkeypatch, method):
+    seen, counted = [], []
+
+    def train_step(model, optimizer, memory, batch, *rest, real=processor.train.train_step):
+        seen.append(sum(len(images) for images in batch.images.values()))
+        return real(model, optimizer, memory, batch, *rest)
+
+    def end_of_epoch(*arguments, real=processor.train.end_of_epoch):
+        counted.append((arguments[5], sum(seen)))
+        seen.clear()
+        real(*arguments)
+
+    monkeypatch.setattr(processor.train, "train_step", train_step)
+    monkeypatch.setattr(processor.train, "end_of_epoch", end_of_epoch)
+    settings = tiny_settings(epochs=2, MEMORY__METHOD=method)
+    train("prepare", model, banks, settings, TinyRun(tmp_path), tiny_tester(banks))
+    assert len(counted) == 2 and all(images == steps > 0 for images, steps in counted)
+
+
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     return trees.people_tree(tmp_path_factory.mktemp("people") / "data", ids={"train": (1, 2), "val": (3,),
