@@ -10,7 +10,7 @@ from data import images as module
 from data import sysu
 from data.images import decode_image, open_bank, pick_cache, read_image
 from data.manifest import data_manifest, manifest_differences
-from processor.pseudo_labels import find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
+from processor.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError
 from utils.modality import Modality
@@ -229,6 +229,33 @@ def test_pseudo_labels_without_a_manifest_are_accepted_by_length(two, tmp_path):
     assert not load_pseudo_labels(tmp_path, sizes, manifest)[1]
     with pytest.raises(UserError, match="hold 24 labels, but the data set has 25"):
         load_pseudo_labels(tmp_path, {Modality.RGB: 25, Modality.IR: 12}, manifest)
+
+
+@pytest.mark.parametrize("array, words", [
+    (np.zeros((4, 1), int), "int64 of shape"), (np.zeros(4), "float64 of shape"),
+    (np.array([-2, 0, 1, 1]), "from -1 on"), (np.full(4, -1), "are all -1"),
+    (np.zeros(5, int), "hold 5 labels, but the data set has 4"),
+    (np.array([0, 1, 2, np.iinfo(np.int64).max]), "expected cluster numbers"),
+    (np.array([0, 1, 2, 2 ** 64 - 1], np.uint64), "expected cluster numbers")])
+def test_damaged_pseudo_labels_are_refused(tmp_path, array, words):
+    good = np.arange(4)
+    for broken in Modality:
+        for m in Modality:
+            np.save(tmp_path / FILE_NAMES[m], array if m is broken else good)
+        with pytest.raises(UserError, match=words):
+            load_pseudo_labels(tmp_path, {m: 4 for m in Modality}, {})
+
+
+@pytest.mark.parametrize("array, expected", [
+    ([-1, 0, 0, -1], [-1, 0, 0, -1]), ([7, -1, 3, 7], [1, -1, 0, 1]), ([0, 1, 2, 3], [0, 1, 2, 3]),
+    ([0, 1, 2, np.iinfo(np.int64).max - 1], [0, 1, 2, 3]), ([4, 4, 4, 4], [0, 0, 0, 0])])
+def test_pseudo_labels_are_numbered_without_gaps(tmp_path, array, expected):
+    for m in Modality:
+        np.save(tmp_path / FILE_NAMES[m], np.array(array, np.int64))
+    labels, known = load_pseudo_labels(tmp_path, {m: 4 for m in Modality}, {})
+    assert not known
+    for found in labels.values():
+        assert found.dtype == np.int64 and found.tolist() == expected
 
 
 def test_pseudo_labels_beside_the_images_come_last(two, tmp_path):

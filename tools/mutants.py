@@ -44,7 +44,7 @@ TESTS = {
     "processor/train.py": LOOP,
     "processor/prompt.py": f"test_batches test_train {NOTICES} {STEPS}",
     "processor/features.py": f"test_train {NOTICES}",
-    "processor/pseudo_labels.py": f"test_train {NOTICES}",
+    "processor/pseudo_labels.py": "test_images test_security test_train",
     "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
     "data/augment.py": "test_batches test_augment test_defaults",
