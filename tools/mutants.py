@@ -28,7 +28,6 @@ from utils.errors import Parser, UserError, exit_on_user_error, real_number, who
 
 FUNCTIONS, STEPS, METHODS = "test_golden_functions", "test_golden_model", "test_golden_methods test_methods"
 NOTICES = "test_training_notices test_settings_reach test_streams test_defaults"
-LOOP = f"test_batches test_train {NOTICES} {STEPS} test_golden_schedule"
 # file -> the tests that must notice
 TESTS = {
     "loss/cluster_memory.py": f"test_memory {FUNCTIONS} {METHODS}",
@@ -41,9 +40,9 @@ TESTS = {
     "loss/image_text.py": FUNCTIONS,
     "processor/guidance.py": f"test_train test_methods test_vit {STEPS}",
     "processor/linking.py": f"{METHODS} test_settings_reach",
-    "processor/train.py": LOOP,
-    "processor/prompt.py": f"test_batches test_train {NOTICES} {STEPS}",
-    "processor/features.py": f"test_train {NOTICES}",
+    "processor/train.py": f"test_batches test_defaults test_train test_training_notices {STEPS} test_golden_schedule",
+    "processor/prompt.py": f"test_batches test_defaults test_streams test_train test_training_notices {STEPS}",
+    "processor/features.py": "test_train test_methods test_compile test_fake_cuda test_training_notices",
     "processor/pseudo_labels.py": "test_images test_security test_train",
     "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
