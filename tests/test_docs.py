@@ -130,6 +130,24 @@ def test_the_demos_table_is_that_of_the_reference_logs(page):
         assert cells.findall(row) == cells.findall(line), stage
 
 
+def test_the_table_of_methods_is_that_of_the_reference_logs():
+    def spread(values, digits):
+        return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+    expected = []
+    for folder in (ROOT / "docs/reference/demo", *sorted((ROOT / "docs/reference/methods").iterdir())):
+        runs = summary.read_runs([folder], "python")
+        assert [run.settings["SEED"] for run in runs] == [1, 2, 3, 4, 5], folder
+        method, space = (runs[0].settings[key] for key in ("MEMORY.METHOD", "MEMORY.MATCH_BY"))
+        for stage, script in (("prepare", "train_prepare"), ("model", "train_clip")):
+            numbers = [run.tests[f"{stage}_last", "all"] for run in runs]
+            cells = [spread([100 * found[name] for found in numbers], 1) for name in ("rank1", "mAP")]
+            cells.append(spread([100 * run.logged[stage]["matching_accuracy"] for run in runs], 0))
+            expected.append(" | ".join(["", method, space or "prototype", script, *cells, ""]).strip())
+    found = re.findall(r"^\| (?:cclnet|pgm|rpnr) \|.*\|$", text_of(ROOT / "docs/results.md"), re.MULTILINE)
+    assert sorted(found) == sorted(expected)
+
+
 def test_the_methods_figure_is_the_scripts(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["method_figure.py", "--output", str(tmp_path / "method.svg")])
     method_figure.main()
