@@ -6,11 +6,19 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+import processor.pseudo_labels
 from data import images as module
 from data import sysu
 from data.images import decode_image, open_bank, pick_cache, read_image
 from data.manifest import data_manifest, manifest_differences
-from processor.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
+from processor.pseudo_labels import (
+    FILE_NAMES,
+    ClusterSettings,
+    find_pseudo_labels,
+    load_pseudo_labels,
+    make_pseudo_labels,
+    save_pseudo_labels,
+)
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError
 from utils.modality import Modality
@@ -244,6 +252,17 @@ def test_damaged_pseudo_labels_are_refused(tmp_path, array, words):
             np.save(tmp_path / FILE_NAMES[m], array if m is broken else good)
         with pytest.raises(UserError, match=words):
             load_pseudo_labels(tmp_path, {m: 4 for m in Modality}, {})
+
+
+@pytest.mark.parametrize("labels, accepted", [([-1, -1], False), ([0, 0], True), ([-1, 0], True), ([1, 0], True)])
+def test_a_clustering_of_outliers_alone_ends_the_run(monkeypatch, labels, accepted):
+    monkeypatch.setattr(processor.pseudo_labels, "cluster", lambda *_, **__: np.array(labels))
+    settings = ClusterSettings(k1=12, k2=4, eps=0.5, min_samples=4)
+    if accepted:
+        assert make_pseudo_labels(torch.zeros(2, 3), Modality.IR, settings).tolist() == labels
+    else:
+        with pytest.raises(UserError, match="all 2 ir images are outliers: no 4 of them lie within CLUSTER.EPS 0.5"):
+            make_pseudo_labels(torch.zeros(2, 3), Modality.IR, settings)
 
 
 @pytest.mark.parametrize("array, expected", [

@@ -43,7 +43,7 @@ TESTS = {
     "processor/train.py": f"test_batches test_defaults test_train test_training_notices {STEPS} test_golden_schedule",
     "processor/prompt.py": f"test_batches test_defaults test_streams test_train test_training_notices {STEPS}",
     "processor/features.py": "test_train test_methods test_compile test_fake_cuda test_training_notices",
-    "processor/pseudo_labels.py": "test_images test_security test_train",
+    "processor/pseudo_labels.py": "test_images test_security test_train test_defaults",
     "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
     "data/augment.py": "test_batches test_augment test_defaults",
