@@ -1,5 +1,6 @@
 """COMPILE: a compiled tower gives the same numbers; state dicts, copies and resuming do not notice."""
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from processor.features import embed, grown_batch
 from processor.train import train
 from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.errors import UserError
+from utils.finite import NonFinite
 from utils.modality import Modality
 from utils.runtime import compile_parts, is_compiled
 
@@ -96,7 +98,7 @@ def test_batches_grow_with_the_memory():
 
 def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, monkeypatch):
     """A GPU is played by the CPU: 2 MB are given for every image of the first batch; more than 9 images do not fit."""
-    sizes, real, given = [], CCLNet.encode, iter((0, 8 * 10**6))
+    sizes, real, given = [], CCLNet.encode, iter((10**6, 9 * 10**6))
     expected = embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=64, precision="fp32")["feature"]
     monkeypatch.setattr(processor.features, "bytes_given", lambda device: next(given, 0))
     monkeypatch.setattr(processor.features, "bytes_free", lambda device: 50 * 10**6)
@@ -112,3 +114,30 @@ def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, 
     assert sizes == [4, 8, 8, 8, 2]
     torch.testing.assert_close(found["feature"], expected)
     assert np.isfinite(found["feature"].numpy()).all()
+
+
+def test_one_image_that_does_not_fit_is_an_error(model, monkeypatch):
+    sizes = []
+
+    def encode(self, images, *_):
+        sizes.append(len(images))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CCLNet, "encode", encode)
+    with pytest.raises(torch.OutOfMemoryError):
+        embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=4, precision="fp32")
+    assert sizes == [4, 2, 1]
+
+
+@pytest.mark.parametrize("broken, words", [([3], "feature of 1 ir image$"), ([3, 9], "feature of 2 ir images$")])
+def test_broken_embeddings_are_counted(model, monkeypatch, broken, words):
+    def encode(self, images, *rest, real=CCLNet.encode):
+        found = real(self, images, *rest)
+        found["feature"][broken] = torch.nan
+        return found
+
+    monkeypatch.setattr(CCLNet, "encode", encode)
+    bank = tiny_banks()[Modality.IR]
+    with pytest.raises(NonFinite) as error:
+        embed(model, bank, Modality.IR, batch_size=64, precision="fp32")
+    assert re.search(words, error.value.term) and error.value.images == bank.names(np.array(broken))
