@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from data.images import ImageBank
 from model.clip import TextTower, load_clip
@@ -87,6 +88,14 @@ def test_prompt_batches_differ_between_epochs_seeds_and_modalities():
         np.testing.assert_array_equal(base[m], again[m])
         assert (base[m] != epoch[m]).any() and (base[m] != seed[m]).any()
     assert (base[Modality.RGB] != base[Modality.IR]).any()
+
+
+def test_repeats_of_the_smaller_modality_are_drawn_alike():
+    labels = {Modality.RGB: np.zeros(6000, int), Modality.IR: np.array([0, -1, 0, 0])}
+    order = PromptBatches(tiny_banks(), labels, tiny_prompt_settings(), 1).order
+    counts = np.bincount(order[Modality.IR])
+    assert len(order[Modality.IR]) == 6000 and counts[1] == 0
+    assert chisquare(counts[[0, 2, 3]]).pvalue > 0.01
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 import copy
 import io
 import re
+import time
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from utils.distributed import Processes
 from utils.errors import UserError
 from utils.finite import NonFinite
 from utils.modality import Modality
+from utils.optim import warmup_cosine_lr
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 
@@ -104,6 +106,43 @@ def test_prompts_alone_learn(model, clip, banks, tmp_path):
     assert not any(torch.equal(first[m].context, prompts[m].context) for m in Modality)
     losses = [row["loss"] for row in run.rows("prompt")]
     assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_prompts_learn_at_the_rate_of_each_epoch(model, clip, banks, tmp_path, monkeypatch, caplog):
+    """The rates are those that `warmup_cosine_lr` gives, which has golden vectors; the log says the same, and times."""
+    rates, estimates, started = [], [], time.perf_counter()
+
+    def step(text, prompts, optimizer, *rest, real=prompt.prompt_step):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return real(text, prompts, optimizer, *rest)
+
+    monkeypatch.setattr(prompt, "prompt_step", step)
+    monkeypatch.setattr(prompt, "duration", lambda seconds: estimates.append(seconds) or "long")
+    settings, run = tiny_prompt_settings(PROMPT__EPOCHS=3, PROMPT__WARMUP_EPOCHS=1), TinyRun(tmp_path)
+    with caplog.at_level("INFO", "tiny"):
+        learn_prompts(model, TextTower(clip), banks, LABELS, settings, run)
+    took, rows = time.perf_counter() - started, run.rows("prompt")
+    expected = [warmup_cosine_lr(epoch, 3, settings.lr, settings.lr_min, settings.warmup_lr, 1) for epoch in (1, 2, 3)]
+    assert rates == [rate for rate in expected for _ in range(4)] and len(set(expected)) == 3   # 30 images in eights
+    assert [row["lr"] for row in rows] == expected
+    assert 0 < sum(row["seconds"] for row in rows) < took
+    assert len(estimates) == 1 and 3 * rows[0]["seconds"] <= estimates[0] < 3 * took
+    assert caplog.messages[1].startswith("estimate of prompt: long in all")      # after the first epoch's line
+
+
+def test_prompts_are_the_first_processes(model, clip, banks, tmp_path, monkeypatch):
+    run, shared = TinyRun(tmp_path), []
+    monkeypatch.setattr(run.processes, "same", lambda rows: shared.append(rows.data_ptr()) or rows)
+    prompts = learn_prompts(model, TextTower(clip), banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=1), run)
+    assert {prompts[m].context.data_ptr() for m in Modality} <= set(shared)
+
+
+def test_prompts_that_are_not_finite_are_not_saved(clip):
+    state = PromptState(TextTower(clip), LABELS, tiny_prompt_settings())
+    state.prompts[Modality.IR].context.data[2, 1, 0] = torch.nan
+    state.epoch = 3
+    with pytest.raises(NonFinite, match="context is not finite in prompt epoch 2;"):
+        state.state_dict()
 
 
 def test_prompts_resume_after_an_epoch(model, clip, banks, tmp_path):
@@ -327,6 +366,10 @@ def test_non_finite_prompt_loss_is_named(model, clip, banks, monkeypatch, tmp_pa
     monkeypatch.setattr(prompt, "prompt_step", broken)
     with pytest.raises(NonFinite, match="prompt loss is not finite in epoch 1, iteration 1 "):
         learn_prompts(model, TextTower(clip), banks, LABELS, tiny_prompt_settings(), TinyRun(tmp_path))
+    factors = iter([1.0, np.nan, 1.0, 1.0])         # of an epoch's steps: 30 images in eights
+    monkeypatch.setattr(prompt, "prompt_step", lambda *arguments: torch.tensor(next(factors)))
+    with pytest.raises(NonFinite, match="prompt loss is not finite in epoch 1, iteration 2 "):
+        learn_prompts(model, TextTower(clip), banks, LABELS, tiny_prompt_settings(), TinyRun(tmp_path / "second"))
 
 
 @pytest.mark.parametrize("labels, words", [
