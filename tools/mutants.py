@@ -38,7 +38,7 @@ TESTS = {
     "loss/rpnr.py": f"{METHODS} test_methods_resume",
     "loss/calibration.py": METHODS,
     "loss/image_text.py": FUNCTIONS,
-    "processor/guidance.py": f"test_train test_methods test_vit {STEPS}",
+    "processor/guidance.py": "test_train test_methods test_vit",
     "processor/linking.py": f"{METHODS} test_settings_reach",
     "processor/train.py": f"test_batches test_defaults test_train test_training_notices {STEPS} test_golden_schedule",
     "processor/prompt.py": f"test_batches test_defaults test_streams test_train test_training_notices {STEPS}",
