@@ -1,22 +1,18 @@
 """COMPILE: a compiled tower gives the same numbers; state dicts, copies and resuming do not notice."""
 import copy
-import re
 
-import numpy as np
 import pytest
 import scripts
 import torch
 
 import processor.features
 import processor.setup
-from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from processor.features import embed, grown_batch
+from processor.features import embed
 from processor.train import train
 from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.errors import UserError
-from utils.finite import NonFinite
 from utils.modality import Modality
 from utils.runtime import compile_parts, is_compiled
 
@@ -87,57 +83,3 @@ def test_the_scripts_train_a_compiled_tower_if_asked(wanted, tmp_path, tiny_clip
                              OUTPUT_DIR=tmp_path / "run")
     assert scripts.call(scripts.load("train_prepare"), words) == 0
     assert len(called) == wanted
-
-
-def test_batches_grow_with_the_memory():
-    """To the largest doubling that fits into four fifths of what is free, and never beyond 1024."""
-    assert grown_batch(64, 100, 64 * 100 * 10) == 512
-    assert grown_batch(64, 100, 64 * 100 * 10 - 1) == 256
-    assert grown_batch(64, 100, 0) == 64 and grown_batch(64, 1, 10**12) == 1024 and grown_batch(2000, 1, 10**12) == 2000
-
-
-def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, monkeypatch):
-    """A GPU is played by the CPU: 2 MB are given for every image of the first batch; more than 9 images do not fit."""
-    sizes, real, given = [], CCLNet.encode, iter((10**6, 9 * 10**6))
-    expected = embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=64, precision="fp32")["feature"]
-    monkeypatch.setattr(processor.features, "bytes_given", lambda device: next(given, 0))
-    monkeypatch.setattr(processor.features, "bytes_free", lambda device: 50 * 10**6)
-
-    def encode(self, images, *rest):
-        if len(images) > 9:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        sizes.append(len(images))
-        return real(self, images, *rest)
-
-    monkeypatch.setattr(CCLNet, "encode", encode)
-    found = embed(model, ImageBank(tiny_banks()[Modality.IR].images), Modality.IR, batch_size=4, precision="fp32")
-    assert sizes == [4, 8, 8, 8, 2]
-    torch.testing.assert_close(found["feature"], expected)
-    assert np.isfinite(found["feature"].numpy()).all()
-
-
-def test_one_image_that_does_not_fit_is_an_error(model, monkeypatch):
-    sizes = []
-
-    def encode(self, images, *_):
-        sizes.append(len(images))
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(CCLNet, "encode", encode)
-    with pytest.raises(torch.OutOfMemoryError):
-        embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=4, precision="fp32")
-    assert sizes == [4, 2, 1]
-
-
-@pytest.mark.parametrize("broken, words", [([3], "feature of 1 ir image$"), ([3, 9], "feature of 2 ir images$")])
-def test_broken_embeddings_are_counted(model, monkeypatch, broken, words):
-    def encode(self, images, *rest, real=CCLNet.encode):
-        found = real(self, images, *rest)
-        found["feature"][broken] = torch.nan
-        return found
-
-    monkeypatch.setattr(CCLNet, "encode", encode)
-    bank = tiny_banks()[Modality.IR]
-    with pytest.raises(NonFinite) as error:
-        embed(model, bank, Modality.IR, batch_size=64, precision="fp32")
-    assert re.search(words, error.value.term) and error.value.images == bank.names(np.array(broken))

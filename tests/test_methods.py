@@ -12,15 +12,12 @@ import loss.rpnr
 import processor.linking
 import processor.train
 from configs.defaults import CHOICES, load_config
-from data.augment import normalise
 from loss.association import Links, hungarian, link, no_links, progressive, sinkhorn
 from loss.calibration import calibrate
 from loss.cluster_memory import HardMemory
 from loss.methods import METHODS, method_class
 from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
-from model.cclnet import CCLNet
 from processor.epoch import epoch_lines
-from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.linking import start_memory
 from processor.pseudo_labels import cluster_means
@@ -28,10 +25,8 @@ from processor.setup import train_settings
 from processor.train import Batches
 from tests.tiny import (
     EACH,
-    HEIGHT,
     IMAGES,
     PEOPLE,
-    WIDTH,
     memory_settings,
     tiny_banks,
     tiny_settings,
@@ -457,16 +452,6 @@ def test_a_batch_holds_two_views_of_visible_images(method):
     second = images_of(method)[0].images[Modality.RGB].chunk(2)[1]
     assert not torch.equal(second, plain[0].images[Modality.RGB])       # drawn by a stream of its own
     assert not all(torch.equal(image[0], image[1]) for image in second)
-
-
-def test_mirrored_features_are_means_over_both_images(clip, banks):
-    model, bank = CCLNet(clip.visual, HEIGHT, WIDTH), banks[Modality.IR]
-    found = embed(model, bank, Modality.IR, batch_size=8, precision="fp32", mirrored=True)["feature"]
-    images = normalise(bank.batch(np.arange(IMAGES)))
-    with torch.no_grad():
-        one, other = (model.eval().encode_image(x, Modality.IR).feature for x in (images, images.flip(3)))
-    torch.testing.assert_close(found, (one + other) / 2)
-    assert float(found.norm(dim=1).max()) < 1 - 1e-4
 
 
 # ---- States

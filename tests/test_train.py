@@ -19,7 +19,6 @@ from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES
-from processor.features import embed
 from processor.guidance import TextGuidance, describe_scale, scale_lines
 from processor.prompt import PromptState, learn_prompts, text_features
 from processor.pseudo_labels import centroids, collapse_warnings, make_pseudo_labels
@@ -180,25 +179,6 @@ def test_text_of_a_prompt_does_not_depend_on_the_others(clip):
     for m in Modality:
         with torch.no_grad():
             torch.testing.assert_close(text(prompts[m]())[2:3], text(prompts[m](torch.tensor([2]))))
-
-
-@pytest.mark.parametrize("rank, rows", [(0, slice(0, 4)), (1, slice(4, 6)), (2, slice(6, 6))])
-def test_a_process_embeds_its_share(model, banks, monkeypatch, rank, rows):
-    """Two batches for three processes; the last one embeds an image in vain."""
-    bank, indices = banks[Modality.RGB], np.array([7, 3, 9, 1, 0, 8])
-    processes, sizes = Processes(), []
-    expected = embed(model, bank, Modality.RGB, indices=indices, batch_size=4, precision="fp32")["feature"]
-
-    def encode(self, images, *rest, real=CCLNet.encode):
-        sizes.append(len(images))
-        return real(self, images, *rest)
-
-    monkeypatch.setattr(CCLNet, "encode", encode)
-    monkeypatch.setattr(processes, "share", lambda count, unit: (count, unit) == (6, 4) and rows)
-    found = embed(model, bank, Modality.RGB, indices=indices, batch_size=4, precision="fp32",
-                  processes=processes)["feature"]
-    torch.testing.assert_close(found, expected[rows])
-    assert sizes == [max(rows.stop - rows.start, 1)]
 
 
 @pytest.mark.parametrize("measured", [7, 256])

@@ -42,7 +42,7 @@ TESTS = {
     "processor/linking.py": f"{METHODS} test_settings_reach",
     "processor/train.py": f"test_batches test_defaults test_train test_training_notices {STEPS} test_golden_schedule",
     "processor/prompt.py": f"test_batches test_defaults test_streams test_train test_training_notices {STEPS}",
-    "processor/features.py": "test_train test_methods test_compile test_fake_cuda test_training_notices",
+    "processor/features.py": "test_features test_train test_compile test_fake_cuda test_training_notices",
     "processor/pseudo_labels.py": "test_images test_security test_train test_defaults",
     "model/prompt.py": f"{STEPS} {NOTICES}",
     "data/sampler.py": "test_batches test_properties test_streams",
