@@ -14,6 +14,7 @@ import torch
 import trees
 
 import utils.clustering as clustering
+import utils.watch
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -21,7 +22,7 @@ from tests import shares
 from tests.tiny import HEIGHT, WIDTH
 from tests.workers import Workers, script
 from utils.distributed import ALONE, Processes, checksum, join_processes
-from utils.errors import UserError, is_lost_process
+from utils.errors import UserError, exit_on_user_error, is_lost_process
 from utils.modality import Modality
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -265,6 +266,24 @@ def test_an_error_of_one_process_ends_the_others(words, tmp_path):
     (tmp_path / "run" / "log.txt").mkdir(parents=True)
     codes, said = run(2, "train_prepare", words(tmp_path / "run"), tmp_path / "out")
     assert codes == [2, 2] and said[1] == "" and "is a folder; expected a file of a run" in said[0]
+
+
+def fail_or_sleep():
+    """Process 1 fails; the watch of the others ends them, of process 2 later than of process 0, which has the store."""
+    processes = join_processes("cpu")
+    if processes.rank == 1:
+        exit_on_user_error(fail)
+    utils.watch.BEAT = 1 if processes.rank == 0 else 3
+    time.sleep(60)
+
+
+def fail():
+    raise UserError("process 1 has failed")
+
+
+def test_the_store_outlives_the_last_who_asks_it(tmp_path):
+    workers = Workers(3, tmp_path, fail_or_sleep)
+    assert workers.codes(60) == [2] * 3 and workers.said() == ["", "error: process 1 has failed\n", ""]
 
 
 def test_fewer_gpus_than_processes(monkeypatch):

@@ -9,6 +9,7 @@ thread ends this process with exit code 2
 So a collective operation may take as long as it needs (one process clusters while the others wait), and none waits
 for ever.
 """
+import contextlib
 import os
 import signal
 import sys
@@ -37,34 +38,39 @@ def connect(timeout):
 
 
 def say_once(line):
-    """Report the end of this process, and print a line on stderr if it is the first to report one."""
+    """Report the end of this process, and print a line on stderr if it is the first to report one.
+
+    Returns the store; None if it is gone, and it cannot be known who speaks.
+    """
     try:
-        is_first = connect(ANSWER).add("ended", 1) == 1
-    except RuntimeError:        # the store is gone: it cannot be known who speaks
-        is_first = True
+        store = connect(ANSWER)
+        is_first = store.add(f"ended/{os.environ['RANK']}", 1) == 1 and store.add("ended", 1) == 1
+    except RuntimeError:
+        store, is_first = None, True
     if is_first:
         print(line, file=sys.stderr, flush=True)
+    return store
+
+
+def wait_for_ends(store):
+    """Wait a few seconds until all processes have reported their end; process 0 leaves last.
+
+    It may hold the store at which the others ask who speaks. Torchrun would stop those that are left when the first
+    has ended, before they have an exit code of their own. Args: store: what `say_once` returned.
+    """
+    end = time.monotonic() + BEAT + 2 * GRACE
+    with contextlib.suppress(RuntimeError):
+        while store is not None and time.monotonic() < end and store.add("ended", 0) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.05)
+        time.sleep(0.5 * (os.environ["RANK"] == "0"))
 
 
 def end_together(line):
-    """Report the end of this process as `say_once` does, and wait for the others' for a few seconds.
-
-    Torchrun would stop those that are left when the first has ended, before they have an exit code of their own.
-    """
+    """Report the end of this process as `say_once` does, and wait for the others'; for the main thread."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end = time.monotonic() + BEAT + 2 * GRACE
-    try:
-        store = connect(ANSWER)
-        store.set(f"ends/{os.environ['RANK']}", "")
-    except RuntimeError:
-        store = None
-    say_once(line)
-    try:
-        while store is not None and time.monotonic() < end and store.add("ended", 0) < int(os.environ["WORLD_SIZE"]):
-            time.sleep(0.05)
-        time.sleep(0.5 * (os.environ["RANK"] == "0"))      # its store may be the one that the others look at
-    except RuntimeError:
-        pass
+    with contextlib.suppress(RuntimeError):     # the store is gone
+        connect(ANSWER).set(f"ends/{os.environ['RANK']}", "")
+    wait_for_ends(say_once(line))
 
 
 class Watch:
@@ -119,5 +125,5 @@ class Watch:
 
     def _end(self):
         if not self._stopped.is_set():
-            say_once(GONE)
+            wait_for_ends(say_once(GONE))
             os._exit(2)             # the main thread may wait in a collective operation
