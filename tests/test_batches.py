@@ -7,7 +7,8 @@ from data.augment import Augmentation, apply, draw, normalise
 from data.sampler import cluster_batches, iterations_per_epoch
 from processor.prompt import PromptBatches
 from processor.train import Batches
-from tests.tiny import tiny_banks, tiny_prompt_settings, tiny_settings
+from tests.tiny import EACH, PEOPLE, tiny_banks, tiny_prompt_settings, tiny_settings
+from utils.distributed import Processes
 from utils.modality import Modality
 from utils.seeding import numpy_rng
 
@@ -114,3 +115,53 @@ def test_batches_of_an_epoch_count_labelled_images_alone():
     assert len(batches) == 12 // 4 + 1 and batches.size == 8
     assert all(len(batches[0].images[m]) == len(batches[0].labels[m]) == 4 for m in Modality)
     assert set(batches.names(0)) == {f"number {i}" for m in Modality for i in batches.positions[m][0]}
+
+
+LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+
+
+def batches_of(method, channel=0.0):
+    settings = tiny_settings(MEMORY__METHOD=method, INPUT__CHANNEL=channel, INPUT__PAD=2, INPUT__GREY=0.5)
+    return Batches(tiny_banks(), LABELS, settings, 1)
+
+
+@pytest.mark.parametrize("method", ["pgm", "rpnr"])
+def test_a_batch_holds_two_views_of_visible_images(method):
+    plain, batches = batches_of("cclnet"), batches_of(method, channel=1.0)
+    for step in (0, len(batches) - 1):
+        one, two = plain[step], batches[step]
+        for m, views in ((Modality.RGB, 2), (Modality.IR, 1)):
+            np.testing.assert_array_equal(two.labels[m], np.tile(one.labels[m], views))
+            np.testing.assert_array_equal(two.positions[m], np.tile(one.positions[m], views))
+        assert torch.equal(two.images[Modality.IR], one.images[Modality.IR])
+        first, second = two.images[Modality.RGB].chunk(2)
+        assert torch.equal(first, one.images[Modality.RGB])
+        assert all(torch.equal(image[0], image[1]) and torch.equal(image[0], image[2]) for image in second)
+    assert batches.size == 3 * plain.size // 2
+    second = batches_of(method)[0].images[Modality.RGB].chunk(2)[1]
+    assert not torch.equal(second, plain[0].images[Modality.RGB])       # drawn by a stream of its own
+    assert not all(torch.equal(image[0], image[1]) for image in second)
+
+
+def test_images_are_drawn_by_modality_epoch_and_step():
+    batches = batches_of("cclnet")
+    for m, step in ((Modality.RGB, 0), (Modality.IR, 2)):
+        rows = batches.images[m].batch(batches.positions[m][step])
+        plan = draw(batches.settings.augmentation[m], 4, rows.shape[2:], numpy_rng(1, "augment", m.value, 1, step))
+        assert torch.equal(batches[step].images[m], apply(rows, plan))
+
+
+@pytest.mark.parametrize("method", ["cclnet", "pgm"])
+def test_each_process_has_its_share_of_a_batch(method):
+    """Of the images, in order; labels and positions are those of the whole batch."""
+    whole = batches_of(method, channel=0.5)[1]
+    shares = []
+    for rank in range(2):
+        processes = Processes()
+        processes.rank, processes.size = rank, 2
+        batches = batches_of(method, channel=0.5)
+        batches.processes = processes
+        shares.append(batches[1])
+    for m in Modality:
+        assert torch.equal(torch.cat([share.images[m] for share in shares]), whole.images[m])
+        assert all(np.array_equal(share.labels[m], whole.labels[m]) for share in shares)

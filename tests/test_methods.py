@@ -22,13 +22,11 @@ from processor.guidance import TextGuidance
 from processor.linking import start_memory
 from processor.pseudo_labels import cluster_means
 from processor.setup import train_settings
-from processor.train import Batches
 from tests.tiny import (
     EACH,
     IMAGES,
     PEOPLE,
     memory_settings,
-    tiny_banks,
     tiny_settings,
 )
 from utils.diagnosis import link_numbers, with_images
@@ -427,31 +425,6 @@ def test_a_clusters_text_is_the_mean_text_of_its_images():
     clusters = {m: np.array([0, 0, 0, 0, -1, 1]) for m in Modality}
     for found in TextGuidance(texts, labels, 0.1).cluster_texts(clusters).values():
         torch.testing.assert_close(F.normalize(found, dim=1), torch.tensor([[2 / 5 ** 0.5, 1 / 5 ** 0.5], [0.0, 0.0]]))
-
-
-# ---- Batches and features
-
-def images_of(method, channel=0.0):
-    settings = tiny_settings(MEMORY__METHOD=method, INPUT__CHANNEL=channel, INPUT__PAD=2, INPUT__GREY=0.5)
-    return Batches(tiny_banks(), LABELS, settings, 1)
-
-
-@pytest.mark.parametrize("method", ["pgm", "rpnr"])
-def test_a_batch_holds_two_views_of_visible_images(method):
-    plain, batches = images_of("cclnet"), images_of(method, channel=1.0)
-    for step in (0, len(batches) - 1):
-        one, two = plain[step], batches[step]
-        for m, views in ((Modality.RGB, 2), (Modality.IR, 1)):
-            np.testing.assert_array_equal(two.labels[m], np.tile(one.labels[m], views))
-            np.testing.assert_array_equal(two.positions[m], np.tile(one.positions[m], views))
-        assert torch.equal(two.images[Modality.IR], one.images[Modality.IR])
-        first, second = two.images[Modality.RGB].chunk(2)
-        assert torch.equal(first, one.images[Modality.RGB])
-        assert all(torch.equal(image[0], image[1]) and torch.equal(image[0], image[2]) for image in second)
-    assert batches.size == 3 * plain.size // 2
-    second = images_of(method)[0].images[Modality.RGB].chunk(2)[1]
-    assert not torch.equal(second, plain[0].images[Modality.RGB])       # drawn by a stream of its own
-    assert not all(torch.equal(image[0], image[1]) for image in second)
 
 
 # ---- States

@@ -1,4 +1,4 @@
-"""What scripts have in common: the batch among processes, the images' place, the log's first lines, the state's check."""
+"""What scripts have in common: batches among processes, where images are held, the log's first lines, resuming."""
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -24,8 +24,8 @@ def data(tmp_path_factory):
 def new_setup(data, tiny_clip_file, tmp_path):
     """A function: changes of the settings -> `Setup`."""
     def new(**changes):
-        words = settings(**{"DATASET__ROOT": data, "MODEL__CLIP_WEIGHTS": tiny_clip_file, "OUTPUT_DIR": tmp_path / "run",
-                            "DATASET__CACHE_DIR": tmp_path / "cache", **changes})
+        words = settings(**{"DATASET__ROOT": data, "DATASET__CACHE_DIR": tmp_path / "cache", **changes},
+                         MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
         return Setup(load_config(None, words), "train_prepare")
     return new
 

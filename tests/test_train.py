@@ -22,7 +22,7 @@ from model.prompt import TEMPLATES
 from processor.guidance import TextGuidance, describe_scale, scale_lines
 from processor.prompt import PromptState, learn_prompts, text_features
 from processor.pseudo_labels import centroids, collapse_warnings, make_pseudo_labels
-from processor.train import TrainState, train
+from processor.train import Clock, TrainState, train
 from tests.tiny import (
     EACH,
     HEIGHT,
@@ -328,6 +328,22 @@ def test_non_finite_loss_names_epoch_iteration_and_images(model, banks, tester, 
     with pytest.raises(NonFinite, match="loss_ir is not finite in epoch 1, iteration 3 ") as error:
         train("prepare", model, named(banks), tiny_settings(MEMORY__SWAP_EPOCH=swap_epoch), TinyRun(tmp_path), tester)
     assert re.search(r"\(images: rgb/\d+.jpg, .*ir/\d+.jpg", str(error.value))
+
+
+def test_a_non_finite_loss_of_an_epochs_last_step_is_found(model, banks, tester, monkeypatch, tmp_path):
+    factors = iter([1.0] * 7 + [float("nan")])          # 30 images, 4 in a batch
+
+    def losses(self, found, labels, real=cross_memory.CrossMemory.losses):
+        return {name: value * next(factors) for name, value in sorted(real(self, found, labels).items())[:1]}
+
+    monkeypatch.setattr(cross_memory.CrossMemory, "losses", losses)
+    with pytest.raises(NonFinite, match="loss_ir is not finite in epoch 1, iteration 8 "):
+        train("prepare", model, named(banks), tiny_settings(), TinyRun(tmp_path), tester)
+
+
+def test_a_clock_begins_where_the_earlier_run_ended(monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", iter([10.0, 14.0, 20.0, 21.5]).__next__)
+    assert Clock().seconds() == 4.0 and Clock(30.0).seconds() == 31.5
 
 
 def test_broken_weights_are_never_saved(model, banks, tester, tmp_path):
