@@ -351,10 +351,10 @@ def test_killed_and_stopped_in_every_stage(words, tmp_path):
 
 
 def test_sigterm_to_torchrun(words, tmp_path):
-    """All processes stop after the same step and save once; more of them, or one, resume."""
+    """All processes stop after the same step and save once; one resumes. Each has a batch norm of its own."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(ROOT / "train_prepare.py"), *map(str, words(folder, PREPARE__EPOCHS=6))]
+               str(ROOT / "train_prepare.py"), *map(str, words(folder, PREPARE__EPOCHS=6, BATCH_NORM__SPLITS=2))]
     with open(tmp_path / "out", "w") as out:
         torchrun = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
@@ -367,7 +367,7 @@ def test_sigterm_to_torchrun(words, tmp_path):
             torchrun.wait(60)
     said = (tmp_path / "out").read_text()
     assert said.count("stopped; the same command resumes from") == 1 and torchrun.returncode not in (0, None)
-    codes, said = run(1, "train_prepare", words(folder, PREPARE__EPOCHS=6), tmp_path / "resumed")
+    codes, said = run(1, "train_prepare", words(folder, PREPARE__EPOCHS=6, BATCH_NORM__SPLITS=2), tmp_path / "resumed")
     assert codes == [0] and "prepare: resuming with epoch" in said[0]
     assert [row["epoch"] for row in rows(folder)] == list(range(1, 7))
 
