@@ -8,6 +8,7 @@ import torch
 import trees
 
 from configs.defaults import load_config
+from processor.run import Run, SilentRun
 from processor.setup import Setup, check_shares, train_settings
 from tests.scripts import settings
 from utils.distributed import Processes
@@ -132,6 +133,8 @@ def test_a_process_that_does_not_write(new_setup, of_two, tmp_path):
     with setup.holding(folder):
         assert not folder.exists() and not processes.left
     assert processes.left == [1]
+    with setup.training("prepare", fresh=False, more="fact") as run:
+        assert type(run) is SilentRun and run.facts == {} and not folder.exists()
 
 
 def test_only_one_run_holds_a_folder(new_setup, tmp_path):
@@ -165,6 +168,7 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
     monkeypatch.setattr("processor.setup.WandbLog", lambda *arguments: package.made.append(arguments))
     setup = new_setup()
     with setup.training("prepare", fresh=False, more="fact") as run:
+        assert type(run) is Run
         assert run.facts == {**setup.facts(), "clip_weights": run.facts["clip_weights"], "more": "fact"}
         assert len(run.facts["clip_weights"]) > 8
     text = (tmp_path / "run/log.txt").read_text()

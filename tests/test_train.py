@@ -36,7 +36,7 @@ from tests.tiny import (
 )
 from utils.distributed import Processes
 from utils.errors import UserError
-from utils.finite import NonFinite
+from utils.finite import NonFinite, RunningMeans
 from utils.modality import Modality
 from utils.optim import warmup_cosine_lr
 
@@ -339,6 +339,17 @@ def test_a_non_finite_loss_of_an_epochs_last_step_is_found(model, banks, tester,
     monkeypatch.setattr(cross_memory.CrossMemory, "losses", losses)
     with pytest.raises(NonFinite, match="loss_ir is not finite in epoch 1, iteration 8 "):
         train("prepare", model, named(banks), tiny_settings(), TinyRun(tmp_path), tester)
+
+
+def test_losses_are_looked_at_now_and_then_and_at_the_end(model, banks, tester, monkeypatch, tmp_path):
+    """Each look waits for a GPU."""
+    steps = []
+    monkeypatch.setattr(processor.train, "CHECK_EVERY", 3)
+    monkeypatch.setattr(RunningMeans, "add", lambda self, step, *losses, real=RunningMeans.add: (
+        steps.append(step), real(self, step, *losses)))
+    monkeypatch.setattr(RunningMeans, "check", lambda *arguments: steps.append("look"))
+    train("prepare", model, named(banks), tiny_settings(epochs=1), TinyRun(tmp_path), tester)
+    assert steps == [1, 2, 3, "look", 4, 5, 6, "look", 7, 8, "look"]
 
 
 def test_a_clock_begins_where_the_earlier_run_ended(monkeypatch):
