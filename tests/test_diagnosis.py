@@ -1,5 +1,6 @@
 """Cluster quality by hand-built cases, and the proof that identities stay out of training."""
 import json
+import time
 
 import numpy as np
 import pytest
@@ -95,11 +96,12 @@ def test_identities_never_reach_the_other_methods(tiny_clip_file, banks, tmp_pat
     assert metrics[1]["ari_rgb"] > other_metrics[1]["ari_rgb"]
 
 
-def test_event_files_hold_the_numbers(tmp_path):
+def test_event_files_hold_the_numbers(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from utils.events import EventLog
     for first in (1, 2):                   # the second log goes on with an epoch that had been written already
+        monkeypatch.setattr(time, "time", lambda now=1e9 + first: now)     # files are read in this order
         log = EventLog(tmp_path)
         for epoch in (first, first + 1):
             log.add("prepare", epoch, {"loss": 1.0 / (epoch + first), "test": {"rank1": 0.5}}, {"size": np.arange(9)})
