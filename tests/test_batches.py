@@ -7,8 +7,7 @@ from data.augment import Augmentation, apply, draw, normalise
 from data.sampler import cluster_batches, iterations_per_epoch
 from processor.prompt import PromptBatches
 from processor.train import Batches
-from tests.tiny import EACH, PEOPLE, tiny_banks, tiny_prompt_settings, tiny_settings
-from utils.distributed import Processes
+from tests.tiny import EACH, PEOPLE, one_of, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng
 
@@ -157,10 +156,8 @@ def test_each_process_has_its_share_of_a_batch(method):
     whole = batches_of(method, channel=0.5)[1]
     shares = []
     for rank in range(2):
-        processes = Processes()
-        processes.rank, processes.size = rank, 2
         batches = batches_of(method, channel=0.5)
-        batches.processes = processes
+        batches.processes = one_of(2, rank)
         shares.append(batches[1])
     for m in Modality:
         assert torch.equal(torch.cat([share.images[m] for share in shares]), whole.images[m])

@@ -19,9 +19,9 @@ from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from tests import shares
-from tests.tiny import HEIGHT, WIDTH
+from tests.tiny import HEIGHT, WIDTH, one_of
 from tests.workers import Workers, script
-from utils.distributed import ALONE, Processes, checksum, join_processes
+from utils.distributed import ALONE, checksum, join_processes
 from utils.errors import UserError, exit_on_user_error, is_lost_process
 from utils.modality import Modality
 
@@ -30,13 +30,6 @@ IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 GLOBAL, LOCAL, HALVES, UNGUIDED = (1, True), (None, True), (2, True), (1, False)      # splits, whether texts guide
 METHODS = tuple((1, True, method, gradients) for method in ("pgm", "rpnr") for gradients in ("exact", "released"))
 CASES = {1: (GLOBAL, HALVES, UNGUIDED, *METHODS), 2: (GLOBAL, HALVES, UNGUIDED, LOCAL, *METHODS), 4: (GLOBAL, HALVES)}
-
-
-def one_of(size, rank=0):
-    """A process of several that talks to nobody."""
-    process = Processes()
-    process.rank, process.size = rank, size
-    return process
 
 
 # ---- Results

@@ -10,8 +10,7 @@ from data.augment import normalise
 from data.images import ImageBank
 from model.cclnet import CCLNet
 from processor.features import embed, grown_batch
-from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_banks
-from utils.distributed import Processes
+from tests.tiny import HEIGHT, IMAGES, WIDTH, one_of, tiny_banks
 from utils.finite import NonFinite
 from utils.modality import Modality
 
@@ -20,7 +19,7 @@ from utils.modality import Modality
 def test_a_process_embeds_its_share(model, banks, monkeypatch, rank, rows):
     """Two batches for three processes; the first one embeds an image in vain."""
     bank, indices = banks[Modality.RGB], np.array([7, 3, 9, 1, 0, 8])
-    processes, sizes = Processes(), []
+    processes, sizes = one_of(3, rank), []
     expected = embed(model, bank, Modality.RGB, indices=indices, batch_size=4, precision="fp32")["feature"]
 
     def encode(self, images, *rest, real=CCLNet.encode):
@@ -28,7 +27,6 @@ def test_a_process_embeds_its_share(model, banks, monkeypatch, rank, rows):
         return real(self, images, *rest)
 
     monkeypatch.setattr(CCLNet, "encode", encode)
-    processes.rank, processes.size = rank, 3
     found = embed(model, bank, Modality.RGB, indices=indices, batch_size=4, precision="fp32",
                   processes=processes)["feature"]
     torch.testing.assert_close(found, expected[rows])

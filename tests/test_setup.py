@@ -11,7 +11,7 @@ from configs.defaults import load_config
 from processor.run import Run, SilentRun
 from processor.setup import Setup, check_shares, train_settings
 from tests.scripts import settings
-from utils.distributed import Processes
+from tests.tiny import one_of
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -35,8 +35,8 @@ def new_setup(data, tiny_clip_file, tmp_path):
 def of_two(monkeypatch):
     """A function: rank -> makes every `Setup` one of two processes, which talks to nobody; `left` counts its ends."""
     def join(rank):
-        processes = Processes()
-        processes.rank, processes.size, processes.left = rank, 2, []
+        processes = one_of(2, rank)
+        processes.left = []
         processes.leave = lambda: processes.left.append(rank)
         monkeypatch.setattr("processor.setup.join_processes", lambda device_type: processes)
         return processes

@@ -30,11 +30,11 @@ from tests.tiny import (
     PEOPLE,
     WIDTH,
     TinyRun,
+    one_of,
     tiny_prompt_settings,
     tiny_settings,
     tiny_tester,
 )
-from utils.distributed import Processes
 from utils.errors import UserError
 from utils.finite import NonFinite, RunningMeans
 from utils.modality import Modality
@@ -220,8 +220,7 @@ def test_guidance_of_two_processes_has_the_mean_of_the_batchs_loss(batch):
     positions = {m: np.array(batch) for m in Modality}
     whole, parts = guidance.losses(rows, positions), []
     for rank in range(2):
-        processes = Processes()
-        processes.rank, processes.size = rank, 2
+        processes = one_of(2, rank)
         parts.append(guidance.losses({m: rows[m][processes.share(4)] for m in Modality}, positions, processes))
     for name, loss in whole.items():
         assert float(sum(part[name] for part in parts) / 2) == pytest.approx(float(loss), rel=1e-6)

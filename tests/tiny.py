@@ -12,6 +12,7 @@ from data.records import DataSet, ImageSet, Retrieval
 from processor.evaluate import Tester
 from processor.run import Run
 from processor.setup import prompt_settings, train_settings
+from utils.distributed import Processes
 from utils.modality import Modality
 
 HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
@@ -72,6 +73,13 @@ def tiny_tester(banks, every=100, order=None):
     """A `Tester` on the tiny data; order: as `tiny_data`."""
     data = tiny_data(order)
     return Tester(data, banks, data.retrieval(), every, 64, "fp32")
+
+
+def one_of(size, rank=0):
+    """A process of several that talks to nobody."""
+    processes = Processes()
+    processes.rank, processes.size = rank, size
+    return processes
 
 
 class TinyRun(Run):
