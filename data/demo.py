@@ -367,15 +367,21 @@ def caption(person: Person, infrared: bool, coloured: bool = True, brief: bool =
 def draw_dataset(root: str | Path, seed: int = 0) -> None:
     """Draw the demo's people into the folder `root`, which must not exist; it appears only when complete.
 
-    Raises FileExistsError where `root` exists.
+    Raises FileExistsError where `root` exists, be it since before or drawn meanwhile by another process; it is kept.
     """
     root = Path(root)
+    exists = f"{root} exists already; remove it to draw the demo's people again"
     if root.exists():
-        raise FileExistsError(f"{root} exists already; remove it to draw the demo's people again")
+        raise FileExistsError(exists)
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
         _write_dataset(Path(partial) / root.name, seed)
-        (Path(partial) / root.name).rename(root)
+        try:
+            (Path(partial) / root.name).rename(root)
+        except OSError as error:
+            if root.exists():
+                raise FileExistsError(exists) from error
+            raise
 
 
 def _write_dataset(root: Path, seed: int) -> None:

@@ -1,12 +1,12 @@
 """Open data sets by name. A new one is a module with a `load` and an entry here."""
-from pathlib import Path
+from contextlib import suppress
 
 from data import demo, llcm, regdb, sysu, table
 from utils.errors import UserError
 
 
 def _open_demo(root, trial, check_counts):
-    if not Path(root).exists():
+    with suppress(FileExistsError):     # drawn before, or meanwhile by another run
         demo.draw_dataset(root, seed=trial - 1)
     return sysu.load(root, "demo", kind=sysu.OtherPeople)
 

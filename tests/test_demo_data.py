@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from data import demo
+from data.registry import open_dataset
+from utils.modality import Modality
 
 
 @pytest.fixture
@@ -77,3 +79,19 @@ def test_existing_folder_is_kept(small, tmp_path):
     with pytest.raises(FileExistsError, match="remove it"):
         demo.draw_dataset(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_of_two_runs_that_draw_at_once_both_read_what_the_first_drew(small, tmp_path, monkeypatch):
+    root, write = tmp_path / "demo", demo._write_dataset
+
+    def overtaken(target, seed):
+        """Draw, while another process draws the same people and is done first."""
+        monkeypatch.setattr(demo, "_write_dataset", write)
+        demo.draw_dataset(root, seed)
+        (root / "first").touch()
+        write(target, seed)
+
+    monkeypatch.setattr(demo, "_write_dataset", overtaken)
+    assert len(open_dataset("demo", root).train[Modality.RGB]) > 0
+    assert (root / "first").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
