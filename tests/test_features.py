@@ -15,11 +15,12 @@ from utils.finite import NonFinite
 from utils.modality import Modality
 
 
-@pytest.mark.parametrize("rank, rows", [(0, slice(0, 0)), (1, slice(0, 4)), (2, slice(4, 6))])
-def test_a_process_embeds_its_share(model, banks, monkeypatch, rank, rows):
-    """Two batches for three processes; the first one embeds an image in vain."""
+@pytest.mark.parametrize("count, rank, rows", [(3, 0, slice(0, 0)), (3, 1, slice(0, 4)), (3, 2, slice(4, 6)),
+                                               (4, 2, slice(4, 4))])
+def test_a_process_embeds_its_share(model, banks, monkeypatch, count, rank, rows):
+    """Two batches for three or four processes; a process without a batch embeds an image in vain."""
     bank, indices = banks[Modality.RGB], np.array([7, 3, 9, 1, 0, 8])
-    processes, sizes = one_of(3, rank), []
+    processes, sizes = one_of(count, rank), []
     expected = embed(model, bank, Modality.RGB, indices=indices, batch_size=4, precision="fp32")["feature"]
 
     def encode(self, images, *rest, real=CCLNet.encode):
@@ -52,7 +53,7 @@ def test_batches_grow_with_the_memory():
 
 def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, monkeypatch):
     """A GPU is played by the CPU: 2 MB are given for every image of the first batch; more than 9 images do not fit."""
-    sizes, real, given = [], CCLNet.encode, iter((10**6, 9 * 10**6))
+    sizes, real, given = [], CCLNet.encode, iter((92 * 10**6, 100 * 10**6))
     expected = embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=64, precision="fp32")["feature"]
     monkeypatch.setattr(processor.features, "bytes_given", lambda device: next(given, 0))
     monkeypatch.setattr(processor.features, "bytes_free", lambda device: 50 * 10**6)
