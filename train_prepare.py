@@ -18,8 +18,8 @@ def main():
 
     setup = Setup(config, "train_prepare")
     model, images, tester = setup.model_to_train(), setup.banks("train"), setup.tester()
-    settings = train_settings(config, config.PREPARE.EPOCHS, allow_collapse=config.PREPARE.ALLOW_COLLAPSE,
-                              texts=False)
+    settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_SWAP,
+                              allow_collapse=config.PREPARE.ALLOW_COLLAPSE, texts=False)
     with setup.training("prepare", arguments.fresh) as run:
         train("prepare", model, images, settings, run, tester)
 

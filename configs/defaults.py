@@ -59,8 +59,8 @@ _C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
 _C.MEMORY.RENEWAL = ""               # plain | hard: samples that move a prototype; "" = the method's: pgm hard, cclnet
                                      # plain; rpnr has its own
 _C.MEMORY.SWAP_EPOCH = 61            # first epoch in which the modalities meet: swapping, or the cross-modal loss
-_C.MEMORY.SWAP_SCALE = 0.1           # share that a prototype keeps when swapped
-_C.MEMORY.SWAP_ORDER = "released"    # released | simultaneous (see loss/cclnet.py)
+_C.MEMORY.SWAP_SCALE = 0.1           # cclnet: share that a prototype keeps when swapped
+_C.MEMORY.SWAP_ORDER = "released"    # cclnet: released | simultaneous (see loss/cclnet.py)
 _C.MEMORY.CROSS_WEIGHT = 0.25        # pgm, rpnr: of the cross-modal loss
 _C.MEMORY.GRADIENTS = "exact"        # pgm, rpnr: exact | released (see loss/pgm.py)
 _C.MEMORY.HYBRID_WEIGHT = 0.5        # rpnr: of the loss with the hybrid memory
@@ -88,6 +88,7 @@ _C.OPTIM.FACTORS = []                # [start of a name, factor on its rate] pai
 _C.PREPARE = CfgNode()
 _C.PREPARE.EPOCHS = 120              # of train_prepare.py
 _C.PREPARE.ALLOW_COLLAPSE = False    # True: train on though a modality stays in one cluster
+_C.PREPARE.RESTART_AT_SWAP = False   # new Adam and new warm-up at MEMORY.SWAP_EPOCH, as the second runs of PGM and RPNR
 
 _C.PROMPT = CfgNode()
 _C.PROMPT.EPOCHS = 60                # of train_clip.py's first stage

@@ -36,6 +36,7 @@ class PGM(CrossMemory):
     renewal = "hard"
     views = 2
     associate = staticmethod(progressive)
+    _links = None           # those of the step
 
     @property
     def is_odd(self):
@@ -51,6 +52,12 @@ class PGM(CrossMemory):
     def needs_whole_batch(self):
         """Released gradients depend on the order of images; the cross-modal loss is a mean over the linked ones."""
         return self.settings.gradients == "released" or bool(self.meets and (self.crossing()[1] < 0).any())
+
+    def links(self):
+        """Return the epoch's `Links`, or those of the prototypes, which are linked once in a step."""
+        if self._links is None:
+            self._links = super().links()
+        return self._links
 
     def visits(self, labels):
         """List the `Visit`s of a step, in the order in which the released code's backward pass makes them.
@@ -99,7 +106,13 @@ class PGM(CrossMemory):
         memories = self.named
         for visit in self.visits(labels):
             memories[visit.memory].update(*with_partner(features[visit.batch], visit.labels))
+        self._links = None
         return {}
+
+    def load_state_dict(self, state):
+        """Copy the prototypes of `state_dict`."""
+        super().load_state_dict(state)
+        self._links = None
 
 
 def with_partner(x, labels):

@@ -175,7 +175,7 @@ def measure_prepare(arguments, started):
     """Measure train_prepare.py: [`StageCost`]. Args: of `load_config`; started: time.time() before the process."""
     setup = Measured(load_config(*arguments))
     model, banks, config = setup.new_model(), setup.train_banks(), setup.config
-    settings = train_settings(config, config.PREPARE.EPOCHS)
+    settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_SWAP)
     once = time.time() - started
     return [_measure_stage("prepare", setup, model, banks, settings, once)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from configs.defaults import as_dict, load_config
 from processor.evaluate import RANKS
 from processor.grid import BASELINE, RECORD, TESTED, read_record, results_file
 from processor.run import MAY_CHANGE
@@ -35,7 +36,7 @@ class RunResults:
     """What the folder of one run holds."""
 
     folder: Path
-    settings: dict      # "SECTION.KEY" -> value
+    settings: dict      # "SECTION.KEY" -> value; the default of a key that is younger than the run
     varied: tuple       # keys that its grid varied
     state: str          # of `processor.grid.STATES`; "" where the run is of no grid
     error: str
@@ -88,7 +89,8 @@ def _is_run(folder):
 def _read_run(folder, protocol):
     record, path, tests = read_record(folder), folder / "config.yml", {}
     try:
-        settings = flat(yaml.safe_load(path.read_text())) if path.is_file() else record["settings"]
+        settings = flat(as_dict(load_config())) | (flat(yaml.safe_load(path.read_text())) if path.is_file()
+                                                   else record["settings"])
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the settings that a "
                         "run wrote. Run its stage again")

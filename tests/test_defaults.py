@@ -46,7 +46,7 @@ OURS = {     # what the released code has no setting for
 }
 ELSEWHERE = {    # of other methods' released codes
     "INPUT.CHANNEL": 0.0, "MEMORY.CROSS_WEIGHT": 0.25, "MEMORY.HYBRID_WEIGHT": 0.5, "MEMORY.RELATION": "released",
-    "MEMORY.RELATION_WEIGHT": 10.0, "MEMORY.TOP_IMAGES": 20,
+    "MEMORY.RELATION_WEIGHT": 10.0, "MEMORY.TOP_IMAGES": 20, "PREPARE.RESTART_AT_SWAP": False,
 }
 REGDB = {    # where RegDB's recipe differs
     "OUTPUT_DIR": "runs/regdb/trial1", "DATASET.NAME": "regdb", "DATASET.ROOT": "dataset/RegDB",

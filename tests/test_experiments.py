@@ -325,6 +325,15 @@ def test_table_of_two_methods(tmp_path, capsys):
     assert r"\multicolumn{3}{c}{best on test}" in latex and r"\bottomrule" in latex
 
 
+def test_a_run_that_is_older_than_a_key_is_of_the_same_method(tmp_path):
+    record(tmp_path / "old", seed=1)
+    record(tmp_path / "new", seed=2, PREPARE={"RESTART_AT_SWAP": False})
+    record(tmp_path / "other", seed=1, PREPARE={"RESTART_AT_SWAP": True})
+    rows = summary.summarise(summary.read_runs([tmp_path], "python"))
+    assert {row.method: row.n for row in rows if not row.source} == {"PREPARE.RESTART_AT_SWAP False": 2,
+                                                                     "PREPARE.RESTART_AT_SWAP True": 1}
+
+
 def test_a_table_shows_what_was_logged(tmp_path, capsys):
     """Of the last epoch of the checkpoint's own stage; a number that only some runs have is left out."""
     for seed, share in ((1, 0.25), (2, 0.75)):

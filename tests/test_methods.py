@@ -292,6 +292,27 @@ def test_whole_batches_are_asked_for_where_losses_are_no_means_over_images():
                 torch.testing.assert_close(sum(half[name] for half in halves) / 2, whole)
 
 
+@pytest.mark.parametrize("method", ["pgm", "rpnr"])
+def test_prototypes_are_linked_once_in_a_step(method, monkeypatch):
+    """By the prototypes of the step, be they those after an update or those of a state that was loaded."""
+    of, given = method_class(method), []
+    monkeypatch.setattr(of, "associate", staticmethod(
+        lambda *rows, real=of.associate: given.append(rows[0].clone()) or real(*rows)))
+    both, other, (x, labels) = memory(method, 3), memory(method, 3), batch()
+    prototypes = both.memories[Modality.RGB].prototypes
+    for step in range(2):
+        given.clear()
+        start = prototypes.clone()
+        both.losses(x, labels)
+        both.update(x, labels)
+        assert len(given) == (method == "pgm" or step == 1) and all(torch.equal(rows, start) for rows in given)
+    other.links()
+    other.load_state_dict(both.state_dict())
+    given.clear()
+    other.links()
+    assert len(given) == 1 and torch.equal(given[0], prototypes) and not torch.equal(prototypes, start)
+
+
 # ---- Settings
 
 def test_settings_reach_the_methods(monkeypatch):
@@ -349,6 +370,24 @@ def test_configurations_of_the_methods(name, method, momentum):
     assert config.MEMORY.SWAP_EPOCH == config.PREPARE.EPOCHS // 2 + 1 == config.FINETUNE.EPOCHS // 2 + 1
     assert config.MEMORY.TOP_IMAGES == (5 if (name, method) == ("regdb", "rpnr") else 20)
     assert method in config.OUTPUT_DIR and config.DATASET.NAME == name
+
+
+@pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
+@pytest.mark.parametrize("method", ["pgm", "rpnr"])
+def test_learning_rates_of_the_methods_are_those_of_two_released_runs(name, method):
+    """PyTorch's own StepLR, of 20 epochs in a run of 50 (PGM's train_regdb.py: 10 of 30), anew in each half."""
+    epochs, step = (30, 10) if (name, method) == ("regdb", "pgm") else (50, 20)
+    adam, run = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=3.5e-4), []
+    released = torch.optim.lr_scheduler.StepLR(adam, step_size=step, gamma=0.1)
+    for _ in range(epochs):
+        run += released.get_last_lr()
+        adam.step()
+        released.step()
+    config = load_config(f"configs/{name}_{method}.yml")
+    for stage in (config.PREPARE, config.FINETUNE):
+        s = train_settings(config, stage.EPOCHS, stage.RESTART_AT_SWAP)
+        assert [s.lr * s.lr_factor(epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
+        assert s.restart_epoch == epochs + 1 and s.bias_lr_factor == 1
 
 
 # ---- Matching spaces

@@ -66,6 +66,8 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "MODEL.NAME": "test_vit.py: test_names: OpenAI's models are downloads, and a file's kind is read from it",
     "MODEL.STRIDE": "test_vit.py: test_a_run_of_both_scripts: a ResNet's stride is its own",
     "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
+    "PREPARE.RESTART_AT_SWAP": "test_setup.py: test_train_prepare_restarts_at_the_swap_epoch_if_asked, for here it "
+                               "would hide what FINETUNE.RESTART_AT_SWAP reaches",
     "LOG.WANDB": "test_wandb.py: test_numbers_of_every_epoch, for the package is an extra",
 }
 

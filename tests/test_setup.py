@@ -10,6 +10,7 @@ import trees
 from configs.defaults import load_config
 from processor.run import Run, SilentRun
 from processor.setup import Setup, check_shares, train_settings
+from tests import scripts
 from tests.scripts import settings
 from tests.tiny import one_of
 from utils.errors import UserError
@@ -159,6 +160,19 @@ def test_settings_of_a_stage():
     assert (plain.allow_collapse, restarted.allow_collapse) == (True, False)
     grey = {m: (a.grey, a.channel) for m, a in plain.augmentation.items()}
     assert grey == {Modality.RGB: (0.3, 0.2), Modality.IR: (0.0, 0.0)}
+
+
+@pytest.mark.parametrize("restart, factors", [(False, (0.505, 1.0, 0.1)), (True, (0.505, 0.505, 1.0))])
+def test_train_prepare_restarts_at_the_swap_epoch_if_asked(data, tiny_clip_file, tmp_path, monkeypatch, restart,
+                                                           factors):
+    """Whatever the fine-tune does: its own key says the opposite here."""
+    scripts.without_report(monkeypatch)
+    words = settings(DATASET__ROOT=data, DATASET__CACHE_DIR=tmp_path / "cache", MODEL__CLIP_WEIGHTS=tiny_clip_file,
+                     OUTPUT_DIR=tmp_path / "run", PREPARE__EPOCHS=3, OPTIM__LR=0.001, OPTIM__STEPS="[3]",
+                     PREPARE__RESTART_AT_SWAP=restart, FINETUNE__RESTART_AT_SWAP=not restart)
+    assert scripts.call(scripts.load("train_prepare"), words) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows] == pytest.approx([0.001 * factor for factor in factors])
 
 
 def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
