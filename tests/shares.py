@@ -7,6 +7,7 @@ from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.features import embed
 from processor.guidance import TextGuidance
+from processor.linking import start_memory
 from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from processor.train import Batches, TrainState, heads_of, train_step
 from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, tiny_banks, tiny_settings
@@ -15,15 +16,21 @@ from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3 == 0, -1, LABELS[m]) for m in Modality}     # a third without a text
+KNOWN[Modality.IR][LABELS[Modality.IR] == 2] = -1       # and a whole cluster
 STEPS = 12
 SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "MEMORY__SWAP_EPOCH": 1, "INPUT__ERASE": 0.5,
             "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0}
 
 
-def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, method="cclnet", gradients="exact"):
-    """Train on drawn images and fixed labels, with swapping: weights and prototypes on the host, and the losses."""
+def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, method="cclnet", space="prototype",
+                       gradients="exact"):
+    """Train on drawn images, known clusters and features drawn at random, in epochs in which the modalities meet.
+
+    Returns: the weights and what the last epoch's memory holds, on the host; the losses of every step.
+    """
     banks = tiny_banks()
-    settings = tiny_settings(epochs=3, **SETTINGS, MEMORY__METHOD=method, MEMORY__GRADIENTS=gradients)
+    settings = tiny_settings(epochs=3, **SETTINGS, MEMORY__METHOD=method, MEMORY__MATCH_BY=space,
+                             MEMORY__GRADIENTS=gradients)
     for bank in banks.values():
         bank.device = torch.device(device)
     model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH).to(device, dtype)
@@ -34,19 +41,22 @@ def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, meth
     guidance = TextGuidance(texts, KNOWN, 0.1) if guided else None
     state = TrainState(model, settings)
     wrapped = processes.wrap(model, lambda: model.parameters_without(heads_of(guidance)))
-    start = {m: torch.randn(PEOPLE, model.feature_dim, generator=generator).to(device, dtype) for m in Modality}
-    memory = settings.new_memory(start, 1, labels=LABELS, processes=processes)
+    sizes = {"feature": model.feature_dim, "projection": 32}
+    embedded = {m: {head: torch.randn(PEOPLE * EACH, size, generator=generator).to(device, dtype)
+                    for head, size in sizes.items()} for m in Modality}
     wrapped.train()
     losses, epoch = [], 0
     while len(losses) < STEPS:
         epoch += 1
-        batches = Batches(banks, LABELS, settings, epoch, processes)
+        labels, memory = start_memory(embedded, LABELS, epoch, settings, guidance, processes=processes)
+        batches = Batches(banks, labels, settings, epoch, processes)
         for step in range(min(len(batches), STEPS - len(losses))):
             found, _ = train_step(wrapped, state.optimizer, memory, batches[step], guidance, "fp32", processes)
             losses.append({name: float(value.detach()) for name, value in found.items()})
     for buffer in model.buffers():
         processes.same(buffer)
-    state = {**model.state_dict(), **{m.value: memory.memories[m].prototypes for m in Modality}}
+    state = {**model.state_dict(), **{f"{part}.{name}": value for part, held in memory.state_dict().items()
+                                      for name, value in held.items()}}
     return {name: value.cpu() for name, value in state.items()}, losses
 
 

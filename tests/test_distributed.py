@@ -28,7 +28,9 @@ from utils.modality import Modality
 ROOT = Path(__file__).resolve().parents[1]
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 GLOBAL, LOCAL, HALVES, UNGUIDED = (1, True), (None, True), (2, True), (1, False)      # splits, whether texts guide
-METHODS = tuple((1, True, method, gradients) for method in ("pgm", "rpnr") for gradients in ("exact", "released"))
+METHODS = tuple((1, True, *case) for case in (
+    ("none", "prototype"), ("cclnet", "projection"), ("pgm", "prototype"), ("pgm", "text"), ("rpnr", "projection"),
+    ("pgm", "centroid", "released"), ("rpnr", "prototype", "released")))
 CASES = {1: (GLOBAL, HALVES, UNGUIDED, *METHODS), 2: (GLOBAL, HALVES, UNGUIDED, LOCAL, *METHODS), 4: (GLOBAL, HALVES)}
 
 
