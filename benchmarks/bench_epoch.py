@@ -11,7 +11,7 @@ from benchmarks.harness import Results, Row, measure
 from configs.defaults import load_config
 from data.images import ImageBank, pick_cache
 from processor.features import embed
-from processor.pseudo_labels import centroids, make_pseudo_labels
+from processor.pseudo_labels import cluster_means, make_pseudo_labels
 from processor.setup import train_settings
 from processor.train import Batches, TrainState, train_step
 from utils.modality import Modality
@@ -65,7 +65,7 @@ def run_epoch(state, banks, epoch):
         for m, bank in banks.items()})
     seconds["clustering both modalities"], labels = timed(lambda: {
         m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality})
-    seconds["centroids"], start = timed(lambda: {m: centroids(features[m], labels[m]) for m in Modality})
+    seconds["clusters' means"], start = timed(lambda: {m: cluster_means(features[m], labels[m]) for m in Modality})
     memory, batches = s.new_memory(start, epoch), Batches(banks, labels, s, epoch)
     seconds["training"], _ = timed(lambda: take_steps(state, memory, batches, len(batches)))
     return seconds, memory, batches

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data.manifest import MANIFEST, manifest_differences
 from utils.checkpoint import load_array, save_array, save_json
@@ -66,11 +65,6 @@ def cluster_means(features, labels):
     owner = torch.from_numpy(labels[labels >= 0]).to(features.device)
     total = features.new_zeros(int(labels.max()) + 1, features.shape[1]).index_add_(0, owner, features[members])
     return total / torch.bincount(owner)[:, None]
-
-
-def centroids(features, labels):
-    """Average the features (N, D) of each label, then L2-normalise: (K, D); -1 is left out."""
-    return F.normalize(cluster_means(features, labels), dim=1)
 
 
 def save_pseudo_labels(folder, labels, manifest):

@@ -11,14 +11,15 @@ import yaml
 from configs.defaults import as_dict, load_config
 from processor.evaluate import RANKS
 from processor.grid import BASELINE, RECORD, TESTED, read_record, results_file
-from processor.run import MAY_CHANGE
+from processor.run import MAY_CHANGE, MODEL_FILES
 from utils.errors import UserError
 from utils.report.run_files import read_rows
 from utils.settings import differing_keys, flat
 
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
 SHOWN = ("rank1", "mAP", "mINP")        # in text and LaTeX; CSV holds all
-STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "model": "train_clip"}
+STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "finetune": "train_clip"}
+STAGE_OF = {name: stage for stage, name in MODEL_FILES.items()}     # start of a checkpoint's name -> stage
 SELECTIONS = {"last": "last epoch", "best": "best on test"}
 NO_METHOD = ("SEED", "DATASET.TRIAL", *MAY_CHANGE)      # settings that make no other method
 RELEASED = "README of the released code"
@@ -42,7 +43,7 @@ class RunResults:
     error: str
     tested: tuple       # checkpoints whose tests are expected
     tests: dict         # (checkpoint's name, mode) -> record of test.py
-    logged: dict        # "prepare" or "model", as checkpoints are named -> line of metrics.jsonl, of its last epoch
+    logged: dict        # "prepare" or "finetune" -> line of metrics.jsonl, of its last epoch
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,7 @@ def _read_run(folder, protocol):
 def _read_logged(folder):
     """Read what the log says of the last epoch of each stage with a checkpoint. Raises UserError: it is damaged."""
     rows = {row["stage"]: row for row in read_rows(folder)}     # the last of each
-    return {checkpoint: rows[stage] for checkpoint, stage in (("prepare", "prepare"), ("model", "finetune"))
-            if stage in rows}
+    return {stage: rows[stage] for stage in MODEL_FILES if stage in rows}
 
 
 def _read_results(path):
@@ -165,8 +165,8 @@ def summarise(runs, logged=()):
     groups = {}
     for method, run in zip(methods(runs), runs):
         for (checkpoint, mode), record in run.tests.items():
-            stage, _, selection = checkpoint.rpartition("_")
-            stage, selection = (BASELINE, "last") if checkpoint == BASELINE else (stage, selection)
+            name, _, selection = checkpoint.rpartition("_")
+            stage, selection = (BASELINE, "last") if checkpoint == BASELINE else (STAGE_OF[name], selection)
             group = groups.setdefault((method, stage, mode), {"last": [], "best": [], "logged": {}})
             group[selection].append(record)
             group["logged"][run.folder] = run.logged.get(stage, {})

@@ -72,6 +72,8 @@ CONFIGURATION = [
     case("batch of no instances", "train_prepare", lambda p: p.set(SAMPLER__INSTANCES=0), "from 1 to 10,000"),
     case("prompt batch 0", "train_clip", lambda p: p.set(PROMPT__BATCH_SIZE=0), "PROMPT.BATCH_SIZE is 0"),
     case("test batch 0", "test", lambda p: p.set(TEST__BATCH_SIZE=0), "TEST.BATCH_SIZE is 0"),
+    case("links by texts before there are any", "train_prepare", lambda p: p.set(MEMORY__MATCH_BY="text"),
+         "MEMORY.MATCH_BY is text, but train_prepare.py has no texts"),
     case("no epochs", "train_prepare", lambda p: p.set(PREPARE__EPOCHS=0), "PREPARE.EPOCHS is 0"),
     case("negative seed", "train_prepare", lambda p: p.set(SEED=-1), "SEED is -1"),
     case("height off the stride", "train_prepare", lambda p: p.set(INPUT__HEIGHT=40), "a multiple of 16"),

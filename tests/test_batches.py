@@ -142,9 +142,12 @@ def test_a_batch_holds_two_views_of_visible_images(method):
     assert not all(torch.equal(image[0], image[1]) for image in second)
 
 
-def test_images_are_drawn_by_modality_epoch_and_step():
-    batches = batches_of("cclnet")
+def test_images_are_drawn_by_modality_epoch_and_step_and_labels_are_theirs():
+    labels = {m: np.random.default_rng(number).permutation(LABELS[m]) for number, m in enumerate(Modality)}
+    batches = Batches(tiny_banks(), labels, batches_of("cclnet").settings, 1)
     for m, step in ((Modality.RGB, 0), (Modality.IR, 2)):
+        np.testing.assert_array_equal(batches[step].labels[m], labels[m][batches[step].positions[m]])
+        assert len(set(batches[step].labels[m])) > 1
         rows = batches.images[m].batch(batches.positions[m][step])
         plan = draw(batches.settings.augmentation[m], 4, rows.shape[2:], numpy_rng(1, "augment", m.value, 1, step))
         assert torch.equal(batches[step].images[m], apply(rows, plan))

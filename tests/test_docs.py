@@ -15,6 +15,7 @@ from data import registry
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor import summary
+from processor.run import MODEL_FILES
 from processor.train import train_step
 from tests.tiny import tiny_banks
 from tools import demo, method_figure, settings_page
@@ -143,10 +144,10 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
         method, space = (runs[0].settings[key] for key in ("MEMORY.METHOD", "MEMORY.MATCH_BY"))
         if (runs[0].folder / "BOUND.txt").is_file():
             space = re.match("Trained with (true links|true labels):", text_of(runs[0].folder / "BOUND.txt"))[1]
-        for stage, script in (("prepare", "train_prepare"), ("model", "train_clip")):
+        for stage, script in (("prepare", "train_prepare"), ("finetune", "train_clip")):
             if space == "text" and stage == "prepare":
                 continue
-            numbers = [run.tests[f"{stage}_last", "all"] for run in runs]
+            numbers = [run.tests[f"{MODEL_FILES[stage]}_last", "all"] for run in runs]
             cells = [spread([100 * found[name] for found in numbers], 1) for name in ("rank1", "mAP")]
             cells.append(spread([100 * run.logged[stage]["matching_accuracy"] for run in runs], 0))
             expected.append(f"| {method} | {space or 'prototype'} | {script} | {len(runs)} | {' | '.join(cells)} |")

@@ -34,7 +34,7 @@ from processor.evaluate import evaluate
 from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.prompt import PromptBatches, PromptState, prompt_loss, prompt_step, text_features
-from processor.pseudo_labels import centroids
+from processor.pseudo_labels import cluster_means
 from processor.train import Batches, TrainState, UnderWay, train, train_step
 from tests.tiny import (
     EACH,
@@ -187,7 +187,7 @@ def memory(swaps=True, dim=64):
 
 def test_prototypes_and_their_losses():
     with fake_cuda():
-        start = {m: centroids(x, LABELS[m] - 1) for m, x in random(IMAGES, 64).items()}
+        start = {m: cluster_means(x, LABELS[m] - 1) for m, x in random(IMAGES, 64).items()}
         assert on_gpu(start)
         assert on_gpu(memory().losses(random(4, 64), BATCH))
 
@@ -345,7 +345,7 @@ def test_retrieval_on_a_gpu(clip):
         banks = {m: ImageBank(bank.images, name, cache=cache) for m, bank in tiny_banks().items()}
         model = CCLNet(clip.visual, HEIGHT, WIDTH).to(name)
         features = embed(model, banks[Modality.IR], Modality.IR, BOTH, batch_size=7, precision="fp32")
-        start = centroids(features["feature"], LABELS[Modality.IR])
+        start = cluster_means(features["feature"], LABELS[Modality.IR])
         assert features["feature"].device.type == start.device.type == name
         result = evaluate(model, data, banks, [data.retrieval()], 7, "fp32")[0].mean()
         found[name, cache] = features, start, torch.tensor([result["rank1"], result["mAP"]])

@@ -74,8 +74,8 @@ def test_training_steps(golden, golden_clip, name, swap_scale):
         assert set(losses) == {k[:-1] for k in g.files if k.startswith("loss_")}
         # Adam magnifies rounding: after two updates the released code's fp32 loss_i2t is itself 1e-4 from what float64
         # gives, and processors without AVX-512 land as far on the other side.
-        bound = 1e-4 if step < 2 else 3e-4
         for key, value in losses.items():
+            bound = 3e-4 if step == 2 and "i2t" in key else 1e-4
             assert float(value.detach()) == pytest.approx(float(g[f"{key}{step}"]), rel=bound), (key, step)
         assert numbers["matched"] > 0
 

@@ -7,6 +7,8 @@ import scripts
 import torch
 import trees
 
+import loss.cluster_memory
+import processor.guidance
 import utils.metrics
 from configs.defaults import load_config
 from utils.runtime import autocast, gpu_rounding
@@ -32,11 +34,22 @@ def test_all_scripts_run_in_bf16(words, tmp_path, monkeypatch):
         return y
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    in_bf16 = {}
+
+    def noting(name, real):
+        def noted(*arguments, **named):
+            in_bf16.setdefault(name, set()).add(torch.is_autocast_enabled("cpu"))
+            return real(*arguments, **named)
+        return noted
+
+    for module, name in ((loss.cluster_memory, "cross_entropy"), (processor.guidance, "image_to_text")):
+        monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
     run, test = tmp_path / "run", tmp_path / "test"
     for script in ("train_prepare", "train_clip"):
         assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
     assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", test]) == 0
     assert convolutions == {torch.bfloat16}
+    assert in_bf16 == {"cross_entropy": {False}, "image_to_text": {False}}      # losses stay fp32
 
     content = torch.load(run / "model_last.pth", weights_only=True)
     assert {v.dtype for v in content["state_dict"].values() if v.is_floating_point()} == {torch.float32}

@@ -26,7 +26,8 @@ import utils.clustering
 from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from model.cclnet import CCLNet
-from model.clip import load_clip
+from model.clip import TextTower, load_clip
+from processor.prompt import text_features
 from processor.pseudo_labels import FILE_NAMES
 from processor.run import Run
 from processor.setup import Setup
@@ -36,7 +37,7 @@ from utils.runtime import _fp32_switches
 from utils.settings import flat
 
 PEOPLE = {"train": (1, 2, 3, 4), "val": (5,), "test": (6, 7, 8)}     # 8 RGB and 4 IR images each, files of 24 x 12
-EPOCHS = 5
+EPOCHS = {"prepare": 6, "prompt": 3, "finetune": 5}
 ODD = {      # key -> another value than the default; the fixture fills in None
     "OUTPUT_DIR": None, "SEED": 7, "DEVICE": "cpu", "PRECISION": "tf32", "PSEUDO_LABEL_DIR": None,
     "DATASET.ROOT": None, "DATASET.CACHE_DIR": None, "DATASET.CACHE": "device",
@@ -48,10 +49,10 @@ ODD = {      # key -> another value than the default; the fixture fills in None
     "SAMPLER.CLUSTERS": 3, "SAMPLER.INSTANCES": 4, "BATCH_NORM.SPLITS": 2,
     "OPTIM.LR": 0.0004, "OPTIM.BIAS_LR_FACTOR": 3.0, "OPTIM.WEIGHT_DECAY": 0.003, "OPTIM.WARMUP_EPOCHS": 3,
     "OPTIM.WARMUP_FACTOR": 0.25, "OPTIM.STEPS": [4, 5], "OPTIM.GAMMA": 0.5, "OPTIM.FACTORS": [["neck.", 0.1]],
-    "PREPARE.EPOCHS": EPOCHS,
-    "PROMPT.EPOCHS": 3, "PROMPT.BATCH_SIZE": 6, "PROMPT.LR": 0.004, "PROMPT.LR_MIN": 0.0002,
+    "PREPARE.EPOCHS": EPOCHS["prepare"],
+    "PROMPT.EPOCHS": EPOCHS["prompt"], "PROMPT.BATCH_SIZE": 6, "PROMPT.LR": 0.004, "PROMPT.LR_MIN": 0.0002,
     "PROMPT.WARMUP_LR": 0.001, "PROMPT.WARMUP_EPOCHS": 2, "PROMPT.WEIGHT_DECAY": 0.03,
-    "FINETUNE.EPOCHS": EPOCHS, "FINETUNE.LABEL_SMOOTHING": 0.3, "FINETUNE.RESTART_AT_SWAP": True,
+    "FINETUNE.EPOCHS": EPOCHS["finetune"], "FINETUNE.LABEL_SMOOTHING": 0.3, "FINETUNE.RESTART_AT_SWAP": True,
     "TEST.MODE": "indoor", "TEST.PROTOCOL": "original-1", "TEST.TRIALS": 3, "TEST.EVERY": 2, "TEST.BATCH_SIZE": 7,
     "CHECKPOINT.MINUTES": 2.5,
 }
@@ -65,7 +66,7 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "COMPILE": "test_compile.py: test_the_scripts_train_a_compiled_tower_if_asked, for compiling takes minutes",
     "MODEL.NAME": "test_vit.py: test_names: OpenAI's models are downloads, and a file's kind is read from it",
     "MODEL.STRIDE": "test_vit.py: test_a_run_of_both_scripts: a ResNet's stride is its own",
-    "PREPARE.ALLOW_COLLAPSE": "test_train.py: test_collapse_ends_the_run, for this run does not collapse",
+    "PREPARE.ALLOW_COLLAPSE": "test_setup.py: test_train_prepare_goes_past_a_collapse_if_asked, for this run has none",
     "PREPARE.RESTART_AT_SWAP": "test_setup.py: test_train_prepare_restarts_at_the_swap_epoch_if_asked, for here it "
                                "would hide what FINETUNE.RESTART_AT_SWAP reaches",
     "LOG.WANDB": "test_wandb.py: test_numbers_of_every_epoch, for the package is an extra",
@@ -354,7 +355,7 @@ def clustering(run):
     """K1, K2, EPS and MIN_SAMPLES, in that order, and each in the step that it belongs to."""
     for stage, watch in watches(run):
         calls = watch.of("cluster", stage)
-        assert len(calls) == 2 * EPOCHS and all(call.arguments[1:] == (9, 3, 0.7, 2) for call in calls)
+        assert len(calls) == 2 * EPOCHS[stage] and all(call.arguments[1:] == (9, 3, 0.7, 2) for call in calls)
         assert values_of(watch.of("k_nearest"), lambda call: call.arguments[1]) == 9
         assert values_of(watch.of("query_expansion"), lambda call: call.arguments[1].shape[1]) == 3
         assert values_of(watch.of("jaccard_graph"), lambda call: call.arguments[1]) == 0.7
@@ -386,7 +387,8 @@ def momentum(run):
 
 def swap_epoch(run):
     for stage, watch in watches(run):
-        steps = {epoch: sum(call.epoch == epoch for call in watch.of("train_step")) for epoch in range(1, EPOCHS + 1)}
+        steps = {epoch: sum(call.epoch == epoch for call in watch.of("train_step"))
+                 for epoch in range(1, EPOCHS[stage] + 1)}
         swaps = {epoch: sum(call.epoch == epoch for call in watch.of("swap", stage)) for epoch in steps}
         assert swaps == {epoch: count if epoch >= 4 else 0 for epoch, count in steps.items()}
 
@@ -442,12 +444,12 @@ def rates(watch, stage):
 
 def learning_rates(run):
     """0.0004 times the factor of the epoch, biases three times that; the fine-tune warms up again at epoch 4."""
-    factors = {"prepare": (0.5, 0.75, 1, 0.5, 0.25), "finetune": (0.5, 0.75, 1, 0.5, 0.75)}
+    factors = {"prepare": (0.5, 0.75, 1, 0.5, 0.25, 0.25), "finetune": (0.5, 0.75, 1, 0.5, 0.75)}
     for stage, watch in watches(run):
         found = rates(watch, stage)
-        assert [found[epoch][0] for epoch in range(1, 6)] == pytest.approx([0.0004 * f for f in factors[stage]])
-        assert [found[epoch][1] for epoch in range(1, 6)] == pytest.approx([0.0012 * f for f in factors[stage]])
-        assert [found[epoch][2] for epoch in range(1, 6)] == pytest.approx([0.00004 * f for f in factors[stage]])
+        for group, base in enumerate((0.0004, 0.0012, 0.00004)):
+            used = [found[epoch][group] for epoch in range(1, EPOCHS[stage] + 1)]
+            assert used == pytest.approx([base * factor for factor in factors[stage]])
 
 
 def parameter_groups(run):
@@ -486,9 +488,8 @@ def restart(run):
 
 
 def epochs(run):
-    found = {stage: [row["epoch"] for row in run.rows if row["stage"] == stage]
-             for stage in ("prepare", "prompt", "finetune")}
-    assert found == {"prepare": [1, 2, 3, 4, 5], "prompt": [1, 2, 3], "finetune": [1, 2, 3, 4, 5]}
+    found = {stage: [row["epoch"] for row in run.rows if row["stage"] == stage] for stage in EPOCHS}
+    assert found == {stage: list(range(1, epochs + 1)) for stage, epochs in EPOCHS.items()}
 
 
 def prompt_rates(run):
@@ -537,7 +538,7 @@ def precision(run):
 
 def every_epochs(run):
     for stage, watch in watches(run):
-        assert [row["epoch"] for row in run.rows if row["stage"] == stage and "test" in row] == [2, 4, 5]
+        assert [row["epoch"] for row in run.rows if row["stage"] == stage and "test" in row] == [2, 4, EPOCHS[stage]]
         assert len(watch.of("__call__", stage)) == 3
 
 
@@ -606,7 +607,15 @@ def test_setting_reaches_its_use(run, key):
     REACHES[key](run)
 
 
-@pytest.mark.parametrize("what", [trained_images_are_augmented, embedded_images_are_not_augmented, parameter_groups])
+def texts_are_those_of_the_learned_prompts(run):
+    learned = run.finetune.of("prompt_step")[-1].arguments[1]
+    expected = text_features(TextTower(load_clip(run.clip)), learned)
+    for number, call in enumerate(run.finetune.of("image_to_text")):
+        torch.testing.assert_close(call.arguments[1], expected[tuple(Modality)[number % 2]])
+
+
+@pytest.mark.parametrize("what", [trained_images_are_augmented, embedded_images_are_not_augmented, parameter_groups,
+                                  texts_are_those_of_the_learned_prompts])
 def test_beside_the_settings(run, what):
     what(run)
 

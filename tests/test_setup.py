@@ -175,6 +175,18 @@ def test_train_prepare_restarts_at_the_swap_epoch_if_asked(data, tiny_clip_file,
     assert [row["lr"] for row in rows] == pytest.approx([0.001 * factor for factor in factors])
 
 
+@pytest.mark.parametrize("allowed, code", [(False, 2), (True, 0)])
+def test_train_prepare_goes_past_a_collapse_if_asked(data, tiny_clip_file, tmp_path, monkeypatch, capsys, allowed,
+                                                     code):
+    scripts.without_report(monkeypatch)
+    monkeypatch.setattr("processor.train.make_pseudo_labels",
+                        lambda features, *_: torch.zeros(len(features), dtype=torch.int64).numpy())
+    words = settings(DATASET__ROOT=data, DATASET__CACHE_DIR=tmp_path / "cache", MODEL__CLIP_WEIGHTS=tiny_clip_file,
+                     OUTPUT_DIR=tmp_path / "run", PREPARE__EPOCHS=3, PREPARE__ALLOW_COLLAPSE=allowed)
+    assert scripts.call(scripts.load("train_prepare"), words) == code
+    assert allowed or "PREPARE.ALLOW_COLLAPSE True" in capsys.readouterr().err
+
+
 def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
     """What a state must fit is what checkpoints remember and what the script adds; Weights & Biases only if asked."""
     package = SimpleNamespace(made=[])

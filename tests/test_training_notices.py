@@ -36,7 +36,7 @@ def same(a, b):
 
 def test_prototypes_follow_the_features_of_every_step(model, banks, tmp_path, monkeypatch):
     """After each step each prototype is what the batch's features make of it, one after another."""
-    steps, features = [], {}
+    steps, features = {1: [], 2: []}, {}
 
     def loss(memory, x, labels, real=ClusterMemory.loss):
         features[id(memory)] = x.detach().clone()
@@ -51,13 +51,17 @@ def test_prototypes_follow_the_features_of_every_step(model, banks, tmp_path, mo
                 expected[label] = F.normalize(0.1 * expected[label] + 0.9 * x, dim=0)
             torch.testing.assert_close(memory.memories[m].prototypes, expected)
             assert not torch.allclose(expected, before[m], atol=1e-3)
-        steps.append(result)
+        steps[memory.epoch].append(result[0])
         return result
 
     monkeypatch.setattr(ClusterMemory, "loss", loss)
     monkeypatch.setattr(processor.train, "train_step", train_step)
-    train("prepare", model, banks, tiny_settings(epochs=2), TinyRun(tmp_path), tiny_tester(banks))
-    assert len(steps) >= 12
+    run = TinyRun(tmp_path)
+    train("prepare", model, banks, tiny_settings(epochs=2), run, tiny_tester(banks))
+    for row in run.rows("prepare"):         # what is logged is the mean over the epoch's steps
+        assert len(steps[row["epoch"]]) >= 6
+        for name in ("loss_rgb", "loss_ir"):
+            assert row[name] == pytest.approx(np.mean([float(losses[name]) for losses in steps[row["epoch"]]]))
 
 
 def test_an_epoch_starts_from_the_means_of_its_clusters(model, banks, tmp_path, monkeypatch):
@@ -184,7 +188,7 @@ class ScriptedTester:
     def __call__(self, model):
         self.given.append(weights(model))
         rank1 = self.rank1.pop(0)
-        return Evaluation("scripted", "v2t", (0,), (RankMetrics(np.array([rank1, 1.0]), rank1 / 2, rank1 / 4),))
+        return Evaluation("scripted", "v2t", (0,), (RankMetrics(np.array([rank1, 1.0]), (1 - rank1) / 2, rank1 / 4),))
 
 
 def test_best_and_last_checkpoint(model, banks, tmp_path, tiny_clip_file):
@@ -198,7 +202,7 @@ def test_best_and_last_checkpoint(model, banks, tmp_path, tiny_clip_file):
     best, last = checkpoint("best"), checkpoint("last")
     for content, epoch, rank1 in ((best, 2, 0.6), (last, 4, 0.4)):
         assert content["epoch"] == epoch and same(content["state_dict"], tester.given[epoch - 1])
-        assert (content["metrics"]["rank1"], content["metrics"]["mAP"]) == (rank1, rank1 / 2)
+        assert (content["metrics"]["rank1"], content["metrics"]["mAP"]) == (rank1, (1 - rank1) / 2)
     assert "test data" in best["selected"] and "selected" not in last
     assert not same(best["state_dict"], last["state_dict"])
 
