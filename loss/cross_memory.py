@@ -149,3 +149,9 @@ class CrossMemory:
         """Copy the prototypes of `state_dict`; links are given when the memory is made."""
         for m, memory in self.memories.items():
             memory.load_state_dict(state[m.value])
+
+
+def with_partner(x, labels):
+    """Keep the rows of x (B, D) and labels (B,) whose label is not -1."""
+    kept = np.flatnonzero(labels >= 0)
+    return (x, labels) if len(kept) == len(labels) else (x[to_device(kept, x.device)], labels[kept])

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from loss.association import progressive
-from loss.cross_memory import CrossMemory
+from loss.cross_memory import CrossMemory, with_partner
 from utils.modality import Modality
-from utils.runtime import to_device
 
 
 class Visit(NamedTuple):
@@ -113,9 +112,3 @@ class PGM(CrossMemory):
         """Copy the prototypes of `state_dict`."""
         super().load_state_dict(state)
         self._links = None
-
-
-def with_partner(x, labels):
-    """Keep the rows of x (B, D) and labels (B,) whose label is not -1."""
-    kept = np.flatnonzero(labels >= 0)
-    return (x, labels) if len(kept) == len(labels) else (x[to_device(kept, x.device)], labels[kept])

@@ -163,7 +163,8 @@ def epoch_lines(stage, numbers, epochs):
     clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} ({n[f'outliers_{m.value}']} outliers)"
                          for m in Modality)
     one_to_one = n.get("links_per_cluster_max", 0) <= 1
-    linked = f", {n['matched']:.0f} pairs" if n["matched"] and one_to_one else ""
+    count = n["matched"] or n.get("links", 0)       # pgm and rpnr match nothing in a step
+    linked = f", {count:.0f} pairs" if count and one_to_one else ""
     if not one_to_one:
         linked = f", {n['links']} links, {n['links_per_cluster']:.1f} per cluster"
     diagnosis = (f" | diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, "

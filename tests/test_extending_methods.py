@@ -4,15 +4,19 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from loss.methods import METHODS, method_class
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from processor.guidance import TextGuidance
+from processor.linking import start_memory
 from processor.train import train
-from tests.tiny import HEIGHT, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from tests.tiny import EACH, HEIGHT, IMAGES, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.errors import UserError
+from utils.modality import Modality
 
 PAGE = (Path(__file__).parent.parent / "docs/extending-methods.md").read_text()
 
@@ -49,6 +53,22 @@ def test_the_pages_method_trains(page, tiny_clip_file, tmp_path):
     first, second = run.rows("prepare")
     assert "loss_cross" not in first and second["loss_cross"] > 0 and second["links"] > 0
     assert any(not torch.equal(start[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_pages_method_trains_where_clusters_have_no_link(page):
+    """A cluster without a text has no partner: its images have no part in the loss across."""
+    labels = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+    known = {m: np.where(labels[m] == 0, -1, labels[m]) for m in Modality}
+    guidance = TextGuidance({m: torch.randn(PEOPLE, 8) for m in Modality}, known, 0.1)
+    settings = tiny_settings(MEMORY__METHOD="nearest", MEMORY__MATCH_BY="text", MEMORY__SWAP_EPOCH=1)
+    embedded = {m: {"feature": torch.randn(IMAGES, 16)} for m in Modality}
+    _, memory = start_memory(embedded, labels, 1, settings, guidance)
+    assert memory.needs_whole_batch and all(links[0] == -1 for links in memory.links())
+    x = {m: embedded[m]["feature"] for m in Modality}
+    across = memory.losses(x, labels)["loss_cross"]
+    linked = memory.losses({m: x[m][EACH:] for m in Modality}, {m: labels[m][EACH:] for m in Modality})["loss_cross"]
+    none = memory.losses({m: x[m][:EACH] for m in Modality}, {m: labels[m][:EACH] for m in Modality})["loss_cross"]
+    assert float(across) > 0 and torch.equal(across, linked) and torch.isfinite(none)
 
 
 def test_the_pages_command_names_what_there_is():
