@@ -61,7 +61,7 @@ def test_prototypes_follow_the_features_of_every_step(model, banks, tmp_path, mo
     for row in run.rows("prepare"):         # what is logged is the mean over the epoch's steps
         assert len(steps[row["epoch"]]) >= 6
         for name in ("loss_rgb", "loss_ir"):
-            assert row[name] == pytest.approx(np.mean([float(losses[name]) for losses in steps[row["epoch"]]]))
+            assert row[name] == pytest.approx(np.mean([float(losses[name].detach()) for losses in steps[row["epoch"]]]))
 
 
 def test_an_epoch_starts_from_the_means_of_its_clusters(model, banks, tmp_path, monkeypatch):
