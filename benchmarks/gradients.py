@@ -11,7 +11,6 @@ import dataclasses
 from importlib import import_module
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from loss.pgm import PGM
@@ -22,8 +21,7 @@ def gradients_of(losses, memory, features, labels, kind):
     """Take the gradients of a step: Modality -> (B * D,). Args: losses: of PGM; kind: "exact" or "released"."""
     settings, rows = memory.settings, {m: x.detach().clone().requires_grad_() for m, x in features.items()}
     memory.settings = dataclasses.replace(settings, gradients=kind)
-    with torch.enable_grad():
-        sum(losses(memory, rows, labels).values()).backward()
+    sum(losses(memory, rows, labels).values()).backward()
     memory.settings = settings
     return {m: x.grad.flatten() for m, x in rows.items()}
 

@@ -71,11 +71,13 @@ class HardMemory(ClusterMemory):
 
 
 def cross_entropy(x, prototypes, labels, temperature, before=None):
-    """Compute the mean cross entropy of x @ prototypes.T / temperature.
+    """Compute the mean cross entropy of x @ prototypes.T / temperature; of no rows 0, which has a gradient.
 
     Args: x: (B, D); prototypes: (K, D); labels: (B,); before: (K, D) prototypes of an earlier time, whose logits take
         the place of today's, while the logits' gradient stays today's.
     """
+    if not len(labels):
+        return x.sum()
     logits = x @ prototypes.T
     if before is not None:
         logits = logits + (x @ before.T - logits).detach()

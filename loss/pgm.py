@@ -91,9 +91,7 @@ class PGM(CrossMemory):
         for visit in self.visits(labels):
             x, clusters = with_partner(features[visit.batch], visit.labels)
             memory = memories[visit.memory]
-            if not len(clusters):
-                losses[visit.name] = x.sum()        # of no rows: 0, which has a gradient
-            elif memories is before:
+            if memories is before:
                 losses[visit.name] = visit.weight * memory.loss(x, clusters)
             else:       # a copy for autograd, which multiplies its rows after the update
                 losses[visit.name] = visit.weight * copy.deepcopy(memory).loss(x, clusters, before[visit.memory])

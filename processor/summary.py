@@ -21,6 +21,7 @@ SHOWN = ("rank1", "mAP", "mINP")        # in text and LaTeX; CSV holds all
 STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "finetune": "train_clip"}
 STAGE_OF = {name: stage for stage, name in MODEL_FILES.items()}     # start of a checkpoint's name -> stage
 SELECTIONS = {"last": "last epoch", "best": "best on test"}
+DEFAULTS = flat(as_dict(load_config()))
 NO_METHOD = ("SEED", "DATASET.TRIAL", *MAY_CHANGE)      # settings that make no other method
 RELEASED = "README of the released code"
 # (data set, stage, mode, what was chosen, numbers in percent, source). Nothing else is the authors' number.
@@ -90,8 +91,7 @@ def _is_run(folder):
 def _read_run(folder, protocol):
     record, path, tests = read_record(folder), folder / "config.yml", {}
     try:
-        settings = flat(as_dict(load_config())) | (flat(yaml.safe_load(path.read_text())) if path.is_file()
-                                                   else record["settings"])
+        settings = DEFAULTS | (flat(yaml.safe_load(path.read_text())) if path.is_file() else record["settings"])
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the settings that a "
                         "run wrote. Run its stage again")

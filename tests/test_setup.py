@@ -11,7 +11,6 @@ from configs.defaults import load_config
 from processor.run import Run, SilentRun
 from processor.setup import Setup, check_shares, train_settings
 from tests import scripts
-from tests.scripts import settings
 from tests.tiny import one_of
 from utils.errors import UserError
 from utils.modality import Modality
@@ -23,13 +22,24 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def new_setup(data, tiny_clip_file, tmp_path):
+def words(data, tiny_clip_file, tmp_path):
+    """A function: changes of the settings -> those of a run in tmp_path, as on the command line."""
+    return lambda **changes: scripts.settings(**{
+        "DATASET__ROOT": data, "DATASET__CACHE_DIR": tmp_path / "cache", **changes},
+        MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
+
+
+@pytest.fixture
+def new_setup(words):
     """A function: changes of the settings -> `Setup`."""
-    def new(**changes):
-        words = settings(**{"DATASET__ROOT": data, "DATASET__CACHE_DIR": tmp_path / "cache", **changes},
-                         MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
-        return Setup(load_config(None, words), "train_prepare")
-    return new
+    return lambda **changes: Setup(load_config(None, words(**changes)), "train_prepare")
+
+
+@pytest.fixture
+def train_prepare(words, monkeypatch):
+    """A function: changes of the settings -> exit code of train_prepare.py, which makes no page."""
+    scripts.without_report(monkeypatch)
+    return lambda **changes: scripts.call(scripts.load("train_prepare"), words(**changes))
 
 
 @pytest.fixture
@@ -163,27 +173,19 @@ def test_settings_of_a_stage():
 
 
 @pytest.mark.parametrize("restart, factors", [(False, (0.505, 1.0, 0.1)), (True, (0.505, 0.505, 1.0))])
-def test_train_prepare_restarts_at_the_swap_epoch_if_asked(data, tiny_clip_file, tmp_path, monkeypatch, restart,
-                                                           factors):
+def test_train_prepare_restarts_at_the_swap_epoch_if_asked(train_prepare, tmp_path, restart, factors):
     """Whatever the fine-tune does: its own key says the opposite here."""
-    scripts.without_report(monkeypatch)
-    words = settings(DATASET__ROOT=data, DATASET__CACHE_DIR=tmp_path / "cache", MODEL__CLIP_WEIGHTS=tiny_clip_file,
-                     OUTPUT_DIR=tmp_path / "run", PREPARE__EPOCHS=3, OPTIM__LR=0.001, OPTIM__STEPS="[3]",
-                     PREPARE__RESTART_AT_SWAP=restart, FINETUNE__RESTART_AT_SWAP=not restart)
-    assert scripts.call(scripts.load("train_prepare"), words) == 0
+    assert train_prepare(PREPARE__EPOCHS=3, OPTIM__LR=0.001, OPTIM__STEPS="[3]", PREPARE__RESTART_AT_SWAP=restart,
+                         FINETUNE__RESTART_AT_SWAP=not restart) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == pytest.approx([0.001 * factor for factor in factors])
 
 
 @pytest.mark.parametrize("allowed, code", [(False, 2), (True, 0)])
-def test_train_prepare_goes_past_a_collapse_if_asked(data, tiny_clip_file, tmp_path, monkeypatch, capsys, allowed,
-                                                     code):
-    scripts.without_report(monkeypatch)
+def test_train_prepare_goes_past_a_collapse_if_asked(train_prepare, monkeypatch, capsys, allowed, code):
     monkeypatch.setattr("processor.train.make_pseudo_labels",
                         lambda features, *_: torch.zeros(len(features), dtype=torch.int64).numpy())
-    words = settings(DATASET__ROOT=data, DATASET__CACHE_DIR=tmp_path / "cache", MODEL__CLIP_WEIGHTS=tiny_clip_file,
-                     OUTPUT_DIR=tmp_path / "run", PREPARE__EPOCHS=3, PREPARE__ALLOW_COLLAPSE=allowed)
-    assert scripts.call(scripts.load("train_prepare"), words) == code
+    assert train_prepare(PREPARE__EPOCHS=3, PREPARE__ALLOW_COLLAPSE=allowed) == code
     assert allowed or "PREPARE.ALLOW_COLLAPSE True" in capsys.readouterr().err
 
 
