@@ -16,10 +16,10 @@ def main():
     from processor.setup import Setup, train_settings  # slow: after the settings were read and checked
     from processor.train import train
 
-    setup = Setup(config, "train_prepare")
-    model, images, tester = setup.model_to_train(), setup.banks("train"), setup.tester()
     settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_SWAP,
                               allow_collapse=config.PREPARE.ALLOW_COLLAPSE, texts=False)
+    setup = Setup(config, "train_prepare")
+    model, images, tester = setup.model_to_train(), setup.banks("train"), setup.tester()
     with setup.training("prepare", arguments.fresh) as run:
         train("prepare", model, images, settings, run, tester)
 

@@ -61,9 +61,9 @@ _C.MEMORY.RENEWAL = ""               # plain | hard: samples that move a prototy
 _C.MEMORY.SWAP_EPOCH = 61            # first epoch in which the modalities meet: swapping, or the cross-modal loss
 _C.MEMORY.SWAP_SCALE = 0.1           # cclnet: share that a prototype keeps when swapped
 _C.MEMORY.SWAP_ORDER = "released"    # cclnet: released | simultaneous (see loss/cclnet.py)
-_C.MEMORY.CROSS_WEIGHT = 0.25        # pgm, rpnr: of the cross-modal loss
+_C.MEMORY.CROSS_WEIGHT = 0.25        # pgm, rpnr: of the cross-modal loss; with 0 its images still renew the memory
 _C.MEMORY.GRADIENTS = "exact"        # pgm, rpnr: exact | released (see loss/pgm.py)
-_C.MEMORY.HYBRID_WEIGHT = 0.5        # rpnr: of the loss with the hybrid memory
+_C.MEMORY.HYBRID_WEIGHT = 0.5        # rpnr: of the loss with the hybrid memory, likewise
 _C.MEMORY.RELATION = "released"      # rpnr: released | normalised: length of the features of the relation loss
 _C.MEMORY.RELATION_WEIGHT = 10.0     # rpnr: of the relation loss
 _C.MEMORY.TOP_IMAGES = 20            # rpnr: densest images of a cluster that make its prototype for calibration
@@ -318,6 +318,9 @@ def _check_values(config):
         for name in names:
             if not is_right(values[name]):          # NaN lies between no bounds
                 raise UserError(f"{name} is {_short(values[name], text=True)}; expected {expected}")
+    if config.MEMORY.METHOD == "rpnr" and config.MEMORY.RENEWAL:
+        raise UserError(f"MEMORY.RENEWAL is {config.MEMORY.RENEWAL}, but MEMORY.METHOD rpnr has prototypes of its own, "
+                        "a mean and a hard one of each cluster. Leave MEMORY.RENEWAL out")
     if not config.OUTPUT_DIR.strip():
         raise UserError("OUTPUT_DIR is empty; expected a folder such as runs/sysu")
     if not all(type(step) is int and 0 <= step <= 1_000_000 for step in config.OPTIM.STEPS):

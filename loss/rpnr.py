@@ -118,12 +118,14 @@ class MeanHardMemory:
 
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
+        if len(x) == 0:
+            return
         x = F.normalize(x.detach().float(), dim=1)
         labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
-        _, member, count = np.unique(labels, return_inverse=True, return_counts=True)
-        member, count = (to_device(v, x.device) for v in (member, count))
-        mean = x.new_zeros(len(count), x.shape[1]).index_add_(0, member, x) / count[:, None]
+        _, counts = np.unique(labels, return_counts=True)
+        sorted_x = x[to_device(np.argsort(labels, kind="stable"), x.device)]
+        mean = torch.stack([rows.mean(0) for rows in sorted_x.split(counts.tolist())])      # alike in all processes
         for rows, target in ((self.prototypes, mean), (self.hard, x[hardest])):
             rows[clusters] = F.normalize(self.momentum * rows[clusters] + (1 - self.momentum) * target, dim=1)
 

@@ -18,15 +18,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def spread_batch_norm(model, splits, processes):
+def spread_batch_norm(model, splits, processes, views=1):
     """Replace the batch norms of a `CCLNet` by ones that fit the processes; parameters and their names stay.
 
-    Args: splits: n, which divides the number of processes or is a multiple of it; processes: of `utils.distributed`.
+    Args: splits: n, which divides the number of processes or is a multiple of it; processes: of `utils.distributed`;
+        views: of each visible image in a batch, beside one of each infrared image.
     Returns: the model.
     """
     if splits > processes.size:
         stems, rest = set(model.tower.stems.modules()), splits // processes.size
-        _replace(model, lambda norm: PartBatchNorm(norm, rest, 1 if norm in stems else 2))
+        _replace(model, lambda norm: PartBatchNorm(norm, rest, (1,) if norm in stems else (views, 1)))
     elif splits < processes.size:
         group = processes.neighbours(processes.size // splits)
         if next(model.parameters()).is_cuda:
@@ -63,22 +64,23 @@ class _LikeBatchNorm(_BatchNorm):
 class PartBatchNorm(_LikeBatchNorm):
     """Torch's batch norm on equal parts of a batch.
 
-    Args: norm: to replace; parts: number; modalities: how many lie one after the other in the batch; each is cut into
-        parts.
+    Args: norm: to replace; parts: number; shares: relative numbers of the rows of the modalities that lie one after
+        the other in the batch, as in (2, 1); each modality is cut into equal parts.
     """
 
-    def __init__(self, norm, parts, modalities):
+    def __init__(self, norm, parts, shares):
         super().__init__(norm)
-        self.parts, self.modalities = parts, modalities
+        self.parts, self.shares = parts, shares
 
     def _train(self, x):
         self.num_batches_tracked.add_(1)
-        pieces = list(x.split(len(x) // (self.parts * self.modalities)))
+        unit = len(x) // (self.parts * sum(self.shares))
+        pieces = list(x.split([unit * share for share in self.shares for _ in range(self.parts)]))
         for number in range(self.parts):
             own = slice(number, None, self.parts)
             running = (None, None) if number else (self.running_mean, self.running_var)
             part = F.batch_norm(torch.cat(pieces[own]), *running, self.weight, self.bias, True, self.momentum, self.eps)
-            pieces[own] = part.split(len(pieces[number]))
+            pieces[own] = part.split([unit * share for share in self.shares])
         return torch.cat(pieces)
 
 

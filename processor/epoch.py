@@ -15,6 +15,7 @@ from utils.modality import Modality
 from utils.report.content import stage_content
 
 COLLAPSED_EPOCHS = 3        # in a row that end train_prepare.py
+LINE = 140                  # characters of a log's line, behind its date
 
 
 @dataclass
@@ -135,7 +136,7 @@ def epoch_numbers(epoch, under_way, lr, images, seconds):
     """
     labels, means = under_way.labels, under_way.means.means(under_way.step)
     matched, similarity = means.pop("matched", 0.0), means.pop("matched_similarity", 0.0)
-    clusters = {f"clusters_{m.value}": int(values.max()) + 1 for m, values in labels.items()}
+    clusters = {f"clusters_{m.value}": len(np.unique(values[values >= 0])) for m, values in labels.items()}
     outliers = {f"outliers_{m.value}": int((values < 0).sum()) for m, values in labels.items()}
     sizes = {f"{name}_{what}": float(function(values)) for name, values in cluster_sizes(labels).items()
              for what, function in (("median", np.median), ("max", np.max))}
@@ -145,16 +146,15 @@ def epoch_numbers(epoch, under_way, lr, images, seconds):
 
 
 def cluster_sizes(labels):
-    """Count the images of each cluster: {"cluster_size_rgb": (K,), "cluster_size_ir": (K,)}."""
-    return {f"cluster_size_{m.value}": np.bincount(values[values >= 0]) for m, values in labels.items()}
+    """Count the images of each cluster that has any: {"cluster_size_rgb": (K,), "cluster_size_ir": (K,)}."""
+    return {f"cluster_size_{m.value}": np.unique(values[values >= 0], return_counts=True)[1]
+            for m, values in labels.items()}
 
 
 def epoch_lines(stage, numbers, epochs):
-    """Write two lines about an epoch: training; clusters and, where identities are known, their diagnosis.
+    """Write the lines about an epoch: training; clusters and, where identities are known, their diagnosis.
 
-    The log's date before them, they stay within 160 columns.
-
-    Args: numbers: of `epoch_numbers`, and the diagnosis.
+    Args: numbers: of `epoch_numbers`, and the diagnosis. Returns: lines that begin with stage and epoch.
     """
     n, head = numbers, f"{stage} {numbers['epoch']}/{epochs}"
     losses = " ".join(f"{name.removeprefix('loss_')} {value:.4f}" for name, value in n.items()
@@ -167,11 +167,23 @@ def epoch_lines(stage, numbers, epochs):
     linked = f", {count:.0f} pairs" if count and one_to_one else ""
     if not one_to_one:
         linked = f", {n['links']} links, {n['links_per_cluster']:.1f} per cluster"
-    diagnosis = (f" | diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, "
+    diagnosis = [f"diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, "
                  f"{'pairs' if one_to_one else 'links'} "
-                 f"{100 * n['matching_accuracy']:.0f} % right" if "ari_rgb" in n else "")
-    return (f"{head} | loss {losses} | lr {n['lr']:.1e} | {n['images_per_second']:.0f} images/s | "
-            f"{n['seconds']:.1f} s, {left / 60:.0f} min left", f"{head} | clusters {clusters}{linked}{diagnosis}")
+                 f"{100 * n['matching_accuracy']:.0f} % right"] if "ari_rgb" in n else []
+    return [*_lines(head, f"loss {losses}", f"lr {n['lr']:.1e}", f"{n['images_per_second']:.0f} images/s",
+                    f"{n['seconds']:.1f} s, {left / 60:.0f} min left"),
+            *_lines(head, f"clusters {clusters}{linked}", *diagnosis)]
+
+
+def _lines(head, *parts):
+    """Join parts to lines with a head each, no longer than LINE where a part alone is not."""
+    lines = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) <= LINE - len(" | "):
+            lines[-1] += f" | {part}"
+        else:
+            lines.append(f"{head} | {part}")
+    return lines
 
 
 def on_host(state):

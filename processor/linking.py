@@ -11,7 +11,7 @@ Links of all spaces but the first hold for the whole epoch.
 """
 import torch.nn.functional as F
 
-from loss.association import link
+from loss.association import link, no_links
 from loss.methods import method_class
 from processor.pseudo_labels import cluster_means
 from utils.distributed import ALONE
@@ -19,8 +19,9 @@ from utils.modality import Modality
 
 
 def matching_space(settings):
-    """Return the space of `MemorySettings`, the method's own if MEMORY.MATCH_BY names none."""
-    return settings.match_by or method_class(settings.method).match_by
+    """Return the space of `MemorySettings`, the method's own if MEMORY.MATCH_BY names none or the method no links."""
+    method = method_class(settings.method)
+    return settings.match_by if settings.match_by and method.associate is not no_links else method.match_by
 
 
 def start_heads(settings):

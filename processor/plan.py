@@ -175,7 +175,7 @@ def measure_prepare(arguments, started):
     """Measure train_prepare.py: [`StageCost`]. Args: of `load_config`; started: time.time() before the process."""
     setup = Measured(load_config(*arguments))
     model, banks, config = setup.new_model(), setup.train_banks(), setup.config
-    settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_SWAP)
+    settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_SWAP, texts=False)
     once = time.time() - started
     return [_measure_stage("prepare", setup, model, banks, settings, once)]
 
@@ -219,11 +219,11 @@ def _measure_stage(stage, setup, model, banks, settings, once, guidance=None):
     steps, seconds = {}, {}
     swap_epoch = settings.memory.swap_epoch
     for epoch in (1, swap_epoch):
-        labels, memory = start_memory(embedded, labels, epoch, settings, guidance)
-        steps = Batches(banks, labels, settings, epoch)
+        trained, memory = start_memory(embedded, labels, epoch, settings, guidance)
+        steps = Batches(banks, trained, settings, epoch)
         seconds[epoch] = len(steps) * _step_seconds(setup, lambda i, memory=memory, steps=steps: train_step(
             model, state.optimizer, memory, steps[i % len(steps)], guidance, settings.precision))
-    state.under_way = UnderWay(labels, memory, 0.0)
+    state.under_way = UnderWay(trained, memory, 0.0)
     saving, size = _saving(state)
     test, checkpoint = setup.config.TEST, sum(v.numel() * v.element_size() for v in model.state_dict().values()) / GIB
     images = sum(map(len, banks.values()))

@@ -68,12 +68,12 @@ def cluster_means(features, labels):
 
 
 def save_pseudo_labels(folder, labels, manifest):
-    """Write both modalities' labels (Modality -> (N,) int64) under the names other codebases use.
+    """Write both modalities' labels (Modality -> (N,) int64) under the names other codebases use, without gaps.
 
     Args: manifest: `data.manifest.data_manifest` of the images they belong to, saved beside them.
     """
     for modality, array in labels.items():
-        save_array(Path(folder) / FILE_NAMES[modality], array.astype(np.int64))
+        save_array(Path(folder) / FILE_NAMES[modality], _without_gaps(array.astype(np.int64)))
     save_json(Path(folder) / MANIFEST_NAME, manifest)
 
 

@@ -14,10 +14,12 @@ from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
 from data.registry import open_dataset
 from loss.cross_memory import MemorySettings
+from loss.methods import method_class
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip, weights_digest
 from processor.evaluate import Tester, check_matches
+from processor.linking import matching_space
 from processor.prompt import PromptSettings
 from processor.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
 from processor.run import ADVICE_FRESH, Run, SilentRun, check_resumable, read_rows, set_aside, state_file
@@ -83,7 +85,8 @@ class Setup:
         Raises: UserError: processes, splits and the batch do not divide, or there is no compiler.
         """
         check_shares(self.config, self.processes.size)
-        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes)
+        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes,
+                                  method_class(self.config.MEMORY.METHOD).views)
         if self.config.COMPILE:
             compile_parts(model.tower, self.device)
         return model
@@ -231,7 +234,8 @@ def train_settings(config, epochs, restart=False, allow_collapse=True, texts=Tru
         allow_collapse: whether training goes past clusterings of one cluster; texts: whether the stage has texts.
     Raises: UserError: clusters shall be linked by texts that the stage does not have.
     """
-    if config.MEMORY.MATCH_BY == "text" and not texts:
+    memory = MemorySettings(**_lower(config.MEMORY))
+    if matching_space(memory) == "text" and not texts:
         raise UserError("MEMORY.MATCH_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
                         "prototype, centroid or projection")
     augmentation = {m: Augmentation(flip=config.INPUT.FLIP, pad=config.INPUT.PAD, erase=config.INPUT.ERASE,
@@ -239,7 +243,7 @@ def train_settings(config, epochs, restart=False, allow_collapse=True, texts=Tru
                                        if m is Modality.RGB else {})) for m in Modality}
     return TrainSettings(
         seed=config.SEED, epochs=epochs, cluster=ClusterSettings(**_lower(config.CLUSTER)),
-        memory=MemorySettings(**_lower(config.MEMORY)),
+        memory=memory,
         clusters_per_batch=config.SAMPLER.CLUSTERS, instances=config.SAMPLER.INSTANCES, augmentation=augmentation,
         lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,

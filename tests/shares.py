@@ -35,7 +35,7 @@ def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, meth
         bank.device = torch.device(device)
     model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH).to(device, dtype)
     if splits:
-        spread_batch_norm(model, splits, processes)
+        spread_batch_norm(model, splits, processes, settings.method.views)
     generator = torch.Generator().manual_seed(0)
     texts = {m: torch.randn(PEOPLE, 32, generator=generator).to(device, dtype) for m in Modality}
     guidance = TextGuidance(texts, KNOWN, 0.1) if guided else None

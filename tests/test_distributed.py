@@ -30,7 +30,7 @@ IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 GLOBAL, LOCAL, HALVES, UNGUIDED = (1, True), (None, True), (2, True), (1, False)      # splits, whether texts guide
 METHODS = tuple((1, True, *case) for case in (
     ("none", "prototype"), ("cclnet", "projection"), ("pgm", "prototype"), ("pgm", "text"), ("rpnr", "projection"),
-    ("pgm", "centroid", "released"), ("rpnr", "prototype", "released")))
+    ("pgm", "centroid", "released"), ("rpnr", "prototype", "released"))) + ((2, True, "pgm", "prototype"),)
 CASES = {1: (GLOBAL, HALVES, UNGUIDED, *METHODS), 2: (GLOBAL, HALVES, UNGUIDED, LOCAL, *METHODS), 4: (GLOBAL, HALVES)}
 
 
@@ -97,16 +97,18 @@ def test_parameters_of_the_heads(tiny_clip_file):
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_are_those_of_data_parallel(tiny_clip_file, parts):
+def test_parts_are_those_of_data_parallel(tiny_clip_file, parts, views):
     """DataParallel scatters each input; each replica joins its pieces; the first replica's statistics are kept."""
     clip = load_clip(tiny_clip_file)
     whole, *replicas = (CCLNet(clip.visual, HEIGHT, WIDTH).train() for _ in range(1 + parts))
-    rgb, ir = torch.randn(2, 8, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    rgb, ir = torch.randn(8 * views + 8, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)).split(
+        [8 * views, 8])
     names = list(whole.state_dict())
     expected = [replica(rgb_piece, ir_piece) for replica, rgb_piece, ir_piece in
                 zip(replicas, rgb.chunk(parts), ir.chunk(parts))]
-    model = spread_batch_norm(whole, parts, ALONE)
+    model = spread_batch_norm(whole, parts, ALONE, views)
     assert list(model.state_dict()) == names
     found = model(rgb, ir)
     for m in Modality:

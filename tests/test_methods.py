@@ -1,6 +1,7 @@
 """What is done with links: rules of the associations, the methods' steps, matching spaces."""
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from loss.calibration import calibrate
 from loss.cluster_memory import HardMemory
 from loss.methods import METHODS, method_class
 from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
-from processor.epoch import epoch_lines
+from processor.epoch import epoch_lines, epoch_numbers
 from processor.guidance import TextGuidance
 from processor.linking import start_memory
 from processor.pseudo_labels import cluster_means
@@ -29,7 +30,7 @@ from tests.tiny import (
     memory_settings,
     tiny_settings,
 )
-from utils.diagnosis import link_numbers, with_images
+from utils.diagnosis import cluster_quality, link_numbers, with_images
 from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.modality import Modality
@@ -360,6 +361,13 @@ def test_train_prepare_has_no_texts_to_match_by():
     with pytest.raises(UserError, match="train_prepare.py has no texts.*choose prototype, centroid or projection"):
         train_settings(config, 9, texts=False)
     assert train_settings(config, 9).memory.match_by == "text"
+    linkless = load_config(None, ["MEMORY.MATCH_BY", "text", "MEMORY.METHOD", "none"])      # links nothing in any space
+    assert processor.linking.matching_space(train_settings(linkless, 9, texts=False).memory) == "prototype"
+
+
+def test_rpnr_renews_its_prototypes_in_its_own_way():
+    with pytest.raises(UserError, match="MEMORY.RENEWAL is hard, but MEMORY.METHOD rpnr .* Leave MEMORY.RENEWAL out"):
+        load_config(None, ["MEMORY.METHOD", "rpnr", "MEMORY.RENEWAL", "hard"])
 
 
 @pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
@@ -496,6 +504,31 @@ def test_links_of_clusters_without_images_are_left_out():
     assert [values.tolist() for values in kept] == [[0], [2], [0.1]]
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_clusters_without_images_are_not_counted(order):
+    """Whichever of three clusters it is that calibration has emptied."""
+    names = np.array(order)
+    labels = {m: names[[0, 0, 1, 1, 1]] for m in Modality}
+    under_way = SimpleNamespace(labels=labels, step=1, setup_seconds=0.0,
+                                means=SimpleNamespace(means=lambda steps: {"loss_rgb": 1.0}))
+    numbers = epoch_numbers(1, under_way, 1e-4, 5, 1.0)
+    assert numbers["clusters_rgb"] == 2
+    assert (numbers["cluster_size_rgb_median"], numbers["cluster_size_ir_max"]) == (2.5, 3)
+    assert cluster_quality(labels[Modality.RGB], np.array([5, 5, 5, 6, 6]))["clusters_per_person"] == 1
+
+
+def test_lines_of_many_losses_stay_within_the_page():
+    losses = {f"loss_{name}": 1.23456 for name in ("hybrid", "cross", "rgb", "ir", "relation", "i2t_rgb", "i2t_ir")}
+    numbers = {"epoch": 100, **losses, "clusters_rgb": 612, "clusters_ir": 587, "outliers_rgb": 4120,
+               "outliers_ir": 2087, "matched": 0.0, "ari_rgb": 0.5, "ari_ir": 0.5, "matching_accuracy": 0.5,
+               "lr": 3.5e-4, "seconds": 1234.5, "images_per_second": 123.4, "links": 700, "links_per_cluster": 1.2,
+               "links_per_cluster_max": 4}
+    lines = epoch_lines("finetune", numbers, 120)
+    assert len(lines) == 4 and all(line.startswith("finetune 100/120 | ") and len(line) <= 140 for line in lines)
+    for part in ("i2t_ir 1.2346", "123 images/s | 1234.5 s, 412 min left", "links 50 % right"):
+        assert sum(part in line for line in lines) == 1
+
+
 def test_the_line_says_pairs_where_links_are_one_to_one():
     numbers = {"epoch": 1, "loss_rgb": 1.0, "clusters_rgb": 2, "clusters_ir": 2, "outliers_rgb": 0, "outliers_ir": 0,
                "matched": 2.0, "ari_rgb": 1.0, "ari_ir": 1.0, "matching_accuracy": 0.5, "lr": 1e-4, "seconds": 1.0,
@@ -505,8 +538,8 @@ def test_the_line_says_pairs_where_links_are_one_to_one():
     numbers |= {"links": 5, "matched": 0.0}         # of pgm, which swaps nothing
     assert ", 5 pairs | diagnosis" in epoch_lines("finetune", numbers, 2)[1]
     numbers |= {"links": 3, "links_per_cluster": 1.5, "links_per_cluster_max": 2}
-    line = epoch_lines("finetune", numbers, 2)[1]
-    assert line.endswith(", 3 links, 1.5 per cluster | diagnosis (known ids): ARI 1.00 1.00, links 50 % right")
+    lines = epoch_lines("finetune", numbers, 2)[-2:]
+    assert lines[0].endswith(", 3 links, 1.5 per cluster") and lines[1].endswith(": ARI 1.00 1.00, links 50 % right")
 
 
 def test_every_space_is_a_choice_and_every_setting_has_its_field():

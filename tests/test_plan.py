@@ -1,6 +1,7 @@
 """What a grid will cost: the arithmetic, the sizes of missing data sets, and the plan of a miniature run."""
 import re
 
+import numpy as np
 import pytest
 import scripts
 from trees import sysu_tree
@@ -79,6 +80,26 @@ def test_plan_of_a_miniature_grid(tmp_path, tiny_clip_file, here, capsys, monkey
     assert said.count("synthetic images") == (0 if there else 2)
     seconds = [float(line.split()[2]) for line in said.splitlines() if re.match("prepare|finetune", line)]
     assert all(value >= 0 for value in seconds) and not (tmp_path / "runs").exists()
+
+
+def test_plan_of_a_method_that_changes_labels(tmp_path, tiny_clip_file, here, monkeypatch):
+    """Both epochs that are measured begin with the clusters, of which rpnr makes labels of its own."""
+    begun, start = [], plan.start_memory
+
+    def noted(embedded, labels, epoch, *rest):
+        begun.append({m: labels[m].copy() for m in labels})
+        return start(embedded, labels, epoch, *rest)
+
+    monkeypatch.setattr(plan, "start_memory", noted)
+    words = scripts.settings(DATASET__ROOT=sysu_tree(tmp_path / "data", images=3), CLUSTER__EPS=0.9, CLUSTER__K1=4,
+                             MODEL__CLIP_WEIGHTS=tiny_clip_file, MEMORY__METHOD="rpnr", MEMORY__TOP_IMAGES=1,
+                             MEMORY__SWAP_EPOCH=1)
+    (cost,) = plan.measure_prepare((None, words), 0.0)
+    assert cost.epoch_seconds > 0
+    first, second = begun
+    assert all(np.array_equal(first[m], second[m]) for m in first)
+    with pytest.raises(UserError, match="train_prepare.py has no texts"):
+        plan.measure_prepare((None, [*words, "MEMORY.MATCH_BY", "text"]), 0.0)
 
 
 def test_scripts_print_the_estimate_after_their_first_epoch(tmp_path, tiny_clip_file, monkeypatch):

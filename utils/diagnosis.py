@@ -42,7 +42,7 @@ def cluster_quality(labels, persons):
     return {"ari": float(adjusted_rand_score(persons[kept], labels[kept])),
             "nmi": float(normalized_mutual_info_score(persons[kept], labels[kept])),
             "purity": float(majority(labels, persons)[1].sum() / max(kept.sum(), 1)),
-            "clusters_per_person": (int(labels.max(initial=-1)) + 1) / len(np.unique(persons)),
+            "clusters_per_person": len(np.unique(labels[kept])) / len(np.unique(persons)),
             "outlier_share": float((~kept).mean())}
 
 
