@@ -13,7 +13,8 @@ from processor.evaluate import RANKS
 from processor.grid import BASELINE, RECORD, TESTED, read_record, results_file
 from processor.run import MAY_CHANGE, MODEL_FILES
 from utils.errors import UserError
-from utils.report.run_files import read_rows
+from utils.report.results import RELEASED as AS_RELEASED
+from utils.report.run_files import read_bound, read_rows
 from utils.settings import differing_keys, flat
 
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
@@ -21,7 +22,7 @@ SHOWN = ("rank1", "mAP", "mINP")        # in text and LaTeX; CSV holds all
 STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "finetune": "train_clip"}
 STAGE_OF = {name: stage for stage, name in MODEL_FILES.items()}     # start of a checkpoint's name -> stage
 SELECTIONS = {"last": "last epoch", "best": "best on test"}
-DEFAULTS = flat(as_dict(load_config()))
+DEFAULTS = {**flat(as_dict(load_config())), "BOUND": "none"}
 NO_METHOD = ("SEED", "DATASET.TRIAL", *MAY_CHANGE)      # settings that make no other method
 RELEASED = "README of the released code"
 # (data set, stage, mode, what was chosen, numbers in percent, source). Nothing else is the authors' number.
@@ -38,7 +39,8 @@ class RunResults:
     """What the folder of one run holds."""
 
     folder: Path
-    settings: dict      # "SECTION.KEY" -> value; the default of a key that is younger than the run
+    settings: dict      # "SECTION.KEY" -> value; the default of a key that is younger than the run; BOUND is "none" or
+                        # what `tools/bounds.py` told training
     varied: tuple       # keys that its grid varied
     state: str          # of `processor.grid.STATES`; "" where the run is of no grid
     error: str
@@ -64,14 +66,19 @@ def read_runs(folders, protocol):
     """Read the runs in folders, each a run's or one that holds runs: [`RunResults`], the same folder once.
 
     Args: protocol: "python", "original-1" or "original-10".
-    Raises: UserError: a folder holds no run, runs are of different data sets or protocols, or a file is damaged.
+    Raises: UserError: a folder holds no run, or is one and holds more; runs are of different data sets or protocols;
+        a file is damaged.
     """
     found = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; expected that of a run or of a grid of runs")
         below = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)]
-        inside = [folder] if _is_run(folder) else below
+        if below and _is_run(folder):
+            raise UserError(f"{folder} is the folder of a run and holds others ({below[0].name}"
+                            f"{', ...' if below[1:] else ''}); expected one or the other. Name the folders that you "
+                            f"mean, as in {folder}/*/")
+        inside = below or [folder] * _is_run(folder)
         if not inside:
             raise UserError(f"{folder} holds no run (no {RECORD} or config.yml, nor its folders); expected the folder "
                             "of a run or of a grid of runs")
@@ -91,16 +98,18 @@ def _is_run(folder):
 def _read_run(folder, protocol):
     record, path, tests = read_record(folder), folder / "config.yml", {}
     try:
-        settings = DEFAULTS | (flat(yaml.safe_load(path.read_text())) if path.is_file() else record["settings"])
+        settings = flat(yaml.safe_load(path.read_text())) if path.is_file() else record["settings"]
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); expected the settings that a "
                         "run wrote. Run its stage again")
     for checkpoint in (BASELINE, *TESTED):
         path = results_file(folder, checkpoint, protocol)
         if path.is_file():
-            tests |= {(checkpoint, result["mode"]): result for result in _read_results(path)}
-    return RunResults(folder, settings, tuple(record.get("varied", ())), record.get("state", ""),
-                      record.get("error", ""), tuple(record.get("tested", TESTED)), tests, _read_logged(folder))
+            tests |= {(checkpoint, result["mode"]): result for result in _read_results(path)
+                      if result.get("selection") != AS_RELEASED}
+    return RunResults(folder, DEFAULTS | settings | read_bound(folder), tuple(record.get("varied", ())),
+                      record.get("state", ""), record.get("error", ""), tuple(record.get("tested", TESTED)), tests,
+                      _read_logged(folder))
 
 
 def _read_logged(folder):
@@ -233,9 +242,13 @@ def as_text(rows):
     above = " " * (sum(widths[:4]) + 8) + "".join(f"{title:^{group}}  " for title in SELECTIONS.values())
     text = ["  ".join(f"{cell:{'<' if i < 3 else '>'}{width}}" for i, (cell, width) in enumerate(zip(line, widths)))
             for line in (head, *lines)]
-    protocols = dict.fromkeys(f"{row.mode}: {row.protocol}" for row in rows if row.protocol)
-    return "\n".join([above.rstrip(), *text, "", "percent, mean ± standard deviation (n - 1) over n runs", *protocols,
-                      *_notes(rows), ""])
+    return "\n".join([above.rstrip(), *text, "", "percent, mean ± standard deviation (n - 1) over n runs",
+                      *_protocols(rows), *_notes(rows), ""])
+
+
+def _protocols(rows):
+    """List each mode with its protocol."""
+    return list(dict.fromkeys(f"{row.mode}: {row.protocol}" for row in rows if row.protocol))
 
 
 def _has_place(row):
@@ -259,12 +272,13 @@ def as_latex(rows):
     names = " & ".join([*(name.replace("rank", "Rank-") for _ in SELECTIONS for name in SHOWN), *map(escape, logged)])
     titles = " & ".join([*(rf"\multicolumn{{{span}}}{{c}}{{{title}}}" for title in SELECTIONS.values()),
                          *("" for _ in logged)])
+    notes = [rf"\multicolumn{{{4 + columns}}}{{l}}{{\footnotesize {escape(line)}}} \\" for line in _protocols(rows)]
     body = [" & ".join((escape(row.method), escape(row.stage), escape(row.mode), str(row.n),
                         *_cells(row, r" $\pm$ ", "--", logged))) + r" \\" for row in rows if _has_place(row)]
     return "\n".join([*(f"% {note}" for note in _notes(rows)),
                       rf"\begin{{tabular}}{{lllr{'r' * columns}}}", r"\toprule", rf" & & & & {titles} \\",
                       rf"Method & Stage & Mode & $n$ & {names} \\", r"\midrule", *body,
-                      r"\bottomrule", r"\end{tabular}", ""])
+                      r"\midrule", *notes, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def as_csv(rows):

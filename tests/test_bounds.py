@@ -33,6 +33,8 @@ def test_a_bound_is_trained_in_a_folder_of_its_own(bound, method, tmp_path, tiny
     assert rows[-1]["links"] > 0 and all(row["matching_accuracy"] == 1 for row in rows if row["links"])
     assert all((row["ari_rgb"] == row["ari_ir"] == 1) == (bound == "labels") for row in rows)
     assert processor.train.start_memory is ordinary
+    assert scripts.call(bounds, [bound, "train_prepare", "--fresh", *words]) == 0
+    assert (folder / "metrics.jsonl").read_text().count("\n") == len(rows) and list(folder.glob("old-*"))
     about = json.loads((folder / "report_data/run-train_prepare.json").read_text())
     assert about["method"] == {"pgm": "PGM", "cclnet": "CCLNet"}[method]        # as the page names it
 

@@ -141,16 +141,17 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
     for folder in (ROOT / "docs/reference/demo", *sorted((ROOT / "docs/reference/methods").iterdir())):
         runs = summary.read_runs([folder], "python")
         assert [run.settings["SEED"] for run in runs] == list(range(1, len(runs) + 1)), folder
-        method, space = (runs[0].settings[key] for key in ("MEMORY.METHOD", "MEMORY.MATCH_BY"))
-        if (runs[0].folder / "BOUND.txt").is_file():
-            space = re.match("Trained with (true links|true labels):", text_of(runs[0].folder / "BOUND.txt"))[1]
+        method, space, exchange, bound = (runs[0].settings[key] for key in (
+            "MEMORY.METHOD", "MEMORY.MATCH_BY", "INPUT.CHANNEL", "BOUND"))
+        links = bound if bound != "none" else space or "prototype"
         for stage, script in (("prepare", "train_prepare"), ("finetune", "train_clip")):
             if space == "text" and stage == "prepare":
                 continue
             numbers = [run.tests[f"{MODEL_FILES[stage]}_last", "all"] for run in runs]
             cells = [spread([100 * found[name] for found in numbers], 1) for name in ("rank1", "mAP")]
             cells.append(spread([100 * run.logged[stage]["matching_accuracy"] for run in runs], 0))
-            expected.append(f"| {method} | {space or 'prototype'} | {script} | {len(runs)} | {' | '.join(cells)} |")
+            head = f"{method} | {links} | {exchange:g} | {script} | {len(runs)}"
+            expected.append(f"| {head} | {' | '.join(cells)} |")
     found = re.findall(r"^\| (?:cclnet|pgm|rpnr) \|.*\|$", text_of(ROOT / "docs/results.md"), re.MULTILINE)
     assert sorted(found) == sorted(expected)
 

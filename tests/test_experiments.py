@@ -19,7 +19,7 @@ from PIL import Image
 
 from processor import schedule, summary
 from processor.grid import Experiment, make_grid, read_record, results_file
-from tools import experiments
+from tools import bounds, experiments
 from utils.errors import Stopped, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -323,6 +323,7 @@ def test_table_of_two_methods(tmp_path, capsys):
     latex = capsys.readouterr().out
     assert r"MEMORY.SWAP\_ORDER released & train\_clip & all & 3 & 60.00 $\pm$ 10.00 &" in latex
     assert r"\multicolumn{3}{c}{best on test}" in latex and r"\bottomrule" in latex
+    assert r"\multicolumn{10}{l}{\footnotesize all: SYSU-MM01 all-search} \\" in latex
 
 
 def test_a_run_that_is_older_than_a_key_is_of_the_same_method(tmp_path):
@@ -332,6 +333,30 @@ def test_a_run_that_is_older_than_a_key_is_of_the_same_method(tmp_path):
     rows = summary.summarise(summary.read_runs([tmp_path], "python"))
     assert {row.method: row.n for row in rows if not row.source} == {"PREPARE.RESTART_AT_SWAP False": 2,
                                                                      "PREPARE.RESTART_AT_SWAP True": 1}
+
+
+def test_a_run_that_was_told_identities_is_no_run_of_its_method(tmp_path):
+    for name in ("method", "told"):
+        record(tmp_path / name)
+    (tmp_path / "told/BOUND.txt").write_text(bounds.NOTE.format("links"))
+    rows = summary.summarise(summary.read_runs([tmp_path], "python"))
+    assert [row.method for row in rows if not row.source] == ["BOUND none", "BOUND true links"]
+
+
+def test_a_released_checkpoint_is_no_result_of_the_run(tmp_path):
+    for number, selection in enumerate(("as released", "best Rank-1 on test data"), start=1):
+        record(tmp_path / f"seed{number}", seed=number, checkpoint="model_best", value=number / 4)
+        path = results_file(tmp_path / f"seed{number}", "model_best", "python")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "selection": selection}))
+    runs = summary.read_runs([tmp_path], "python")
+    assert [run.tests and run.tests["model_best", "all"]["rank1"] for run in runs] == [{}, 0.5]
+
+
+def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):
+    record(tmp_path / "runs")
+    record(tmp_path / "runs/seed1")
+    with pytest.raises(UserError, match=r"runs is the folder of a run and holds others \(seed1\).*/\*/"):
+        summary.read_runs([tmp_path / "runs"], "python")
 
 
 def test_a_table_shows_what_was_logged(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """How far links and labels can carry a method: training that is told the identities. A diagnosis, not a result.
 
-    python tools/bounds.py links  train_prepare [--config_file configs/demo.yml] [KEY VALUE ...]
-    python tools/bounds.py labels train_prepare [--config_file configs/demo.yml] [KEY VALUE ...]
+    python tools/bounds.py links  train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
+    python tools/bounds.py labels train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
 
 `links` clusters as ever, but links each cluster with the one of the other modality that shows the same person, by the
 most frequent person of each. `labels` trains on the identities themselves in place of clusters, linked in the same
@@ -28,6 +28,7 @@ def parse_arguments():
     parser.add_argument("bound", choices=("links", "labels"))
     parser.add_argument("script", choices=("train_prepare", "train_clip"))
     parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
+    parser.add_argument("--fresh", action="store_true", help="start over; old files are kept")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="single settings, as in SEED 2")
     return parser.parse_intermixed_args()
 
@@ -84,7 +85,7 @@ def main():
     start, words = processor.train.start_memory, sys.argv
     processor.train.start_memory = partial(told, start, arguments.bound, persons)
     sys.argv = [f"{arguments.script}.py", *(["--config_file", arguments.config_file] if arguments.config_file else []),
-                *arguments.overrides, "OUTPUT_DIR", str(folder)]
+                *["--fresh"] * arguments.fresh, *arguments.overrides, "OUTPUT_DIR", str(folder)]
     try:
         import_module(arguments.script).main()
     finally:

@@ -20,7 +20,7 @@ class RunFiles:
     """Holds what the files of a run's folder say."""
 
     folder: Path
-    config: dict    # config.yml
+    config: dict    # config.yml, and what training was told beside it (`read_bound`)
     epochs: list    # metrics.jsonl, a dict per epoch of every stage
     tests: dict     # folder below this one ("." is this one) -> its metrics.json
     contents: dict  # key of CONTENT_TITLES -> report_data/KEY.json, as `utils.report.content` makes it
@@ -57,8 +57,15 @@ def read_run(folder):
                         "the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or a test")
     about = {name: _read(path, finite_json, table(anything)) for name in SCRIPTS
              if (path := folder / CONTENT_FOLDER / f"run-{name}.json").exists()}
-    return RunFiles(folder, _read(config, yaml.safe_load, table(anything)) if config.exists() else {}, epochs, tests,
-                    contents, about)
+    settings = _read(config, yaml.safe_load, table(anything)) | read_bound(folder) if config.exists() else {}
+    return RunFiles(folder, settings, epochs, tests, contents, about)
+
+
+def read_bound(folder):
+    """Return {"BOUND": "true links" or "true labels"} of a run that `tools/bounds.py` told identities; else {}."""
+    path = Path(folder) / "BOUND.txt"
+    return {"BOUND": path.read_text(encoding="utf-8").partition(":")[0].removeprefix("Trained with ")
+            } if path.is_file() else {}
 
 
 def read_rows(folder):
