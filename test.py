@@ -6,6 +6,7 @@ Settings are those of the checkpoint unless a file or KEY VALUE pairs change the
 recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path baseline CLIP
 is tested.
 """
+import json
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +42,7 @@ def main():
     else:
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
-    name = Path(path).stem if path else "baseline_clip"
-    folder = Path(config.OUTPUT_DIR) / "tests" / f"{name}-{config.TEST.PROTOCOL}-{mode}"
+    folder = results_folder(config.OUTPUT_DIR, path, f"{config.TEST.PROTOCOL}-{mode}")
     with setup.holding(folder, of_run=config.OUTPUT_DIR):
         log = setup.start(folder)
         if released_state(content) is not None:
@@ -67,6 +67,27 @@ def _settings(content):
         return content.get("config")
     size = checkpoint_size(content)
     return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), size))} if size else None
+
+
+def results_folder(output, path, test):
+    """Choose the folder of a test's results: tests/CHECKPOINT-TEST in the run's folder `output`.
+
+    CHECKPOINT is the name of the file, with that of its folder before it where the file lies elsewhere and the name is
+    taken: by a checkpoint of the run, or by another one that was tested before.
+
+    Args: path: of the checkpoint, None for baseline CLIP; test: protocol and mode.
+    """
+    if not path:
+        return Path(output) / "tests" / f"baseline_clip-{test}"
+    file, own = Path(path), Path(output) / Path(path).name
+    folder = Path(output) / "tests" / f"{file.stem}-{test}"
+    try:
+        tested = json.loads((folder / "metrics.json").read_text())["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):      # not tested before, or a damaged file, which is replaced
+        tested = path
+    taken = own.is_file() or Path(tested).resolve() != file.resolve()
+    return folder.with_name(f"{file.resolve().parent.name}-{folder.name}"
+                            ) if taken and own.resolve() != file.resolve() else folder
 
 
 def check_same_data(content, path, facts):
@@ -98,13 +119,14 @@ def save_results(folder, setup, log, content, what, evaluations):
     from model.released import first_number, released_state
     from processor.evaluate import format_table, metrics_record
     from utils.checkpoint import save_json
+    from utils.report.results import RELEASED
 
     for evaluation in evaluations:
         log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
                  + format_table([{"what": Path(what).name, **evaluation.mean()}]))
     selection = content.get("selected", "last epoch")
     if released_state(content) is not None:
-        selection = "as released"
+        selection = RELEASED
     facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what,
              "epoch": int(first_number(content.get("epoch")) or 0),
              "selection": selection if content else "no training"}

@@ -25,7 +25,8 @@ class RegDBDataSet(DataSet):
     def _retrieval(self, mode, trials, protocol):
         """Select all images of one modality as query, all of the other as gallery."""
         query = CROSS_MODES[mode]
-        return Retrieval(f"{self.name} trial {self.trial} {SENSORS[query]} to {SENSORS[query.other]}", mode, "regdb",
+        name = f"{self.name} trial {self.trial}" if self.trial else self.name       # images of a file are of no trial
+        return Retrieval(f"{name} {SENSORS[query]} to {SENSORS[query.other]}", mode, "regdb",
                          query, np.arange(len(self.test[query])), (np.arange(len(self.test[query.other])),),
                          (self.trial,))
 

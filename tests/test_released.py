@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 import torch
 from PIL import Image
 
@@ -158,6 +159,25 @@ def test_exact_released_file_is_tested_without_clip(tmp_path, tree, monkeypatch,
     assert "362 of its 1176 weights used" in said and "814 ignored" in said and "10 rgb, 8 ir" in said
     record = json.loads((tmp_path / "out/tests/model_best-python-all/metrics.json").read_text())
     assert record["epoch"] == 57 and record["selection"] == "as released" and 0 < record["rank1"] <= 1
+
+
+def test_results_of_another_checkpoint_of_the_same_name_lie_beside_those_of_the_run(tmp_path):
+    """A downloaded model_best.pth beside the run's own; two downloads; a run that was moved keeps its place."""
+    folder, run = scripts.load("test").results_folder, tmp_path / "run"
+    downloads = [tmp_path / name / "model_best.pth" for name in ("march", "november")]
+    assert folder(run, downloads[0], "python-all") == run / "tests/model_best-python-all"
+    assert folder(run, None, "python-all") == run / "tests/baseline_clip-python-all"
+    tested = run / "tests/model_best-python-all/metrics.json"
+    tested.parent.mkdir(parents=True)
+    tested.write_text(json.dumps({"checkpoint": str(downloads[0])}))
+    assert folder(run, downloads[0], "python-all") == tested.parent
+    assert folder(run, downloads[1], "python-all") == run / "tests/november-model_best-python-all"
+    assert folder(run, run / "model_best.pth", "python-all") == tested.parent
+    tested.write_text("{")
+    assert folder(run, downloads[1], "python-all") == tested.parent
+    (run / "model_best.pth").touch()
+    assert folder(run, downloads[0], "python-all") == run / "tests/march-model_best-python-all"
+    assert folder(run, run / "model_best.pth", "python-all") == tested.parent
 
 
 def test_export_has_the_released_names_and_reads_back(exported, model, clip_file):

@@ -41,15 +41,16 @@ def main():
     """Run the demo for every seed and print the table."""
     parser = Parser(__doc__)
     parser.add_argument("--seeds", type=whole_number(0, 2 ** 63 - 1), nargs="+", default=[1], help="default: 1")
-    parser.add_argument("--config_file", default=CONFIG, help=f"default: {CONFIG}")
+    parser.add_argument("--config_file", help=f"default: {CONFIG}")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from the file's")
     arguments = parser.parse_intermixed_args()
     from processor.grid import make_grid, results_file  # slow: after the command line was read
     from processor.schedule import run_here
 
     here, started = Path.cwd(), time.time()
+    config_file = os.path.abspath(arguments.config_file) if arguments.config_file else CONFIG
     os.chdir(ROOT)                  # the paths in configs/demo.yml start there
-    experiments = make_grid(arguments.config_file, arguments.overrides, sorted(set(arguments.seeds)), tested=TESTED)
+    experiments = make_grid(config_file, arguments.overrides, sorted(set(arguments.seeds)), tested=TESTED)
     failed = run_here(experiments)
     if failed:
         raise UserError("; ".join(f"{name}: {error}" for name, error in failed))
