@@ -9,6 +9,7 @@ import yaml
 from yacs.config import CfgNode
 
 from loss.methods import METHODS
+from utils.backbones import TOWERS
 from utils.errors import UserError, is_unicode, quoted
 from utils.settings import flat
 
@@ -22,7 +23,7 @@ _C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/
 
 _C.DATASET = CfgNode()
 _C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | csv (own images) | demo
-_C.DATASET.ROOT = "dataset/SYSU-MM01"
+_C.DATASET.ROOT = "dataset/SYSU-MM01"    # folder of the images, in the data set's own layout (see docs/data.md)
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
 _C.DATASET.CACHE_DIR = ""            # folder of the decoded images (RegDB: of trialN with them); "" = ROOT
@@ -30,7 +31,7 @@ _C.DATASET.CACHE = "auto"            # auto | mmap | device: where they are held
 
 _C.INPUT = CfgNode()
 _C.INPUT.HEIGHT = 288                # pixels to which images are resized
-_C.INPUT.WIDTH = 144
+_C.INPUT.WIDTH = 144                 # pixels to which images are resized
 _C.INPUT.NORMALISATION = "imagenet"  # imagenet | clip | half: mean and standard deviation (see data/augment.py)
 _C.INPUT.GREY = 0.5                  # probability of grey, visible images
 _C.INPUT.FLIP = 0.5                  # probability of a left-right flip
@@ -40,9 +41,12 @@ _C.INPUT.CHANNEL = 0.0               # probability of one channel in place of al
                                      # their second view, where the released codes have 1)
 
 _C.MODEL = CfgNode()
-_C.MODEL.NAME = "RN50"               # which of OpenAI's CLIPs (see CHOICES below); a file's kind is read from it
+_C.MODEL.NAME = "RN50"               # which of OpenAI's CLIPs; a file's kind is read from it
 _C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (MODEL.NAME, downloaded) or a file
 _C.MODEL.STRIDE = 16                 # pixels between patches of a vision transformer; a ResNet's map has always 16
+
+_C.MODEL.TOWER = ""                  # what becomes of CLIP's image tower: a name of utils/backbones.py; "" = that of
+                                     # the weights' kind
 
 _C.CLUSTER = CfgNode()
 _C.CLUSTER.K1 = 30                   # neighbours that count as near
@@ -54,10 +58,10 @@ _C.MEMORY = CfgNode()
 _C.MEMORY.METHOD = "cclnet"          # cclnet | pgm | rpnr | none (see loss/methods.py)
 _C.MEMORY.MATCH_BY = ""              # prototype | centroid | projection | text: where clusters are linked (see
                                      # processor/linking.py); "" = the method's: cclnet prototype, pgm, rpnr centroid
-_C.MEMORY.TEMPERATURE = 0.05
+_C.MEMORY.TEMPERATURE = 0.05         # by which inner products are divided in the contrastive losses
 _C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
 _C.MEMORY.RENEWAL = ""               # plain | hard: samples that move a prototype; "" = the method's: pgm hard, cclnet
-                                     # plain; rpnr has its own
+                                     # plain; rpnr has its own, whatever stands here
 _C.MEMORY.SWAP_EPOCH = 61            # first epoch in which the modalities meet: swapping, or the cross-modal loss
 _C.MEMORY.SWAP_SCALE = 0.1           # cclnet: share that a prototype keeps when swapped
 _C.MEMORY.SWAP_ORDER = "released"    # cclnet: released | simultaneous (see loss/cclnet.py)
@@ -78,11 +82,11 @@ _C.SAMPLER.INSTANCES = 16            # K images of each
 _C.OPTIM = CfgNode()                 # image side
 _C.OPTIM.LR = 3.5e-4                 # of Adam
 _C.OPTIM.BIAS_LR_FACTOR = 2.0        # on the learning rate of biases
-_C.OPTIM.WEIGHT_DECAY = 5e-4
+_C.OPTIM.WEIGHT_DECAY = 5e-4         # of Adam: added to the gradients
 _C.OPTIM.WARMUP_EPOCHS = 10          # in which the learning rate rises to LR, linearly
 _C.OPTIM.WARMUP_FACTOR = 0.01        # share of LR at the start of the warm-up
 _C.OPTIM.STEPS = [30, 50]            # epochs from which the learning rate is multiplied by GAMMA
-_C.OPTIM.GAMMA = 0.1
+_C.OPTIM.GAMMA = 0.1                 # factor on the learning rate at each of STEPS
 _C.OPTIM.FACTORS = []                # [start of a name, factor on its rate] pairs, as [["tower.stems.", 0]]; 0 freezes
 
 _C.PREPARE = CfgNode()
@@ -96,8 +100,8 @@ _C.PROMPT.BATCH_SIZE = 128           # pairs of a visible and an infrared image
 _C.PROMPT.LR = 3.5e-4                # of Adam, before the cosine
 _C.PROMPT.LR_MIN = 1e-6              # at the end of the cosine
 _C.PROMPT.WARMUP_LR = 1e-5           # at the start of the warm-up
-_C.PROMPT.WARMUP_EPOCHS = 5
-_C.PROMPT.WEIGHT_DECAY = 1e-4
+_C.PROMPT.WARMUP_EPOCHS = 5          # in which the learning rate rises from WARMUP_LR
+_C.PROMPT.WEIGHT_DECAY = 1e-4        # of Adam: added to the gradients
 
 _C.FINETUNE = CfgNode()
 _C.FINETUNE.EPOCHS = 120             # of train_clip.py's second stage
@@ -120,10 +124,10 @@ _C.LOG.WANDB = False                 # True: log to Weights & Biases too, beside
 CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", "tf32", "bf16"),
            "DATASET.CACHE": ("auto", "mmap", "device"), "MEMORY.SWAP_ORDER": ("released", "simultaneous"),
            "MEMORY.METHOD": METHODS,
-           "MEMORY.MATCH_BY": ("", "prototype", "centroid", "projection", "text"),
-           "MEMORY.RENEWAL": ("", "plain", "hard"), "MEMORY.GRADIENTS": ("exact", "released"),
+           "MEMORY.MATCH_BY": ("prototype", "centroid", "projection", "text"),
+           "MEMORY.RENEWAL": ("plain", "hard"), "MEMORY.GRADIENTS": ("exact", "released"),
            "MEMORY.RELATION": ("released", "normalised"),
-           "TEST.PROTOCOL": ("python", "original-1", "original-10"),
+           "MODEL.TOWER": TOWERS, "TEST.PROTOCOL": ("python", "original-1", "original-10"),
            "INPUT.NORMALISATION": ("imagenet", "clip", "half"),
            "MODEL.NAME": ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                           "ViT-L-14-336")}
@@ -311,16 +315,14 @@ def _check_values(config):
         if isinstance(value, str) and (len(value) > LONGEST_TEXT or "\0" in value or not is_unicode(value)):
             raise UserError(f"{name} is {_short(value)} ({len(value):,} characters); expected text in UTF-8 of at most "
                             f"{LONGEST_TEXT:,} characters, without a NUL")
-    for name, choices in CHOICES.items():
-        if values[name] not in choices:
-            raise UserError(f"{name} is {_short(values[name])}; choose {' or '.join(c or repr(c) for c in choices)}")
+    for name in CHOICES:
+        if values[name] not in choices(name):
+            raise UserError(f"{name} is {_short(values[name])}; choose "
+                            f"{' or '.join(choice or repr(choice) for choice in choices(name))}")
     for expected, is_right, names in NUMBERS:
         for name in names:
             if not is_right(values[name]):          # NaN lies between no bounds
                 raise UserError(f"{name} is {_short(values[name], text=True)}; expected {expected}")
-    if config.MEMORY.METHOD == "rpnr" and config.MEMORY.RENEWAL:
-        raise UserError(f"MEMORY.RENEWAL is {config.MEMORY.RENEWAL}, but MEMORY.METHOD rpnr has prototypes of its own, "
-                        "a mean and a hard one of each cluster. Leave MEMORY.RENEWAL out")
     if not config.OUTPUT_DIR.strip():
         raise UserError("OUTPUT_DIR is empty; expected a folder such as runs/sysu")
     if not all(type(step) is int and 0 <= step <= 1_000_000 for step in config.OPTIM.STEPS):
@@ -328,6 +330,11 @@ def _check_values(config):
     if not all(map(_is_factor, config.OPTIM.FACTORS)):
         raise UserError(f"OPTIM.FACTORS is {_short(config.OPTIM.FACTORS)}; expected pairs of the start of a weight's "
                         "name and a factor from 0 to 1,000,000, such as [[\"tower.stems.\", 0]]")
+
+
+def choices(name):
+    """List what a key of CHOICES may be: its default first."""
+    return list(dict.fromkeys([flat(as_dict(_C))[name], *CHOICES[name]]))
 
 
 def _is_factor(pair):

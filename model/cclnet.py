@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.towers import ResNetTower, ViTTower
+from utils.backbones import choose_tower
 from utils.modality import Modality
 
 
@@ -23,14 +23,14 @@ class CCLNet(nn.Module):
 
     Args:
         visual: CLIP's image tower (`load_clip(...).visual`), copied; height, width: pixels of the images;
-        stride: pixels from a patch of a vision transformer to the next; None: the tower's own.
-    Raises: UserError: the tower cannot have images of this size or this stride.
+        stride: pixels from a patch of a vision transformer to the next; None: the tower's own;
+        tower: a name of `utils.backbones.TOWERS`; "": that of the weights' kind.
+    Raises: UserError: the tower cannot have these weights, images of this size or this stride.
     """
 
-    def __init__(self, visual, height, width, stride=None):
+    def __init__(self, visual, height, width, stride=None, tower=""):
         super().__init__()
-        kind = ViTTower if hasattr(visual, "class_embedding") else ResNetTower
-        self.tower = kind(visual, height, width, stride)
+        self.tower = choose_tower(visual, tower)(visual, height, width, stride)
         self.neck = nn.BatchNorm1d(self.tower.feature_dim)
         self.neck.bias.requires_grad_(False)
 

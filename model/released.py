@@ -10,6 +10,7 @@ from model.cclnet import CCLNet
 from model.clip import HEAD_WIDTH, TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.towers import ACTIVATION, STRIDE, patch_grid
+from utils.backbones import towers_for
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 from utils.structure import WEIGHTS, must_fit, table, tensor
@@ -56,7 +57,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None):
                         "and INPUT.WIDTH")
     state = _our_state(content, path)
     must_fit(state, STATE_DICT, f"checkpoint {quoted(path)}", "Train or download it again")
-    heads, own_stride = _described(content, state, path)
+    kind, heads, own_stride = _described(content, state, path)
     if stride not in (None, own_stride):
         raise UserError(f"checkpoint {quoted(path)} was trained with MODEL.STRIDE {own_stride}, now it is {stride}. "
                         "Use the configuration of the training run")
@@ -69,7 +70,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None):
         broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         visual = build_image_tower({name.removeprefix("tower.layers.").removeprefix("tower."): value
                                     for name, value in state.items()}, heads)
-        model = CCLNet(visual, height, width, own_stride)
+        model = CCLNet(visual, height, width, own_stride, kind)
         model.load_state_dict(state)
     if broken:
         raise UserError(f"checkpoint {quoted(path)} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
@@ -78,7 +79,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None):
 
 
 def _described(content, state, path):
-    """Return what shapes do not say: heads and stride, inferred where an old checkpoint does not say them.
+    """Return what shapes do not say: tower, heads and stride, inferred where an old checkpoint does not say them.
 
     Raises: UserError: the description is of another model than the weights.
     """
@@ -88,7 +89,8 @@ def _described(content, state, path):
     patch = state["tower.stems.rgb.weight"].shape[-1] if vit else STRIDE
     facts = {"kind": "vit" if vit else "resnet", "heads": size // HEAD_WIDTH, "stride": patch,
              "activation": ACTIVATION if vit else None, **told}
-    expected = (("kind", "vit" if vit else "resnet", facts["kind"] == ("vit" if vit else "resnet")),
+    kinds = towers_for("vit" if vit else "resnet")
+    expected = (("kind", " or ".join(kinds), facts["kind"] in kinds),
                 ("heads", f"a divisor of {size}", _is_count(facts["heads"]) and size % facts["heads"] == 0),
                 ("stride", f"1 to {patch}" if vit else STRIDE,
                  _is_count(facts["stride"]) and (facts["stride"] <= patch if vit else facts["stride"] == STRIDE)),
@@ -97,7 +99,7 @@ def _described(content, state, path):
         if not fits:
             raise UserError(f"checkpoint {quoted(path)} describes its model with {name} {str(facts[name])[:40]}, but "
                             f"its weights need {right}. Train or download it again")
-    return facts["heads"], facts["stride"]
+    return facts["kind"], facts["heads"], facts["stride"]
 
 
 def _is_count(value):
@@ -229,12 +231,18 @@ def to_released(content, clip, height, width):
     `cmc` has 20 ranks, NaN where the checkpoint does not store them.
 
     Args: content: of `load_checkpoint`; clip: the `open_clip.CLIP` that training began from; height, width: pixels.
-    Raises: UserError: the CLIP weights have other sizes than the checkpoint.
+    Raises: UserError: the CLIP weights have other sizes than the checkpoint, or the released code would make other
+        features of its weights or its images.
     """
     trained = _renamed(content["state_dict"])
     if "tower.class_embedding" in trained:
         raise UserError("the checkpoint holds a vision transformer, and the released format knows ResNets alone; test "
                         "it with test.py, or export a run with a ResNet")
+    for what, found, released in (("MODEL.TOWER", content.get("model", {}).get("kind", "resnet"), "resnet"),
+                                  ("INPUT.NORMALISATION", checkpoint_normalisation(content), "imagenet")):
+        if found != released:
+            raise UserError(f"the checkpoint was trained with {what} {found}, and the released format knows {released} "
+                            "alone; publish it with --safetensors, which tells what it is")
     start = {name: value.contiguous() for name, value in CCLNet(clip.visual, height, width).state_dict().items()}
     for name, value in trained.items():
         if name not in start or start[name].shape != value.shape:

@@ -1,6 +1,7 @@
 """CLIP's image towers as CCLNet uses them: one stem per modality, a shared trunk, and CLIP's own projection.
 
-A tower has `stem(images, modality)`, `trunk(x)` -> (pooled, state), `project(state)`, `feature_dim` and `describe()`.
+A tower has `stem(images, modality)`, `trunk(x)` -> (pooled, state), `project(state)`, `feature_dim`, `describe()` and
+`kind`, its name in utils/backbones.py.
 """
 import copy
 from collections import OrderedDict
@@ -25,6 +26,8 @@ class ResNetTower(nn.Module):
         height, width: pixels of the images, multiples of 16; stride: 16 or None, it is a ResNet's own.
     Raises: UserError: another size or stride.
     """
+
+    kind = "resnet"
 
     def __init__(self, visual, height, width, stride=None):
         super().__init__()
@@ -68,7 +71,7 @@ class ResNetTower(nn.Module):
 
     def describe(self):
         """Return what the weights' shapes do not say."""
-        return {"kind": "resnet", "height": self.height, "width": self.width, "stride": STRIDE,
+        return {"kind": self.kind, "height": self.height, "width": self.width, "stride": STRIDE,
                 "heads": self.attnpool.heads}
 
 
@@ -82,6 +85,8 @@ class ViTTower(nn.Module):
         stride: pixels from a patch to the next; smaller than a patch they overlap. None: the size of a patch.
     Raises: UserError: a stride that leaves gaps, or images smaller than a patch.
     """
+
+    kind = "vit"
 
     def __init__(self, visual, height, width, stride=None):
         super().__init__()
@@ -130,7 +135,7 @@ class ViTTower(nn.Module):
 
     def describe(self):
         """Return what the weights' shapes do not say."""
-        return {"kind": "vit", "height": self.height, "width": self.width, "stride": self.stride,
+        return {"kind": self.kind, "height": self.height, "width": self.width, "stride": self.stride,
                 "heads": self.transformer.resblocks[0].attn.num_heads, "activation": ACTIVATION}
 
 

@@ -75,7 +75,8 @@ class Setup:
 
     def _bare_model(self):
         config = self.config
-        model = CCLNet(self.clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE)
+        model = CCLNet(self.clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE,
+                       config.MODEL.TOWER)
         freeze(model.named_parameters(), config.OPTIM.FACTORS)
         return model
 

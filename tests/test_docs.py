@@ -1,4 +1,5 @@
 """README and docs: their examples run, and what they name (files, tests, commands, keys, messages) is there."""
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,16 +10,21 @@ import pytest
 import scripts
 import torch
 from PIL import Image
+from trees import people_tree
 
 from configs.defaults import as_dict, load_config
 from data import registry
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from model.released import model_from_checkpoint
 from processor import summary
 from processor.run import MODEL_FILES
 from processor.train import train_step
 from tests.tiny import tiny_banks
-from tools import demo, method_figure, settings_page
+from tools import demo, export_released, method_figure, settings_page
+from utils.backbones import TOWERS
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import flat
 
@@ -171,13 +177,16 @@ def blocks(page):
 @pytest.fixture(scope="module")
 def examples():
     """The names that the blocks of docs/extending.md define, run in their order, and what they changed is undone."""
-    names, path, openers = {}, list(sys.path), dict(registry.OPENERS)
+    names, path, registries = {}, list(sys.path), [(kept, dict(kept)) for kept in (registry.OPENERS, TOWERS)]
     for block in blocks(ROOT / "docs/extending.md"):
         exec(compile(block, "docs/extending.md", "exec"), names)
+    sys.modules["averaging"] = SimpleNamespace(AveragingTower=names["AveragingTower"])      # the file averaging.py
     yield names
+    del sys.modules["averaging"]
     sys.path[:] = path
-    registry.OPENERS.clear()
-    registry.OPENERS.update(openers)
+    for kept, before in registries:
+        kept.clear()
+        kept.update(before)
 
 
 def test_the_data_set_of_the_example_is_trained_on(examples, tmp_path, tiny_clip_file, monkeypatch):
@@ -204,8 +213,26 @@ def test_the_association_of_the_example(examples):
     assert links.rgb_to_ir.tolist() == [0, -1, 1] and links.ir_to_rgb.tolist() == [0, 2]
 
 
+def test_the_backbone_of_the_example_is_trained_and_tested(examples, tmp_path, tiny_clip_file, monkeypatch):
+    """The checkpoint is tested as what it is, and not exported as what it is not."""
+    scripts.without_report(monkeypatch)
+    words = scripts.settings(DATASET__ROOT=people_tree(tmp_path / "data"), MODEL__CLIP_WEIGHTS=tiny_clip_file,
+                             OUTPUT_DIR=tmp_path / "run", MODEL__TOWER="averaging")
+    assert scripts.call(scripts.load("train_prepare"), words) == 0
+    checkpoint = tmp_path / "run/prepare_last.pth"
+    content = load_checkpoint(checkpoint)
+    assert type(model_from_checkpoint(content, checkpoint).tower) is examples["AveragingTower"]
+    assert scripts.call(scripts.load("test"), ["--resume_path", checkpoint]) == 0
+    tested = json.loads((tmp_path / "run/tests/prepare_last-python-all/metrics.json").read_text())
+    assert tested["mAP"] == pytest.approx(content["metrics"]["mAP"], abs=1e-6)
+    with pytest.raises(UserError, match="MODEL.TOWER averaging, and the released format knows resnet alone"):
+        export_released.main([str(checkpoint), str(tmp_path / "out.pth")])
+    with pytest.raises(UserError, match="MODEL.TOWER is vit, but the CLIP weights hold a resnet; choose resnet or ave"):
+        CCLNet(load_clip(tiny_clip_file).visual, 32, 16, tower="vit")
+
+
 def test_the_loss_and_the_backbone_of_the_examples_take_a_step(examples, tiny_clip_file):
-    model = examples["averaging_model"](load_clip(tiny_clip_file).visual, 32, 16)
+    model = CCLNet(load_clip(tiny_clip_file).visual, 32, 16, tower="averaging")
     images = torch.rand(2, 3, 32, 16)
     memory = SimpleNamespace(needs_whole_batch=False,
                              losses=lambda features, *rest: {"loss_rgb": features[Modality.RGB].sum()},

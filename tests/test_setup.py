@@ -206,3 +206,9 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
         assert package.made == ["checked", (str(tmp_path / "run"), "prepare", run.facts["config"])]
         assert run.events.others == [None]
     assert f"old files are kept in {tmp_path / 'run/old-1'}\n" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.parametrize("method, views", [("cclnet", 1), ("pgm", 2)])
+def test_parts_of_batch_norm_know_the_views_of_the_method(new_setup, method, views):
+    setup = new_setup(MEMORY__METHOD=method, BATCH_NORM__SPLITS=2)
+    assert setup.model_to_train().neck.shares == (views, 1)

@@ -13,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from configs.defaults import CHOICES, NUMBERS, as_dict, load_config  # noqa: E402
+import yaml  # noqa: E402
+
+from configs.defaults import CHOICES, NUMBERS, as_dict, choices, load_config  # noqa: E402
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
 from utils.settings import flat  # noqa: E402
 
@@ -21,7 +23,8 @@ HEAD = """# Settings
 
 Made by `python tools/settings_page.py` from `configs/defaults.py`; edit that file, not this page.
 
-Every command takes `--config_file FILE.yml` and, after it, `KEY VALUE` pairs:
+`train_prepare.py`, `train_clip.py`, `test.py`, `tools/experiments.py`, `tools/demo.py` and `tools/bounds.py` take
+`--config_file FILE.yml` and, after it, `KEY VALUE` pairs:
 `python train_prepare.py --config_file configs/regdb.yml SEED 2 CLUSTER.EPS 0.5`. What comes later counts. An unknown
 key is answered with the nearest one, a wrong value with what was expected. The defaults are the released recipe for
 SYSU-MM01; the last column says what the other files in `configs/` set.
@@ -43,7 +46,7 @@ def page():
     """Return the page's text."""
     comments = read_comments((ROOT / "configs" / "defaults.py").read_text())
     defaults = flat(as_dict(load_config()))
-    files = {path.stem: flat(as_dict(load_config(str(path)))) for path in sorted((ROOT / "configs").glob("*.yml"))}
+    files = {path.stem: written(path) for path in sorted((ROOT / "configs").glob("*.yml"))}
     lines, section = [HEAD.rstrip()], None
     for key, default in defaults.items():
         if key.rpartition(".")[0] != section:
@@ -56,10 +59,16 @@ def page():
     return "\n".join(lines) + "\n"
 
 
+def written(path):
+    """Return all settings of a .yml file, with {trial} in OUTPUT_DIR as it stands there."""
+    settings = yaml.safe_load(path.read_text())
+    return {**flat(as_dict(load_config(str(path)))), "OUTPUT_DIR": settings.get("OUTPUT_DIR", load_config().OUTPUT_DIR)}
+
+
 def allowed(key, default):
     """Say what a key's value may be."""
     if key in CHOICES:
-        return ", ".join(f"`{choice}`" for choice in CHOICES[key])
+        return ", ".join(f"`{choice or repr(choice)}`" for choice in choices(key))
     rules = [expected for expected, _, names in NUMBERS if key in names]
     kind = {bool: "`True` or `False`", str: "text", list: "a list"}.get(type(default), "")
     return "; ".join(rules) or kind or "a number"

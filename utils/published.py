@@ -6,6 +6,8 @@ from utils.errors import UserError, explained, in_brief
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
 METADATA = "cclnet"                 # the key under which a file's description lies, as JSON
+NAMES = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",     # INPUT.NORMALISATION
+         "half": "mean and deviation 0.5"}
 
 
 def as_safetensors(content):
@@ -71,6 +73,8 @@ def model_card(title, description, licence):
     numbers = [(name, told[key]) for key, name in (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10"),
                                                    ("rank20", "Rank-20"), ("mAP", "mAP"), ("mINP", "mINP"))
                if isinstance(told.get(key), (int, float))]
+    sections = description.get("config") or {}
+    normalisation = NAMES[sections.get("INPUT", {}).get("NORMALISATION", "imagenet")]
     lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
              "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "", f"# {title}", "",
              "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
@@ -79,7 +83,7 @@ def model_card(title, description, licence):
              f"- **Training**: stage {description.get('stage', 'unknown')}, epoch {description.get('epoch', 'unknown')}"
              f" ({selection}).",
              f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
-             "with ImageNet's mean and deviation.",
+             f"with {normalisation}.",
              f"- **Licence**: {licence}; the code is MIT.", ""]
     if numbers:
         lines += [f"## Results: {told.get('protocol', 'protocol unknown')}", "",
