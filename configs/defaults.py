@@ -23,7 +23,7 @@ _C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/
 
 _C.DATASET = CfgNode()
 _C.DATASET.NAME = "sysu"             # sysu | regdb | llcm | csv (own images) | demo
-_C.DATASET.ROOT = "dataset/SYSU-MM01"    # folder of the images, in the data set's own layout (see docs/data.md)
+_C.DATASET.ROOT = "dataset/SYSU-MM01"    # folder of the images, in the layout of docs/data.md; demo: dataset/demo
 _C.DATASET.TRIAL = 1                 # RegDB: which of its ten splits
 _C.DATASET.CHECK_COUNTS = True       # False: a subset, or one's own people in the same layout
 _C.DATASET.CACHE_DIR = ""            # folder of the decoded images (RegDB: of trialN with them); "" = ROOT
@@ -179,6 +179,8 @@ def load_config(config_file=None, overrides=(), base=None):
     for key, text in zip(overrides[::2], overrides[1::2]):
         _merge(config, {key: _parse(text)}, "the command line")
     _check_values(config)
+    if config.DATASET.NAME == "demo" and config.DATASET.ROOT == _C.DATASET.ROOT:
+        config.DATASET.ROOT = "dataset/demo"        # never drawn, nor read, where SYSU-MM01 belongs
     config.OUTPUT_DIR = config.OUTPUT_DIR.replace("{trial}", str(config.DATASET.TRIAL))
     config.freeze()
     return config

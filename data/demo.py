@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 HEIGHT, WIDTH = 128, 64  # pixels of a saved image
 OVERSAMPLING = 2  # people are drawn this much larger, which smooths their edges
+SEED_FILE = "exp/drawn_with_seed.txt"
 SPLITS = {"train": 52, "val": 12, "test": 32}  # identities
 IMAGES = {1: 4, 2: 4, 3: 7, 4: 3, 5: 3, 6: 7}  # camera id -> images of each identity
 INFRARED_CAMERAS = (3, 6)
@@ -384,11 +385,19 @@ def draw_dataset(root: str | Path, seed: int = 0) -> None:
             raise
 
 
+def drawn_seed(root: str | Path) -> int | None:
+    """Return the seed that a folder was drawn with; None where it does not say so."""
+    file = Path(root) / SEED_FILE
+    text = file.read_text().strip() if file.is_file() else ""
+    return int(text) if text.isdigit() else None
+
+
 def _write_dataset(root: Path, seed: int) -> None:
     people = draw_people(np.random.default_rng([seed, 0]), sum(SPLITS.values()))
     cameras = {cam: draw_camera(np.random.default_rng([seed, 1, cam]), cam in INFRARED_CAMERAS, CAMERA_VARIATION)
                for cam in IMAGES}
     (root / "exp").mkdir(parents=True)
+    (root / SEED_FILE).write_text(f"{seed}\n")
     identities = iter(range(1, len(people) + 1))
     for split, count in SPLITS.items():
         (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, islice(identities, count))) + "\n")

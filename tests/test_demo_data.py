@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.defaults import load_config
 from data import demo
 from data.registry import open_dataset
+from utils.errors import UserError
 from utils.modality import Modality
 
 
@@ -95,3 +97,19 @@ def test_of_two_runs_that_draw_at_once_both_read_what_the_first_drew(small, tmp_
     assert len(open_dataset("demo", root).train[Modality.RGB]) > 0
     assert (root / "first").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_another_trial_has_people_of_its_own(small, tmp_path):
+    """A folder keeps the people of its trial; one that does not say whose they are is taken as it is."""
+    open_dataset("demo", tmp_path / "set", 2)
+    assert demo.drawn_seed(tmp_path / "set") == 1
+    with pytest.raises(UserError, match="holds the people of DATASET.TRIAL 2, not of 1; .* DATASET.ROOT .*set1"):
+        open_dataset("demo", tmp_path / "set", 1)
+    (tmp_path / "set" / demo.SEED_FILE).unlink()
+    open_dataset("demo", tmp_path / "set", 1)
+
+
+def test_the_demo_is_not_drawn_where_sysu_belongs():
+    assert load_config(None, ["DATASET.NAME", "demo"]).DATASET.ROOT == "dataset/demo"
+    assert load_config(None, ["DATASET.NAME", "demo", "DATASET.ROOT", "mine"]).DATASET.ROOT == "mine"
+    assert load_config(None, ["DATASET.NAME", "sysu"]).DATASET.ROOT == "dataset/SYSU-MM01"

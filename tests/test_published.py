@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors import safe_open
 
 from configs.defaults import as_dict, load_config
+from data import augment
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from tools.export_released import main as export
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.published import FILE_NAME, as_safetensors
+from utils.published import FILE_NAME, NAMES, as_safetensors, model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4125, "mINP": 0.3}
@@ -71,6 +72,9 @@ def test_model_card(folder):
     for words in ("32 x 16 pixels", "stage finetune, epoch 7", "SYSU all-search", "| 50.00 |", "| 41.25 |",
                   f"--resume_path {FILE_NAME}"):
         assert words in text, words
+    description = {"config": {"INPUT": {"NORMALISATION": "half"}}}
+    assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card("", description, "mit")
+    assert set(NAMES) == set(augment.NORMALISATIONS)
 
 
 def test_the_released_format_is_published_too(checkpoint, folder, tmp_path, tiny_clip_file):

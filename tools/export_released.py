@@ -4,7 +4,7 @@
     python tools/export_released.py CHECKPOINT FOLDER --safetensors [--licence other] [--title TITLE]
 
 --safetensors writes FOLDER/model.safetensors, the image side with its description as metadata, and FOLDER/README.md, a
-model card; `huggingface-cli upload OWNER/NAME FOLDER` publishes both, and --resume_path hf://OWNER/NAME reads them.
+model card; `hf upload OWNER/NAME FOLDER` publishes both, and --resume_path hf://OWNER/NAME reads them.
 """
 import os
 import sys
