@@ -79,15 +79,15 @@ def results_folder(output, path, test):
     """
     if not path:
         return Path(output) / "tests" / f"baseline_clip-{test}"
-    file, own = Path(path), Path(output) / Path(path).name
+    file, own = Path(path).resolve(), (Path(output) / Path(path).name).resolve()
     folder = Path(output) / "tests" / f"{file.stem}-{test}"
     try:
-        tested = json.loads((folder / "metrics.json").read_text())["checkpoint"]
+        tested = Path(json.loads((folder / "metrics.json").read_text())["checkpoint"]).resolve()
     except (OSError, ValueError, KeyError, TypeError):      # not tested before, or a damaged file, which is replaced
-        tested = path
-    taken = own.is_file() or Path(tested).resolve() != file.resolve()
-    return folder.with_name(f"{file.resolve().parent.name}-{folder.name}"
-                            ) if taken and own.resolve() != file.resolve() else folder
+        tested = file
+    if file == own or (file == tested and not own.is_file()):
+        return folder
+    return folder.with_name(f"{file.parent.name}-{folder.name}")
 
 
 def check_same_data(content, path, facts):

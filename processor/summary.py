@@ -78,7 +78,7 @@ def read_runs(folders, protocol):
             raise UserError(f"{folder} is the folder of a run and holds others ({below[0].name}"
                             f"{', ...' if below[1:] else ''}); expected one or the other. Name the folders that you "
                             f"mean, as in {folder}/*/")
-        inside = below or [folder] * _is_run(folder)
+        inside = below or ([folder] if _is_run(folder) else [])
         if not inside:
             raise UserError(f"{folder} holds no run (no {RECORD} or config.yml, nor its folders); expected the folder "
                             "of a run or of a grid of runs")

@@ -74,7 +74,7 @@ def model_card(title, description, licence):
                                                    ("rank20", "Rank-20"), ("mAP", "mAP"), ("mINP", "mINP"))
                if isinstance(told.get(key), (int, float))]
     sections = description.get("config") or {}
-    normalisation = NAMES[sections.get("INPUT", {}).get("NORMALISATION", "imagenet")]
+    normalisation = sections.get("INPUT", {}).get("NORMALISATION", "imagenet")
     lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
              "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "", f"# {title}", "",
              "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
@@ -83,7 +83,7 @@ def model_card(title, description, licence):
              f"- **Training**: stage {description.get('stage', 'unknown')}, epoch {description.get('epoch', 'unknown')}"
              f" ({selection}).",
              f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
-             f"with {normalisation}.",
+             f"with {NAMES.get(normalisation, normalisation)}.",
              f"- **Licence**: {licence}; the code is MIT.", ""]
     if numbers:
         lines += [f"## Results: {told.get('protocol', 'protocol unknown')}", "",
