@@ -38,7 +38,7 @@ def main():
         check_same_data(content, path, setup.facts())
     if path:
         model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH,
-                                                  config.MODEL.STRIDE))
+                                                  config.MODEL.STRIDE, config.MODEL.TOWER))
     else:
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
@@ -79,15 +79,20 @@ def results_folder(output, path, test):
     """
     if not path:
         return Path(output) / "tests" / f"baseline_clip-{test}"
-    file, own = Path(path).resolve(), (Path(output) / Path(path).name).resolve()
-    folder = Path(output) / "tests" / f"{file.stem}-{test}"
+    file, folder = Path(path).resolve(), Path(output) / "tests" / f"{Path(path).stem}-{test}"
+    taken = any((Path(output) / f"{file.stem}{ending}").is_file() for ending in (".pth", ".safetensors"))
     try:
         tested = Path(json.loads((folder / "metrics.json").read_text())["checkpoint"]).resolve()
     except (OSError, ValueError, KeyError, TypeError):      # not tested before, or a damaged file, which is replaced
         tested = file
-    if file == own or (file == tested and not own.is_file()):
+    if lies_in(output, path) or (file == tested and not taken):
         return folder
     return folder.with_name(f"{file.parent.name}-{folder.name}")
+
+
+def lies_in(output, path):
+    """Tell whether a checkpoint is one of the run in the folder `output`."""
+    return Path(path).resolve().parent == Path(output).resolve()
 
 
 def check_same_data(content, path, facts):
@@ -129,7 +134,8 @@ def save_results(folder, setup, log, content, what, evaluations):
         selection = RELEASED
     facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what,
              "epoch": int(first_number(content.get("epoch")) or 0),
-             "selection": selection if content else "no training"}
+             "selection": selection if content else "no training",
+             "of_this_run": not content or lies_in(setup.config.OUTPUT_DIR, what)}
     results = [metrics_record(evaluation, setup.data, **facts) for evaluation in evaluations]
     output = folder / "metrics.json"
     save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])

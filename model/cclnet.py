@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.backbones import choose_tower
+from utils.backbones import choose_tower, tower_class
 from utils.modality import Modality
 
 
@@ -30,7 +30,9 @@ class CCLNet(nn.Module):
 
     def __init__(self, visual, height, width, stride=None, tower=""):
         super().__init__()
-        self.tower = choose_tower(visual, tower)(visual, height, width, stride)
+        kind = choose_tower(visual, tower)
+        self.tower = tower_class(kind)(visual, height, width, stride)
+        self.tower.kind = kind
         self.neck = nn.BatchNorm1d(self.tower.feature_dim)
         self.neck.bias.requires_grad_(False)
 

@@ -41,13 +41,14 @@ LARGEST_SIDE = 10_000       # pixels of an image that a checkpoint may claim
 STATE_DICT = table(tensor(dtype=WEIGHTS), least=1)
 
 
-def model_from_checkpoint(content, path, height=None, width=None, stride=None):
+def model_from_checkpoint(content, path, height=None, width=None, stride=None, tower=""):
     """Build the `CCLNet` of a checkpoint's content (`utils.checkpoint.load_checkpoint`), in evaluation mode.
 
     The released format and the names of this project's first version are recognised. Kind and sizes are read from the
     weights, what these do not say from the checkpoint's description; CLIP's weights are not needed.
 
-    Args: path: for messages; height, width: pixels of the images, stride: of the patches; None: the checkpoint's.
+    Args: path: for messages; height, width: pixels of the images, stride: of the patches, tower: a name
+        of `utils.backbones.TOWERS`; None, "": the checkpoint's.
     Raises: UserError: the content is no checkpoint of an image side, or its sizes do not fit.
     """
     if height is None:
@@ -58,9 +59,10 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None):
     state = _our_state(content, path)
     must_fit(state, STATE_DICT, f"checkpoint {quoted(path)}", "Train or download it again")
     kind, heads, own_stride = _described(content, state, path)
-    if stride not in (None, own_stride):
-        raise UserError(f"checkpoint {quoted(path)} was trained with MODEL.STRIDE {own_stride}, now it is {stride}. "
-                        "Use the configuration of the training run")
+    for key, asked, own in (("STRIDE", stride, own_stride), ("TOWER", tower, kind)):
+        if asked not in (None, "", own):
+            raise UserError(f"checkpoint {quoted(path)} was trained with MODEL.{key} {own}, now it is {asked}. Use the "
+                            "configuration of the training run")
     found, given = _map_cells(state, height, width, own_stride)
     if found != given:
         raise UserError(f"checkpoint {quoted(path)} was trained on images of {found} map cells; INPUT.HEIGHT {height} "
@@ -90,7 +92,7 @@ def _described(content, state, path):
     facts = {"kind": "vit" if vit else "resnet", "heads": size // HEAD_WIDTH, "stride": patch,
              "activation": ACTIVATION if vit else None, **told}
     kinds = towers_for("vit" if vit else "resnet")
-    expected = (("kind", " or ".join(kinds), facts["kind"] in kinds),
+    expected = (("kind", f"{' or '.join(kinds)} (utils/backbones.py)", facts["kind"] in kinds),
                 ("heads", f"a divisor of {size}", _is_count(facts["heads"]) and size % facts["heads"] == 0),
                 ("stride", f"1 to {patch}" if vit else STRIDE,
                  _is_count(facts["stride"]) and (facts["stride"] <= patch if vit else facts["stride"] == STRIDE)),

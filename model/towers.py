@@ -1,7 +1,7 @@
 """CLIP's image towers as CCLNet uses them: one stem per modality, a shared trunk, and CLIP's own projection.
 
-A tower has `stem(images, modality)`, `trunk(x)` -> (pooled, state), `project(state)`, `feature_dim`, `describe()` and
-`kind`, its name in utils/backbones.py.
+A tower has `stem(images, modality)`, `trunk(x)` -> (pooled, state), `project(state)`, `feature_dim` and `describe()`.
+Its `kind` is its name in utils/backbones.py.
 """
 import copy
 from collections import OrderedDict

@@ -13,7 +13,7 @@ from processor.evaluate import RANKS
 from processor.grid import BASELINE, RECORD, TESTED, read_record, results_file
 from processor.run import MAY_CHANGE, MODEL_FILES
 from utils.errors import UserError
-from utils.report.results import RELEASED as AS_RELEASED
+from utils.report.results import is_of_run
 from utils.report.run_files import read_bound, read_rows
 from utils.settings import differing_keys, flat
 
@@ -22,7 +22,7 @@ SHOWN = ("rank1", "mAP", "mINP")        # in text and LaTeX; CSV holds all
 STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "finetune": "train_clip"}
 STAGE_OF = {name: stage for stage, name in MODEL_FILES.items()}     # start of a checkpoint's name -> stage
 SELECTIONS = {"last": "last epoch", "best": "best on test"}
-DEFAULTS = {**flat(as_dict(load_config())), "BOUND": "none"}
+DEFAULTS = flat(as_dict(load_config()))
 NO_METHOD = ("SEED", "DATASET.TRIAL", *MAY_CHANGE)      # settings that make no other method
 RELEASED = "README of the released code"
 # (data set, stage, mode, what was chosen, numbers in percent, source). Nothing else is the authors' number.
@@ -39,8 +39,7 @@ class RunResults:
     """What the folder of one run holds."""
 
     folder: Path
-    settings: dict      # "SECTION.KEY" -> value; the default of a key that is younger than the run; BOUND is "none" or
-                        # what `tools/bounds.py` told training
+    settings: dict      # "SECTION.KEY" -> value; the default of a key that is younger than the run; `read_bound`
     varied: tuple       # keys that its grid varied
     state: str          # of `processor.grid.STATES`; "" where the run is of no grid
     error: str
@@ -73,11 +72,12 @@ def read_runs(folders, protocol):
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; expected that of a run or of a grid of runs")
-        below = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)]
+        below = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)
+                 and not path.name.startswith("old-")]      # what --fresh kept
         if below and _is_run(folder):
             raise UserError(f"{folder} is the folder of a run and holds others ({below[0].name}"
-                            f"{', ...' if below[1:] else ''}); expected one or the other. Name the folders that you "
-                            f"mean, as in {folder}/*/")
+                            f"{', ...' if below[1:] else ''}); expected one or the other. Name those that you mean, as "
+                            f"in {below[0]}")
         inside = below or ([folder] if _is_run(folder) else [])
         if not inside:
             raise UserError(f"{folder} holds no run (no {RECORD} or config.yml, nor its folders); expected the folder "
@@ -106,7 +106,7 @@ def _read_run(folder, protocol):
         path = results_file(folder, checkpoint, protocol)
         if path.is_file():
             tests |= {(checkpoint, result["mode"]): result for result in _read_results(path)
-                      if result.get("selection") != AS_RELEASED}
+                      if is_of_run(result)}
     return RunResults(folder, DEFAULTS | settings | read_bound(folder), tuple(record.get("varied", ())),
                       record.get("state", ""), record.get("error", ""), tuple(record.get("tested", TESTED)), tests,
                       _read_logged(folder))
@@ -161,7 +161,9 @@ def methods(runs):
     varied = {key for run in runs for key in run.varied} - {"SEED", "DATASET.TRIAL"}
     differ = [key for key in differing_keys([run.settings for run in runs])
               if key in varied or not key.startswith(NO_METHOD)]
-    return [", ".join(f"{key} {run.settings.get(key)}" for key in differ) or "all runs" for run in runs]
+    differ = sorted({*differ} | {"BOUND" for run in runs if "BOUND" in run.settings})
+    return [", ".join(f"{key} {run.settings[key]}" for key in differ if key in run.settings) or "all runs"
+            for run in runs]
 
 
 def summarise(runs, logged=()):

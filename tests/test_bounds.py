@@ -9,6 +9,7 @@ import trees
 import processor.train
 from tools import bounds
 from utils.modality import Modality
+from utils.report.write import write_run_page
 
 
 def test_true_links_join_clusters_of_one_person():
@@ -35,6 +36,8 @@ def test_a_bound_is_trained_in_a_folder_of_its_own(bound, method, tmp_path, tiny
     assert processor.train.start_memory is ordinary
     assert scripts.call(bounds, [bound, "train_prepare", "--fresh", *words]) == 0
     assert (folder / "metrics.jsonl").read_text().count("\n") == len(rows) and list(folder.glob("old-*"))
+    page = write_run_page(folder).read_text()
+    assert "<dt>Bound, not a result</dt>" in page and f"true {bound}" in page
     about = json.loads((folder / "report_data/run-train_prepare.json").read_text())
     assert about["method"] == {"pgm": "PGM", "cclnet": "CCLNet"}[method]        # as the page names it
 

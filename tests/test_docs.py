@@ -147,9 +147,9 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
     for folder in (ROOT / "docs/reference/demo", *sorted((ROOT / "docs/reference/methods").iterdir())):
         runs = summary.read_runs([folder], "python")
         assert [run.settings["SEED"] for run in runs] == list(range(1, len(runs) + 1)), folder
-        method, space, exchange, bound = (runs[0].settings[key] for key in (
+        method, space, exchange, bound = (runs[0].settings.get(key) for key in (
             "MEMORY.METHOD", "MEMORY.MATCH_BY", "INPUT.CHANNEL", "BOUND"))
-        links = bound if bound != "none" else space or "prototype"
+        links = bound or space or "prototype"
         for stage, script in (("prepare", "train_prepare"), ("finetune", "train_clip")):
             if space == "text" and stage == "prepare":
                 continue

@@ -21,6 +21,7 @@ from processor import schedule, summary
 from processor.grid import Experiment, make_grid, read_record, results_file
 from tools import bounds, experiments
 from utils.errors import Stopped, UserError
+from utils.report.run_files import read_bound
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -340,23 +341,30 @@ def test_a_run_that_was_told_identities_is_no_run_of_its_method(tmp_path):
         record(tmp_path / name)
     (tmp_path / "told/BOUND.txt").write_text(bounds.NOTE.format("links"))
     rows = summary.summarise(summary.read_runs([tmp_path], "python"))
-    assert [row.method for row in rows if not row.source] == ["BOUND none", "BOUND true links"]
+    assert [row.method for row in rows if not row.source] == ["BOUND true links", "all runs"]
+    rows = summary.summarise(summary.read_runs([tmp_path / "told"], "python"))       # nothing beside it
+    assert [row.method for row in rows if not row.source] == ["BOUND true links"]
+    of_a_test = results_file(tmp_path / "told", "model_last", "python").parent
+    assert read_bound(of_a_test) == {"BOUND": "true links"} and read_bound(tmp_path / "method") == {}
 
 
-def test_a_released_checkpoint_is_no_result_of_the_run(tmp_path):
-    for number, selection in enumerate(("as released", "best Rank-1 on test data"), start=1):
+def test_a_checkpoint_of_elsewhere_is_no_result_of_the_run(tmp_path):
+    for number, facts in enumerate(({"selection": "as released"}, {"of_this_run": False}, {"of_this_run": True},
+                                    {"selection": "best Rank-1 on test data"}), start=1):
         record(tmp_path / f"seed{number}", seed=number, checkpoint="model_best", value=number / 4)
         path = results_file(tmp_path / f"seed{number}", "model_best", "python")
-        path.write_text(json.dumps({**json.loads(path.read_text()), "selection": selection}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
     runs = summary.read_runs([tmp_path], "python")
-    assert [run.tests and run.tests["model_best", "all"]["rank1"] for run in runs] == [{}, 0.5]
+    assert [run.tests and run.tests["model_best", "all"]["rank1"] for run in runs] == [{}, {}, 0.75, 1]
 
 
 def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):
     record(tmp_path / "runs")
     record(tmp_path / "runs/seed1")
-    with pytest.raises(UserError, match=r"runs is the folder of a run and holds others \(seed1\).*/\*/"):
+    with pytest.raises(UserError, match=r"runs is the folder of a run and holds others \(seed1\).* as in .*seed1$"):
         summary.read_runs([tmp_path / "runs"], "python")
+    (tmp_path / "runs/seed1").rename(tmp_path / "runs/old-1")       # kept by --fresh
+    assert [run.folder for run in summary.read_runs([tmp_path / "runs"], "python")] == [tmp_path / "runs"]
 
 
 def test_a_table_shows_what_was_logged(tmp_path, capsys):

@@ -214,6 +214,12 @@ def labels_of(data, folder, manifest):
     return sizes
 
 
+def test_pseudo_labels_are_saved_without_gaps(tmp_path):
+    save_pseudo_labels(tmp_path, {m: np.array([3, -1, 0, 3, 5]) for m in Modality}, {})
+    for name in FILE_NAMES.values():
+        assert np.load(tmp_path / name).tolist() == [1, -1, 0, 1, 2]
+
+
 def test_pseudo_labels_of_other_images_are_refused(two, tmp_path):
     data = two[0]
     manifest = data_manifest(data)

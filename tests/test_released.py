@@ -176,6 +176,8 @@ def test_results_of_another_checkpoint_of_the_same_name_lie_beside_those_of_the_
     tested.write_text("{")
     assert folder(run, downloads[1], "python-all") == tested.parent
     (run / "model_best.pth").touch()
+    for address in ("hf://lab/model_best", tmp_path / "march/model_best.safetensors"):
+        assert folder(run, address, "python-all").name in ("lab-model_best-python-all", "march-model_best-python-all")
     assert folder(run, downloads[0], "python-all") == run / "tests/march-model_best-python-all"
     assert folder(run, run / "model_best.pth", "python-all") == tested.parent
 

@@ -24,7 +24,7 @@ def towers_for(weights):
 
 
 def choose_tower(visual, name=""):
-    """Return the class of a tower that CLIP's image tower can become.
+    """Return the name of the tower that CLIP's image tower becomes.
 
     Args: visual: `load_clip(...).visual`; name: of TOWERS, "" for that of the weights' kind.
     Raises: UserError: the weights are of another kind than the tower.
@@ -33,4 +33,4 @@ def choose_tower(visual, name=""):
     if name and name not in towers_for(weights):
         raise UserError(f"MODEL.TOWER is {name}, but the CLIP weights hold a {weights}; choose "
                         f"{' or '.join(towers_for(weights))}, or leave MODEL.TOWER out")
-    return tower_class(name or weights)
+    return name or weights

@@ -10,7 +10,7 @@ STAGE_OF_FILE = {"prepare_last": "prepare", "prepare_best": "prepare", "model_la
                  "model_best": "finetune"}
 BASELINE = "baseline CLIP"
 BEST = "best Rank-1 on test data"
-RELEASED = "as released"        # selection of a checkpoint in the released format, which is of no run of ours
+RELEASED = "as released"        # selection of a checkpoint in the released format
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def find_results(run):
     for where, metrics in run.tests.items():
         for record in metrics.get("results", [metrics]):
             checkpoint = str(record.get("checkpoint", ""))
-            stage = "baseline" if checkpoint == BASELINE else _stage(where, Path(checkpoint).stem, record)
+            stage = "baseline" if checkpoint == BASELINE else (
+                STAGE_OF_FILE.get(Path(checkpoint).stem, where) if where == "." or is_of_run(record) else where)
             epoch, best = record.get("epoch", 0), record.get("selection") == BEST
             name = BASELINE if stage == "baseline" else f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else (
                 f"{where if where != '.' else 'test.py'}: {Path(checkpoint).name}")
@@ -57,14 +58,9 @@ def find_results(run):
     return sorted(found.values(), key=lambda result: (protocols.index(result.protocol), *result.order))
 
 
-def _stage(where, name, record):
-    """Return the stage of the run whose checkpoint was tested; `where` for one of elsewhere.
-
-    Args: where: the folder of the results, which begins with another folder's name (`results_folder` in test.py);
-        name: of the checkpoint; record: of metrics.json.
-    """
-    own = record.get("selection") != RELEASED and (where == "." or where.startswith(name))
-    return STAGE_OF_FILE.get(name, where) if own else where
+def is_of_run(record):
+    """Tell whether a record of metrics.json is of a checkpoint of the run in whose folder it lies."""
+    return record.get("of_this_run", record.get("selection") != RELEASED)      # earlier versions do not say it
 
 
 def _result(stage, name, record, best):

@@ -62,10 +62,16 @@ def read_run(folder):
 
 
 def read_bound(folder):
-    """Return {"BOUND": "true links" or "true labels"} of a run that `tools/bounds.py` told identities; else {}."""
-    path = Path(folder) / "BOUND.txt"
-    return {"BOUND": path.read_text(encoding="utf-8").partition(":")[0].removeprefix("Trained with ")
-            } if path.is_file() else {}
+    """Return {"BOUND": "true links" or "true labels"} of a run that `tools/bounds.py` told identities; else {}.
+
+    Args: folder: of the run, or of one of its tests.
+    """
+    folder = Path(folder).resolve()
+    for place in (folder, *folder.parents[1:2] * (folder.parent.name == "tests")):
+        if (place / "BOUND.txt").is_file():
+            text = (place / "BOUND.txt").read_text(encoding="utf-8")
+            return {"BOUND": text.partition(":")[0].removeprefix("Trained with ")}
+    return {}
 
 
 def read_rows(folder):

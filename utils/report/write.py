@@ -227,7 +227,8 @@ def _facts(run, results):
     data = run.config.get("DATASET", {})
     trial = f", trial {data.get('TRIAL')}" if data.get("NAME") == "regdb" else ""
     seconds = sum(row.get("seconds", 0) for row in run.epochs)
-    return [("Method", last.get("method")), ("Data set", f"{data.get('NAME', '')}{trial}"),
+    return [("Method", last.get("method")), ("Bound, not a result", run.config.get("BOUND")),
+            ("Data set", f"{data.get('NAME', '')}{trial}"),
             ("Protocol", main_result(results).protocol if results else ""),
             ("Date", str(last.get("started", ""))[:16].replace("T", " ")), ("Commit", last.get("commit")),
             ("Versions", ", ".join(f"{name} {number}" for name, number in last.get("versions", {}).items())),
