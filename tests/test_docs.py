@@ -225,6 +225,7 @@ def test_the_backbone_of_the_example_is_trained_and_tested(examples, tmp_path, t
     assert scripts.call(scripts.load("test"), ["--resume_path", checkpoint]) == 0
     tested = json.loads((tmp_path / "run/tests/prepare_last-python-all/metrics.json").read_text())
     assert tested["mAP"] == pytest.approx(content["metrics"]["mAP"], abs=1e-6)
+    assert scripts.call(scripts.load("test"), ["--resume_path", checkpoint, "MODEL.TOWER", "resnet"]) == 2
     with pytest.raises(UserError, match="MODEL.TOWER averaging, and the released format knows resnet alone"):
         export_released.main([str(checkpoint), str(tmp_path / "out.pth")])
     with pytest.raises(UserError, match="MODEL.TOWER is vit, but the CLIP weights hold a resnet; choose resnet or ave"):
