@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import reprlib
+from functools import reduce
 
 import yaml
 from yacs.config import CfgNode
@@ -44,7 +45,6 @@ _C.MODEL = CfgNode()
 _C.MODEL.NAME = "RN50"               # which of OpenAI's CLIPs; a file's kind is read from it
 _C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (MODEL.NAME, downloaded) or a file
 _C.MODEL.STRIDE = 16                 # pixels between patches of a vision transformer; a ResNet's map has always 16
-
 _C.MODEL.TOWER = ""                  # what becomes of CLIP's image tower: a name of utils/backbones.py; "" = that of
                                      # the weights' kind
 
@@ -336,7 +336,7 @@ def _check_values(config):
 
 def choices(name):
     """List what a key of CHOICES may be: its default first."""
-    return list(dict.fromkeys([flat(as_dict(_C))[name], *CHOICES[name]]))
+    return list(dict.fromkeys([reduce(getattr, name.split("."), _C), *CHOICES[name]]))
 
 
 def _is_factor(pair):

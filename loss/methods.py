@@ -2,7 +2,7 @@
 
 The configuration reads the names, long before anything heavy is imported: so the classes stand here by their path.
 """
-from importlib import import_module
+from utils.registry import class_at
 
 METHODS = {     # name -> module:class, a subclass of loss.cross_memory.CrossMemory
     "cclnet": "loss.cclnet:CCLNetMemory",
@@ -14,5 +14,4 @@ METHODS = {     # name -> module:class, a subclass of loss.cross_memory.CrossMem
 
 def method_class(name):
     """Return the class of a method."""
-    module, _, class_name = METHODS[name].partition(":")
-    return getattr(import_module(module), class_name)
+    return class_at(METHODS[name])

@@ -13,6 +13,7 @@ from model.towers import ACTIVATION, STRIDE, patch_grid
 from utils.backbones import towers_for
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
+from utils.published import checkpoint_normalisation
 from utils.structure import WEIGHTS, must_fit, table, tensor
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
@@ -131,11 +132,6 @@ def checkpoint_size(content):
         if size and all(type(pixels) is int and 0 < pixels < LARGEST_SIDE for pixels in size):
             return size
     return None
-
-
-def checkpoint_normalisation(content):
-    """Find how a checkpoint's images are normalised, a name of INPUT.NORMALISATION; "imagenet" if it does not say."""
-    return ((content.get("config") or {}).get("INPUT") or {}).get("NORMALISATION", "imagenet")
 
 
 def _our_state(content, path):

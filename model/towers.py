@@ -1,7 +1,7 @@
 """CLIP's image towers as CCLNet uses them: one stem per modality, a shared trunk, and CLIP's own projection.
 
 A tower has `stem(images, modality)`, `trunk(x)` -> (pooled, state), `project(state)`, `feature_dim` and `describe()`.
-Its `kind` is its name in utils/backbones.py.
+`CCLNet` gives it its `kind`, its name in utils/backbones.py.
 """
 import copy
 from collections import OrderedDict
@@ -26,8 +26,6 @@ class ResNetTower(nn.Module):
         height, width: pixels of the images, multiples of 16; stride: 16 or None, it is a ResNet's own.
     Raises: UserError: another size or stride.
     """
-
-    kind = "resnet"
 
     def __init__(self, visual, height, width, stride=None):
         super().__init__()
@@ -85,8 +83,6 @@ class ViTTower(nn.Module):
         stride: pixels from a patch to the next; smaller than a patch they overlap. None: the size of a patch.
     Raises: UserError: a stride that leaves gaps, or images smaller than a patch.
     """
-
-    kind = "vit"
 
     def __init__(self, visual, height, width, stride=None):
         super().__init__()

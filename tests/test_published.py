@@ -21,7 +21,7 @@ from model.clip import load_clip
 from tools.export_released import main as export
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.published import FILE_NAME, NAMES, as_safetensors, model_card
+from utils.published import FILE_NAME, NORMALISED_WITH, as_safetensors, model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4125, "mINP": 0.3}
@@ -74,7 +74,7 @@ def test_model_card(folder):
         assert words in text, words
     description = {"config": {"INPUT": {"NORMALISATION": "half"}}}
     assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card("", description, "mit")
-    assert set(NAMES) == set(augment.NORMALISATIONS)
+    assert set(NORMALISED_WITH) == set(augment.NORMALISATIONS)
 
 
 def test_the_released_format_is_published_too(checkpoint, folder, tmp_path, tiny_clip_file):

@@ -44,6 +44,7 @@ from data.registry import open_dataset  # noqa: E402
 from loss.association import Links  # noqa: E402
 from utils.diagnosis import known_persons, majority  # noqa: E402
 from utils.modality import Modality  # noqa: E402
+from utils.report.run_files import BOUND_FILE  # noqa: E402
 
 NOTE = "Trained with true {}: the identities of the training images were used. A bound for comparison, not a result.\n"
 
@@ -81,7 +82,7 @@ def main():
                         "their identities")
     folder = Path(f"{config.OUTPUT_DIR}-true-{arguments.bound}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "BOUND.txt").write_text(NOTE.format(arguments.bound))
+    (folder / BOUND_FILE).write_text(NOTE.format(arguments.bound))
     start, words = processor.train.start_memory, sys.argv
     processor.train.start_memory = partial(told, start, arguments.bound, persons)
     sys.argv = [f"{arguments.script}.py", *(["--config_file", arguments.config_file] if arguments.config_file else []),

@@ -2,9 +2,8 @@
 
 The configuration reads the names, long before anything heavy is imported: so the classes stand here by their path.
 """
-from importlib import import_module
-
 from utils.errors import UserError
+from utils.registry import class_at
 
 TOWERS = {      # name -> module:class; one of weights of a ResNet, or of a transformer, is a subclass of the first two
     "resnet": "model.towers:ResNetTower",
@@ -14,8 +13,7 @@ TOWERS = {      # name -> module:class; one of weights of a ResNet, or of a tran
 
 def tower_class(name):
     """Return the class of a tower."""
-    module, _, class_name = TOWERS[name].partition(":")
-    return getattr(import_module(module), class_name)
+    return class_at(TOWERS[name])
 
 
 def towers_for(weights):

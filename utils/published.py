@@ -6,8 +6,8 @@ from utils.errors import UserError, explained, in_brief
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
 METADATA = "cclnet"                 # the key under which a file's description lies, as JSON
-NAMES = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",     # INPUT.NORMALISATION
-         "half": "mean and deviation 0.5"}
+NORMALISED_WITH = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",
+                   "half": "mean and deviation 0.5"}
 
 
 def as_safetensors(content):
@@ -60,6 +60,11 @@ def fetch(address):
                         "network, or download the file and name its path")
 
 
+def checkpoint_normalisation(content):
+    """Find how a checkpoint's images are normalised, a name of INPUT.NORMALISATION; "imagenet" if it does not say."""
+    return ((content.get("config") or {}).get("INPUT") or {}).get("NORMALISATION", "imagenet")
+
+
 def model_card(title, description, licence):
     """Write a model card in Markdown: what the weights are, on what data, with which numbers, how to load them.
 
@@ -73,8 +78,7 @@ def model_card(title, description, licence):
     numbers = [(name, told[key]) for key, name in (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10"),
                                                    ("rank20", "Rank-20"), ("mAP", "mAP"), ("mINP", "mINP"))
                if isinstance(told.get(key), (int, float))]
-    sections = description.get("config") or {}
-    normalisation = sections.get("INPUT", {}).get("NORMALISATION", "imagenet")
+    normalisation = checkpoint_normalisation(description)
     lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
              "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "", f"# {title}", "",
              "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
@@ -83,7 +87,7 @@ def model_card(title, description, licence):
              f"- **Training**: stage {description.get('stage', 'unknown')}, epoch {description.get('epoch', 'unknown')}"
              f" ({selection}).",
              f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
-             f"with {NAMES.get(normalisation, normalisation)}.",
+             f"with {NORMALISED_WITH.get(normalisation, normalisation)}.",
              f"- **Licence**: {licence}; the code is MIT.", ""]
     if numbers:
         lines += [f"## Results: {told.get('protocol', 'protocol unknown')}", "",

@@ -47,8 +47,8 @@ def find_results(run):
     for where, metrics in run.tests.items():
         for record in metrics.get("results", [metrics]):
             checkpoint = str(record.get("checkpoint", ""))
-            stage = "baseline" if checkpoint == BASELINE else (
-                STAGE_OF_FILE.get(Path(checkpoint).stem, where) if where == "." or is_of_run(record) else where)
+            trained = STAGE_OF_FILE.get(Path(checkpoint).stem) if where == "." or is_of_run(record) else None
+            stage = "baseline" if checkpoint == BASELINE else trained or where
             epoch, best = record.get("epoch", 0), record.get("selection") == BEST
             name = BASELINE if stage == "baseline" else f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else (
                 f"{where if where != '.' else 'test.py'}: {Path(checkpoint).name}")

@@ -9,6 +9,7 @@ from utils.report.schema import CONTENT, METRICS, ROW
 from utils.structure import anything, finite_json, must_fit, table
 
 CONTENT_FOLDER = "report_data"
+BOUND_FILE = "BOUND.txt"        # what `tools/bounds.py` told a run: "Trained with true links: ..."
 REMEDY = "Expected is what the run wrote: run the stage again, or remove the file"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
 FORMER_NAMES = {"model": "finetune"}        # how earlier versions called a stage in their files
@@ -67,10 +68,10 @@ def read_bound(folder):
     Args: folder: of the run, or of one of its tests.
     """
     folder = Path(folder).resolve()
-    for place in (folder, *folder.parents[1:2] * (folder.parent.name == "tests")):
-        if (place / "BOUND.txt").is_file():
-            text = (place / "BOUND.txt").read_text(encoding="utf-8")
-            return {"BOUND": text.partition(":")[0].removeprefix("Trained with ")}
+    places = [folder, folder.parent.parent] if folder.parent.name == "tests" else [folder]
+    for path in (place / BOUND_FILE for place in places):
+        if path.is_file():
+            return {"BOUND": path.read_text(encoding="utf-8").partition(":")[0].removeprefix("Trained with ")}
     return {}
 
 
