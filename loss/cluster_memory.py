@@ -43,9 +43,9 @@ class ClusterMemory:
         x = F.normalize(x.detach().float(), dim=1)
         labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         turn = _occurrence(labels)
-        for number in np.unique(turn):
-            samples = np.flatnonzero(turn == number)
-            rows, samples = (to_device(v, x.device) for v in (labels[samples], samples))
+        order = np.argsort(turn, kind="stable")
+        of_turns = (to_device(v, x.device).split(np.bincount(turn).tolist()) for v in (labels[order], order))
+        for rows, samples in zip(*of_turns):
             mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[samples]
             self.prototypes[rows] = F.normalize(mixed, dim=1)
 

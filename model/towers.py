@@ -140,9 +140,22 @@ def patch_grid(height, width, patch, stride):
     return (height - patch) // stride + 1, (width - patch) // stride + 1
 
 
+class Chain(nn.Sequential):
+    """A `Sequential` that torch.compile takes as a whole: PyTorch 2.11 compiles torch.nn's own in pieces.
+
+    Pieces have as many variants as a ResNet has kinds of blocks, and past eight PyTorch compiles no more.
+    """
+
+    def forward(self, x):
+        """Call the parts in turn."""
+        for part in self:
+            x = part(x)
+        return x
+
+
 def _sequence(visual, names):
     """Chain parts of an image tower, which keep their names."""
-    return nn.Sequential(OrderedDict((name, getattr(visual, name)) for name in names))
+    return Chain(OrderedDict((name, getattr(visual, name)) for name in names))
 
 
 class AttentionPool(nn.Module):

@@ -4,6 +4,7 @@ import copy
 import pytest
 import scripts
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 
 import processor.features
 import processor.setup
@@ -60,6 +61,23 @@ def test_a_compiled_model_embeds_in_batches_of_one_size(model, compiled, monkeyp
                        for m in (compiled, model))
     assert sizes == [8, 8, 8, 8, 8, 8, 8, 6] and found.shape == expected.shape == (IMAGES, model.feature_dim)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", ["cclnet", "pgm", "rpnr"])
+def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
+    """Embedding comes first and differs from a step; past eight variants PyTorch would compile no more."""
+    parts, graphs = [], []
+    for name, called in (("encode", 2), ("forward", 3)):        # stems and layers of `prepare`
+        real = getattr(CCLNet, name)
+        monkeypatch.setattr(CCLNet, name, lambda *a, real=real, called=called: (parts.append(called), real(*a))[1])
+    visual = ModifiedResNet([2, 2, 2, 2], output_dim=32, heads=8, image_size=64, width=8)
+    model, banks = CCLNet(visual, HEIGHT, WIDTH), tiny_banks()
+    torch.compiler.reset()
+    compile_parts(model.tower, CPU, lambda graph, _: lambda *inputs: (graphs.append(1), graph(*inputs))[1])
+    graphs.clear()
+    train("prepare", model, banks, tiny_settings(epochs=2, MEMORY__METHOD=method, MEMORY__SWAP_EPOCH=1),
+          TinyRun(tmp_path / "run"), tiny_tester(banks))
+    assert len(graphs) == sum(parts) and {2, 3} == set(parts)
 
 
 def test_no_compiler_is_a_sentence(model, monkeypatch):
