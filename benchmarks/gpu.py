@@ -32,7 +32,7 @@ from utils.runtime import pick_device, unused_gpu_warning  # noqa: E402
 MINUTES = 8.0
 SHARED_BY = "bf16"              # the precision of whose epoch the other parts are a share
 SHORT_DEMO = ("PREPARE.EPOCHS", "4", "MEMORY.SWAP_EPOCH", "3", "PROMPT.EPOCHS", "5", "FINETUNE.EPOCHS", "6")
-DEMO_SECONDS = 150.0            # after which the short demo is given up, so that the parts after it have their turn
+DEMO_SECONDS = 240.0            # after which the short demo is given up, so that the parts after it have their turn
 REFERENCE = harness.FOLDER / "demo-short-cpu.json"
 RESOURCES = ("arithmetic", "memory", "host")
 HEAD = ("what", "time", "share of an epoch", *RESOURCES, "bounded by", "note")
@@ -104,7 +104,7 @@ PARTS = (
     Part("prompts", measured(parts.prompts), 10),
     Part("epoch", measured(parts.whole_epoch), 80),
     Part("tests", gpu_tests, 60, ("pytest", "hypothesis", "ftfy")),
-    Part("demo", short_demo, 60, ("ftfy", "jinja2", "matplotlib", "tensorboard")),
+    Part("demo", short_demo, 120, ("ftfy", "jinja2", "matplotlib", "tensorboard")),
     Part("metrics", measured(parts.metrics), 10),
     Part("compiled", measured(parts.compiled_step, "bf16"), 80),
     Part("compiled-released", measured(parts.compiled_step, "released"), 60),
