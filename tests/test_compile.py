@@ -67,7 +67,7 @@ def test_a_compiled_model_embeds_in_batches_of_one_size(model, compiled, monkeyp
 def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
     """Embedding comes first and differs from a step; past eight variants PyTorch would compile no more."""
     parts, graphs = [], []
-    for name, called in (("encode", 2), ("forward", 3)):        # stems and layers of `prepare`
+    for name, called in (("encode", 2), ("forward", 3)):        # a stem and the layers; both stems and the layers
         real = getattr(CCLNet, name)
         monkeypatch.setattr(CCLNet, name, lambda *a, real=real, called=called: (parts.append(called), real(*a))[1])
     visual = ModifiedResNet([2, 2, 2, 2], output_dim=32, heads=8, image_size=64, width=8)

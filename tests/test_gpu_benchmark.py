@@ -63,6 +63,17 @@ def test_a_part_that_fails_or_has_no_time_or_packages_left(monkeypatch, tmp_path
     assert "no_such_one not installed" in text and "| fine row | 2 s |" in text and "out of luck" in text
 
 
+def test_a_demo_that_takes_too_long_says_what_it_said(monkeypatch, tmp_path):
+    """Its script is stopped, not left behind."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "demo.py").write_text(
+        "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: print('and stops', flush=True) or exit(1))\n"
+        "print('works', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match=r"more than 5 s; it said last:\nworks\nand stops"):
+        gpu.run_demo(5)
+
+
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU.*--small --device cpu"):
