@@ -19,7 +19,7 @@ _C.OUTPUT_DIR = "runs/sysu"          # everything a run writes; {trial} in it be
 _C.SEED = 1                          # of every random number (see utils/seeding.py)
 _C.DEVICE = "auto"                   # auto | cuda | cpu
 _C.PRECISION = "released"            # released | fp32 | tf32 | bf16, of the image side (see utils/runtime.py)
-_C.COMPILE = False                   # torch.compile of the image tower in training: minutes at first, then faster steps
+_C.COMPILE = False                   # torch.compile of the image tower in training: minutes at first (docs/gpu.md)
 _C.PSEUDO_LABEL_DIR = ""             # "" = OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels (RegDB: trialN in it)
 
 _C.DATASET = CfgNode()

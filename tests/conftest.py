@@ -107,6 +107,13 @@ def clip(tiny_clip_file):
     return load_clip(tiny_clip_file)
 
 
+@pytest.fixture(params=["resnet", "vit"])
+def either_clip(request, tiny_clip_file, tiny_vit_file):
+    """A tiny CLIP of each kind."""
+    from model.clip import load_clip
+    return load_clip({"resnet": tiny_clip_file, "vit": tiny_vit_file}[request.param])
+
+
 @pytest.fixture
 def model(clip):
     """A new network of the tiny CLIP, for images of tiny.py's size."""

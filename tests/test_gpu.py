@@ -1,0 +1,132 @@
+"""Training, prompts and retrieval on a real GPU, each compared with the host, whose numbers the golden tests hold.
+
+What is wrong with devices alone fake tensors find without one (test_fake_cuda.py).
+"""
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
+
+from data.images import ImageBank
+from model.cclnet import CCLNet
+from model.clip import TextTower
+from processor.epoch import on_host
+from processor.evaluate import evaluate
+from processor.features import embed
+from processor.guidance import TextGuidance
+from processor.prompt import PromptBatches, PromptState, prompt_step
+from processor.pseudo_labels import cluster_means
+from processor.train import Batches, TrainState, train, train_step
+from tests.test_fake_cuda import AUGMENTATION, BOTH, LABELS
+from tests.tiny import (
+    HEIGHT,
+    PEOPLE,
+    WIDTH,
+    TinyRun,
+    tiny_banks,
+    tiny_data,
+    tiny_prompt_settings,
+    tiny_settings,
+    tiny_tester,
+)
+from utils.modality import Modality
+
+DEVICE = "cuda"
+METHODS = ("cclnet", "pgm", "rpnr")
+
+
+def real_banks(device):
+    return {m: ImageBank(bank.images, device) for m, bank in tiny_banks().items()}
+
+
+def close(found, expected, **tolerance):
+    for a, b in zip(tree_leaves(on_host(found)), tree_leaves(on_host(expected)), strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+def training_steps(clip, device, method):
+    """Two steps of a fine-tune after the swap epoch: losses and, of cclnet, links; memories; the model."""
+    torch.manual_seed(0)
+    settings = tiny_settings(MEMORY__METHOD=method, MEMORY__SWAP_EPOCH=1, PRECISION="fp32", **AUGMENTATION)
+    state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to(device), settings)
+    start = {m: F.normalize(torch.randn(PEOPLE, state.model.feature_dim), dim=1).to(device) for m in Modality}
+    both = settings.new_memory(start, 1, labels=LABELS)
+    guidance = TextGuidance({m: torch.randn(PEOPLE, 32).to(device) for m in Modality}, LABELS, 0.1)
+    batches, found = Batches(real_banks(device), LABELS, settings, 1), []
+    for step in range(2):
+        losses, numbers = train_step(state.model.train(), state.optimizer, both, batches[step], guidance, "fp32")
+        assert both.memories        # a swap that was put off is done, and its numbers are there
+        found.append({**losses, **{name: torch.as_tensor(number) for name, number in numbers.items()}})
+    return found, both, state.model
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_training_steps_on_a_gpu(either_clip, method):
+    found, both, model = training_steps(either_clip, DEVICE, method)
+    expected, same, _ = training_steps(either_clip, "cpu", method)
+    assert both.memories[Modality.RGB].prototypes.device.type == DEVICE == next(model.parameters()).device.type
+    close(found[0], expected[0], rtol=1e-3, atol=1e-3)
+    close(found[1], expected[1], rtol=5e-2, atol=5e-2)      # Adam's first step enlarges small differences
+    close(both.state_dict(), same.state_dict(), rtol=0, atol=2e-2)
+    assert found[0]["matched"] > 0 if method == "cclnet" else len(found[0]) > 4
+    np.testing.assert_array_equal(both.links().rgb_to_ir, same.links().rgb_to_ir)
+
+
+def first_prompt_step(clip, device):
+    text, settings = TextTower(clip).to(device), tiny_prompt_settings()
+    state = PromptState(text, LABELS, settings)
+    generator = torch.Generator().manual_seed(0)
+    batch = PromptBatches(real_banks(device), LABELS, settings, 1)[0]
+    loss = prompt_step(text, state.prompts, state.optimizer,
+                       {m: torch.randn(len(batch[m]), 32, generator=generator).to(device) for m in Modality},
+                       {m: LABELS[m][batch[m]] for m in Modality})
+    return loss, [prompts.context.grad for prompts in state.prompts.values()]
+
+
+@pytest.mark.gpu
+def test_prompt_step_on_a_gpu(either_clip):
+    loss, gradients = first_prompt_step(either_clip, DEVICE)
+    assert loss.device.type == gradients[0].device.type == DEVICE
+    close([loss, gradients], list(first_prompt_step(either_clip, "cpu")), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_retrieval_on_a_gpu(either_clip):
+    """Embedding, prototypes and ranking, in every place where the images may be held."""
+    data, found = tiny_data(), {}
+    for name, cache in (("cpu", "mmap"), (DEVICE, "mmap"), (DEVICE, "device")):
+        banks = {m: ImageBank(bank.images, name, cache=cache) for m, bank in tiny_banks().items()}
+        model = CCLNet(either_clip.visual, HEIGHT, WIDTH).to(name)
+        features = embed(model, banks[Modality.IR], Modality.IR, BOTH, batch_size=7, precision="fp32")
+        start = cluster_means(features["feature"], LABELS[Modality.IR])
+        assert features["feature"].device.type == start.device.type == name
+        result = evaluate(model, data, banks, [data.retrieval()], 7, "fp32")[0].mean()
+        found[name, cache] = features, start, torch.tensor([result["rank1"], result["mAP"]])
+    for values in found.values():
+        close(list(values), list(found["cpu", "mmap"]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_training_on_a_gpu(either_clip, method, tmp_path):
+    """Three epochs with linked clusters in the last; stopped in the second, resumed from the state file."""
+    banks, settings = real_banks(DEVICE), tiny_settings(MEMORY__METHOD=method, PRECISION="fp32", **AUGMENTATION)
+
+    def start(run):
+        model = CCLNet(either_clip.visual, HEIGHT, WIDTH).to(DEVICE)
+        train("prepare", model, banks, settings, run, tiny_tester(banks))
+        return model
+
+    run = TinyRun(tmp_path / "run", stop_after=10)
+    with pytest.raises(KeyError, match="enough"):
+        start(run)
+    run = TinyRun(tmp_path / "run", run.state_file.load()[0])
+    model = start(run)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    assert run.history[-1]["matched" if method == "cclnet" else "links"] > 0
+    assert all(np.isfinite(row[name]) for row in run.history for name in ("loss_rgb", "loss_ir"))
+    content = torch.load(run.model_file("prepare", "last"), weights_only=True)
+    assert {tensor.device.type for tensor in content["state_dict"].values()} == {"cpu"}
+    close(content["state_dict"], model.state_dict(), rtol=0, atol=0)
