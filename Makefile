@@ -37,7 +37,7 @@ gpu: .venv/installed
 # Kills and resumes of the demo for SOAK_MINUTES; prints what happened and fails if a result differs.
 SOAK_MINUTES ?= 20
 soak: .venv/installed
-	$(PY) tools/soak.py --minutes $(SOAK_MINUTES)
+	$(PY) tools/dev/soak.py --minutes $(SOAK_MINUTES)
 
 # Checks a data set in ROOT, caches it, and runs CLIP's download, training, tests and table: sysu and llcm three seeds,
 # regdb ten trials. OPTIONS go to tools/experiments.py: OPTIONS="--at_once 2", "--cluster slurm", "TEST.EVERY 10".
@@ -58,4 +58,4 @@ reproduce: .venv/installed
 # Breaks the method's core line by line and counts what the tests notice: hours. MUTANTS="--only FILE --sample 0.3".
 mutants: .venv/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4" "coverage>=7.6"
-	OMP_NUM_THREADS=1 $(PY) tools/mutants.py --jobs 2 $(MUTANTS)
+	OMP_NUM_THREADS=1 $(PY) tools/dev/mutants.py --jobs 2 $(MUTANTS)

@@ -24,11 +24,11 @@ def main():
     load_config(arguments.config_file, arguments.overrides)     # mistakes are found before the slow imports
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
-    from processor.saved import read_checkpoint
+    from processor.ranking import save_rankings
+    from processor.run.saved import read_checkpoint
     from processor.setup import Setup
-    from utils.report.content import retrieval_content
-    from utils.report.ranking import save_rankings
-    from utils.report.write import save_report
+    from report.content import retrieval_content
+    from report.write import save_report
 
     path = arguments.resume_path
     content = read_checkpoint(path) if path else {}
@@ -123,8 +123,8 @@ def save_results(folder, setup, log, content, what, evaluations):
     """
     from model.released import first_number, released_state
     from processor.evaluate import format_table, metrics_record
+    from report.results import RELEASED
     from utils.checkpoint import save_json
-    from utils.report.results import RELEASED
 
     for evaluation in evaluations:
         log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"

@@ -14,11 +14,11 @@ def main():
     """Run the two stages that the command line describes."""
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     config = load_config(arguments.config_file, arguments.overrides)
+    from data.pseudo_labels import labels_digest
     from model.clip import TextTower  # slow: after the settings were read and checked
-    from processor.epoch import on_host
     from processor.guidance import TextGuidance, scale_lines
     from processor.prompt import learn_prompts, text_features
-    from processor.pseudo_labels import labels_digest
+    from processor.run.epoch import on_host
     from processor.setup import Setup, prompt_settings, train_settings
     from processor.train import train
     from utils.modality import Modality

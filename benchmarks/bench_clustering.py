@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import harness, reference
 from benchmarks.harness import Results, Row, measure, peak_memory
-from utils.clustering import cluster
-from utils.diagnosis import cluster_quality
+from clustering.clustering import cluster
+from clustering.quality import cluster_quality
 
 SIZE, DIM, K1, K2, EPS, MIN_SAMPLES = 22258, 2048, 30, 6, 0.6, 4
 LOOKS = 24                  # directions in which persons, and images of one person, differ

@@ -3,7 +3,7 @@ import numpy as np
 
 from benchmarks import reference
 from benchmarks.harness import Results
-from utils.metrics import rank_metrics
+from processor.metrics import rank_metrics
 
 TRIALS = 10
 

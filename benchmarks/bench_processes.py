@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.bench_clustering import CASES, DIM, EPS, HARD, K1, K2, MIN_SAMPLES, draw
 from benchmarks.harness import Results, Row, seconds
+from clustering.clustering import dbscan, distances_of, neighbours_of
 from configs.defaults import load_config
 from data.images import ImageBank
 from model.batch_norm import spread_batch_norm
@@ -28,7 +29,6 @@ from model.clip import load_clip
 from processor.features import embed
 from processor.setup import train_settings
 from processor.train import Batches, TrainState, heads_of, train_step
-from utils.clustering import dbscan, distances_of, neighbours_of
 from utils.distributed import join_processes
 from utils.modality import Modality
 

@@ -10,10 +10,10 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from benchmarks.harness import Results, Row, measure, peak_memory
 from configs.defaults import load_config
 from model.cclnet import CCLNet
+from processor.optim import image_optimizer
 from processor.setup import train_settings
 from processor.train import Batch, train_step
 from utils.modality import Modality
-from utils.optim import image_optimizer
 from utils.runtime import autocast, compile_parts, gpu_rounding
 
 HEIGHT, WIDTH, CLUSTERS = 288, 144, 500

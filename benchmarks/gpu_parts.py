@@ -14,18 +14,18 @@ from scipy.optimize import linear_sum_assignment
 from benchmarks import bench_clustering, bench_epoch, bench_memory, bench_metrics, roofline
 from benchmarks.bench_train_step import embedding, training
 from benchmarks.harness import measure
+from clustering.clustering import k_nearest, k_nearest_by_torch
 from configs.defaults import load_config
 from data.augment import apply, draw
 from data.images import ImageBank
+from data.pseudo_labels import make_pseudo_labels
 from model.cclnet import CCLNet
 from model.clip import TextTower
+from processor.metrics import rank_metrics
 from processor.prompt import PromptState, prompt_step
-from processor.pseudo_labels import make_pseudo_labels
 from processor.setup import prompt_settings, train_settings
 from processor.train import TrainState
-from utils.clustering import k_nearest, k_nearest_by_torch
 from utils.errors import is_out_of_memory
-from utils.metrics import rank_metrics
 from utils.modality import Modality
 
 PRECISIONS = ("released", "fp32", "tf32", "bf16")

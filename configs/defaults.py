@@ -10,7 +10,7 @@ import yaml
 from yacs.config import CfgNode
 
 from loss.methods import METHODS
-from utils.backbones import TOWERS
+from model.towers.registry import TOWERS
 from utils.errors import UserError, is_unicode, quoted
 from utils.settings import flat
 
@@ -45,8 +45,8 @@ _C.MODEL = CfgNode()
 _C.MODEL.NAME = "RN50"               # which of OpenAI's CLIPs; a file's kind is read from it
 _C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (MODEL.NAME, downloaded) or a file
 _C.MODEL.STRIDE = 16                 # pixels between patches of a vision transformer; a ResNet's map has always 16
-_C.MODEL.TOWER = ""                  # what becomes of CLIP's image tower: a name of utils/backbones.py; "" = that of
-                                     # the weights' kind
+_C.MODEL.TOWER = ""                  # what becomes of CLIP's image tower: a name of model/towers/; "" = that of the
+                                     # weights' kind
 
 _C.CLUSTER = CfgNode()
 _C.CLUSTER.K1 = 30                   # neighbours that count as near
@@ -57,7 +57,7 @@ _C.CLUSTER.MIN_SAMPLES = 4           # neighbours, itself among them, that make 
 _C.MEMORY = CfgNode()
 _C.MEMORY.METHOD = "cclnet"          # cclnet | pgm | rpnr | none (see loss/methods.py)
 _C.MEMORY.MATCH_BY = ""              # prototype | centroid | projection | text: where clusters are linked (see
-                                     # processor/linking.py); "" = the method's: cclnet prototype, pgm, rpnr centroid
+                                     # loss/linking.py); "" = the method's: cclnet prototype, pgm, rpnr centroid
 _C.MEMORY.TEMPERATURE = 0.05         # by which inner products are divided in the contrastive losses
 _C.MEMORY.MOMENTUM = 0.1             # share of the old prototype in an update
 _C.MEMORY.RENEWAL = ""               # plain | hard: samples that move a prototype; "" = the method's: pgm hard, cclnet

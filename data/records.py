@@ -46,7 +46,7 @@ class Retrieval:
 
     protocol: str           # a name for tables, with everything that makes numbers comparable
     mode: str               # "all", "indoor", "v2t" or "t2v"
-    rule: str               # of utils.metrics.rank_metrics
+    rule: str               # of processor.metrics.rank_metrics
     query_modality: Modality
     query: np.ndarray       # (Q,) positions in the test images of query_modality
     galleries: tuple        # per trial: (G,) positions in the test images of the other modality

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.backbones import choose_tower, tower_class
+from model.towers.registry import choose_tower, tower_class
 from utils.modality import Modality
 
 
@@ -24,7 +24,7 @@ class CCLNet(nn.Module):
     Args:
         visual: CLIP's image tower (`load_clip(...).visual`), copied; height, width: pixels of the images;
         stride: pixels from a patch of a vision transformer to the next; None: the tower's own;
-        tower: a name of `utils.backbones.TOWERS`; "": that of the weights' kind.
+        tower: a name of `model.towers.registry.TOWERS`; "": that of the weights' kind.
     Raises: UserError: the tower cannot have these weights, images of this size or this stride.
     """
 

@@ -9,11 +9,11 @@ import torch
 from model.cclnet import CCLNet
 from model.clip import HEAD_WIDTH, TextTower, build_image_tower, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
-from model.towers import ACTIVATION, STRIDE, patch_grid
-from utils.backbones import towers_for
+from model.published import checkpoint_normalisation
+from model.towers.registry import towers_for
+from model.towers.towers import ACTIVATION, STRIDE, patch_grid
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
-from utils.published import checkpoint_normalisation
 from utils.structure import WEIGHTS, must_fit, table, tensor
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
@@ -49,7 +49,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
     weights, what these do not say from the checkpoint's description; CLIP's weights are not needed.
 
     Args: path: for messages; height, width: pixels of the images, stride: of the patches, tower: a name
-        of `utils.backbones.TOWERS`; None, "": the checkpoint's.
+        of `model.towers.registry.TOWERS`; None, "": the checkpoint's.
     Raises: UserError: the content is no checkpoint of an image side, or its sizes do not fit.
     """
     if height is None:
@@ -93,7 +93,7 @@ def _described(content, state, path):
     facts = {"kind": "vit" if vit else "resnet", "heads": size // HEAD_WIDTH, "stride": patch,
              "activation": ACTIVATION if vit else None, **told}
     kinds = towers_for("vit" if vit else "resnet")
-    expected = (("kind", f"{' or '.join(kinds)} (utils/backbones.py)", facts["kind"] in kinds),
+    expected = (("kind", f"{' or '.join(kinds)} (model/towers/registry.py)", facts["kind"] in kinds),
                 ("heads", f"a divisor of {size}", _is_count(facts["heads"]) and size % facts["heads"] == 0),
                 ("stride", f"1 to {patch}" if vit else STRIDE,
                  _is_count(facts["stride"]) and (facts["stride"] <= patch if vit else facts["stride"] == STRIDE)),

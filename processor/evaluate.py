@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from processor.features import embed
+from processor.metrics import rank_metrics
 from utils.distributed import ALONE, Processes
 from utils.errors import UserError
-from utils.metrics import rank_metrics
 from utils.modality import Modality
 
 RANKS = (1, 5, 10, 20)

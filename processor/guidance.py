@@ -5,11 +5,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data.pseudo_labels import cluster_means
 from loss.image_text import image_to_text
 from model.clip import tokenize
 from model.prompt import TEMPLATES
 from processor.features import embed
-from processor.pseudo_labels import cluster_means
 from utils.distributed import ALONE
 from utils.modality import Modality
 from utils.runtime import to_device

@@ -8,13 +8,13 @@ from tqdm import tqdm
 
 from loss.image_text import supervised_contrast
 from model.prompt import PromptLearner
-from processor.cost import duration
-from processor.epoch import on_host
 from processor.features import embed
-from utils.events import memory_use
+from processor.optim import warmup_cosine_lr
+from processor.run.epoch import on_host
+from processor.run.events import memory_use
+from tools.lib.cost import duration
 from utils.finite import RunningMeans, check_weights
 from utils.modality import Modality
-from utils.optim import warmup_cosine_lr
 from utils.runtime import to_device
 from utils.seeding import numpy_rng, torch_rng
 
@@ -44,7 +44,7 @@ def learn_prompts(model, text, images, labels, settings, run):
     Args:
         model: the `CCLNet` before fine-tuning; text: `TextTower`; images: Modality -> `ImageBank`;
         labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out; settings: `PromptSettings`;
-        run: `processor.run.Run`.
+        run: `processor.run.folder.Run`.
     Returns: Modality -> `PromptLearner`.
     Raises: NonFinite: a projection, the loss or a prompt is not finite. Stopped: the run was asked to stop.
     """

@@ -12,28 +12,28 @@ from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
+from data.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
 from data.registry import open_dataset
 from loss.cross_memory import MemorySettings
+from loss.linking import matching_space
 from loss.methods import method_class
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip, weights_digest
 from processor.evaluate import Tester, check_matches
-from processor.linking import matching_space
+from processor.optim import freeze
 from processor.prompt import PromptSettings
-from processor.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
-from processor.run import ADVICE_FRESH, Run, SilentRun, check_resumable, read_rows, set_aside, state_file
-from processor.saved import check_stages
+from processor.run.events import WandbLog, check_wandb
+from processor.run.folder import ADVICE_FRESH, Run, SilentRun, check_resumable, read_rows, set_aside, state_file
+from processor.run.provenance import provenance
+from processor.run.resume import StopRequest, lock_folder
+from processor.run.saved import check_stages
 from processor.train import TrainSettings
+from report.run_files import CONTENT_FOLDER
 from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
 from utils.errors import UserError, quoted
-from utils.events import WandbLog, check_wandb
 from utils.modality import Modality
-from utils.optim import freeze
-from utils.provenance import provenance
-from utils.report.run_files import CONTENT_FOLDER
-from utils.resume import StopRequest, lock_folder
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 from utils.settings import flat
 

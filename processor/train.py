@@ -11,17 +11,17 @@ import torch
 from tqdm import tqdm
 
 from data import augment
+from data.pseudo_labels import ClusterSettings, make_pseudo_labels
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cross_memory import MemorySettings
+from loss.linking import start_heads, start_memory
 from loss.methods import method_class
-from processor.epoch import LastEpoch, end_of_epoch, finish_stage
 from processor.features import embed
-from processor.linking import start_heads, start_memory
-from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
+from processor.optim import image_optimizer, set_lr, warmup_step_factor
+from processor.run.epoch import LastEpoch, end_of_epoch, finish_stage
 from utils.distributed import ALONE
 from utils.finite import NonFinite, RunningMeans, check_weights
 from utils.modality import Modality
-from utils.optim import image_optimizer, set_lr, warmup_step_factor
 from utils.runtime import autocast, gpu_rounding
 from utils.seeding import numpy_rng
 
@@ -73,7 +73,7 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
 
     Args:
         stage: "prepare" or "finetune"; model: `CCLNet` on its device, trained in place; images: Modality ->
-        `ImageBank` of the training images; settings: `TrainSettings`; run: `processor.run.Run`;
+        `ImageBank` of the training images; settings: `TrainSettings`; run: `processor.run.folder.Run`;
         tester: `processor.evaluate.Tester`; guidance: `TextGuidance` or None; extra: further entries of checkpoints.
     Raises:
         UserError: all images of a modality are outliers. NonFinite: a loss, feature or weight is not finite.

@@ -6,7 +6,7 @@ import scripts
 import torch
 from PIL import Image
 
-from utils.resume import StateFile
+from processor.run.resume import StateFile
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 

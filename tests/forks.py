@@ -63,10 +63,10 @@ def serve():
     """Answer questions, a line of JSON each, until stdin ends."""
     import scripts
 
-    import processor.run
+    import processor.run.folder
     from model.clip import tokenize
     modules = {name: scripts.load(name) for name in SCRIPTS}
-    processor.run.save_report = lambda *arguments: None     # takes longer than a miniature run
+    processor.run.folder.save_report = lambda *arguments: None     # takes longer than a miniature run
     tokenize("warm up")
     ended = {}
     for line in sys.stdin:

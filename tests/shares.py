@@ -2,13 +2,13 @@
 import numpy as np
 import torch
 
+from data.pseudo_labels import ClusterSettings, make_pseudo_labels
+from loss.linking import start_memory
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.features import embed
 from processor.guidance import TextGuidance
-from processor.linking import start_memory
-from processor.pseudo_labels import ClusterSettings, make_pseudo_labels
 from processor.train import Batches, TrainState, heads_of, train_step
 from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, tiny_banks, tiny_settings
 from utils.distributed import join_processes

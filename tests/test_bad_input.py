@@ -14,7 +14,7 @@ import torch
 import trees
 
 from configs.defaults import as_dict, load_config
-from processor.run import FORMAT, check_resumable
+from processor.run.folder import FORMAT, check_resumable
 from utils.errors import UserError
 
 SCRIPTS = {name: scripts.load(name) for name in ("train_prepare", "train_clip", "test")}

@@ -7,9 +7,9 @@ import scripts
 import trees
 
 import processor.train
+from report.write import write_run_page
 from tools import bounds
 from utils.modality import Modality
-from utils.report.write import write_run_page
 
 
 def test_true_links_join_clusters_of_one_person():

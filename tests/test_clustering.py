@@ -5,8 +5,8 @@ import torch
 from sklearn.cluster import DBSCAN
 
 from benchmarks import reference
-from utils import clustering
-from utils.clustering import cluster, jaccard_distances, k_nearest
+from clustering import clustering
+from clustering.clustering import cluster, jaccard_distances, k_nearest
 
 
 def features(n, groups, noise=0.6, dim=24, seed=0):

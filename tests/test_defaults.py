@@ -8,11 +8,11 @@ import pytest
 from configs.defaults import as_dict, load_config
 from data import augment
 from data.augment import Augmentation
+from data.pseudo_labels import ClusterSettings
 from loss.cross_memory import MemorySettings
 from model.prompt import LEARNED_WORDS, TEMPLATES
-from model.towers import STRIDE
+from model.towers.towers import STRIDE
 from processor.prompt import PromptSettings
-from processor.pseudo_labels import ClusterSettings
 from processor.setup import check_shares, prompt_settings, train_settings
 from processor.train import TrainSettings
 from utils.errors import UserError

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from clustering.quality import cluster_quality, diagnose, known_persons, majority, matching_accuracy
 from data.records import ImageSet
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor import train as training
+from processor.run.events import flat_numbers
 from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_settings, tiny_tester
-from utils.diagnosis import cluster_quality, diagnose, known_persons, majority, matching_accuracy
-from utils.events import flat_numbers
 from utils.modality import Modality
 
 PERSONS = np.repeat([7, 8, 9], 4)
@@ -99,7 +99,7 @@ def test_identities_never_reach_the_other_methods(tiny_clip_file, banks, tmp_pat
 def test_event_files_hold_the_numbers(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from utils.events import EventLog
+    from processor.run.events import EventLog
     for first in (1, 2):                   # the second log goes on with an epoch that had been written already
         monkeypatch.setattr(time, "time", lambda now=1e9 + first: now)     # files are read in this order
         log = EventLog(tmp_path)

@@ -13,7 +13,7 @@ import scripts
 import torch
 import trees
 
-import utils.clustering as clustering
+import clustering.clustering as clustering
 import utils.watch
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet

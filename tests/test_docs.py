@@ -17,12 +17,13 @@ from data import registry
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from model.released import model_from_checkpoint
-from processor import summary
-from processor.run import MODEL_FILES
+from model.towers.registry import TOWERS
+from processor.run.folder import MODEL_FILES
 from processor.train import train_step
 from tests.tiny import tiny_banks
-from tools import demo, export_released, method_figure, settings_page
-from utils.backbones import TOWERS
+from tools import demo, export_released
+from tools.dev import method_figure, settings_page
+from tools.lib import summary
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.modality import Modality
@@ -48,7 +49,7 @@ def commands(page):
 
 
 def test_the_settings_page_is_of_todays_settings():
-    """Run `python tools/settings_page.py` if this fails."""
+    """Run `python tools/dev/settings_page.py` if this fails."""
     assert text_of(ROOT / "docs/settings.md") == settings_page.page()
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from data.pseudo_labels import FILE_NAMES
 from model.released import LANDMARKS
-from processor.pseudo_labels import FILE_NAMES
 from tools import download
 from utils.errors import UserError
 

@@ -8,13 +8,13 @@ from trees import llcm_tree, permutation_file, sysu_tree
 
 from data import llcm, sysu
 from processor.evaluate import rank_features
-from processor.feature_file import PROTOCOLS, aligned, per_query, read_features
+from processor.ranking import save_features
 from tools import evaluate
-from utils.bootstrap import paired_bootstrap
+from tools.lib.bootstrap import paired_bootstrap
+from tools.lib.feature_file import PROTOCOLS, aligned, per_query, read_features
+from tools.lib.rerank import rerank
 from utils.errors import UserError
 from utils.modality import Modality
-from utils.report.ranking import save_features
-from utils.rerank import rerank
 
 
 def arrays_of(data, noise, seed=0, width=16):

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processor import schedule, summary
-from processor.grid import Experiment, make_grid, read_record, results_file
+from report.run_files import read_bound
 from tools import bounds, experiments
+from tools.lib import schedule, summary
+from tools.lib.grid import Experiment, make_grid, read_record, results_file
 from utils.errors import Stopped, UserError
-from utils.report.run_files import read_bound
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -65,7 +65,7 @@ class InThisProcess:
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
-            for module in ("processor.run", "utils.report.write"):
+            for module in ("processor.run.folder", "report.write"):
                 patch.setattr(f"{module}.save_report", lambda *_: None)
             self.code = 0
             try:
@@ -100,7 +100,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     words, started = settings
     runs = tmp_path / "runs"
     experiments.main(["run", "--trials", "1-2", *words])
-    each = ["train_prepare", "train_clip", "test", "test", "test", "test", "utils.report"]
+    each = ["train_prepare", "train_clip", "test", "test", "test", "test", "report"]
     assert started == 2 * each and sorted(path.name for path in runs.iterdir()) == ["trial1", "trial2"]
     assert "2 of 2 runs are finished" in capsys.readouterr().out
     started.clear()
@@ -108,7 +108,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     assert started == []
     results_file(runs / "trial2", "model_last", "python").unlink()
     experiments.main(["run", *words, "--trials", "1", "2"])
-    assert started == ["test", "utils.report"]
+    assert started == ["test", "report"]
 
     capsys.readouterr()
     (runs / "trial2" / "tests" / "prepare_best-python-both" / "metrics.json").unlink()

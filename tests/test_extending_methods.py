@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from loss.linking import start_memory
 from loss.methods import METHODS, method_class
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.guidance import TextGuidance
-from processor.linking import start_memory
 from processor.train import train
 from tests.tiny import EACH, HEIGHT, IMAGES, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.errors import UserError

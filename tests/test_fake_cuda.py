@@ -19,8 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 import loss.cclnet
 import processor.features
+from clustering.clustering import k_nearest
 from data import augment
 from data.images import ImageBank
+from data.pseudo_labels import cluster_means
 from loss.association import Links
 from loss.cclnet import CCLNetMemory, swap
 from loss.cross_memory import CrossMemory
@@ -29,11 +31,10 @@ from loss.methods import method_class
 from model.cclnet import CCLNet
 from model.clip import TextTower
 from model.prompt import PromptLearner
-from processor.epoch import on_host
 from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.prompt import PromptState, prompt_loss, text_features
-from processor.pseudo_labels import cluster_means
+from processor.run.epoch import on_host
 from processor.train import Batches, TrainState, UnderWay, train_step
 from tests.tiny import (
     EACH,
@@ -46,7 +47,6 @@ from tests.tiny import (
     tiny_prompt_settings,
     tiny_settings,
 )
-from utils.clustering import k_nearest
 from utils.finite import RunningMeans
 from utils.modality import Modality
 
@@ -55,7 +55,7 @@ REAL_GPU_TESTS = {      # what fake tensors cannot run -> where it is tested on 
     "backward of the prompts": "test_gpu.py::test_prompt_step_on_a_gpu",
     "the search for features that are not finite, distances to the host": "test_gpu.py::test_retrieval_on_a_gpu",
     "a whole run: clusters, page's numbers, state files, resuming": "test_gpu.py::test_training_on_a_gpu",
-    "utils.clustering: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
+    "clustering.clustering: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
 }
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}

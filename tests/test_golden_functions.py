@@ -4,15 +4,15 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-import utils.clustering as clustering
+import clustering.clustering as clustering
 from configs.defaults import load_config
 from loss.cclnet import CCLNetMemory
 from loss.image_text import image_to_text, supervised_contrast
+from processor.metrics import rank_metrics
+from processor.optim import image_optimizer, set_lr, warmup_cosine_lr
 from processor.setup import prompt_settings, train_settings
 from tests.tiny import memory_settings
-from utils.metrics import rank_metrics
 from utils.modality import Modality
-from utils.optim import image_optimizer, set_lr, warmup_cosine_lr
 
 RELEASED = load_config()
 

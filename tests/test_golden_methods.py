@@ -10,12 +10,12 @@ import loss.association
 import loss.calibration
 import loss.rpnr as rpnr
 from configs.defaults import load_config
+from data.pseudo_labels import cluster_means
 from loss.association import Links, link, matching_cost, optimal_transport, progressive, sinkhorn
 from loss.calibration import calibrate, dense_means, density
 from loss.cluster_memory import ClusterMemory, HardMemory
 from loss.methods import method_class
 from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
-from processor.pseudo_labels import cluster_means
 from processor.setup import train_settings
 from utils.modality import Modality
 

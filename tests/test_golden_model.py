@@ -10,11 +10,11 @@ from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES, PromptLearner
 from model.released import released_name
 from processor.guidance import TextGuidance
+from processor.optim import set_lr
 from processor.prompt import PromptState, prompt_step, text_features
 from processor.setup import prompt_settings, train_settings
 from processor.train import Batch, TrainState, train_step
 from utils.modality import Modality
-from utils.optim import set_lr
 
 RGB, IR = Modality
 STEP_LABELS = {RGB: np.array([0, 0, 1, 1, 2, 2, 5, 5]), IR: np.array([4, 4, 0, 0, 3, 3, 1, 1])}

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
 from data.images import ImageBank
+from data.pseudo_labels import cluster_means
 from model.cclnet import CCLNet
 from model.clip import TextTower
-from processor.epoch import on_host
 from processor.evaluate import evaluate
 from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.prompt import PromptBatches, PromptState, prompt_step
-from processor.pseudo_labels import cluster_means
+from processor.run.epoch import on_host
 from processor.train import Batches, TrainState, train, train_step
 from tests.test_fake_cuda import AUGMENTATION, BOTH, LABELS
 from tests.tiny import (

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-import processor.pseudo_labels
+import data.pseudo_labels
 from data import images as module
 from data import sysu
 from data.images import decode_image, open_bank, pick_cache, read_image
 from data.manifest import data_manifest, manifest_differences
-from processor.pseudo_labels import (
+from data.pseudo_labels import (
     FILE_NAMES,
     ClusterSettings,
     find_pseudo_labels,
@@ -262,7 +262,7 @@ def test_damaged_pseudo_labels_are_refused(tmp_path, array, words):
 
 @pytest.mark.parametrize("labels, accepted", [([-1, -1], False), ([0, 0], True), ([-1, 0], True), ([1, 0], True)])
 def test_a_clustering_of_outliers_alone_ends_the_run(monkeypatch, labels, accepted):
-    monkeypatch.setattr(processor.pseudo_labels, "cluster", lambda *_, **__: np.array(labels))
+    monkeypatch.setattr(data.pseudo_labels, "cluster", lambda *_, **__: np.array(labels))
     settings = ClusterSettings(k1=12, k2=4, eps=0.5, min_samples=4)
     if accepted:
         assert make_pseudo_labels(torch.zeros(2, 3), Modality.IR, settings).tolist() == labels

@@ -9,19 +9,20 @@ import torch
 import torch.nn.functional as F
 
 import loss.calibration
+import loss.linking
 import loss.rpnr
-import processor.linking
 import processor.train
+from clustering.quality import cluster_quality, link_numbers, with_images
 from configs.defaults import choices, load_config
+from data.pseudo_labels import cluster_means
 from loss.association import Links, hungarian, link, no_links, progressive, sinkhorn
 from loss.calibration import calibrate
 from loss.cluster_memory import HardMemory
+from loss.linking import start_memory
 from loss.methods import METHODS, method_class
 from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
-from processor.epoch import epoch_lines, epoch_numbers
 from processor.guidance import TextGuidance
-from processor.linking import start_memory
-from processor.pseudo_labels import cluster_means
+from processor.run.epoch import epoch_lines, epoch_numbers
 from processor.setup import train_settings
 from tests.tiny import (
     EACH,
@@ -30,7 +31,6 @@ from tests.tiny import (
     memory_settings,
     tiny_settings,
 )
-from utils.diagnosis import cluster_quality, link_numbers, with_images
 from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.modality import Modality
@@ -362,7 +362,7 @@ def test_train_prepare_has_no_texts_to_match_by():
         train_settings(config, 9, texts=False)
     assert train_settings(config, 9).memory.match_by == "text"
     linkless = load_config(None, ["MEMORY.MATCH_BY", "text", "MEMORY.METHOD", "none"])      # links nothing in any space
-    assert processor.linking.matching_space(train_settings(linkless, 9, texts=False).memory) == "prototype"
+    assert loss.linking.matching_space(train_settings(linkless, 9, texts=False).memory) == "prototype"
 
 
 @pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
@@ -427,7 +427,7 @@ def test_links_come_from_the_space_that_is_asked_for():
 
 def test_projections_are_linked_by_means_of_unit_ones(monkeypatch):
     inputs, linked = embedded(), []
-    monkeypatch.setattr(processor.linking, "link", lambda method, *rows: linked.extend(rows) or link(method, *rows))
+    monkeypatch.setattr(loss.linking, "link", lambda method, *rows: linked.extend(rows) or link(method, *rows))
     start_memory(inputs, LABELS, 1, tiny_settings(MEMORY__MATCH_BY="projection"))
     for m, rows in zip(Modality, linked, strict=True):
         unit_rows = inputs[m]["projection"] / inputs[m]["projection"].norm(dim=1, keepdim=True)
@@ -541,4 +541,4 @@ def test_every_space_is_a_choice_and_every_setting_has_its_field():
     assert ["", *SPACES] == choices("MEMORY.MATCH_BY")
     assert {field.name for field in dataclasses.fields(memory_settings())} == {
         key.lower() for key in load_config().MEMORY}
-    assert processor.linking.matching_space(memory_settings(method="rpnr")) == "centroid"
+    assert loss.linking.matching_space(memory_settings(method="rpnr")) == "centroid"

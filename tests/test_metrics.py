@@ -2,8 +2,15 @@
 import numpy as np
 import pytest
 
-from utils import metrics
-from utils.metrics import average_precision, cmc, identity_matches, inverse_negative_penalty, rank_gallery, rank_metrics
+from processor import metrics
+from processor.metrics import (
+    average_precision,
+    cmc,
+    identity_matches,
+    inverse_negative_penalty,
+    rank_gallery,
+    rank_metrics,
+)
 
 
 def naive(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):

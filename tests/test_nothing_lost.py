@@ -12,9 +12,9 @@ import torch
 import trees
 
 import utils.errors
+from processor.run.resume import lock_folder
 from utils.checkpoint import write_atomically
 from utils.errors import exit_on_user_error, is_out_of_memory
-from utils.resume import lock_folder
 from utils.runtime import unused_gpu_warning
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,9 @@ import scripts
 from trees import sysu_tree
 
 from configs.defaults import load_config
-from processor import plan
-from processor.cost import StageCost, count_tests, duration
 from tools import experiments
+from tools.lib import plan
+from tools.lib.cost import StageCost, count_tests, duration
 from utils.errors import UserError
 from utils.modality import Modality
 

@@ -9,7 +9,7 @@ import trees
 
 import loss.cluster_memory
 import processor.guidance
-import utils.metrics
+import processor.metrics
 from configs.defaults import load_config
 from utils.runtime import autocast, gpu_rounding
 
@@ -63,7 +63,7 @@ def test_distances_are_not_rounded_to_bf16(words, tmp_path, monkeypatch):
     scripts.without_report(monkeypatch)
     seen = []
 
-    def rank_metrics(distance, *rest, real=utils.metrics.rank_metrics):
+    def rank_metrics(distance, *rest, real=processor.metrics.rank_metrics):
         seen.append(distance)
         return real(distance, *rest)
 

@@ -4,12 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clustering.clustering import cluster
 from data.augment import MEAN, STD, Augmentation, apply, draw
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cclnet import CCLNetMemory
+from processor.metrics import rank_metrics
 from tests.tiny import memory_settings
-from utils.clustering import cluster
-from utils.metrics import rank_metrics
 from utils.modality import Modality
 
 always_the_same = settings(derandomize=True, database=None, deadline=None, max_examples=60)

@@ -18,10 +18,10 @@ from configs.defaults import as_dict, load_config
 from data import augment
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from model.published import FILE_NAME, NORMALISED_WITH, as_safetensors, model_card
 from tools.export_released import main as export
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.published import FILE_NAME, NORMALISED_WITH, as_safetensors, model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4125, "mINP": 0.3}

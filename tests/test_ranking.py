@@ -10,11 +10,11 @@ import scripts
 import torch
 from PIL import Image
 
+from processor.metrics import rank_metrics
+from processor.ranking import rank_trial, save_rankings
+from report.content import retrieval_content
 from utils.errors import UserError
-from utils.metrics import rank_metrics
 from utils.modality import Modality
-from utils.report.content import retrieval_content
-from utils.report.ranking import rank_trial, save_rankings
 
 DEGREES = {Modality.IR: [0, 90, 0], Modality.RGB: [0, 60, 20, 30, 18]}      # direction of each image's feature
 PERSONS = {Modality.IR: [1, 2, 9], Modality.RGB: [1, 2, 1, 2, 2]}
@@ -91,8 +91,8 @@ def test_as_a_picture(tested, tmp_path):
         (tmp_path / m.value).mkdir()
         for i in range(len(PERSONS[m])):
             Image.new("RGB", (8, 16), "white").save(tmp_path / m.value / f"{i}.png")
-    command = [sys.executable, str(scripts.REPOSITORY / "tools/ranking_picture.py"), "ranking_all.csv", ".", "out.png",
-               "--ranks", "2", "--queries", "3"]
+    command = [sys.executable, str(scripts.REPOSITORY / "tools/dev/ranking_picture.py"), "ranking_all.csv", ".",
+               "out.png", "--ranks", "2", "--queries", "3"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     tool = scripts.load("tools/ranking_picture")

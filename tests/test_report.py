@@ -18,18 +18,18 @@ import trees
 import yaml
 
 from processor.evaluate import rank_features
+from processor.ranking import rank_trial, save_rankings
+from report import __main__ as command
+from report.content import retrieval_content, stage_content
+from report.figures import Chart, Line, chart_figure, save_figures
+from report.groups import comparison_charts, group_runs
+from report.page import TEMPLATES
+from report.results import NUMBERS, compared_tables, find_results
+from report.run_files import read_run
+from report.write import save_report, write_comparison_page, write_run_page
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
 from utils.errors import UserError
 from utils.modality import Modality
-from utils.report import __main__ as command
-from utils.report.content import retrieval_content, stage_content
-from utils.report.figures import Chart, Line, chart_figure, save_figures
-from utils.report.groups import comparison_charts, group_runs
-from utils.report.page import TEMPLATES
-from utils.report.ranking import rank_trial, save_rankings
-from utils.report.results import NUMBERS, compared_tables, find_results
-from utils.report.run_files import read_run
-from utils.report.write import save_report, write_comparison_page, write_run_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = (Path(__file__).parent / "report_probe.html").read_text()     # its findings are its title

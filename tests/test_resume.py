@@ -16,7 +16,7 @@ import trees
 from forks import Forks
 
 import utils.checkpoint
-from utils.resume import StateFile
+from processor.run.resume import StateFile
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 EPOCHS = {"PREPARE__EPOCHS": 3, "PROMPT__EPOCHS": 3, "FINETUNE__EPOCHS": 3}

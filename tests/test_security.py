@@ -13,13 +13,13 @@ import torch
 
 from configs.defaults import load_config
 from data.images import read_image
+from data.pseudo_labels import FILE_NAMES, load_pseudo_labels
 from data.sysu import shared_array
 from model.clip import load_clip
-from processor.pseudo_labels import FILE_NAMES, load_pseudo_labels
+from processor.run.resume import StateFile
 from utils.checkpoint import load_checkpoint, write_atomically
 from utils.errors import UserError
 from utils.modality import Modality
-from utils.resume import StateFile
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")      # small archives are traced here
 

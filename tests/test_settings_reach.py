@@ -11,25 +11,25 @@ import trees
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import clustering.clustering
 import data.augment
+import data.pseudo_labels
 import loss.cclnet
 import loss.cluster_memory
 import processor.evaluate
 import processor.features
 import processor.guidance
 import processor.prompt
-import processor.pseudo_labels
-import processor.run
+import processor.run.folder
 import processor.setup
 import processor.train
-import utils.clustering
 from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
+from data.pseudo_labels import FILE_NAMES
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
 from processor.prompt import text_features
-from processor.pseudo_labels import FILE_NAMES
-from processor.run import Run
+from processor.run.folder import Run
 from processor.setup import Setup
 from utils.errors import UserError
 from utils.modality import Modality
@@ -130,7 +130,7 @@ def watch_loop(watch):
 
     watch.patch.setattr(processor.train, "Batches", Batches)
     watch.patch.setattr(processor.train, "train_step", train_step)
-    watch.patch.setattr(processor.run, "time", SimpleNamespace(monotonic=lambda: 60 * watch.minutes))
+    watch.patch.setattr(processor.run.folder, "time", SimpleNamespace(monotonic=lambda: 60 * watch.minutes))
     epochs_left = Run.epochs_left
 
     def noted(run, stage, state, epochs):
@@ -147,8 +147,8 @@ def watch_parts(watch):
     def prototypes(memory, *_):
         return memory.prototypes.clone()
 
-    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (processor.pseudo_labels, ("cluster",)),
-                         (utils.clustering, ("k_nearest", "query_expansion", "jaccard_graph", "DBSCAN")),
+    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (data.pseudo_labels, ("cluster",)),
+                         (clustering.clustering, ("k_nearest", "query_expansion", "jaccard_graph", "DBSCAN")),
                          (data.augment, ("draw", "apply")), (processor.features, ("normalise",)),
                          (processor.guidance, ("image_to_text",)), (processor.evaluate.Tester, ("__call__",)),
                          (processor.evaluate, ("rank_metrics",)), (Run, ("save_state",))):
@@ -198,7 +198,7 @@ def run(tmp_path_factory, tiny_clip_file):
             watch = watches[script] = Watch(patch)
             watch_loop(watch)
             watch_parts(watch)
-            patch.setattr(processor.run, "save_report", lambda *_: None)
+            patch.setattr(processor.run.folder, "save_report", lambda *_: None)
 
             def before_step(optimizer, *_, watch=watch):
                 watch.note("optimizer step", groups=[{k: g[k] for k in ("lr", "weight_decay")}

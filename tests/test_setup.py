@@ -8,7 +8,7 @@ import torch
 import trees
 
 from configs.defaults import load_config
-from processor.run import Run, SilentRun
+from processor.run.folder import Run, SilentRun
 from processor.setup import Setup, check_shares, train_settings
 from tests import scripts
 from tests.tiny import one_of

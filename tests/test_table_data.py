@@ -8,9 +8,9 @@ import pytest
 import scripts
 from trees import write_image
 
+from clustering.quality import known_persons
 from data import table
 from data.registry import open_dataset
-from utils.diagnosis import known_persons
 from utils.errors import UserError
 from utils.modality import Modality
 

@@ -14,7 +14,7 @@ import scripts
 import torch
 import trees
 
-from utils.resume import StateFile
+from processor.run.resume import StateFile
 
 SCRIPTS = {name: scripts.load(name) for name in ("train_prepare", "train_clip", "test", "tools/search",
                                                  "tools/export_released")}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tools import demo, mutants, ranking_picture
+from tools import demo
+from tools.dev import mutants, ranking_picture
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

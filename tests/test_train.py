@@ -16,12 +16,13 @@ import processor.prompt as prompt
 import processor.train
 from data.augment import normalise
 from data.images import ImageBank
+from data.pseudo_labels import collapse_warnings, make_pseudo_labels
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES
 from processor.guidance import TextGuidance, describe_scale, scale_lines
+from processor.optim import warmup_cosine_lr
 from processor.prompt import PromptState, learn_prompts, text_features
-from processor.pseudo_labels import collapse_warnings, make_pseudo_labels
 from processor.train import Clock, TrainState, train
 from tests.tiny import (
     EACH,
@@ -38,7 +39,6 @@ from tests.tiny import (
 from utils.errors import UserError
 from utils.finite import NonFinite, RunningMeans
 from utils.modality import Modality
-from utils.optim import warmup_cosine_lr
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 

@@ -11,16 +11,16 @@ import trees
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import processor.train
-import utils.report.write
+import report.write
 from data.augment import MEAN, STD, normalise
 from loss.cluster_memory import ClusterMemory
 from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.evaluate import Evaluation
+from processor.metrics import RankMetrics
 from processor.train import Batches, train
 from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_data, tiny_settings, tiny_tester
-from utils.metrics import RankMetrics
 from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
@@ -262,11 +262,11 @@ def test_a_finished_run_leaves_its_page(people, tmp_path, tiny_clip_file, monkey
     """Both scripts write report.html at their end, once each, with the numbers of their last test."""
     written = []
 
-    def write_run_page(*arguments, real=utils.report.write.write_run_page):
+    def write_run_page(*arguments, real=report.write.write_run_page):
         written.append(real(*arguments))
         return written[-1]
 
-    monkeypatch.setattr(utils.report.write, "write_run_page", write_run_page)
+    monkeypatch.setattr(report.write, "write_run_page", write_run_page)
     words = scripts.settings(DATASET__ROOT=people, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
     for script, stage, name in (("train_prepare", "prepare", "prepare_last"), ("train_clip", "finetune", "model_last")):
         written.clear()

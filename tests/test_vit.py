@@ -17,12 +17,13 @@ from model.cclnet import CCLNet
 from model.clip import load_clip
 from model.released import checkpoint_normalisation, model_from_checkpoint
 from processor.guidance import describe_scale
+from processor.optim import freeze, image_optimizer
 from processor.train import TrainState, train
 from tests.tiny import HEIGHT, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
-from tools import export_released, train_demo_clip
+from tools import export_released
+from tools.dev import train_demo_clip
 from utils.errors import UserError
 from utils.modality import Modality
-from utils.optim import freeze, image_optimizer
 
 BOTH = ("feature", "projection")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ from configs.defaults import load_config
 from data.images import ImageBank
 from data.records import DataSet, ImageSet, Retrieval
 from processor.evaluate import Tester
-from processor.run import Run
+from processor.run.folder import Run
 from processor.setup import prompt_settings, train_settings
 from utils.distributed import Processes
 from utils.modality import Modality

@@ -66,6 +66,6 @@ def _work(rank, size, port, folder, function, arguments):
 
 def script(name, words):
     """Call one of the three scripts without the page at its end: its exit code."""
-    import processor.run
-    processor.run.save_report = lambda *arguments: None
+    import processor.run.folder
+    processor.run.folder.save_report = lambda *arguments: None
     return scripts.call(scripts.load(name), words)

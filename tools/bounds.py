@@ -39,12 +39,12 @@ if __name__ == "__main__":
 import numpy as np  # noqa: E402
 
 import processor.train  # noqa: E402
+from clustering.quality import known_persons, majority  # noqa: E402
 from configs.defaults import load_config  # noqa: E402
 from data.registry import open_dataset  # noqa: E402
 from loss.association import Links  # noqa: E402
-from utils.diagnosis import known_persons, majority  # noqa: E402
+from report.run_files import BOUND_FILE  # noqa: E402
 from utils.modality import Modality  # noqa: E402
-from utils.report.run_files import BOUND_FILE  # noqa: E402
 
 NOTE = "Trained with true {}: the identities of the training images were used. A bound for comparison, not a result.\n"
 

@@ -3,7 +3,7 @@
     python tools/demo.py [--config_file configs/demo.yml] [KEY VALUE ...] [--seeds 1 2 3]
 
 Runs train_prepare.py and train_clip.py with configs/demo.yml, as a user would, and test.py on baseline CLIP and after
-each stage, for every seed in turn (processor/grid.py). The same command again resumes, and skips what is finished.
+each stage, for every seed in turn (tools/lib/grid.py). The same command again resumes, and skips what is finished.
 configs/demo_vit.yml is the same demo with a vision transformer.
 """
 import json
@@ -44,8 +44,8 @@ def main():
     parser.add_argument("--config_file", help=f"default: {CONFIG}")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from the file's")
     arguments = parser.parse_intermixed_args()
-    from processor.grid import make_grid, results_file  # slow: after the command line was read
-    from processor.schedule import run_here
+    from tools.lib.grid import make_grid, results_file  # slow: after the command line was read
+    from tools.lib.schedule import run_here
 
     here, started = Path.cwd(), time.time()
     config_file = os.path.abspath(arguments.config_file) if arguments.config_file else CONFIG

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies
 
 from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 
-DRAWN = ("sysu", "sysu-original-1", "sysu-original-10", "regdb", "llcm")       # of processor.feature_file.PROTOCOLS
+DRAWN = ("sysu", "sysu-original-1", "sysu-original-10", "regdb", "llcm")       # of tools.lib.feature_file.PROTOCOLS
 
 
 def parse_arguments(arguments=None):
@@ -49,14 +49,14 @@ from PIL import Image  # noqa: E402
 
 from data.images import read_image  # noqa: E402
 from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
-from processor.feature_file import aligned, as_data_set, per_query, read_features  # noqa: E402
-from utils.bootstrap import paired_bootstrap  # noqa: E402
+from processor.ranking import save_ranked_lists  # noqa: E402
+from processor.run.resume import lock_folder  # noqa: E402
+from report.content import retrieval_content  # noqa: E402
+from report.write import save_report  # noqa: E402
+from tools.lib.bootstrap import paired_bootstrap  # noqa: E402
+from tools.lib.feature_file import aligned, as_data_set, per_query, read_features  # noqa: E402
+from tools.lib.rerank import K1, K2, SHARE, rerank  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
-from utils.report.content import retrieval_content  # noqa: E402
-from utils.report.ranking import save_ranked_lists  # noqa: E402
-from utils.report.write import save_report  # noqa: E402
-from utils.rerank import K1, K2, SHARE, rerank  # noqa: E402
-from utils.resume import lock_folder  # noqa: E402
 from utils.runtime import open_log  # noqa: E402
 from utils.seeding import numpy_rng  # noqa: E402
 

@@ -98,7 +98,7 @@ def expand(ranges):
 def grid_of(options):
     """Make the grid that the command line describes, its data sets opened once: [`Experiment`]. Raises UserError."""
     from data.registry import open_dataset
-    from processor.grid import BASELINE, TESTED, make_grid
+    from tools.lib.grid import BASELINE, TESTED, make_grid
 
     experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary,
                             ((BASELINE,) if options.baseline else ()) + TESTED)
@@ -111,8 +111,8 @@ def grid_of(options):
 
 def run(options):
     """Run the grid, here or on a cluster, and print its table. Raises UserError: runs failed."""
-    from processor.grid import grid_folder
-    from processor.schedule import run_here, slurm_executor, submit
+    from tools.lib.grid import grid_folder
+    from tools.lib.schedule import run_here, slurm_executor, submit
 
     folder, started = grid_folder(options.config_file, options.overrides), time.time()
     if options.cluster:
@@ -137,7 +137,7 @@ def run(options):
 
 def print_table(folders, protocol, form="text", logged=()):
     """Print the table of runs, and what is missing to stderr. Args: form: "text", "csv" or "latex"; logged: names."""
-    from processor import summary
+    from tools.lib import summary
 
     runs = summary.read_runs(folders, protocol)
     print(summary.FORMS[form](summary.summarise(runs, logged)), end="")
@@ -154,7 +154,7 @@ def main(arguments=None):
         form = "csv" if options.csv else "latex" if options.latex else "text"
         print_table(options.overrides, options.protocol, form, options.logged)
     elif options.action == "plan":
-        from processor.plan import print_plan
+        from tools.lib.plan import print_plan
 
         print_plan(grid_of(options), options.at_once)
     else:

@@ -30,7 +30,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     from model.clip import load_clip  # slow: after the words were read
     from model.released import model_from_checkpoint, released_state, to_released
-    from processor.saved import read_checkpoint
+    from processor.run.saved import read_checkpoint
     from utils.checkpoint import save_checkpoint
     from utils.structure import understood
 
@@ -58,9 +58,9 @@ def main(arguments=None):
 
 def publish(content, options):
     """Write safetensors and a model card of a checkpoint's content. Raises UserError: it holds no image side."""
+    from model.published import FILE_NAME, as_safetensors, model_card
     from model.released import model_from_checkpoint, released_state
     from utils.checkpoint import write_atomically
-    from utils.published import FILE_NAME, as_safetensors, model_card
 
     model, folder = model_from_checkpoint(content, options.checkpoint), Path(options.out)
     if folder.exists() and not folder.is_dir():

@@ -41,15 +41,15 @@ from tqdm import tqdm  # noqa: E402
 from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
 from data.manifest import file_stat  # noqa: E402
 from model.clip import weights_digest  # noqa: E402
+from model.published import checkpoint_normalisation  # noqa: E402
 from model.released import model_from_checkpoint  # noqa: E402
 from processor.features import embed  # noqa: E402
-from processor.saved import read_checkpoint  # noqa: E402
+from processor.metrics import rank_gallery  # noqa: E402
+from processor.run.saved import read_checkpoint  # noqa: E402
+from report.figures import MODALITY_NAMES  # noqa: E402
+from report.page import Section, jpeg_text, write_page  # noqa: E402
 from utils.checkpoint import load_array, save_array  # noqa: E402
-from utils.metrics import rank_gallery  # noqa: E402
 from utils.modality import Modality  # noqa: E402
-from utils.published import checkpoint_normalisation  # noqa: E402
-from utils.report.figures import MODALITY_NAMES  # noqa: E402
-from utils.report.page import Section, jpeg_text, write_page  # noqa: E402
 from utils.runtime import pick_device, print_line, unused_gpu_warning  # noqa: E402
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.published import HUB, fetch, load_safetensors
 from utils.errors import UserError, explained, quoted
-from utils.published import HUB, fetch, load_safetensors
 from utils.structure import check_plain, must_fit
 
 # What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run, as

@@ -1,0 +1,116 @@
+"""Ranked lists of a test, as arrays and as files that other programs can read."""
+import csv
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from processor.metrics import average_precision, hidden_images, rank_gallery
+from utils.checkpoint import write_atomically
+from utils.modality import Modality
+
+LISTED = 20         # gallery images per query in the CSV
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Holds the gallery of one trial in every query's order; images that the protocol hides from a query come last."""
+
+    gallery: np.ndarray     # (Q, G) positions in the test images, nearest first
+    distance: np.ndarray    # (Q, G) of each: cosine distance, or what the evaluation measured
+    match: np.ndarray       # (Q, G) bool: not hidden, and of the query's person
+    shown: np.ndarray       # (Q,) how many images are not hidden
+
+    @cached_property
+    def average_precision(self):
+        """(Q,) average precision of each query; NaN for queries without a match."""
+        return average_precision(self.match)
+
+
+def rank_trial(data, retrieval, evaluation, trial=0):
+    """Rank the gallery of one trial: `Ranking`.
+
+    Args: data: `DataSet`; retrieval: `Retrieval`; evaluation: its `Evaluation`; trial: index in retrieval.galleries.
+    """
+    m, gallery = retrieval.query_modality, retrieval.galleries[trial]
+    queries, candidates = data.test[m], data.test[m.other]
+    query_ids, gallery_ids = queries.persons[retrieval.query], candidates.persons[gallery]
+    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
+                           candidates.cameras[gallery])
+    match = (query_ids[:, None] == gallery_ids) & ~hidden
+    sides = [features_at(evaluation.features, *side) for side in ((m, retrieval.query), (m.other, gallery))]
+    measure = evaluation.measure
+    distance = measure(*map(torch.from_numpy, sides)) if measure else 1 - sides[0] @ sides[1].T
+    order = rank_gallery(distance, hidden)
+    return Ranking(gallery[order], np.take_along_axis(distance, order, axis=1),
+                   np.take_along_axis(match, order, axis=1), (~hidden).sum(axis=1))
+
+
+def features_at(features, modality, positions):
+    """Look up the features of test images at positions (P,): (P, D) float32 array."""
+    known, values = features[modality]
+    return values.float().cpu().numpy()[np.searchsorted(known, positions)]
+
+
+def save_rankings(folder, data, retrievals, evaluations):
+    """Write ranked lists and features: the files' paths. Args, Raises: as `save_ranked_lists`."""
+    return [*save_ranked_lists(folder, data, retrievals, evaluations),
+            save_features(folder, data, retrievals, evaluations)]
+
+
+def save_features(folder, data, retrievals, evaluations):
+    """Write features.npz, which tools/evaluate.py reads: its path.
+
+    It holds `rgb_features` (N, D) and `rgb_paths`, `rgb_persons`, `rgb_cameras` (N,) of the test images that were
+    used, the same for `ir`; as rows of those, `MODE_query` and `MODE_gallery_TRIAL`; and the texts `dataset`,
+    `MODE_protocol` and `MODE_rule` (of `processor.metrics.rank_metrics`).
+
+    Args, Raises: as `save_ranked_lists`.
+    """
+    path, arrays = Path(folder) / "features.npz", {"dataset": np.array(data.name)}
+    known = {m: evaluations[0].features[m][0] for m in Modality}
+    for m, images in data.test.items():
+        arrays |= {f"{m.value}_features": features_at(evaluations[0].features, m, known[m]),
+                   f"{m.value}_paths": np.array(images.paths)[known[m]],
+                   f"{m.value}_persons": images.persons[known[m]], f"{m.value}_cameras": images.cameras[known[m]]}
+    for retrieval in retrievals:
+        m, mode = retrieval.query_modality, retrieval.mode
+        arrays |= {f"{mode}_protocol": np.array(retrieval.protocol), f"{mode}_rule": np.array(retrieval.rule),
+                   f"{mode}_query": np.searchsorted(known[m], retrieval.query)}
+        for trial, gallery in zip(retrieval.trials, retrieval.galleries):
+            arrays[f"{mode}_gallery_{trial}"] = np.searchsorted(known[m.other], gallery)
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    return path
+
+
+def save_ranked_lists(folder, data, retrievals, evaluations):
+    """Write ranking_MODE.csv of every retrieval, the 20 nearest gallery images of every query and trial: the paths.
+
+    Args: data: `DataSet`; retrievals, evaluations: lists of `Retrieval` and their `Evaluation`.
+    Raises: UserError: as `write_atomically`.
+    """
+    written = []
+    for retrieval, evaluation in zip(retrievals, evaluations):
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person",
+                        "gallery_camera", "distance", "match"])
+        for index, trial in enumerate(retrieval.trials):
+            table.writerows(_csv_rows(data, retrieval, rank_trial(data, retrieval, evaluation, index), trial))
+        written.append(Path(folder) / f"ranking_{retrieval.mode}.csv")
+        write_atomically(written[-1], lambda file, text=text: file.write(text.getvalue().encode()))
+    return written
+
+
+def _csv_rows(data, retrieval, ranking, trial):
+    """Give a row for each query and each of its nearest gallery images."""
+    queries, candidates = data.test[retrieval.query_modality], data.test[retrieval.query_modality.other]
+    for q, position in enumerate(retrieval.query):
+        query = (trial, queries.paths[position], queries.persons[position], queries.cameras[position])
+        for rank in range(min(LISTED, ranking.shown[q])):
+            g = ranking.gallery[q, rank]
+            yield (*query, rank + 1, candidates.paths[g], candidates.persons[g], candidates.cameras[g],
+                   f"{ranking.distance[q, rank]:.6f}", int(ranking.match[q, rank]))

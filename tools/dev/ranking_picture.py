@@ -1,0 +1,115 @@
+"""Draw ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
+
+    python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking
+    python test.py --config_file configs/demo.yml OUTPUT_DIR runs/demo/seed1 --save_ranking
+    python tools/dev/ranking_picture.py RANKING.csv dataset/demo assets/ranking.png [--baseline BASELINE.csv]
+
+Queries are taken at equal steps through their sorted names. With --baseline each query has two rows: its list in the
+other file above, in the first one below, both named; queries are taken at equal steps from the one that gained most
+to the one that lost most, by average precision among the images shown.
+"""
+import csv
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the script lies one folder below the imports
+
+from utils.errors import Parser, UserError, exit_on_user_error, quoted, whole_number  # noqa: E402
+
+
+def parse_arguments():
+    """Read the command line. Raises UserError: it is not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("ranking", help="CSV of test.py --save_ranking")
+    parser.add_argument("root", help="folder of the data set")
+    parser.add_argument("picture", help=".png to write")
+    parser.add_argument("--queries", type=whole_number(1, 100), default=6, help="how many lists; default: 6")
+    parser.add_argument("--ranks", type=whole_number(1, 100), default=8, help="gallery images in each; default: 8")
+    parser.add_argument("--baseline", help="another CSV of the same test, drawn above")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps  # noqa: E402
+
+from data.images import decode_image  # noqa: E402
+from utils.checkpoint import write_atomically  # noqa: E402
+
+WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
+STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
+NAME_WIDTH = 112                                # pixels, where rows are named
+RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
+
+
+def main():
+    """Draw the lists that the command line names, and save. Raises UserError: a file is missing or broken."""
+    arguments = parse_arguments()
+    lists = read_lists(arguments.ranking, arguments.ranks)
+    ordered, tests = sorted(lists), [("", lists)]
+    if arguments.baseline:
+        tests = [("baseline CLIP", read_lists(arguments.baseline, arguments.ranks)), ("after training", lists)]
+        if set(lists) != set(tests[0][1]):
+            raise UserError(f"{quoted(arguments.baseline)} ranks other queries than {quoted(arguments.ranking)}; "
+                            "expected two tests of the same data set, protocol and mode")
+        ordered.sort(key=lambda query: shown_precision(tests[0][1][query]) - shown_precision(lists[query]))
+    chosen = [ordered[int((number + 0.5) * len(ordered) / arguments.queries)]
+              for number in range(arguments.queries)] if len(ordered) > arguments.queries else ordered
+    image = draw([(name, query, found[query]) for query in chosen for name, found in tests], Path(arguments.root),
+                 arguments.ranks, len(tests))
+    write_atomically(arguments.picture, lambda file: image.quantize(256).save(file, "PNG", optimize=True))
+
+
+def read_lists(path, ranks):
+    """Read the lists of a file's first trial: {query: [(gallery image, whether it is right)]}.
+
+    Raises: UserError: the file is missing, or no CSV of `test.py --save_ranking`.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        lists = {}
+        for row in rows:
+            if row["trial"] == rows[0]["trial"] and int(row["rank"]) <= ranks:
+                lists.setdefault(row["query"], []).append((row["gallery"], row["match"] == "1"))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"ranking {quoted(path)} cannot be read ({error}); expected ranking_MODE.csv of test.py "
+                        "--save_ranking")
+    if not lists:
+        raise UserError(f"ranking {quoted(path)} holds no list; expected ranking_MODE.csv of test.py --save_ranking")
+    return lists
+
+
+def shown_precision(found):
+    """Average the precision at every right image of a list, 0 without one. Args: found: of `read_lists`."""
+    ranks = [rank for rank, (_, right) in enumerate(found, 1) if right]
+    return sum(number / rank for number, rank in enumerate(ranks, 1)) / max(len(ranks), 1)
+
+
+def draw(rows, root, ranks, together):
+    """Draw rows of framed images.
+
+    Args: rows: (name, query, its list); root: folder of their paths; together: rows of each query.
+    """
+    left = NAME_WIDTH if together > 1 else 0
+    height = len(rows) * STEP_Y + (len(rows) // together - 1) * GAP * (together > 1) + GAP
+    sheet = Image.new("RGB", (left + (ranks + 1) * STEP_X + 3 * GAP, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (name, query, gallery) in enumerate(rows):
+        top = GAP + number * STEP_Y + number // together * GAP * (together > 1)
+        pen.text((GAP, top + STEP_Y // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(size=15))
+        sheet.paste(framed(root / query, NEUTRAL), (left + GAP, top))
+        for column, (path, right) in enumerate(gallery, 1):
+            sheet.paste(framed(root / path, RIGHT if right else WRONG), (left + 3 * GAP + column * STEP_X, top))
+    return sheet
+
+
+def framed(path, colour):
+    """Read an image and frame it. Raises UserError: it is missing or does not decode."""
+    image = decode_image(path, "expected an image of the ranking in the folder of the data set that was tested")[0]
+    return ImageOps.expand(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), FRAME, colour)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,195 @@
+"""Features in a .npz file, of this method or another one, with the queries and galleries that they are tested on.
+
+`rgb_features` (N, D), `rgb_persons`, `rgb_cameras` (N,) integers and `rgb_paths` (N,) text, the same for `ir`. What
+`test.py --save_ranking` writes also holds the queries and galleries of its test (`processor.ranking.save_features`).
+"""
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data.llcm import LLCMDataSet
+from data.records import ImageSet, Retrieval
+from data.regdb import RegDBDataSet
+from data.sysu import SysuDataSet
+from processor.metrics import query_metrics
+from utils.errors import UserError
+from utils.modality import Modality
+
+# How a protocol is called on the command line: data set, its name, how galleries are chosen.
+PROTOCOLS = {"sysu": (SysuDataSet, "SYSU-MM01", "python"), "sysu-original-1": (SysuDataSet, "SYSU-MM01", "original-1"),
+             "sysu-original-10": (SysuDataSet, "SYSU-MM01", "original-10"), "regdb": (RegDBDataSet, "RegDB", "python"),
+             "llcm": (LLCMDataSet, "LLCM", "python")}
+GALLERY = re.compile(r"(?P<mode>\w+?)_gallery_(?P<trial>\d+)$")
+ADVICE = "tools/evaluate.py --help says what it should hold"
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """The images and features of a file, in the same order."""
+
+    path: Path
+    images: dict        # Modality -> `ImageSet`
+    features: dict      # Modality -> (N, D) float32 tensor, L2-normalised
+    stored: tuple = ()      # `Retrieval`s that the file holds
+    dataset: str = "unknown data set"       # as the file names it
+
+    def reordered(self, orders):
+        """Return the images and features in another order, without the stored retrievals. Args: Modality -> (N,)."""
+        images = {m: ImageSet(m, tuple(self.images[m].paths[i] for i in order), self.images[m].persons[order],
+                              self.images[m].cameras[order]) for m, order in orders.items()}
+        return FeatureFile(self.path, images, {m: self.features[m][torch.from_numpy(order)]
+                                               for m, order in orders.items()})
+
+    def sorted(self):
+        """Return the file in the order in which data sets list their images: by person, camera, name."""
+        return self.reordered({m: np.lexsort((images.paths, images.cameras, images.persons))
+                               for m, images in self.images.items()})
+
+
+def read_features(path):
+    """Read a file of features: `FeatureFile`.
+
+    Raises: UserError: it is missing or damaged, an array is missing, of another kind or length than the others, or
+        features are not finite or 0.
+    """
+    arrays = _read_arrays(path)
+    images, features = {}, {}
+    for m in Modality:
+        values, persons, cameras, paths = (_array(arrays, f"{m.value}_{what}", path) for what in (
+            "features", "persons", "cameras", "paths"))
+        if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
+            raise UserError(f"{path}: {m.value}_features are {values.dtype} of shape {values.shape}; expected numbers "
+                            f"(N, D). {ADVICE}")
+        for what, array, kinds in (("persons", persons, "iu"), ("cameras", cameras, "iu"), ("paths", paths, "U")):
+            if array.shape != values.shape[:1]:
+                raise UserError(f"{path}: {m.value}_{what} has shape {array.shape}, but there are {len(values)} "
+                                f"{m.value}_features; expected one for each. {ADVICE}")
+            if array.dtype.kind not in kinds:
+                raise UserError(f"{path}: {m.value}_{what} are {array.dtype}; expected "
+                                f"{'text' if kinds == 'U' else 'integers'}. {ADVICE}")
+        if len(set(paths.tolist())) < len(paths):
+            raise UserError(f"{path}: {m.value}_paths name an image twice; expected each once. {ADVICE}")
+        images[m] = ImageSet(m, tuple(paths.tolist()), persons.astype(np.int64), cameras.astype(np.int64))
+        features[m] = _normalised(torch.from_numpy(values.astype(np.float32)), f"{path}: {m.value}_features", paths)
+    widths = {m: values.shape[1] for m, values in features.items()}
+    if len(set(widths.values())) > 1:
+        raise UserError(f"{path}: rgb_features have {widths[Modality.RGB]} numbers an image, ir_features "
+                        f"{widths[Modality.IR]}; expected the same. {ADVICE}")
+    return FeatureFile(Path(path), images, features, _stored(arrays, images, path),
+                       str(arrays.get("dataset", FeatureFile.dataset)))
+
+
+def _read_arrays(path):
+    """Read all arrays of a .npz file. Raises UserError: it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"features {path} cannot be read ({' '.join(str(error).split())[:120]}); expected a .npz file "
+                        f"of arrays. {ADVICE}")
+
+
+def _array(arrays, name, path):
+    if name not in arrays:
+        raise UserError(f"{path} holds no {name} (it holds {', '.join(sorted(arrays)[:8]) or 'nothing'}); {ADVICE}")
+    return arrays[name]
+
+
+def _normalised(values, what, names):
+    """L2-normalise features that are not yet. Raises UserError: some are not finite, or 0."""
+    lengths = values.norm(dim=1)
+    broken = torch.nonzero(~(torch.isfinite(lengths) & (lengths > 0)))[:, 0]
+    if len(broken):
+        raise UserError(f"{what} of {len(broken)} images are not finite or all 0, such as {names[int(broken[0])]}; "
+                        "expected numbers. Embed these images again")
+    return F.normalize(values, dim=1) if (lengths - 1).abs().max() > 1e-3 else values
+
+
+def _stored(arrays, images, path):
+    """Collect the `Retrieval`s that a file holds. Raises UserError: one does not fit the images."""
+    retrievals = []
+    for mode in (name.removesuffix("_query") for name in arrays if name.endswith("_query")):
+        protocol, rule = (str(_array(arrays, f"{mode}_{what}", path)) for what in ("protocol", "rule"))
+        found = sorted((int(match["trial"]), arrays[match[0]]) for match in map(GALLERY.match, arrays)
+                       if match and match["mode"] == mode)
+        query, m = arrays[f"{mode}_query"], Modality.RGB if mode == "v2t" else Modality.IR
+        for modality, rows in ((m, query), *((m.other, gallery) for _, gallery in found)):
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or (
+                    rows.max() >= len(images[modality])):
+                raise UserError(f"{path}: the queries or galleries of {mode} are no rows of the "
+                                f"{len(images[modality])} {modality.value}_features; {ADVICE}")
+        if not found:
+            raise UserError(f"{path} holds queries of {mode} and no gallery; {ADVICE}")
+        retrievals.append(Retrieval(protocol, mode, rule, m, query, tuple(gallery for _, gallery in found),
+                                    tuple(trial for trial, _ in found)))
+    return tuple(retrievals)
+
+
+def as_data_set(file, protocol, root="", trials=10, modes=()):
+    """Choose the queries and galleries of a file: the file in their order, `DataSet`, [`Retrieval`].
+
+    Args: file: `FeatureFile`; protocol: of PROTOCOLS, drawn from all images of the file, or "" for what it holds;
+        root: of the data set, for the galleries of the original protocol; trials: to draw; modes: () are all.
+    Raises: UserError: the file holds none, or a mode is unknown.
+    """
+    if not protocol and not file.stored:
+        raise UserError(f"{file.path} holds no queries and galleries; name the protocol by which they are drawn from "
+                        f"all test images: --protocol {' or '.join(PROTOCOLS)}")
+    if protocol:
+        file = file.sorted()
+    kind, name, galleries = PROTOCOLS[protocol or "regdb"]
+    data = kind(name if protocol else file.dataset, Path(root), {}, file.images)
+    if not protocol:
+        known = {retrieval.mode: retrieval for retrieval in file.stored}
+        unknown = [mode for mode in modes if mode not in known]
+        if unknown:
+            raise UserError(f"{file.path} holds no test of mode {unknown[0]}; it holds {' and '.join(known)}")
+        return file, data, [known[mode] for mode in modes or known]
+    return file, data, [data.retrieval(mode, trials, galleries) for mode in modes or data.modes]
+
+
+def aligned(file, like):
+    """Return a file in the order of another one.
+
+    Args: file, like: `FeatureFile`. Raises: UserError: they are not of the same images, persons and cameras.
+    """
+    orders = {}
+    for m, images in like.images.items():
+        theirs = {path: i for i, path in enumerate(file.images[m].paths)}
+        absent = [path for path in images.paths if path not in theirs]
+        if absent or len(theirs) != len(images):
+            raise UserError(f"{file.path} holds {len(theirs)} {m.value} images, {like.path} {len(images)}"
+                            f"{f', and {absent[0]} is not in the first' if absent else ''}; expected features of the "
+                            "same images. Embed the same test images with both methods")
+        orders[m] = np.array([theirs[path] for path in images.paths], dtype=np.int64)
+    found = file.reordered(orders)
+    for m, images in like.images.items():
+        for what in ("persons", "cameras"):
+            differs = np.flatnonzero(getattr(images, what) != getattr(found.images[m], what))
+            if len(differs):
+                raise UserError(f"{file.path} and {like.path} name other {what} for {images.paths[differs[0]]} "
+                                f"({len(differs)} {m.value} images); expected the same. Take both from one data set")
+    return found
+
+
+def per_query(data, retrieval, features, measure=None):
+    """Average each query's Rank-1 and average precision over the trials: {"rank1", "mAP"} -> (Q,), NaN without a match.
+
+    Args: as `processor.evaluate.rank_features`, but for features: Modality -> (N, D) of all test images.
+    """
+    m = retrieval.query_modality
+    queries, candidates = data.test[m], data.test[m.other]
+    total, count = np.zeros((2, len(retrieval.query))), np.zeros(len(retrieval.query))
+    for gallery in retrieval.galleries:
+        sides = features[m][retrieval.query], features[m.other][gallery]
+        found = query_metrics(measure(*sides) if measure else (1 - sides[0] @ sides[1].T).numpy(),
+                              queries.persons[retrieval.query], candidates.persons[gallery],
+                              queries.cameras[retrieval.query], candidates.cameras[gallery], retrieval.rule)
+        total[:, found.counted] += found.cmc[:, 0], found.average_precision
+        count += found.counted
+    return dict(zip(("rank1", "mAP"), np.where(count > 0, total / np.maximum(count, 1), np.nan)))
