@@ -1,7 +1,10 @@
 """Writes the page of a run, and the page that compares several runs."""
 import json
+from functools import partial
 from pathlib import Path
 
+from clustering.quality import known_persons
+from report.content import stage_content
 from report.curves import STAGES, stage_charts
 from report.figures import (
     MODALITY_NAMES,
@@ -36,6 +39,19 @@ DISTANCES = {"across": "Distances, visible to infrared", "rgb": "Distances among
              "ir": "Distances among infrared"}
 COLOURS = {"baseline": MUTED, "prepare": SERIES[0], "finetune": SERIES[1]}      # of the CMC's lines
 CMC_TICKS = (1, 5, 10, 20)
+
+
+def save_stage_page(stage, state, run, tester, images):
+    """Write a finished stage's part of the page, and the page, unless it is there already.
+
+    Args: stage: "prepare" or "finetune"; state: `TrainState`, with an `evaluation` if the page is to be written;
+        run: `Run`; tester: `Tester`; images: Modality -> `ImageBank` of the training images.
+    """
+    if state.evaluation is not None and run.processes.writes:
+        linked = state.linked if state.linked is not None else ([], [], [])
+        save_report(run.output_dir, run.log, stage, partial(
+            stage_content, stage, tester.data, tester.banks, tester.retrieval, state.evaluation, images, state.labels,
+            linked, known_persons(tester.data.train)))
 
 
 def save_report(folder, log, name, make_content):

@@ -348,25 +348,25 @@ def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
     folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], MEMORY={"MOMENTUM": 0.1}),
                *runs_of(tmp_path / "b", [(0.2, 0.65)], MEMORY={"MOMENTUM": 0.2})]
     groups = group_runs({str(folder): read_run(folder) for folder in folders})
-    assert {label: len(group) for label, group in groups.items()} == {"MEMORY.MOMENTUM 0.1 (n = 2)": 2,
-                                                                      "MEMORY.MOMENTUM 0.2 (n = 1)": 1}
+    assert {label: len(group) for label, group in groups.items()} == {"METHOD.MOMENTUM 0.1 (n = 2)": 2,
+                                                                      "METHOD.MOMENTUM 0.2 (n = 1)": 1}
     (table,) = compared_tables({label: [find_results(run) for run in group] for label, group in groups.items()})
     assert [[row["name"], *(row["cells"][0][key] for key in ("value", "spread", "gain"))] for row in table["rows"]] == [
-        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0", "± 14.1", ""], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0", "", "+15.0"]]
+        ["METHOD.MOMENTUM 0.1 (n = 2)", "50.0", "± 14.1", ""], ["METHOD.MOMENTUM 0.2 (n = 1)", "65.0", "", "+15.0"]]
     rows = {label: [run.epochs for run in group] for label, group in groups.items()}
     chart = next(chart for chart in comparison_charts(rows, "prepare", False) if chart.name == "prepare_test_rank1")
     one, other = chart.lines
-    assert (one.x, one.label) == ([1, 2], "MEMORY.MOMENTUM 0.1 (n = 2)")
+    assert (one.x, one.label) == ([1, 2], "METHOD.MOMENTUM 0.1 (n = 2)")
     np.testing.assert_allclose((one.y, one.spread), ([20, 50], [200 ** 0.5] * 2))
     assert (other.y, other.spread) == (pytest.approx([20, 65]), ())
     text = write_comparison_page(folders, tmp_path / "page.html").read_text()
     assert [row[:2] for row in rows_of(text, "<h3>train_prepare.py: p")] == [
-        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
+        ["METHOD.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["METHOD.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
     seeds = write_comparison_page(folders[:2], tmp_path / "page.html").read_text()
-    assert "the difference to MEMORY.MOMENTUM 0.1 (n = 2)" in text and "the difference to" not in seeds
+    assert "the difference to METHOD.MOMENTUM 0.1 (n = 2)" in text and "the difference to" not in seeds
     epoch_0 = {"stage": "prepare", "epoch": 0, "test": {"protocol": "p", **{k: 0.05 for k in NUMBERS}}}
     unset = runs_of(tmp_path / "c", [(0.1, 0.2), (0.1, 0.3)], MEMORY={"MOMENTUM": ""})
-    assert "MEMORY.MOMENTUM (not set) (n = 2)" in group_runs({str(f): read_run(f) for f in [*folders, *unset]})
+    assert "METHOD.MOMENTUM (not set) (n = 2)" in group_runs({str(f): read_run(f) for f in [*folders, *unset]})
     rows[one.label] = [[epoch_0, *epochs] for epochs in rows[one.label]]
     charts = comparison_charts(rows, "prepare", False)
     first, second = next(chart for chart in charts if chart.name == "prepare_test_rank1").lines
