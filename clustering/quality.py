@@ -65,8 +65,8 @@ def link_numbers(pairs):
             "links_per_cluster_max": int(counts.max(initial=0))}
 
 
-def matching_accuracy(pairs, labels, persons):
-    """Give the share of links between clusters whose most frequent persons agree; 0 without a link.
+def link_accuracy(pairs, labels, persons):
+    """Compute the share of links between clusters whose most frequent persons agree; 0 without a link.
 
     Args: pairs: (M,) RGB clusters, (M,) IR clusters, and whatever follows; labels, persons: Modality -> (N,).
     """
@@ -75,9 +75,9 @@ def matching_accuracy(pairs, labels, persons):
 
 
 def diagnose(labels, pairs, persons):
-    """Compute all numbers of an epoch: {"ari_rgb", "ari_ir", ..., "matching_accuracy"}; {} where persons is None."""
+    """Compute all numbers of an epoch: {"ari_rgb", "ari_ir", ..., "link_accuracy"}; {} where persons is None."""
     if persons is None:
         return {}
     numbers = {f"{name}_{m.value}": value for m in Modality
                for name, value in cluster_quality(labels[m], persons[m]).items()}
-    return {**numbers, "matching_accuracy": matching_accuracy(pairs, labels, persons)}
+    return {**numbers, "link_accuracy": link_accuracy(pairs, labels, persons)}

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from clustering.labels import ClusterSettings
 from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
-from data.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
+from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels
 from data.registry import open_dataset
 from loss.cross_memory import MemorySettings
 from loss.linking import matching_space

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from clustering.labels import ClusterSettings, make_pseudo_labels
 from data import augment
-from data.pseudo_labels import ClusterSettings, make_pseudo_labels
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cross_memory import MemorySettings
 from loss.linking import start_heads, start_memory

@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from data.pseudo_labels import ClusterSettings, make_pseudo_labels
+from clustering.labels import ClusterSettings, make_pseudo_labels
 from loss.linking import start_memory
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet

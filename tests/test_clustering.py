@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 import torch
+from clustering.clustering import cluster, jaccard_distances, k_nearest
 from sklearn.cluster import DBSCAN
 
 from benchmarks import reference
 from clustering import clustering
-from clustering.clustering import cluster, jaccard_distances, k_nearest
 
 
 def features(n, groups, noise=0.6, dim=24, seed=0):

@@ -5,10 +5,10 @@ from contextlib import nullcontext
 
 import pytest
 
+from clustering.labels import ClusterSettings
 from configs.defaults import as_dict, load_config
 from data import augment
 from data.augment import Augmentation
-from data.pseudo_labels import ClusterSettings
 from loss.cross_memory import MemorySettings
 from model.prompt import LEARNED_WORDS, TEMPLATES
 from model.towers.towers import STRIDE

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import torch
 
+from clustering.labels import collapse_warnings
 from clustering.quality import diagnose, known_persons, link_numbers, with_images
-from data.pseudo_labels import collapse_warnings
 from processor.evaluate import format_table, metrics_record
 from processor.run.events import memory_use
 from report.content import stage_content
@@ -169,7 +169,7 @@ def epoch_lines(stage, numbers, epochs):
         linked = f", {n['links']} links, {n['links_per_cluster']:.1f} per cluster"
     diagnosis = [f"diagnosis (known ids): ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}, "
                  f"{'pairs' if one_to_one else 'links'} "
-                 f"{100 * n['matching_accuracy']:.0f} % right"] if "ari_rgb" in n else []
+                 f"{100 * n['link_accuracy']:.0f} % right"] if "ari_rgb" in n else []
     return [*_lines(head, f"loss {losses}", f"lr {n['lr']:.1e}", f"{n['images_per_second']:.0f} images/s",
                     f"{n['seconds']:.1f} s, {left / 60:.0f} min left"),
             *_lines(head, f"clusters {clusters}{linked}", *diagnosis)]
