@@ -8,9 +8,10 @@ import torch
 
 from benchmarks.bench_train_step import HEIGHT, WIDTH, embedding, rn50, training
 from benchmarks.harness import Results, Row, measure
+from clustering.labels import make_pseudo_labels
 from configs.defaults import load_config
 from data.images import ImageBank, pick_cache
-from data.pseudo_labels import cluster_means, make_pseudo_labels
+from data.pseudo_labels import cluster_means
 from processor.features import embed
 from processor.setup import train_settings
 from processor.train import Batches, TrainState, train_step

@@ -20,7 +20,9 @@ import torch
 
 from benchmarks.bench_clustering import CASES, DIM, EPS, HARD, K1, K2, MIN_SAMPLES, draw
 from benchmarks.harness import Results, Row, seconds
-from clustering.clustering import dbscan, distances_of, neighbours_of
+from clustering.jaccard import distances_of
+from clustering.labels import dbscan
+from clustering.neighbours import neighbours_of
 from configs.defaults import load_config
 from data.images import ImageBank
 from model.batch_norm import spread_batch_norm

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clustering.quality import cluster_quality, diagnose, known_persons, majority, matching_accuracy
+from clustering.quality import cluster_quality, diagnose, known_persons, link_accuracy, majority
 from data.records import ImageSet
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -41,14 +41,14 @@ def test_majority():
     assert persons.tolist() == [5, 3] and counts.tolist() == [2, 1]
 
 
-def test_matching_accuracy():
+def test_link_accuracy():
     labels = {Modality.RGB: np.repeat([0, 1, 2], 4), Modality.IR: np.repeat([2, 1, 0], 4)}
     persons = {m: PERSONS for m in Modality}
     pairs = np.array([0, 1, 2]), np.array([2, 1, 0])
-    assert matching_accuracy(pairs, labels, persons) == 1
-    assert matching_accuracy((pairs[0], pairs[0]), labels, persons) == pytest.approx(1 / 3)
-    assert matching_accuracy((np.array([], int),) * 2, labels, persons) == 0
-    assert diagnose(labels, pairs, persons)["matching_accuracy"] == 1 and diagnose(labels, pairs, None) == {}
+    assert link_accuracy(pairs, labels, persons) == 1
+    assert link_accuracy((pairs[0], pairs[0]), labels, persons) == pytest.approx(1 / 3)
+    assert link_accuracy((np.array([], int),) * 2, labels, persons) == 0
+    assert diagnose(labels, pairs, persons)["link_accuracy"] == 1 and diagnose(labels, pairs, None) == {}
 
 
 def test_persons_that_nobody_knows():

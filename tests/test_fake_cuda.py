@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import loss.cclnet
 import processor.features
-from clustering.clustering import k_nearest
+from clustering.neighbours import k_nearest
 from data import augment
 from data.images import ImageBank
 from data.pseudo_labels import cluster_means
@@ -55,7 +55,7 @@ REAL_GPU_TESTS = {      # what fake tensors cannot run -> where it is tested on 
     "backward of the prompts": "test_gpu.py::test_prompt_step_on_a_gpu",
     "the search for features that are not finite, distances to the host": "test_gpu.py::test_retrieval_on_a_gpu",
     "a whole run: clusters, page's numbers, state files, resuming": "test_gpu.py::test_training_on_a_gpu",
-    "clustering.clustering: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
+    "clustering.jaccard: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
 }
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}

@@ -11,9 +11,7 @@ import trees
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import clustering.clustering
 import data.augment
-import data.pseudo_labels
 import loss.cclnet
 import loss.cluster_memory
 import processor.evaluate
@@ -23,6 +21,8 @@ import processor.prompt
 import processor.run.folder
 import processor.setup
 import processor.train
+from clustering import jaccard, neighbours
+from clustering import labels as cluster_labels
 from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from data.pseudo_labels import FILE_NAMES
@@ -147,8 +147,8 @@ def watch_parts(watch):
     def prototypes(memory, *_):
         return memory.prototypes.clone()
 
-    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (data.pseudo_labels, ("cluster",)),
-                         (clustering.clustering, ("k_nearest", "query_expansion", "jaccard_graph", "DBSCAN")),
+    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (cluster_labels, ("cluster", "DBSCAN")),
+                         (neighbours, ("k_nearest",)), (jaccard, ("query_expansion", "jaccard_graph")),
                          (data.augment, ("draw", "apply")), (processor.features, ("normalise",)),
                          (processor.guidance, ("image_to_text",)), (processor.evaluate.Tester, ("__call__",)),
                          (processor.evaluate, ("rank_metrics",)), (Run, ("save_state",))):

@@ -14,9 +14,9 @@ import processor.features as features
 import processor.guidance
 import processor.prompt as prompt
 import processor.train
+from clustering.labels import collapse_warnings, make_pseudo_labels
 from data.augment import normalise
 from data.images import ImageBank
-from data.pseudo_labels import collapse_warnings, make_pseudo_labels
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES

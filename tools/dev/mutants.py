@@ -49,7 +49,7 @@ TESTS = {
     "data/augment.py": "test_batches test_augment test_defaults",
     "processor/optim.py": f"{FUNCTIONS} test_vit test_bad_input",
     "utils/seeding.py": "test_streams test_batches",
-    "clustering/clustering.py": f"{FUNCTIONS} test_clustering test_properties",
+    "clustering/jaccard.py": f"{FUNCTIONS} test_clustering test_properties",
     "processor/metrics.py": f"{FUNCTIONS} test_metrics test_properties",
     "processor/setup.py": "test_setup",
 }

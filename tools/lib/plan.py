@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from loss.linking import start_heads, start_memory
 
+from clustering.labels import make_pseudo_labels
 from configs.defaults import load_config
 from data.images import ImageBank, pick_cache
 from data.llcm import LLCMDataSet
-from data.pseudo_labels import make_pseudo_labels
 from data.regdb import RegDBDataSet
 from data.sysu import SysuDataSet
 from model.clip import TextTower
