@@ -7,7 +7,7 @@ The same command again resumes a stopped run.
 """
 from configs.command_line import parse_arguments
 from configs.defaults import load_config
-from utils.errors import exit_on_user_error
+from utils.errors import UserError, exit_on_user_error
 
 
 def main():
@@ -25,7 +25,11 @@ def main():
 
     setup = Setup(config, "train_clip")
     folder, labels, known = setup.pseudo_labels()
-    model, text = setup.model_to_train(), TextTower(setup.clip).to(setup.device)
+    model = setup.model_to_train()
+    if not model.tower.has_text:
+        raise UserError(f"MODEL.TOWER {model.tower.kind} has no texts, which train_clip.py learns and compares with; "
+                        "train it with train_prepare.py alone, or choose a tower of CLIP")
+    text = TextTower(setup.clip).to(setup.device)
     images, tester = setup.banks("train"), setup.tester()
     with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else

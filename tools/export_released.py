@@ -32,7 +32,6 @@ def main(arguments=None):
     from model.released import model_from_checkpoint, released_state, to_released
     from processor.run.saved import read_checkpoint
     from utils.checkpoint import save_checkpoint
-    from utils.structure import understood
 
     content = read_checkpoint(options.checkpoint)
     if options.safetensors:
@@ -50,8 +49,7 @@ def main(arguments=None):
     config = load_config(base=config)
     clip = load_clip(options.clip_weights or config.MODEL.CLIP_WEIGHTS, config.MODEL.NAME)
     model_from_checkpoint(content, options.checkpoint, config.INPUT.HEIGHT, config.INPUT.WIDTH)
-    with understood(f"checkpoint {quoted(options.checkpoint)}", "Train it again, or name its CLIP with --clip_weights"):
-        released = to_released(content, clip, config.INPUT.HEIGHT, config.INPUT.WIDTH)
+    released = to_released(content, clip, config.INPUT.HEIGHT, config.INPUT.WIDTH)
     save_checkpoint(options.out, released)
     print(f"{options.out}: {len(released['state_dict'])} weights in the released format")
 
