@@ -1,17 +1,16 @@
 """From a checkpoint's content to a model, and the released checkpoint format: our weights under its names."""
-import copy
 import math
 
 import numpy as np
 import torch
 
 from model.cclnet import CCLNet
-from model.clip import TextTower, tokenize
+from model.clip import TextTower, load_clip, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.published import checkpoint_normalisation
 from model.state_dict import check_state_dict
 from model.towers.clip_resnet import STRIDE, ClipResNet
-from model.towers.registry import FORMER_KINDS, recognised, tower_class
+from model.towers.registry import recognised, tower_class
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 
@@ -160,24 +159,25 @@ def first_number(value):
     return number if math.isfinite(number) else None
 
 
-def to_released(content, clip, height, width):
+def to_released(content, model, weights, name):
     """The released format of one of our checkpoints: {"state_dict", "cmc", "mAP", "mINP", "epoch"}.
 
     What our training does not touch is CLIP's: the unused copies of the image tower and the text encoder. A
     checkpoint without prompts (train_prepare.py) gets one per modality, with CLIP's own embeddings of "X X X X".
     `cmc` has 20 ranks, NaN where the checkpoint does not store them.
 
-    Args: content: of `load_checkpoint`; clip: the `open_clip.CLIP` that training began from; height, width: pixels.
+    Args: content: of `load_checkpoint`; model: the `CCLNet` in it; weights, name: of the CLIP that training began from,
+        as `model.clip.load_clip` takes them.
     Raises: UserError: the CLIP weights have other sizes than the checkpoint, or the released code would make other
         features of its weights or its images.
     """
-    trained, kind = content["state_dict"], (content.get("model") or {}).get("kind", ClipResNet.kind)
-    for what, found, released in (("MODEL.TOWER", FORMER_KINDS.get(kind, kind), ClipResNet.kind),
+    for what, found, released in (("MODEL.TOWER", model.tower.kind, ClipResNet.kind),
                                   ("INPUT.NORMALISATION", checkpoint_normalisation(content), "imagenet")):
         if found != released:
             raise UserError(f"the checkpoint was trained with {what} {found}, and the released format knows {released} "
                             "alone; publish it with --safetensors, which tells what it is")
-    start = CCLNet(ClipResNet(copy.deepcopy(clip.visual), height, width)).state_dict()
+    trained, clip = model.state_dict(), load_clip(weights, name)
+    start = CCLNet(ClipResNet(clip.visual, model.tower.height, model.tower.width)).state_dict()
     check_state_dict(trained, start, "the checkpoint", "Name the CLIP that training began from with --clip_weights")
     state = {}
     for prefix, stem in COPIES:
