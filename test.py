@@ -51,7 +51,7 @@ def main():
                                setup.processes)
         if not setup.processes.writes:
             return
-        save_results(folder, setup, log, content, path or "baseline CLIP", evaluations)
+        save_results(folder, setup, log, content, path or model.tower.untrained, evaluations)
         if arguments.save_ranking:
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
                 log.info(f"written to {file}")

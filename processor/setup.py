@@ -18,7 +18,9 @@ from data.registry import open_dataset
 from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import TextTower, load_clip, weights_digest
+from model.clip import TextTower, load_clip
+from model.state_dict import weights_digest
+from model.towers.registry import load_tower
 from processor.evaluate import Tester, check_matches
 from processor.optim import freeze
 from processor.prompt import PromptSettings
@@ -60,7 +62,7 @@ class Setup:
 
     @cached_property
     def clip(self):
-        """The `open_clip.CLIP` that the run begins with."""
+        """The `open_clip.CLIP` whose texts train_clip.py uses."""
         with self.processes.in_turn():      # the first downloads the weights
             return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME)
 
@@ -74,8 +76,10 @@ class Setup:
 
     def _bare_model(self):
         config = self.config
-        model = CCLNet(self.clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE,
-                       config.MODEL.TOWER)
+        with self.processes.in_turn():      # the first downloads the weights
+            model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, config.MODEL.TOWER, config.MODEL.NAME,
+                                      height=config.INPUT.HEIGHT, width=config.INPUT.WIDTH, stride=config.MODEL.STRIDE,
+                                      seed=config.SEED))
         freeze(model.named_parameters(), config.OPTIM.FACTORS)
         return model
 
@@ -165,9 +169,9 @@ class Setup:
             that must not have changed.
         Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
-        config, facts = self.config, {}
+        config, tower, facts = self.config, self._bare_model().tower, {}
         if self.processes.writes:
-            facts = {**self.facts(), "clip_weights": weights_digest(self.clip), **more_facts}
+            facts = {**self.facts(), "clip_weights": weights_digest(tower), **more_facts}
         with self.holding(config.OUTPUT_DIR):
             content, lines = self.processes.once(lambda: self._find_state(script, fresh, facts))
             log = self.start(config.OUTPUT_DIR)

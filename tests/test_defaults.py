@@ -11,7 +11,7 @@ from data import augment
 from data.augment import Augmentation
 from loss.cross_memory import MemorySettings
 from model.prompt import LEARNED_WORDS, TEMPLATES
-from model.towers.towers import STRIDE
+from model.towers.clip_resnet import STRIDE
 from processor.prompt import PromptSettings
 from processor.setup import check_shares, prompt_settings, train_settings
 from processor.train import TrainSettings

@@ -40,9 +40,9 @@ from tqdm import tqdm  # noqa: E402
 
 from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
 from data.manifest import file_stat  # noqa: E402
-from model.clip import weights_digest  # noqa: E402
 from model.published import checkpoint_normalisation  # noqa: E402
 from model.released import model_from_checkpoint  # noqa: E402
+from model.state_dict import weights_digest  # noqa: E402
 from processor.features import embed  # noqa: E402
 from processor.metrics import rank_gallery  # noqa: E402
 from processor.run.saved import read_checkpoint  # noqa: E402

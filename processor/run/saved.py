@@ -3,7 +3,7 @@ import itertools
 
 import torch
 
-from model.released import STATE_DICT, released_state
+from model.released import released_state
 from processor.optim import image_optimizer
 from report.schema import METRICS, ROW
 from utils.checkpoint import load_checkpoint
@@ -11,6 +11,7 @@ from utils.errors import quoted
 from utils.modality import Modality
 from utils.structure import (
     FLOATS,
+    WEIGHTS,
     Misfit,
     anything,
     listing,
@@ -26,6 +27,7 @@ from utils.structure import (
     whole,
 )
 
+STATE_DICT = table(tensor(dtype=WEIGHTS), least=1)
 FACTS = {"config": anything, "dataset": text, "trial": whole(), "manifest": anything, "clip_weights": text,
          "pseudo_labels": text}        # `load_config` checks the configuration
 SIZE = {"height": whole(1, 10_000), "width": whole(1, 10_000)}
