@@ -1,6 +1,5 @@
 """The end of an epoch and of a stage: numbers, a line, a test, checkpoints, the page."""
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -8,6 +7,7 @@ import torch
 from clustering.quality import diagnose, known_persons, link_numbers, with_images
 from data.pseudo_labels import collapse_warnings
 from processor.evaluate import format_table, metrics_record
+from processor.ranking import rank_trial
 from processor.run.events import memory_use
 from report.content import stage_content
 from tools.lib.cost import StageCost, count_tests
@@ -118,8 +118,9 @@ def finish_stage(stage, state, epochs, run, tester, train_images, extra):
     last.evaluation = last.evaluation or tester(state.model)
     if lost:
         run.save_model(stage, "last", _checkpoint(stage, epochs, state, last, tester, extra))
-    run.save_page(stage, partial(stage_content, stage, tester.data, tester.banks, tester.retrieval, last.evaluation,
-                                 train_images, last.labels, last.pairs, known_persons(tester.data.train)))
+    run.save_page(stage, lambda: stage_content(
+        tester.data, tester.banks, rank_trial(tester.data, tester.retrieval, last.evaluation), train_images,
+        last.labels, last.pairs))
 
 
 def _checkpoint(stage, epoch, state, last, tester, extra):

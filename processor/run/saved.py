@@ -6,7 +6,6 @@ import torch
 from data.manifest import MANIFEST
 from model.released import STATE_DICT, released_state
 from processor.optim import image_optimizer
-from report.schema import METRICS, ROW
 from utils.checkpoint import load_checkpoint
 from utils.errors import quoted
 from utils.modality import Modality
@@ -27,6 +26,7 @@ from utils.structure import (
     whole,
 )
 
+METRICS = ROW = table(anything)
 FACTS = {"config": anything, "dataset": text, "trial": whole(), "manifest": MANIFEST, "clip_weights": text,
          "pseudo_labels": text}        # `load_config` checks the configuration
 SIZE = {"height": whole(1, 10_000), "width": whole(1, 10_000)}
