@@ -44,10 +44,7 @@ def stage_content(data, test_banks, ranking, train_banks, labels, links):
     Returns: that of `retrieval_content`, and "clusters".
     """
     content, pictures = retrieval_content(data, test_banks, [ranking]), Pictures(train_banks)
-    persons = known_persons(data.train)
-    sheets = ContactSheets(labels, persons, pictures)
-    content["clusters"] = {"known": persons is not None, **sheets.of_both_modalities(),
-                           "links": sheets.links(with_images(links, labels)) if links else []}
+    content["clusters"] = _clusters(labels, known_persons(data.train), links, pictures)
     content["images"] |= pictures.by_name
     return content
 
@@ -75,10 +72,9 @@ def _data_counts(data):
 
 
 def _test(data, ranking, pictures):
-    """Show one retrieval: protocol, numbers, and ranked lists of its trial."""
+    """Show one retrieval: its protocol and ranked lists of its trial."""
     evaluation = ranking.evaluation
     return {"protocol": evaluation.protocol, "mode": evaluation.mode, "trial": ranking.trial,
-            "trials": len(evaluation.trials), "numbers": evaluation.mean(),
             "query_modality": ranking.query_modality.value, "queries": len(ranking.query),
             "gallery": ranking.gallery.shape[1],
             "lists": [_ranked_list(kind, data, ranking, q, pictures)
@@ -95,13 +91,14 @@ def _chosen_queries(data, ranking):
     ascending = scored[np.argsort(precision[scored], kind="stable")]
     persons = data.test[ranking.query_modality].persons[ranking.query]
     drawn = numpy_rng(0, "report lists").permutation(scored)
-    chosen = {}
-    for kind, order, most in (("best", ascending[::-1], LISTS), ("worst", ascending, LISTS), ("random", drawn, LISTS),
-                              ("person", drawn, LISTED_PERSONS)):
-        first_of_person = np.sort(np.unique(persons[order], return_index=True)[1])
-        chosen[kind] = order[first_of_person[:most]]
-    chosen["person"] = chosen["person"][np.argsort(persons[chosen["person"]], kind="stable")]
-    return chosen
+
+    def of_different_persons(order, most):
+        return order[np.sort(np.unique(persons[order], return_index=True)[1])[:most]]
+
+    by_person = of_different_persons(drawn, LISTED_PERSONS)
+    return {"best": of_different_persons(ascending[::-1], LISTS), "worst": of_different_persons(ascending, LISTS),
+            "random": of_different_persons(drawn, LISTS),
+            "person": by_person[np.argsort(persons[by_person], kind="stable")]}
 
 
 def _ranked_list(kind, data, ranking, q, pictures):
@@ -140,12 +137,9 @@ def _map(features, banks):
     """
     everybody = np.unique(np.concatenate([features[m][1] for m in Modality]))
     mapped, rng = numpy_rng(0, "report map").permutation(everybody)[:MAPPED_PERSONS], numpy_rng(0, "report sample")
-    drawn = {}
-    for m in Modality:
-        rows = np.concatenate([rng.permutation(np.flatnonzero(features[m][1] == person))[:MAPPED_IMAGES]
-                               for person in mapped])
-        drawn[m] = [values[np.sort(rows)] for values in features[m]]
-    positions, persons, cameras, values = zip(*(drawn[m] for m in Modality))
+    rows = {m: np.sort(np.concatenate([rng.permutation(np.flatnonzero(features[m][1] == person))[:MAPPED_IMAGES]
+                                       for person in mapped])) for m in Modality}
+    positions, persons, cameras, values = zip(*([found[rows[m]] for found in features[m]] for m in Modality))
     values = np.concatenate(values)
     points, perplexity = np.zeros((len(values), 2)), min(float(PERPLEXITY), (len(values) - 1) / 3)
     if np.ptp(values, axis=0).max() > 1e-6:      # scikit-learn crashes where a collapsed model gives one feature to all
@@ -161,8 +155,7 @@ def _distances(features):
     rng, found = numpy_rng(0, "report distances"), {}
     drawn = {m: np.sort(rng.permutation(len(features[m][0]))[:SAMPLED]) for m in Modality}
     persons, values = ({m: features[m][kind][drawn[m]] for m in Modality} for kind in (1, 3))
-    for name, (a, b) in {"rgb": (Modality.RGB,) * 2, "ir": (Modality.IR,) * 2,
-                         "across": tuple(Modality)}.items():
+    for name, a, b in (("rgb", Modality.RGB, Modality.RGB), ("ir", Modality.IR, Modality.IR), ("across", *Modality)):
         pairs = np.triu(np.ones((len(drawn[a]), len(drawn[b])), bool), 1) if a is b else True
         same, distance = persons[a][:, None] == persons[b], 1 - values[a] @ values[b].T
         found[name] = {"same": distance[same & pairs], "different": distance[~same & pairs]}
@@ -172,65 +165,51 @@ def _distances(features):
                                         for name, kinds in found.items()}}
 
 
-class ContactSheets:
-    """Shows clusters by some of their images, drawn the same in every run.
+def _clusters(labels, persons, links, pictures):
+    """Show clusters by some of their images, drawn the same in every run.
 
-    Args: labels: Modality -> (N,) clusters, -1 is an outlier; persons: Modality -> (N,), or None where unknown;
-        pictures: `Pictures` of the training images.
+    Args: labels, links: as `stage_content`; persons: Modality -> (N,), or None where unknown; pictures: `Pictures` of
+        the training images.
+    Returns: of each modality "largest_rgb", "impure_rgb" where that is known, "outliers_rgb"; "links", the most alike
+        of linked clusters, half of them right and half wrong where that is known; "known", whether it is.
     """
+    rng = numpy_rng(0, "report clusters")
+    most = {m: majority(labels[m], persons[m]) for m in Modality} if persons else None
 
-    def __init__(self, labels, persons, pictures):
-        self.labels, self.persons, self.pictures = labels, persons, pictures
-        self.rng = numpy_rng(0, "report clusters")
-        self.majority = {m: majority(labels[m], persons[m]) for m in Modality} if persons else None
+    def image(m, position, person=None):
+        """Show a training image; "right" tells whether it is of its cluster's most frequent person."""
+        content = {"image": pictures.add(m, position)}
+        if persons:
+            content["person"] = int(persons[m][position])
+        return content if person is None else {**content, "right": content["person"] == int(person)}
 
-    def of_both_modalities(self):
-        """Show the largest clusters, the most impure ones where that is known, and some outliers, of each modality."""
-        shown = {}
-        for m in Modality:
-            sizes = np.bincount(self.labels[m][self.labels[m] >= 0])
-            shown[f"largest_{m.value}"] = self._first(m, -sizes)
-            if self.persons:
-                shown[f"impure_{m.value}"] = self._first(m, self.majority[m][1] / np.maximum(sizes, 1))
-            outliers = np.flatnonzero(self.labels[m] < 0)
-            shown[f"outliers_{m.value}"] = {"size": len(outliers), "images": [
-                self._image(m, i) for i in np.sort(self.rng.permutation(outliers)[:2 * MEMBERS])]}
-        return shown
-
-    def links(self, links):
-        """Show the most alike of linked clusters, half of them right and half wrong where that is known.
-
-        Args: links: (M,) RGB clusters, (M,) IR clusters, (M,) similarities.
-        """
-        order = np.argsort(-links[2], kind="stable")
-        chosen = order[:2 * SHEETS]
-        if self.persons:
-            rgb, ir = (self.majority[m][0][clusters] for m, clusters in zip(Modality, links))
-            chosen = np.r_[order[(rgb == ir)[order]][:SHEETS], order[(rgb != ir)[order]][:SHEETS]]
-        return [{"similarity": float(links[2][i]), **({"right": bool(rgb[i] == ir[i])} if self.persons else {}),
-                 "sides": [self._sheet(m, clusters[i], MEMBERS // 2) for m, clusters in zip(Modality, links)]}
-                for i in chosen]
-
-    def _first(self, modality, values):
-        """Show the clusters with the smallest values (K,)."""
-        found = [cluster for cluster in np.argsort(values, kind="stable") if (self.labels[modality] == cluster).any()]
-        return [self._sheet(modality, cluster, MEMBERS) for cluster in found[:SHEETS]]
-
-    def _sheet(self, modality, cluster, limit):
+    def sheet(m, cluster, limit):
         """Show a cluster: its number, its size, up to `limit` images, and, where known, who is on them."""
-        members = np.flatnonzero(self.labels[modality] == cluster)
-        shown = np.sort(self.rng.permutation(members)[:limit])
-        content, person = {"modality": modality.value, "cluster": int(cluster), "size": len(members)}, None
-        if self.persons:
-            person, ids = self.majority[modality][0][cluster], self.persons[modality][members]
+        members = np.flatnonzero(labels[m] == cluster)
+        shown = np.sort(rng.permutation(members)[:limit])
+        content, person = {"modality": m.value, "cluster": int(cluster), "size": len(members)}, None
+        if persons:
+            person, ids = most[m][0][cluster], persons[m][members]
             content |= {"person": int(person), "persons": len(np.unique(ids)), "purity": float((ids == person).mean())}
-        return {**content, "images": [self._image(modality, i, person) for i in shown]}
+        return {**content, "images": [image(m, i, person) for i in shown]}
 
-    def _image(self, modality, position, person=None):
-        """Show a training image; "right" tells whether it is of the cluster's most frequent person."""
-        content = {"image": self.pictures.add(modality, position)}
-        if self.persons:
-            content["person"] = int(self.persons[modality][position])
-        if person is not None:
-            content["right"] = content["person"] == int(person)
-        return content
+    shown = {"known": persons is not None}
+    for m in Modality:
+        sizes = np.bincount(labels[m][labels[m] >= 0])
+        kinds = {"largest": -sizes, **({"impure": most[m][1] / np.maximum(sizes, 1)} if persons else {})}
+        for kind, values in kinds.items():
+            order = np.argsort(values, kind="stable")
+            shown[f"{kind}_{m.value}"] = [sheet(m, cluster, MEMBERS) for cluster in order[sizes[order] > 0][:SHEETS]]
+        outliers = np.flatnonzero(labels[m] < 0)
+        shown[f"outliers_{m.value}"] = {"size": len(outliers), "images": [
+            image(m, i) for i in np.sort(rng.permutation(outliers)[:2 * MEMBERS])]}
+    rgb, ir, similarity = with_images(links, labels) if links else ((),) * 3
+    order, right = np.argsort(np.negative(similarity), kind="stable"), None
+    chosen = order[:2 * SHEETS]
+    if persons and len(order):
+        right = most[Modality.RGB][0][rgb] == most[Modality.IR][0][ir]
+        chosen = np.r_[order[right[order]][:SHEETS], order[~right[order]][:SHEETS]]
+    shown["links"] = [{"similarity": float(similarity[i]), **({"right": bool(right[i])} if persons else {}),
+                       "sides": [sheet(m, pair[i], MEMBERS // 2) for m, pair in zip(Modality, (rgb, ir))]}
+                      for i in chosen]
+    return shown

@@ -21,7 +21,6 @@ from report.compare import group_runs, write_comparison_page
 from report.content import retrieval_content, stage_content
 from report.curves import comparison_charts, stage_charts
 from report.figures import Chart, Line, chart_figure, save_figures
-from report.page import TEMPLATES
 from report.results import NUMBERS, compared_tables, find_results
 from report.run_files import read_run
 from report.write import save_report, write_run_page
@@ -197,12 +196,6 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_json_in_a_script_stays_inside(tmp_path):
-    """The filter that templates have for values in a script."""
-    text = TEMPLATES.from_string("<script>const x={{ x | tojson }}</script>").render(x=ATTACK)
-    assert text.count("</script>") == text.count("<script>") == 1
-
-
 @pytest.mark.parametrize("name", ["report.html", "report_data/test.json", "ranking_v2t.csv", "figures/cmc_1.png"])
 def test_killed_half_way(runs, tmp_path, monkeypatch, name):
     """What is under a name stays whole until the new file is."""
@@ -337,40 +330,46 @@ def runs_of(folder, values, **settings):
     return folders
 
 
+def groups_of(folders):
+    return group_runs({str(folder): read_run(folder) for folder in folders})
+
+
+def test_runs_that_differ_in_their_seed_alone_belong_together(tmp_path):
+    """A key that a run does not name has its default; without two runs of one kind, each keeps its own name."""
+    a = runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], CLUSTER={"K1": 30})
+    b = runs_of(tmp_path / "b", [(0.2, 0.6)])               # K1 is 30 by default
+    c = runs_of(tmp_path / "c", [(0.2, 0.6), (0.1, 0.2)], CLUSTER={"K1": 25})
+    assert {label: len(group) for label, group in groups_of([*a, *b, *c]).items()} == {
+        "CLUSTER.K1 30 (n = 3)": 3, "CLUSTER.K1 25 (n = 2)": 2}
+    assert list(groups_of([a[0], c[0]])) == [str(a[0]), str(c[0])]
+    for folder in a:
+        (folder / "config.yml").unlink()                    # settings that are not known are not the same
+    assert list(groups_of(a)) == list(map(str, a))
+
+
 def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
-    folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], MEMORY={"MOMENTUM": 0.1}),
-               *runs_of(tmp_path / "b", [(0.2, 0.65)], MEMORY={"MOMENTUM": 0.2})]
-    groups = group_runs({str(folder): read_run(folder) for folder in folders})
-    assert {label: len(group) for label, group in groups.items()} == {"MEMORY.MOMENTUM 0.1 (n = 2)": 2,
-                                                                      "MEMORY.MOMENTUM 0.2 (n = 1)": 1}
+    folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], CLUSTER={"K1": 30}),
+               *runs_of(tmp_path / "b", [(0.2, 0.65)], CLUSTER={"K1": 25})]
+    first, second = "CLUSTER.K1 30 (n = 2)", "CLUSTER.K1 25 (n = 1)"
+    groups = groups_of(folders)
     (table,) = compared_tables({label: [find_results(run) for run in group] for label, group in groups.items()})
     assert [[row["name"], *(row["cells"][0][key] for key in ("value", "spread", "gain"))] for row in table["rows"]] == [
-        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0", "± 14.1", ""], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0", "", "+15.0"]]
+        [first, "50.0", "± 14.1", ""], [second, "65.0", "", "+15.0"]]
+    epoch_0 = {"stage": "prepare", "epoch": 0, "test": {"protocol": "p", **{k: 0.05 for k in NUMBERS}}}
     rows = {label: [run.epochs for run in group] for label, group in groups.items()}
+    rows[first] = [[epoch_0, *epochs] for epochs in rows[first]]
     chart = next(chart for chart in comparison_charts(rows, "prepare", False) if chart.name == "prepare_test_rank1")
     one, other = chart.lines
-    assert (one.x, one.label) == ([1, 2], "MEMORY.MOMENTUM 0.1 (n = 2)")
-    np.testing.assert_allclose((one.y, one.spread), ([20, 50], [200 ** 0.5] * 2))
-    assert (other.y, other.spread) == (pytest.approx([20, 65]), ())
+    assert (one.x, one.label, other.label) == ([0, 1, 2], first, second) and "epoch 0" in chart.unit
+    np.testing.assert_allclose((one.y, one.spread), ([5, 20, 50], [0, *[200 ** 0.5] * 2]))
+    assert (other.x, other.y, other.spread) == ([1, 2], pytest.approx([20, 65]), ())
+    band = chart_figure(chart).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((5, 50 + 200 ** 0.5))
     text = write_comparison_page(folders, tmp_path / "page.html").read_text()
     assert [row[:2] for row in rows_of(text, "<h3>train_prepare.py: p")] == [
-        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
-    seeds = write_comparison_page(folders[:2], tmp_path / "page.html").read_text()
-    assert "the difference to MEMORY.MOMENTUM 0.1 (n = 2)" in text and "the difference to" not in seeds
-    epoch_0 = {"stage": "prepare", "epoch": 0, "test": {"protocol": "p", **{k: 0.05 for k in NUMBERS}}}
-    unset = runs_of(tmp_path / "c", [(0.1, 0.2), (0.1, 0.3)], MEMORY={"MOMENTUM": ""})
-    assert "MEMORY.MOMENTUM (not set) (n = 2)" in group_runs({str(f): read_run(f) for f in [*folders, *unset]})
-    rows[one.label] = [[epoch_0, *epochs] for epochs in rows[one.label]]
-    charts = comparison_charts(rows, "prepare", False)
-    first, second = next(chart for chart in charts if chart.name == "prepare_test_rank1").lines
-    assert (first.x, first.y[0], first.spread[0], second.x) == ([0, 1, 2], 5, 0, [1, 2])
-    assert all("epoch 0" in chart.unit for chart in charts)
-    assert list(group_runs({str(folder): read_run(folder) for folder in folders[1:]})) == list(map(str, folders[1:]))
+        [first, "50.0 ± 14.1"], [second, "65.0 +15.0"]] and f"the difference to {first}" in text
     alone = write_comparison_page(folders[1:], tmp_path / "page.html").read_text()
     assert "(n = " not in alone and 'data-name="seed2"' in alone
-    figure = chart_figure(chart)
-    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((20 - 200 ** 0.5, 50 + 200 ** 0.5))
 
 
 def test_charts_say_where_their_axis_begins():
