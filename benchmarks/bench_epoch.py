@@ -100,7 +100,7 @@ def main():
         print("bench_epoch is skipped: an epoch of 34,167 images takes hours without a GPU, and torch finds none here")
         sys.exit(0)
     settings = train_settings(load_config(None, [
-        "PRECISION", arguments.precision, "SAMPLER.INSTANCES", str(arguments.instances), "MEMORY.SWAP_EPOCH", "1",
+        "PRECISION", arguments.precision, "SAMPLER.INSTANCES", str(arguments.instances), "METHOD.CROSS_EPOCH", "1",
         "TEST.BATCH_SIZE", str(EMBED_BATCH)]), epochs=2)
     banks = open_banks(arguments.images, device)
     state = TrainState(rn50().to(device, memory_format=torch.channels_last), settings)

@@ -49,7 +49,7 @@ def timed(function, repeats=1):
 
 def training(processes):
     """Prepare the demo's training: a function that takes STEPS steps, one that embeds all images of a modality."""
-    config = load_config("configs/demo.yml", ["PRECISION", "fp32", "MEMORY.SWAP_EPOCH", "1"])
+    config = load_config("configs/demo.yml", ["PRECISION", "fp32", "METHOD.CROSS_EPOCH", "1"])
     settings = train_settings(config, 2)
     rng, shape = np.random.default_rng(0), (IMAGES, config.INPUT.HEIGHT, config.INPUT.WIDTH, 3)
     banks = {m: ImageBank(rng.integers(0, 256, shape, dtype=np.uint8)) for m in Modality}

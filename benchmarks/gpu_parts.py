@@ -91,7 +91,7 @@ class Bench:
     def settings_of(self, precision):
         """Return the released recipe's `TrainSettings` in a precision, swapping from the first epoch on."""
         batch = self.sizes.batch // 4
-        return train_settings(load_config(None, ["PRECISION", precision, "MEMORY.SWAP_EPOCH", "1",
+        return train_settings(load_config(None, ["PRECISION", precision, "METHOD.CROSS_EPOCH", "1",
                                                  "SAMPLER.INSTANCES", str(batch)]), 2)
 
     def row(self, what, function, per_epoch=0, precision="", counted=None):

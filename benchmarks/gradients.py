@@ -1,8 +1,8 @@
-"""How far the gradients of MEMORY.GRADIENTS exact and released lie apart, in the steps of a run of train_prepare.py.
+"""How far the gradients of METHOD.GRADIENTS exact and released lie apart, in the steps of a run of train_prepare.py.
 
     python -m benchmarks.gradients [--config_file configs/demo.yml] [KEY VALUE ...]
 
-The words are those of train_prepare.py, which trains as ever; MEMORY.METHOD must be pgm or rpnr. Both gradients, by a
+The words are those of train_prepare.py, which trains as ever; METHOD.NAME must be pgm or rpnr. Both gradients, by a
 batch's features, are taken in each step in which the modalities meet. Printed are means over those steps of the
 difference's norm over that of the exact gradient, and of the cosine, for the modality whose memory the other's batch
 meets, and for the other.
@@ -46,8 +46,8 @@ def main():
         PGM.losses = losses
     for which, steps in found.items():
         if not steps:
-            raise UserError("no step had a loss across the modalities; set MEMORY.METHOD pgm or rpnr, and "
-                            "MEMORY.SWAP_EPOCH to at most PREPARE.EPOCHS")
+            raise UserError("no step had a loss across the modalities; set METHOD.NAME pgm or rpnr, and "
+                            "METHOD.CROSS_EPOCH to at most PREPARE.EPOCHS")
         difference, cosine = np.mean(steps, axis=0)
         print(f"modality {which}: {len(steps)} steps, difference {100 * difference:.0f} % of the norm, "
               f"cosine {cosine:.2f}")

@@ -25,12 +25,14 @@ class ImageBank:
     """The resized images of one modality and split.
 
     Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted; paths: (N,) names
-        for messages, or none; cache: "mmap" reads batches from the array, "device" from a copy on the device;
-        normalisation: what a model that sees the images expects, of `data.augment.NORMALISATIONS`.
+        for messages, or none; cameras: (N,) numbers, 0 where they are not given; cache: "mmap" reads batches from the
+        array, "device" from a copy on the device; normalisation: what a model that sees the images expects, of
+        `data.augment.NORMALISATIONS`.
     """
 
-    def __init__(self, images, device="cpu", paths=(), cache="mmap", normalisation="imagenet"):
+    def __init__(self, images, device="cpu", paths=(), cache="mmap", normalisation="imagenet", cameras=None):
         self.images = images
+        self.cameras = np.zeros(len(images), np.int64) if cameras is None else cameras
         self.device = torch.device(device)
         self.paths = paths
         self.normalisation = normalisation
@@ -91,7 +93,7 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", ca
             raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
                             f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
                             f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
-        return ImageBank(images, device, image_set.paths, cache, normalisation)
+        return ImageBank(images, device, image_set.paths, cache, normalisation, image_set.cameras)
     files = CacheFiles(Path(cache_dir), split, image_set.modality.value)
     manifest = _cache_manifest(image_set, content_hashes(image_set, root, split, files.folder), height, width)
     if not files.is_current(manifest, shape):
@@ -99,7 +101,8 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", ca
             announce(f"decoding {len(image_set):,} {split} {image_set.modality.value} images once into "
                      f"{quoted(files.images)}, {math.prod(shape) / 1e9:,.2f} GB")
         files.write(image_set, root, manifest, height, width)
-    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache, normalisation)
+    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache, normalisation,
+                     image_set.cameras)
 
 
 class CacheFiles:

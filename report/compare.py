@@ -1,13 +1,12 @@
 """Writes the page that compares several runs; those that differ in their seed alone are put together."""
 from pathlib import Path
 
-from configs.defaults import as_dict, load_config
 from report.curves import cmc_charts, comparison_charts
 from report.figures import SERIES
 from report.page import Figures, Section, Table, write_page
 from report.results import TRAINED, compared_tables, find_results, with_epoch_0
 from report.run_files import read_run
-from utils.settings import differing_keys, flat, group_names
+from utils.settings import differing_keys, group_names
 
 
 def write_comparison_page(folders, output=None, figures_dir=None, only=()):
@@ -46,8 +45,8 @@ def group_runs(runs):
 
     Where no two runs belong together, so that there is nothing to average, each has a group with its own name.
     """
-    known = {name: flat(run.config) for name, run in runs.items() if run.config}
-    labels = dict(zip(known, group_names(list(known.values()), flat(as_dict(load_config())))))
+    known = {name: run.settings for name, run in runs.items() if run.config}
+    labels = dict(zip(known, group_names(list(known.values()), {})))
     groups = {}
     for name, run in runs.items():
         groups.setdefault(labels.get(name, name), []).append(run)       # settings that are not known are not the same
@@ -67,8 +66,7 @@ def _named_runs(folders):
 
 
 def _differences_table(runs):
-    """List the settings that are not the same in all runs; where a run does not name a key, it had the default."""
-    defaults = flat(as_dict(load_config()))
-    settings = [{**(defaults if run.config else {}), **flat(run.config)} for run in runs.values()]
+    """List the settings that are not the same in all runs."""
+    settings = [run.settings for run in runs.values()]
     rows = [(key, *(config.get(key, "–") for config in settings)) for key in differing_keys(settings)]
     return Table(("key", *runs), rows, 1 + len(runs), "" if rows else "None.")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from sklearn.manifold import TSNE
 
-from clustering.quality import known_persons, majority, with_images
+from clustering.quality import known_persons, majority
 from report.page import jpeg_text, tile_text
 from utils.modality import Modality
 from utils.seeding import numpy_rng
@@ -39,8 +39,8 @@ def stage_content(data, test_banks, ranking, train_banks, labels, links):
     """Show a finished training stage: its last test and its last clusters.
 
     Args: data, test_banks, ranking: as `retrieval_content`; train_banks: Modality -> `ImageBank` of the training
-        images; labels: Modality -> (N,) clusters, -1 is an outlier; links: (M,) RGB clusters, (M,) IR clusters,
-        (M,) similarities, or None where nothing is linked.
+        images; labels: Modality -> (N,) clusters, -1 is an outlier; links: `LinkedClusters`, or None where nothing
+        is linked.
     Returns: that of `retrieval_content`, and "clusters".
     """
     content, pictures = retrieval_content(data, test_banks, [ranking]), Pictures(train_banks)
@@ -203,7 +203,7 @@ def _clusters(labels, persons, links, pictures):
         outliers = np.flatnonzero(labels[m] < 0)
         shown[f"outliers_{m.value}"] = {"size": len(outliers), "images": [
             image(m, i) for i in np.sort(rng.permutation(outliers)[:2 * MEMBERS])]}
-    rgb, ir, similarity = with_images(links, labels) if links else ((),) * 3
+    rgb, ir, similarity = links or ((),) * 3
     order, right = np.argsort(np.negative(similarity), kind="stable"), None
     chosen = order[:2 * SHEETS]
     if persons and len(order):

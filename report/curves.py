@@ -77,7 +77,7 @@ CURVES = (
     Curve("links", "Links", "number", {"links": "links"}, positive=True),
     Curve("links_per_cluster", "Links of a linked cluster", "number",
           {"mean": "links_per_cluster", "most": "links_per_cluster_max"}, positive=True),
-    Curve("link_similarity", "Similarity of linked clusters", "mean cosine before links act",
+    Curve("link_similarity", "Similarity of linked clusters", "mean cosine of prototypes",
           {"links": "link_similarity"}, positive=True),
     Curve("cluster_size_median", "Cluster size", "median, images", _both("cluster_size_{}_median"), detail=True),
     Curve("cluster_size_max", "Largest cluster", "images", _both("cluster_size_{}_max"), detail=True),

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import yaml
 
+from configs.defaults import as_dict, load_config
 from utils.errors import UserError, quoted
+from utils.settings import flat
 
 CONTENT_FOLDER = "report_data"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
@@ -23,6 +25,17 @@ class RunFiles:
     tests: dict     # folder below this one's tests/ ("." is this one) -> its metrics.json
     contents: dict  # key of CONTENT_TITLES -> report_data/KEY.json, as `report.content` makes it
     about: dict     # script -> report_data/run-SCRIPT.json, where and how it ran
+
+    @property
+    def defaults(self):
+        """Return the defaults of all settings and of those of the run's method: a flat dict."""
+        method = self.config.get("METHOD", {}).get("NAME", "")
+        return flat(as_dict(load_config(base={"METHOD": {"NAME": method}})))
+
+    @property
+    def settings(self):
+        """Return config.yml as a flat dict, in which keys that it does not name have their defaults; {} without it."""
+        return {**self.defaults, **flat(self.config)} if self.config else {}
 
     def pictures(self):
         """Collect the small pictures of all contents: name -> base64 JPEG."""

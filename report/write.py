@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 
-from configs.defaults import as_dict, load_config
+from report.content import stage_content
 from report.curves import STAGES, cmc_charts, stage_charts
 from report.figures import MODALITY_NAMES, MUTED, SERIES, distance_figure, map_figure
 from report.page import Figures, Section, Table, write_page
@@ -14,6 +14,17 @@ from utils.settings import flat
 DISTANCES = {"across": "Distances, visible to infrared", "rgb": "Distances among visible",
              "ir": "Distances among infrared"}
 COLOURS = {"baseline": MUTED, "prepare": SERIES[0], "finetune": SERIES[1]}      # of the CMC's lines
+
+
+def save_stage_page(stage, state, run, tester, images):
+    """Write a finished stage's part of the page, and the page, unless it is there already.
+
+    Args: stage: "prepare" or "finetune"; state: `TrainState`, with an `evaluation` if the page is to be written;
+        run: `Run`; tester: `Tester`; images: Modality -> `ImageBank` of the training images.
+    """
+    if state.evaluation is not None and run.processes.writes:
+        save_report(run.output_dir, run.log, stage, lambda: stage_content(
+            tester.data, tester.banks, tester.rank(state.evaluation), images, state.labels, state.linked))
 
 
 def save_report(folder, log, name, make_content):
@@ -54,7 +65,7 @@ def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
             lambda stage: stage_charts(epochs, stage, False, cross_epoch))),
         Section("details", "Details", "details.html", figures.curves(lambda stage: stage_charts(epochs, stage, True))),
         Section("data", "Data set", "table.html", _data_table(run.contents)),
-        Section("settings", "Settings", "table.html", _settings_table(run.config))]
+        Section("settings", "Settings", "table.html", _settings_table(run))]
     path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
                       run.pictures(), _facts(run, results))
     if figures_dir:
@@ -96,11 +107,11 @@ def _data_table(contents):
     return Table(("split", "images per camera", "persons", "images"), rows, 2)
 
 
-def _settings_table(config):
+def _settings_table(run):
     """List the settings that are not the defaults, and below them all."""
-    if not config:
+    if not run.config:
         return None
-    settings, defaults = flat(config), flat(as_dict(load_config()))
+    settings, defaults = flat(run.config), run.defaults
     changed = [(key, value, defaults.get(key, "–")) for key, value in settings.items() if value != defaults.get(key)]
     return Table(("key", "value", "default"), changed, 3, "Settings that differ from the defaults." if changed else
                  "All settings are the defaults.", Table(("key", "value"), list(settings.items()), 2, "All settings"))

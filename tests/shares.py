@@ -1,9 +1,9 @@
 """Training steps in fp64 that several processes share, for tests/test_distributed.py."""
 import numpy as np
 import torch
+from loss.linking import start_memory
 
 from data.pseudo_labels import ClusterSettings, make_pseudo_labels
-from loss.linking import start_memory
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -18,7 +18,7 @@ LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3 == 0, -1, LABELS[m]) for m in Modality}     # a third without a text
 KNOWN[Modality.IR][LABELS[Modality.IR] == 2] = -1       # and a whole cluster
 STEPS = 12
-SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "MEMORY__SWAP_EPOCH": 1, "INPUT__ERASE": 0.5,
+SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "METHOD__CROSS_EPOCH": 1, "INPUT__ERASE": 0.5,
             "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0}
 
 
@@ -29,8 +29,8 @@ def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, meth
     Returns: the weights and what the last epoch's memory holds, on the host; the losses of every step.
     """
     banks = tiny_banks()
-    settings = tiny_settings(epochs=3, **SETTINGS, MEMORY__METHOD=method, MEMORY__MATCH_BY=space,
-                             MEMORY__GRADIENTS=gradients)
+    settings = tiny_settings(epochs=3, **SETTINGS, METHOD__NAME=method, METHOD__LINK_BY=space,
+                             METHOD__GRADIENTS=gradients)
     for bank in banks.values():
         bank.device = torch.device(device)
     model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH).to(device, dtype)

@@ -4,12 +4,12 @@ import re
 from contextlib import nullcontext
 
 import pytest
+from loss.cross_memory import MemorySettings
 
 from configs.defaults import as_dict, load_config
 from data import augment
 from data.augment import Augmentation
 from data.pseudo_labels import ClusterSettings
-from loss.cross_memory import MemorySettings
 from model.prompt import LEARNED_WORDS, TEMPLATES
 from model.towers.towers import STRIDE
 from processor.prompt import PromptSettings
@@ -25,9 +25,9 @@ SYSU = {     # the released recipe
     "INPUT.NORMALISATION": "imagenet", "MODEL.NAME": "RN50", "MODEL.CLIP_WEIGHTS": "openai", "MODEL.STRIDE": 16,
     "MODEL.TOWER": "",
     "CLUSTER.K1": 30, "CLUSTER.K2": 6, "CLUSTER.EPS": 0.6, "CLUSTER.MIN_SAMPLES": 4,
-    "MEMORY.TEMPERATURE": 0.05, "MEMORY.MOMENTUM": 0.1,
-    "MEMORY.SWAP_EPOCH": 61, "MEMORY.SWAP_SCALE": 0.1, "MEMORY.SWAP_ORDER": "released",
-    "MEMORY.METHOD": "cclnet",
+    "METHOD.TEMPERATURE": 0.05, "METHOD.MOMENTUM": 0.1,
+    "METHOD.CROSS_EPOCH": 61, "METHOD.SWAP_SCALE": 0.1, "METHOD.SWAP_ORDER": "released",
+    "METHOD.NAME": "cclnet",
     "SAMPLER.CLUSTERS": 4, "SAMPLER.INSTANCES": 16,
     "OPTIM.LR": 3.5e-4, "OPTIM.BIAS_LR_FACTOR": 2.0, "OPTIM.WEIGHT_DECAY": 5e-4,
     "OPTIM.WARMUP_EPOCHS": 10, "OPTIM.WARMUP_FACTOR": 0.01, "OPTIM.STEPS": [30, 50], "OPTIM.GAMMA": 0.1,
@@ -35,7 +35,7 @@ SYSU = {     # the released recipe
     "PROMPT.EPOCHS": 60, "PROMPT.BATCH_SIZE": 128,
     "PROMPT.LR": 3.5e-4, "PROMPT.LR_MIN": 1e-6, "PROMPT.WARMUP_LR": 1e-5, "PROMPT.WARMUP_EPOCHS": 5,
     "PROMPT.WEIGHT_DECAY": 1e-4,
-    "FINETUNE.EPOCHS": 120, "FINETUNE.LABEL_SMOOTHING": 0.1, "FINETUNE.RESTART_AT_SWAP": False,
+    "FINETUNE.EPOCHS": 120, "FINETUNE.LABEL_SMOOTHING": 0.1, "FINETUNE.RESTART_AT_CROSS": False,
     "TEST.MODE": "", "TEST.PROTOCOL": "python", "TEST.TRIALS": 10, "TEST.EVERY": 5, "TEST.BATCH_SIZE": 64,
     "PRECISION": "released", "DATASET.NAME": "sysu", "DATASET.ROOT": "dataset/SYSU-MM01",
 }
@@ -43,16 +43,16 @@ OURS = {     # what the released code has no setting for
     "OUTPUT_DIR": "runs/sysu", "SEED": 1, "DEVICE": "auto", "COMPILE": False, "PSEUDO_LABEL_DIR": "",
     "DATASET.TRIAL": 1, "DATASET.CHECK_COUNTS": True, "DATASET.CACHE_DIR": "", "DATASET.CACHE": "auto",
     "CHECKPOINT.MINUTES": 10.0, "BATCH_NORM.SPLITS": 1, "OPTIM.FACTORS": [], "LOG.WANDB": False,
-    "MEMORY.MATCH_BY": "", "MEMORY.RENEWAL": "", "MEMORY.GRADIENTS": "exact",
+    "METHOD.LINK_BY": "", "METHOD.RENEWAL": "", "METHOD.GRADIENTS": "exact",
 }
 ELSEWHERE = {    # of other methods' released codes
-    "INPUT.CHANNEL": 0.0, "MEMORY.CROSS_WEIGHT": 0.25, "MEMORY.HYBRID_WEIGHT": 0.5, "MEMORY.RELATION": "released",
-    "MEMORY.RELATION_WEIGHT": 10.0, "MEMORY.TOP_IMAGES": 20, "PREPARE.RESTART_AT_SWAP": False,
+    "INPUT.CHANNEL": 0.0, "METHOD.CROSS_WEIGHT": 0.25, "METHOD.HYBRID_WEIGHT": 0.5, "METHOD.RELATION": "released",
+    "METHOD.RELATION_WEIGHT": 10.0, "METHOD.TOP_IMAGES": 20, "PREPARE.RESTART_AT_CROSS": False,
 }
 REGDB = {    # where RegDB's recipe differs
     "OUTPUT_DIR": "runs/regdb/trial1", "DATASET.NAME": "regdb", "DATASET.ROOT": "dataset/RegDB",
     "INPUT.FLIP": 0.0, "INPUT.PAD": 0, "CLUSTER.K1": 10, "SAMPLER.INSTANCES": 8, "PROMPT.BATCH_SIZE": 32,
-    "FINETUNE.RESTART_AT_SWAP": True, "TEST.MODE": "v2t", "TEST.BATCH_SIZE": 128,
+    "FINETUNE.RESTART_AT_CROSS": True, "TEST.MODE": "v2t", "TEST.BATCH_SIZE": 128,
 }
 
 
@@ -83,11 +83,11 @@ def test_numbers_that_are_no_settings():
 
 # A different number for every key, so that no two fields can be exchanged without a difference.
 ODD = {"SEED": 3, "PRECISION": "tf32", "CLUSTER.K1": 17, "CLUSTER.K2": 5, "CLUSTER.EPS": 0.45,
-       "CLUSTER.MIN_SAMPLES": 6, "MEMORY.TEMPERATURE": 0.07, "MEMORY.MOMENTUM": 0.3, "MEMORY.SWAP_EPOCH": 41,
-       "MEMORY.SWAP_SCALE": 0.2, "MEMORY.SWAP_ORDER": "simultaneous", "MEMORY.METHOD": "rpnr",
-       "MEMORY.MATCH_BY": "projection", "MEMORY.RENEWAL": "hard", "MEMORY.CROSS_WEIGHT": 0.65,
-       "MEMORY.GRADIENTS": "released", "MEMORY.HYBRID_WEIGHT": 0.75, "MEMORY.RELATION": "normalised",
-       "MEMORY.RELATION_WEIGHT": 8.5, "MEMORY.TOP_IMAGES": 13, "INPUT.CHANNEL": 0.95,
+       "CLUSTER.MIN_SAMPLES": 6, "METHOD.TEMPERATURE": 0.07, "METHOD.MOMENTUM": 0.3, "METHOD.CROSS_EPOCH": 41,
+       "METHOD.SWAP_SCALE": 0.2, "METHOD.SWAP_ORDER": "simultaneous", "METHOD.NAME": "rpnr",
+       "METHOD.LINK_BY": "projection", "METHOD.RENEWAL": "hard", "METHOD.CROSS_WEIGHT": 0.65,
+       "METHOD.GRADIENTS": "released", "METHOD.HYBRID_WEIGHT": 0.75, "METHOD.RELATION": "normalised",
+       "METHOD.RELATION_WEIGHT": 8.5, "METHOD.TOP_IMAGES": 13, "INPUT.CHANNEL": 0.95,
        "SAMPLER.CLUSTERS": 9, "SAMPLER.INSTANCES": 11,
        "INPUT.GREY": 0.15, "INPUT.FLIP": 0.25, "INPUT.PAD": 7, "INPUT.ERASE": 0.35, "OPTIM.LR": 0.002,
        "OPTIM.BIAS_LR_FACTOR": 1.5, "OPTIM.WEIGHT_DECAY": 0.003, "OPTIM.WARMUP_EPOCHS": 12,

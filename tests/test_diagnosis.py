@@ -65,7 +65,7 @@ def test_flat_numbers():
 def train(folder, clip_file, banks, order, **changes):
     """train_prepare.py's stage with the identities in an order: its checkpoint, labels and metrics."""
     model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH)
-    training.train("prepare", model, banks, tiny_settings(epochs=2, MEMORY__SWAP_EPOCH=2, **changes), TinyRun(folder),
+    training.train("prepare", model, banks, tiny_settings(epochs=2, METHOD__CROSS_EPOCH=2, **changes), TinyRun(folder),
                    tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):
 
 @pytest.mark.parametrize("method", ["pgm", "rpnr"])
 def test_identities_never_reach_the_other_methods(tiny_clip_file, banks, tmp_path, method):
-    changes = {"MEMORY__METHOD": method, "MEMORY__MATCH_BY": "projection"}
+    changes = {"METHOD__NAME": method, "METHOD__LINK_BY": "projection"}
     shuffled = np.random.default_rng(0).permutation(IMAGES)
     weights, labels, metrics = train(tmp_path / "a", tiny_clip_file, banks, np.arange(IMAGES), **changes)
     others, other_labels, other_metrics = train(tmp_path / "b", tiny_clip_file, banks, shuffled, **changes)

@@ -149,7 +149,7 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
         runs = summary.read_runs([folder], "python")
         assert [run.settings["SEED"] for run in runs] == list(range(1, len(runs) + 1)), folder
         method, space, exchange, bound = (runs[0].settings.get(key) for key in (
-            "MEMORY.METHOD", "MEMORY.MATCH_BY", "INPUT.CHANNEL", "BOUND"))
+            "METHOD.NAME", "METHOD.LINK_BY", "INPUT.CHANNEL", "BOUND"))
         links = bound or space or "prototype"
         for stage, script in (("prepare", "train_prepare"), ("finetune", "train_clip")):
             if space == "text" and stage == "prepare":

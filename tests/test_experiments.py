@@ -307,11 +307,11 @@ def test_table_of_two_methods(tmp_path, capsys):
     record(tmp_path / "b1", value=0.25, MEMORY={"SWAP_ORDER": "simultaneous"})
     rows = summary.summarise(summary.read_runs([tmp_path], "python"))
     ours = {row.method: row for row in rows if not row.source}
-    assert {method: row.n for method, row in ours.items()} == {"MEMORY.SWAP_ORDER released": 3,
-                                                               "MEMORY.SWAP_ORDER simultaneous": 1}
-    released = ours["MEMORY.SWAP_ORDER released"].cells
+    assert {method: row.n for method, row in ours.items()} == {"METHOD.SWAP_ORDER released": 3,
+                                                               "METHOD.SWAP_ORDER simultaneous": 1}
+    released = ours["METHOD.SWAP_ORDER released"].cells
     assert released["last"]["rank1"] == pytest.approx((60, 10)) and released["best"]["mAP"] == pytest.approx((70, 10))
-    assert ours["MEMORY.SWAP_ORDER simultaneous"].cells["last"]["rank1"] == (25, None)
+    assert ours["METHOD.SWAP_ORDER simultaneous"].cells["last"]["rank1"] == (25, None)
     experiments.main(["table", str(tmp_path)])
     text = capsys.readouterr().out
     line = next(line for line in text.splitlines() if "released " in line and "train_clip" in line)
@@ -322,18 +322,18 @@ def test_table_of_two_methods(tmp_path, capsys):
     assert "abstract of the paper: Rank-1 54.0" in text
     experiments.main(["table", str(tmp_path), "--latex"])
     latex = capsys.readouterr().out
-    assert r"MEMORY.SWAP\_ORDER released & train\_clip & all & 3 & 60.00 $\pm$ 10.00 &" in latex
+    assert r"METHOD.SWAP\_ORDER released & train\_clip & all & 3 & 60.00 $\pm$ 10.00 &" in latex
     assert r"\multicolumn{3}{c}{best on test}" in latex and r"\bottomrule" in latex
     assert r"\multicolumn{10}{l}{\footnotesize all: SYSU-MM01 all-search} \\" in latex
 
 
 def test_a_run_that_is_older_than_a_key_is_of_the_same_method(tmp_path):
     record(tmp_path / "old", seed=1)
-    record(tmp_path / "new", seed=2, PREPARE={"RESTART_AT_SWAP": False})
-    record(tmp_path / "other", seed=1, PREPARE={"RESTART_AT_SWAP": True})
+    record(tmp_path / "new", seed=2, PREPARE={"RESTART_AT_CROSS": False})
+    record(tmp_path / "other", seed=1, PREPARE={"RESTART_AT_CROSS": True})
     rows = summary.summarise(summary.read_runs([tmp_path], "python"))
-    assert {row.method: row.n for row in rows if not row.source} == {"PREPARE.RESTART_AT_SWAP False": 2,
-                                                                     "PREPARE.RESTART_AT_SWAP True": 1}
+    assert {row.method: row.n for row in rows if not row.source} == {"PREPARE.RESTART_AT_CROSS False": 2,
+                                                                     "PREPARE.RESTART_AT_CROSS True": 1}
 
 
 def test_a_run_that_was_told_identities_is_no_run_of_its_method(tmp_path):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loss.association import Links
+from loss.cross_memory import CrossMemory
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -23,9 +25,7 @@ from clustering.clustering import k_nearest
 from data import augment
 from data.images import ImageBank
 from data.pseudo_labels import cluster_means
-from loss.association import Links
 from loss.cclnet import CCLNetMemory, swap
-from loss.cross_memory import CrossMemory
 from loss.image_text import supervised_contrast
 from loss.methods import method_class
 from model.cclnet import CCLNet
@@ -250,7 +250,7 @@ def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch):
 
 def test_a_state_from_the_host_comes_back_to_the_gpu(either_clip):
     """A state file is read onto the host."""
-    settings = tiny_settings(MEMORY__SWAP_EPOCH=1)
+    settings = tiny_settings(METHOD__CROSS_EPOCH=1)
     saved = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH), settings)
     start = {m: torch.randn(PEOPLE, saved.model.feature_dim) for m in Modality}
     saved.under_way = UnderWay(LABELS, settings.new_memory(start, 1), 0.0)

@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 import torch
+from loss.cross_memory import CrossMemory
 
 from configs.defaults import load_config
-from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES, PromptLearner
@@ -54,7 +54,7 @@ def test_training_steps(golden, golden_clip, name, swap_scale):
     """The step that the loop calls, with its optimiser, its memories and its swap, at the released settings."""
     g = golden.load(f"steps_{name}")
     model, guidance = CCLNet(golden_clip.visual, 96, 48).train(), None
-    config = load_config(None, ["MEMORY.SWAP_SCALE", str(swap_scale)])
+    config = load_config(None, ["METHOD.SWAP_SCALE", str(swap_scale)])
     if name == "clip":
         text = TextTower(golden_clip)
         old = {m: g[f"old_label_{m.value}"] for m in Modality}

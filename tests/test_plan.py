@@ -92,14 +92,14 @@ def test_plan_of_a_method_that_changes_labels(tmp_path, tiny_clip_file, here, mo
 
     monkeypatch.setattr(plan, "start_memory", noted)
     words = scripts.settings(DATASET__ROOT=sysu_tree(tmp_path / "data", images=3), CLUSTER__EPS=0.9, CLUSTER__K1=4,
-                             MODEL__CLIP_WEIGHTS=tiny_clip_file, MEMORY__METHOD="rpnr", MEMORY__TOP_IMAGES=1,
-                             MEMORY__SWAP_EPOCH=1)
+                             MODEL__CLIP_WEIGHTS=tiny_clip_file, METHOD__NAME="rpnr", METHOD__TOP_IMAGES=1,
+                             METHOD__CROSS_EPOCH=1)
     (cost,) = plan.measure_prepare((None, words), 0.0)
     assert cost.epoch_seconds > 0
     first, second = begun
     assert all(np.array_equal(first[m], second[m]) for m in first)
     with pytest.raises(UserError, match="train_prepare.py has no texts"):
-        plan.measure_prepare((None, [*words, "MEMORY.MATCH_BY", "text"]), 0.0)
+        plan.measure_prepare((None, [*words, "METHOD.LINK_BY", "text"]), 0.0)
 
 
 def test_scripts_print_the_estimate_after_their_first_epoch(tmp_path, tiny_clip_file, monkeypatch):

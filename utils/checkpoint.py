@@ -77,6 +77,15 @@ def save_checkpoint(path, content):
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
+def on_host(state):
+    """Copy a state dict's tensors to the host, at any depth."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {k: on_host(v) for k, v in state.items()}
+    return [on_host(v) for v in state] if isinstance(state, list) else state
+
+
 def save_array(path, array):
     """Save a .npy file."""
     write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))

@@ -85,28 +85,21 @@ def to_device(values, device):
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def mark_on_gpu(tensor):
-    """Return an event that comes when a GPU has done what it was given so far; None for a tensor on the host."""
-    if not tensor.is_cuda:
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
+def to_host(tensor):
+    """Begin to copy a tensor to the host: a function that returns it there as an array.
 
-
-@contextlib.contextmanager
-def beside_later_work(event):
-    """Run a block on a GPU as soon as an event of `mark_on_gpu` has come, beside what the GPU was given after it.
-
-    What the block reads must not be changed by that later work.
+    A GPU's copy goes on beside the work that the GPU is given afterwards; the function waits for the copy alone.
     """
-    if event is None:
-        yield
-        return
-    stream = torch.cuda.Stream()
-    stream.wait_event(event)
-    with torch.cuda.stream(stream):
-        yield
+    if not tensor.is_cuda:
+        return tensor.numpy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def read():
+        done.synchronize()
+        return copy.numpy()
+    return read
 
 
 def bytes_given(device):

@@ -6,13 +6,14 @@ import os
 import platform
 import signal
 import stat
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from utils.checkpoint import load_plain, open_lock, write_atomically
-from utils.errors import UserError, explained, quoted
+from utils.errors import Stopped, UserError, explained, quoted
 
 DIGEST_BYTES = 32
 # What runs write into their folder: files by name, folders, and the files in those by their endings.
@@ -123,21 +124,19 @@ def _refuse_unless(path, kind):
                         "it away, or choose another OUTPUT_DIR")
 
 
-class StopRequest:
-    """Within this context SIGTERM and Ctrl-C are noted instead of obeyed; a second Ctrl-C stops at once."""
+@contextmanager
+def stops_on_signals(where):
+    """End a run at once when SIGTERM, Ctrl-C, SIGUSR1 or SIGUSR2 comes, within this context.
 
-    def __init__(self):
-        self.signal_number = None
+    Args: where: a function that says from where the run resumes. Raises: Stopped.
+    """
+    def stop(number, _):
+        raise Stopped(f"stopped; {where()}", number)
 
-    def __enter__(self):
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
+    before = {number: signal.signal(number, stop)
+              for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-    def _note(self, number, _frame):
-        if self.signal_number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_number = number

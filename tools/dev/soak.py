@@ -22,7 +22,7 @@ from utils.errors import Parser, exit_on_user_error, real_number, whole_number  
 
 FOLDER = ROOT / "runs" / "soak"
 SCRIPTS = ("train_prepare.py", "train_clip.py")
-EPOCHS = ("PREPARE.EPOCHS", "4", "PROMPT.EPOCHS", "4", "FINETUNE.EPOCHS", "4", "MEMORY.SWAP_EPOCH", "2",
+EPOCHS = ("PREPARE.EPOCHS", "4", "PROMPT.EPOCHS", "4", "FINETUNE.EPOCHS", "4", "METHOD.CROSS_EPOCH", "2",
           "TEST.EVERY", "1")
 LONGEST_WAIT = 20.0         # seconds between the start of a run's work and the signal
 GROWTH = 0.05               # of the memory from the second epoch to the last, that is still none

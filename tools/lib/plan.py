@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from loss.linking import start_heads, start_memory
 
 from configs.defaults import load_config
 from data.images import ImageBank, pick_cache
@@ -22,7 +23,6 @@ from data.llcm import LLCMDataSet
 from data.pseudo_labels import make_pseudo_labels
 from data.regdb import RegDBDataSet
 from data.sysu import SysuDataSet
-from loss.linking import start_heads, start_memory
 from model.clip import TextTower
 from processor.evaluate import evaluate
 from processor.features import embed
@@ -175,7 +175,7 @@ def measure_prepare(arguments, started):
     """Measure train_prepare.py: [`StageCost`]. Args: of `load_config`; started: time.time() before the process."""
     setup = Measured(load_config(*arguments))
     model, banks, config = setup.new_model(), setup.train_banks(), setup.config
-    settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_SWAP, texts=False)
+    settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_CROSS, texts=False)
     once = time.time() - started
     return [_measure_stage("prepare", setup, model, banks, settings, once)]
 
@@ -185,7 +185,7 @@ def measure_clip(arguments, started):
     setup = Measured(load_config(*arguments))
     config, clip = setup.config, setup.clip
     model, text, banks = setup.new_model(), TextTower(clip).to(setup.device), setup.train_banks()
-    settings, s = train_settings(config, config.FINETUNE.EPOCHS, config.FINETUNE.RESTART_AT_SWAP), prompt_settings(
+    settings, s = train_settings(config, config.FINETUNE.EPOCHS, config.FINETUNE.RESTART_AT_CROSS), prompt_settings(
         config)
     once = time.time() - started
     found, seconds = setup.features(model, banks, ("feature", "projection"), settings)
