@@ -3,15 +3,14 @@ import itertools
 
 import torch
 
-from model.released import released_state
+from data.manifest import MANIFEST
+from model.released import STATE_DICT, released_state
 from processor.optim import image_optimizer
-from report.schema import METRICS, ROW
 from utils.checkpoint import load_checkpoint
 from utils.errors import quoted
 from utils.modality import Modality
 from utils.structure import (
     FLOATS,
-    WEIGHTS,
     Misfit,
     anything,
     listing,
@@ -27,8 +26,8 @@ from utils.structure import (
     whole,
 )
 
-STATE_DICT = table(tensor(dtype=WEIGHTS), least=1)
-FACTS = {"config": anything, "dataset": text, "trial": whole(), "manifest": anything, "clip_weights": text,
+METRICS = ROW = table(anything)
+FACTS = {"config": anything, "dataset": text, "trial": whole(), "manifest": MANIFEST, "clip_weights": text,
          "pseudo_labels": text}        # `load_config` checks the configuration
 SIZE = {"height": whole(1, 10_000), "width": whole(1, 10_000)}
 PROMPTS = record({m.value: table(tensor(dtype=FLOATS, finite=True)) for m in Modality})
@@ -37,7 +36,7 @@ CHECKPOINT = record({}, {**FACTS, "format": text, "stage": text, "epoch": whole(
                     anything)
 RELEASED = record({"state_dict": STATE_DICT}, {}, anything)
 STATE = record({"format": text, "stages": table(anything), "best": real(-1, 1.000001), "history": listing(ROW),
-                "config": table(anything), "dataset": text, "trial": whole(), "manifest": anything},
+                "config": table(anything), "dataset": text, "trial": whole(), "manifest": MANIFEST},
                {**FACTS, "versions": table(text)}, anything)
 
 
