@@ -1,12 +1,13 @@
 """Writes the page that compares several runs; those that differ in their seed alone are put together."""
 from pathlib import Path
 
+from configs.groups import group_names
 from report.curves import cmc_charts, comparison_charts
 from report.figures import SERIES
 from report.page import Figures, Section, Table, write_page
 from report.results import TRAINED, compared_tables, find_results, with_epoch_0
 from report.run_files import read_run
-from utils.settings import differing_keys, group_names
+from utils.settings import differing_keys
 
 
 def write_comparison_page(folders, output=None, figures_dir=None, only=()):

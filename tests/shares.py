@@ -1,9 +1,9 @@
 """Training steps in fp64 that several processes share, for tests/test_distributed.py."""
 import numpy as np
 import torch
+from loss.linking import start_memory
 
 from clustering.labels import ClusterSettings, make_pseudo_labels
-from loss.linking import start_memory
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower

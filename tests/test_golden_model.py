@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 import torch
+from loss.cross_memory import CrossMemory
 
 from configs.defaults import load_config
-from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES, PromptLearner

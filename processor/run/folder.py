@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from configs.groups import may_change
 from data.manifest import manifest_differences
 from data.pseudo_labels import FILE_NAMES, save_pseudo_labels
 from processor.run.events import EventLog
@@ -18,10 +19,7 @@ from utils.settings import flat
 FORMAT = "cclnet-3"
 MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start of its checkpoints' names
 
-# Settings that may differ when a run is resumed: they decide neither weights nor labels. More epochs may be asked for.
-# DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "LOG.",
-              "DATASET.ROOT", "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
+# More epochs may be asked for when a run is resumed; what else may differ stands in configs/groups.py.
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 # Script -> what it makes, and what was made from that: patterns under OUTPUT_DIR.
 OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/finetune", "report_data/finetune.json",
@@ -161,7 +159,7 @@ def check_resumable(content, facts, folder):
         if key in MAY_GROW and now < before:
             raise UserError(f"the run in {quoted(folder)} was started with {key} {before}, now it is {now}; only more "
                             f"epochs may be asked for. Set it back, {FRESH}")
-        if key not in MAY_GROW and not key.startswith(MAY_CHANGE):
+        if key not in MAY_GROW and not may_change(key):
             raise UserError(f"the run in {quoted(folder)} was started with {key} {before!r}, now it is {now!r}. Set it "
                             f"back, {FRESH}")
         changes.append(f"resuming with {key} {now!r} instead of {before!r}")
