@@ -27,11 +27,11 @@ from processor.prompt import PromptSettings
 from processor.run.events import WandbLog, check_wandb
 from processor.run.folder import Run, SilentRun, check_resumable, set_aside, state_file
 from processor.run.provenance import provenance
-from processor.run.resume import lock_folder, stops_on_signals
+from processor.run.resume import lock_folder
 from processor.train import TrainSettings
 from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
-from utils.errors import UserError
+from utils.errors import UserError, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 from utils.settings import flat
@@ -71,17 +71,15 @@ class Setup:
         return TextTower(self.clip).to(self.device)
 
     def new_model(self):
-        """Build a `CCLNet` with CLIP's weights, on the device."""
-        return self.place(self._bare_model())
-
-    def _bare_model(self):
+        """Build the network with the weights that it begins with, on the device; `weights` is their digest."""
         config = self.config
         with self.processes.in_turn():      # the first downloads the weights
             model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, config.MODEL.TOWER, config.MODEL.NAME,
                                       height=config.INPUT.HEIGHT, width=config.INPUT.WIDTH, stride=config.MODEL.STRIDE,
                                       seed=config.SEED))
         freeze(model.named_parameters(), config.OPTIM.FACTORS)
-        return model
+        self.weights = weights_digest(model.tower)
+        return self.place(model)
 
     def model_to_train(self):
         """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
@@ -169,9 +167,9 @@ class Setup:
             that must not have changed.
         Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
-        config, tower, facts = self.config, self._bare_model().tower, {}
+        config, facts = self.config, {}
         if self.processes.writes:
-            facts = {**self.facts(), "clip_weights": weights_digest(tower), **more_facts}
+            facts = {**self.facts(), "weights": self.weights, **more_facts}
         with self.holding(config.OUTPUT_DIR):
             content, lines = self.processes.once(lambda: self._find_state(script, fresh, facts))
             log = self.start(config.OUTPUT_DIR)
@@ -194,12 +192,9 @@ class Setup:
         return content, [line for line in lines if line]
 
     @contextmanager
-    def holding(self, folder, of_run=None):
-        """Hold a folder for the process that writes; at the end the processes wait for one another.
-
-        Args: of_run: as `lock_folder`.
-        """
-        with lock_folder(folder, of_run) if self.processes.writes else nullcontext():
+    def holding(self, folder):
+        """Hold a folder for the process that writes; at the end the processes wait for one another."""
+        with lock_folder(folder) if self.processes.writes else nullcontext():
             yield
             self.processes.leave()
 

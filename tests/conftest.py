@@ -33,21 +33,22 @@ class Golden:
 
     def __init__(self, folder):
         self.folder = folder
-        self.seed = json.loads((folder / "meta.json").read_text())["seed"]
+        self.meta = json.loads((folder / "meta.json").read_text())
+        self.seed = self.meta["seed"]
 
     @cached_property
     def recipe(self):
-        return self._module("recipe")
+        return self.module("recipe")
 
     @cached_property
     def recipe_vit(self):
         sys.path.insert(0, str(self.folder))        # it imports the recipe beside it
         try:
-            return self._module("recipe_vit")
+            return self.module("recipe_vit")
         finally:
             sys.path.pop(0)
 
-    def _module(self, name):
+    def module(self, name):
         spec = importlib.util.spec_from_file_location(name, self.folder / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -12,8 +12,8 @@ import pytest
 import scripts
 import torch
 import trees
-
 import utils.watch
+
 from clustering import neighbours
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet

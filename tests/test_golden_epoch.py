@@ -1,4 +1,4 @@
-"""Two epochs of each stage, step by step, through the loops that ship: equal to the released code's (tests/golden_epoch)."""
+"""Two epochs of each stage, step by step, through the loops that ship: equal to the released code's."""
 import logging
 import os
 from pathlib import Path
@@ -74,7 +74,7 @@ def tester(golden, recipe):
 
 
 class Recorder:
-    """Stands around the loop's step, and notes what the recorded run noted of it. Args: g: its file; model: `CCLNet`."""
+    """Stands around the loop's step and notes what the recorded run noted. Args: g: its file; model: `CCLNet`."""
 
     def __init__(self, g, model):
         self.step, self.model, self.epochs = processor.train.train_step, model, []

@@ -6,13 +6,13 @@ import trees
 from torch import nn
 
 from model.cclnet import CCLNet
+from model.published import load_checkpoint
 from model.released import model_from_checkpoint
 from model.state_dict import check_state_dict, read_state_dict
 from model.towers.clip_resnet import ClipResNet
 from model.towers.registry import TOWERS, load_tower
 from model.towers.tower import Tower
 from tools import export_released
-from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.seeding import torch_rng

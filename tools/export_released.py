@@ -29,7 +29,7 @@ def main(arguments=None):
     parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
     options = parser.parse_args(arguments)
     from model.released import model_from_checkpoint, released_state, to_released  # slow: after the words were read
-    from processor.run.saved import read_checkpoint
+    from processor.run.checkpoints import read_checkpoint
     from utils.checkpoint import save_checkpoint
 
     content = read_checkpoint(options.checkpoint)

@@ -27,41 +27,48 @@ class NonFinite(UserError):
 
 
 class RunningMeans:
-    """Means of an epoch's losses and other numbers; remembers the first step with a broken loss.
+    """Means of an epoch's numbers over its steps; remembers the first step in which a loss was NaN or Inf.
 
-    Sums stay on the device of their numbers: nothing is read to the host before `check` or `means`, so a GPU is not
-    waited for in every step.
+    Sums stay on the device of their numbers and are read by `check` and `means` alone, so no step waits for a GPU.
+
+    Example:
+        >>> means = RunningMeans()
+        >>> means.add({"loss": torch.tensor(3.0), "links": 4})
+        >>> means.add({"loss": torch.tensor(1.0)})          # no links in this step
+        >>> means.means()
+        {'loss': 2.0, 'links': 4.0}
     """
 
     def __init__(self):
         self.steps = 0
-        self.sums = {}          # name -> sum over the steps
-        self.broken = {}        # name of a loss -> first step in which it was not finite, 0 for none
+        self.sums, self.counts = {}, {}     # name -> sum of its numbers, how many steps gave it one
+        self.broken = {}                    # name of a loss -> first step in which it was not finite, 0 for none
 
     def add(self, numbers):
-        """Add a step's numbers: name -> number or scalar tensor; those whose name begins with "loss" must be finite."""
+        """Add a step. Args: numbers: name -> number or scalar tensor; names of losses begin with "loss"."""
         self.steps += 1
         for name, number in numbers.items():
-            number = torch.as_tensor(number, dtype=torch.float64)
+            number = torch.as_tensor(number).detach().double()
             self.sums[name] = self.sums.get(name, 0) + number
+            self.counts[name] = self.counts.get(name, 0) + 1
             if name.startswith("loss"):
                 first = self.broken.get(name, torch.zeros((), dtype=torch.int64, device=number.device))
-                self.broken[name] = first + self.steps * ((first == 0) & ~torch.isfinite(number))
+                self.broken[name] = first + self.steps * ((first == 0) & ~torch.isfinite(number))  # `where` would wait
 
     def check(self, when, names):
         """Raise `NonFinite` if a loss was NaN or Inf, for the first such step.
 
-        Args: when: as in "epoch 3"; names: a function from a step, counted from 0, to the names of its images.
+        Args: when: "epoch 3"; names: a function from a step, counted from 0, to the names of its images.
         """
-        steps = dict(zip(self.broken, torch.stack(list(self.broken.values())).tolist()))     # one look at the GPU
+        steps = {name: int(step) for name, step in self.broken.items()}
         first = min((step for step in steps.values() if step), default=0)
         if first:
             raise NonFinite(" and ".join(name for name, step in steps.items() if step == first), names(first - 1),
                             f"{when}, iteration {first}")
 
     def means(self):
-        """Return name -> mean over all steps."""
-        return {name: float(total) / self.steps for name, total in self.sums.items()}
+        """Return name -> mean over the steps that gave it."""
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
 def check_weights(state, when):
