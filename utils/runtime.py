@@ -120,7 +120,7 @@ def bytes_free(device):
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
-def compile_parts(tower, device, backend="inductor"):
+def compile_parts(tower, device):
     """Let torch.compile compile a tower's parts in place, when they are first called; the state dict stays as it was.
 
     Shapes are compiled one by one, so a caller should keep to few batch sizes.
@@ -130,9 +130,9 @@ def compile_parts(tower, device, backend="inductor"):
     wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
     with explained("COMPILE is True, but PyTorch cannot compile here",
                    f"expected {wanted}. Install that, or set COMPILE False"):
-        torch.compile(lambda x: 2 * x + 1, backend=backend)(torch.ones(2, device=device))
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(2, device=device))
     for part in _called_parts(tower):
-        part.compile(backend=backend, dynamic=False)
+        part.compile(dynamic=False)
 
 
 def is_compiled(module):
