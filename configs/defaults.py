@@ -10,7 +10,6 @@ import yaml
 from yacs.config import CfgNode
 
 from loss.methods import METHODS
-from model.towers.registry import TOWERS
 from utils.errors import UserError, is_unicode, quoted
 from utils.settings import flat
 
@@ -45,8 +44,8 @@ _C.MODEL = CfgNode()
 _C.MODEL.NAME = "RN50"               # which of OpenAI's CLIPs; a file's kind is read from it
 _C.MODEL.CLIP_WEIGHTS = "openai"     # "openai" (MODEL.NAME, downloaded) or a file
 _C.MODEL.STRIDE = 16                 # pixels between patches of a vision transformer; a ResNet's map has always 16
-_C.MODEL.TOWER = ""                  # what becomes of CLIP's image tower: a name of model/towers/; "" = that of the
-                                     # weights' kind
+_C.MODEL.TOWER = ""                  # clip_resnet | clip_vit, or one of your own (docs/extending.md); "" = the one
+                                     # whose weights they are
 
 _C.CLUSTER = CfgNode()
 _C.CLUSTER.K1 = 30                   # neighbours that count as near
@@ -127,7 +126,7 @@ CHOICES = {"DEVICE": ("auto", "cuda", "cpu"), "PRECISION": ("released", "fp32", 
            "MEMORY.MATCH_BY": ("prototype", "centroid", "projection", "text"),
            "MEMORY.RENEWAL": ("plain", "hard"), "MEMORY.GRADIENTS": ("exact", "released"),
            "MEMORY.RELATION": ("released", "normalised"),
-           "MODEL.TOWER": TOWERS, "TEST.PROTOCOL": ("python", "original-1", "original-10"),
+           "TEST.PROTOCOL": ("python", "original-1", "original-10"),
            "INPUT.NORMALISATION": ("imagenet", "clip", "half"),
            "MODEL.NAME": ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                           "ViT-L-14-336")}
