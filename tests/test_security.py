@@ -174,9 +174,9 @@ def test_torchscript_archive_of_openai_gives_its_tensors(tiny_clip_file, tmp_pat
     clip, archive = load_clip(tiny_clip_file), tmp_path / "clip.pt"
     torch.jit.trace(clip, (torch.rand(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)),
                     check_trace=False).save(str(archive))
-    monkeypatch.setattr("open_clip.pretrained.get_pretrained_url", lambda *_: f"x/{digest}/RN50.pt")
+    with pytest.raises(UserError, match="none that OpenAI published .*nothing of it was run. If you trust it, convert"):
         load_clip(str(archive))
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr("open_clip.pretrained.get_pretrained_url", lambda name, tag: f"x/{digest}/{name}.pt")
+    monkeypatch.setattr("open_clip.pretrained.get_pretrained_url", lambda *_: f"https://x/{digest}/RN50.pt")
     found = load_clip(str(archive)).state_dict()
     assert all(torch.equal(found[name], value) for name, value in clip.state_dict().items())
