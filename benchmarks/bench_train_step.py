@@ -10,6 +10,8 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from benchmarks.harness import Results, Row, measure, peak_memory
 from configs.defaults import load_config
 from model.cclnet import CCLNet
+from model.towers.clip_resnet import ClipResNet
+from model.towers.clip_vit import ClipViT
 from processor.optim import image_optimizer
 from processor.setup import train_settings
 from processor.train import Batch, train_step
@@ -25,9 +27,11 @@ EMBEDDED_ONCE = 3803 + 2800         # queries once, and at most so many images a
 def build(backbone):
     """Build a `CCLNet` of a backbone's size with random weights: the arithmetic is the same. Args: of BACKBONES."""
     torch.manual_seed(0)
-    visual = (ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64) if backbone == "RN50"
-              else VisionTransformer(224, 16, 768, 12, 12, 4.0, output_dim=512, act_layer=QuickGELU))
-    return CCLNet(visual, HEIGHT, WIDTH, BACKBONES[backbone])
+    if backbone == "RN50":
+        visual = ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64)
+        return CCLNet(ClipResNet(visual, HEIGHT, WIDTH))
+    visual = VisionTransformer(224, 16, 768, 12, 12, 4.0, output_dim=512, act_layer=QuickGELU)
+    return CCLNet(ClipViT(visual, HEIGHT, WIDTH, BACKBONES[backbone]))
 
 
 def rn50():
@@ -44,7 +48,7 @@ def training(model, device, precision, size, channels_last, backend=None):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
     if backend:
-        compile_parts(model.tower, torch.device(device), backend)
+        compile_parts(model.tower, torch.device(device))
     optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
     memory = settings.new_memory({m: torch.randn(CLUSTERS, model.feature_dim, device=device) for m in Modality}, 1)
     shape = size, 3, model.tower.height, model.tower.width
