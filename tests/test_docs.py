@@ -16,6 +16,7 @@ from configs.defaults import as_dict, load_config
 from data import registry
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from model.published import load_checkpoint
 from model.released import model_from_checkpoint
 from model.towers.registry import TOWERS
 from processor.run.folder import MODEL_FILES
@@ -24,7 +25,6 @@ from tests.tiny import tiny_banks
 from tools import demo, export_released
 from tools.dev import method_figure, settings_page
 from tools.lib import summary
-from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import flat
