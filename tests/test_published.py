@@ -20,7 +20,7 @@ from model.cclnet import CCLNet
 from model.published import FILE_NAME, NORMALISED_WITH, as_safetensors, model_card
 from model.towers.registry import load_tower
 from tools.export_released import main as export
-from utils.checkpoint import load_checkpoint
+from model.published import load_checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from model.clip import load_clip
 from model.released import describe_released, model_from_checkpoint, our_name, released_name
 from model.towers.registry import load_tower
 from tools.export_released import main
-from utils.checkpoint import load_checkpoint
+from model.published import load_checkpoint
 from utils.errors import UserError
 
 HEIGHT, WIDTH = 96, 48

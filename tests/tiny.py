@@ -2,7 +2,6 @@
 import dataclasses
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -87,7 +86,7 @@ class TinyRun(Run):
 
     def __init__(self, folder, content=None, stop_after=None):
         super().__init__("tiny", folder, logging.getLogger("tiny"), {"manifest": {}},
-                         SimpleNamespace(signal_number=None), 100, content)
+                         [], content)
         self.stop_after, self.steps = stop_after, 0
 
     def checkpoint_if_due(self, stage, state):
