@@ -4,12 +4,15 @@ import contextlib
 import errno
 import math
 import os
+import signal
 import sys
 
 # What the machine may refuse at any moment; any other OSError would be a defect and keeps its traceback.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG,
             errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EFBIG,
             errno.EBUSY, errno.ESTALE, errno.ENXIO, errno.ENODEV)
+# Ctrl-C, the end that a scheduler asks for, and the two that Slurm can send before a time limit.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LONGEST_WORD, LONGEST_SENTENCE = 240, 1000      # characters of a sentence that is printed
 
 # How PyTorch's allocators and oneDNN say that there is no memory; all of them are plain RuntimeErrors.
@@ -56,12 +59,38 @@ def explained(problem, remedy):
         raise UserError(f"{problem} ({in_brief(error) or type(error).__name__}); {remedy}")
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The run was asked to stop and has saved its state. `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message, signal_number):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def stops_on_signals(where):
+    """Within this context a signal of SIGNALS raises `Stopped` in the main thread at once.
+
+    Further signals are ignored from then on, so that they do not interrupt the cleaning up.
+
+    Args: where: a function that says how the work goes on: "the same command resumes with epoch 7 of finetune".
+    """
+    def stop(number, _frame):
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(f"stopped; {where()}", number)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            _restore(before)
+
+
+def _restore(handlers):
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def one_line(text):
