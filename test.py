@@ -7,7 +7,6 @@ recognised by their keys. TEST.MODE both tests every mode of the data set. Witho
 is tested.
 """
 import json
-from functools import partial
 from pathlib import Path
 
 from configs.command_line import parse_arguments
@@ -24,8 +23,8 @@ def main():
     load_config(arguments.config_file, arguments.overrides)     # mistakes are found before the slow imports
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
-    from processor.ranking import save_rankings
-    from processor.run.saved import read_checkpoint
+    from processor.ranking import rank_trial, save_rankings
+    from processor.run.checkpoints import read_checkpoint
     from processor.setup import Setup
     from report.content import retrieval_content
     from report.write import save_report
@@ -51,12 +50,12 @@ def main():
                                setup.processes)
         if not setup.processes.writes:
             return
-        save_results(folder, setup, log, content, path or "baseline CLIP", evaluations)
+        save_results(folder, setup, log, content, path or model.tower.untrained, evaluations)
         if arguments.save_ranking:
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
                 log.info(f"written to {file}")
-        save_report(folder, log, "test",
-                    partial(retrieval_content, "test", setup.data, banks, setup.retrievals, evaluations))
+        save_report(folder, log, "test", lambda: retrieval_content(setup.data, banks, [
+            rank_trial(setup.data, *tested) for tested in zip(setup.retrievals, evaluations)]))
 
 
 def _settings(content):
@@ -123,7 +122,6 @@ def save_results(folder, setup, log, content, what, evaluations):
     """
     from model.released import first_number, released_state
     from processor.evaluate import format_table, metrics_record
-    from report.results import RELEASED
     from utils.checkpoint import save_json
 
     for evaluation in evaluations:
@@ -131,7 +129,7 @@ def save_results(folder, setup, log, content, what, evaluations):
                  + format_table([{"what": Path(what).name, **evaluation.mean()}]))
     selection = content.get("selected", "last epoch")
     if released_state(content) is not None:
-        selection = RELEASED
+        selection = "as released"
     facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what,
              "epoch": int(first_number(content.get("epoch")) or 0),
              "selection": selection if content else "no training",

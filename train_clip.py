@@ -6,40 +6,37 @@ The pseudo labels come from PSEUDO_LABEL_DIR if set, else from OUTPUT_DIR, else 
 The same command again resumes a stopped run.
 """
 from configs.command_line import parse_arguments
-from configs.defaults import load_config
 from utils.errors import exit_on_user_error
 
 
 def main():
     """Run the two stages that the command line describes."""
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
-    config = load_config(arguments.config_file, arguments.overrides)
+    from configs.defaults import load_config  # slow: after the command line was read
     from data.pseudo_labels import labels_digest
-    from model.clip import TextTower  # slow: after the settings were read and checked
-    from processor.guidance import TextGuidance, scale_lines
+    from processor.guidance import TextGuidance, log_scale
     from processor.prompt import learn_prompts, text_features
-    from processor.run.epoch import on_host
-    from processor.setup import Setup, prompt_settings, train_settings
+    from processor.run.epoch import finish_stage
+    from processor.setup import Setup, check_needs, prompt_settings, train_settings
     from processor.train import train
-    from utils.modality import Modality
+    from report.write import save_stage_page
 
-    setup = Setup(config, "train_clip")
+    config = load_config(arguments.config_file, arguments.overrides)
+    setup, settings = Setup(config, "train_clip"), train_settings(config, "finetune")
     folder, labels, known = setup.pseudo_labels()
-    model, text = setup.model_to_train(), TextTower(setup.clip).to(setup.device)
+    model, text = setup.model_to_train(), setup.text()
+    check_needs(settings, model.tower, "finetune")
     images, tester = setup.banks("train"), setup.tester()
     with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
-        clusters = max(int(of_modality.max()) + 1 for of_modality in labels.values())
-        for line in scale_lines(model, text, images, clusters, setup.clip.logit_scale.exp().item(),
-                                batch_size=config.TEST.BATCH_SIZE, precision=config.PRECISION,
-                                processes=run.processes):
-            run.log.info(line)
+        log_scale(model, text, images, labels, setup.clip.logit_scale.exp().item(), settings, run)
         prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run)
+        run.more["prompts"] = {m.value: learner.state_dict() for m, learner in prompts.items()}
         guidance = TextGuidance(text_features(text, prompts), labels, config.FINETUNE.LABEL_SMOOTHING)
-        settings = train_settings(config, config.FINETUNE.EPOCHS, config.FINETUNE.RESTART_AT_SWAP)
-        train("finetune", model, images, settings, run, tester, guidance,
-              {"prompts": {m.value: on_host(prompts[m].state_dict()) for m in Modality}})
+        state = train("finetune", model, images, settings, run, tester, guidance)
+        finish_stage("finetune", state, run, tester)
+        save_stage_page("finetune", state, run, tester, images)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,30 @@
-"""Stage 1: cluster CLIP's image features per modality while training with a cluster memory; save pseudo labels.
+"""Stage 1: cluster image features per modality while training with the clusters; save the clusters as pseudo labels.
 
     python train_prepare.py [--config_file configs/sysu.yml] [--fresh] [KEY VALUE ...]
 
 The same command again resumes a stopped run.
 """
 from configs.command_line import parse_arguments
-from configs.defaults import load_config
 from utils.errors import exit_on_user_error
 
 
 def main():
     """Run the stage that the command line describes."""
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
-    config = load_config(arguments.config_file, arguments.overrides)
-    from processor.setup import Setup, train_settings  # slow: after the settings were read and checked
+    from configs.defaults import load_config  # slow: after the command line was read
+    from processor.run.epoch import finish_stage
+    from processor.setup import Setup, check_needs, train_settings
     from processor.train import train
+    from report.write import save_stage_page
 
-    settings = train_settings(config, config.PREPARE.EPOCHS, config.PREPARE.RESTART_AT_SWAP,
-                              allow_collapse=config.PREPARE.ALLOW_COLLAPSE, texts=False)
-    setup = Setup(config, "train_prepare")
+    config = load_config(arguments.config_file, arguments.overrides)
+    setup, settings = Setup(config, "train_prepare"), train_settings(config, "prepare")
     model, images, tester = setup.model_to_train(), setup.banks("train"), setup.tester()
+    check_needs(settings, model.tower, "prepare")
     with setup.training("prepare", arguments.fresh) as run:
-        train("prepare", model, images, settings, run, tester)
+        state = train("prepare", model, images, settings, run, tester)
+        finish_stage("prepare", state, run, tester)
+        save_stage_page("prepare", state, run, tester, images)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness, reference
 from benchmarks.harness import Results, Row, measure, peak_memory
-from clustering.clustering import cluster
+from clustering.labels import cluster
 from clustering.quality import cluster_quality
 
 SIZE, DIM, K1, K2, EPS, MIN_SAMPLES = 22258, 2048, 30, 6, 0.6, 4

@@ -8,9 +8,10 @@ import torch
 
 from benchmarks.bench_train_step import HEIGHT, WIDTH, embedding, rn50, training
 from benchmarks.harness import Results, Row, measure
+from clustering.labels import make_pseudo_labels
 from configs.defaults import load_config
 from data.images import ImageBank, pick_cache
-from data.pseudo_labels import cluster_means, make_pseudo_labels
+from data.pseudo_labels import cluster_means
 from processor.features import embed
 from processor.setup import train_settings
 from processor.train import Batches, TrainState, train_step
@@ -100,7 +101,7 @@ def main():
         print("bench_epoch is skipped: an epoch of 34,167 images takes hours without a GPU, and torch finds none here")
         sys.exit(0)
     settings = train_settings(load_config(None, [
-        "PRECISION", arguments.precision, "SAMPLER.INSTANCES", str(arguments.instances), "MEMORY.SWAP_EPOCH", "1",
+        "PRECISION", arguments.precision, "SAMPLER.INSTANCES", str(arguments.instances), "METHOD.CROSS_EPOCH", "1",
         "TEST.BATCH_SIZE", str(EMBED_BATCH)]), epochs=2)
     banks = open_banks(arguments.images, device)
     state = TrainState(rn50().to(device, memory_format=torch.channels_last), settings)

@@ -20,7 +20,9 @@ import torch
 
 from benchmarks.bench_clustering import CASES, DIM, EPS, HARD, K1, K2, MIN_SAMPLES, draw
 from benchmarks.harness import Results, Row, seconds
-from clustering.clustering import dbscan, distances_of, neighbours_of
+from clustering.jaccard import distances_of
+from clustering.labels import dbscan
+from clustering.neighbours import neighbours_of
 from configs.defaults import load_config
 from data.images import ImageBank
 from model.batch_norm import spread_batch_norm
@@ -49,7 +51,7 @@ def timed(function, repeats=1):
 
 def training(processes):
     """Prepare the demo's training: a function that takes STEPS steps, one that embeds all images of a modality."""
-    config = load_config("configs/demo.yml", ["PRECISION", "fp32", "MEMORY.SWAP_EPOCH", "1"])
+    config = load_config("configs/demo.yml", ["PRECISION", "fp32", "METHOD.CROSS_EPOCH", "1"])
     settings = train_settings(config, 2)
     rng, shape = np.random.default_rng(0), (IMAGES, config.INPUT.HEIGHT, config.INPUT.WIDTH, 3)
     banks = {m: ImageBank(rng.integers(0, 256, shape, dtype=np.uint8)) for m in Modality}

@@ -31,7 +31,7 @@ from utils.runtime import pick_device, unused_gpu_warning  # noqa: E402
 
 MINUTES = 8.0
 SHARED_BY = "bf16"              # the precision of whose epoch the other parts are a share
-SHORT_DEMO = ("PREPARE.EPOCHS", "4", "MEMORY.SWAP_EPOCH", "3", "PROMPT.EPOCHS", "5", "FINETUNE.EPOCHS", "6")
+SHORT_DEMO = ("PREPARE.EPOCHS", "4", "METHOD.CROSS_EPOCH", "3", "PROMPT.EPOCHS", "5", "FINETUNE.EPOCHS", "6")
 DEMO_SECONDS = 240.0            # after which the short demo is given up, so that the parts after it have their turn
 REFERENCE = harness.FOLDER / "demo-short-cpu.json"
 RESOURCES = ("arithmetic", "memory", "host")

@@ -14,11 +14,11 @@ from scipy.optimize import linear_sum_assignment
 from benchmarks import bench_clustering, bench_epoch, bench_memory, bench_metrics, roofline
 from benchmarks.bench_train_step import embedding, training
 from benchmarks.harness import measure
-from clustering.clustering import k_nearest, k_nearest_by_torch
+from clustering.labels import make_pseudo_labels
+from clustering.neighbours import k_nearest, k_nearest_by_torch
 from configs.defaults import load_config
 from data.augment import apply, draw
 from data.images import ImageBank
-from data.pseudo_labels import make_pseudo_labels
 from model.cclnet import CCLNet
 from model.clip import TextTower
 from processor.metrics import rank_metrics
@@ -91,7 +91,7 @@ class Bench:
     def settings_of(self, precision):
         """Return the released recipe's `TrainSettings` in a precision, swapping from the first epoch on."""
         batch = self.sizes.batch // 4
-        return train_settings(load_config(None, ["PRECISION", precision, "MEMORY.SWAP_EPOCH", "1",
+        return train_settings(load_config(None, ["PRECISION", precision, "METHOD.CROSS_EPOCH", "1",
                                                  "SAMPLER.INSTANCES", str(batch)]), 2)
 
     def row(self, what, function, per_epoch=0, precision="", counted=None):

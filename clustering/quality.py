@@ -46,38 +46,45 @@ def cluster_quality(labels, persons):
             "outlier_share": float((~kept).mean())}
 
 
-def with_images(pairs, labels):
+def with_images(linked, labels):
     """Keep the links between clusters that have images: a method may have taken a cluster's last image from it.
 
-    Args: pairs: (M,) RGB clusters, (M,) IR clusters, and further (M,) values; labels: Modality -> (N,).
+    Args: linked: `LinkedClusters`; labels: Modality -> (N,). Returns: `LinkedClusters`.
     """
-    kept = np.all([np.isin(clusters, labels[m]) for m, clusters in zip(Modality, pairs)], axis=0)
-    return tuple(values[kept] for values in pairs)
+    kept = np.all([np.isin(clusters, labels[m]) for m, clusters in zip(Modality, linked)], axis=0)
+    return type(linked)(*(values[kept] for values in linked))
 
 
-def link_numbers(pairs):
-    """Count links and those of a linked cluster: {"links", "links_per_cluster" (mean), "links_per_cluster_max"}.
+def link_numbers(linked):
+    """Count links and those of a linked cluster: {"links", "links_per_cluster" (mean), "links_per_cluster_max",
+    "link_similarity" (mean cosine)}; {} where nothing is linked.
 
-    Args: pairs: (M,) RGB clusters, (M,) IR clusters, and whatever follows.
+    Args: linked: `LinkedClusters` or None.
     """
-    counts = np.concatenate([np.unique(clusters, return_counts=True)[1] for clusters in pairs[:2]])
-    return {"links": len(pairs[0]), "links_per_cluster": float(counts.mean()) if len(counts) else 0.0,
-            "links_per_cluster_max": int(counts.max(initial=0))}
+    if linked is None:
+        return {}
+    counts = np.concatenate([np.unique(clusters, return_counts=True)[1] for clusters in linked[:2]])
+    return {"links": len(linked.rgb), "links_per_cluster": float(counts.mean()) if len(counts) else 0.0,
+            "links_per_cluster_max": int(counts.max(initial=0)),
+            "link_similarity": float(linked.similarity.mean()) if len(linked.rgb) else 0.0}
 
 
-def matching_accuracy(pairs, labels, persons):
+def link_accuracy(linked, labels, persons):
     """Give the share of links between clusters whose most frequent persons agree; 0 without a link.
 
-    Args: pairs: (M,) RGB clusters, (M,) IR clusters, and whatever follows; labels, persons: Modality -> (N,).
+    Args: linked: `LinkedClusters`; labels, persons: Modality -> (N,).
     """
-    first, second = (majority(labels[m], persons[m])[0][clusters] for m, clusters in zip(Modality, pairs))
+    first, second = (majority(labels[m], persons[m])[0][clusters] for m, clusters in zip(Modality, linked))
     return float((first == second).mean()) if len(first) else 0.0
 
 
-def diagnose(labels, pairs, persons):
-    """Compute all numbers of an epoch: {"ari_rgb", "ari_ir", ..., "matching_accuracy"}; {} where persons is None."""
+def diagnose(labels, linked, persons):
+    """Compute all numbers of an epoch: {"ari_rgb", "ari_ir", ..., "link_accuracy"}; {} where persons is None.
+
+    Args: labels, persons: Modality -> (N,); linked: `LinkedClusters`, None where nothing is linked.
+    """
     if persons is None:
         return {}
     numbers = {f"{name}_{m.value}": value for m in Modality
                for name, value in cluster_quality(labels[m], persons[m]).items()}
-    return {**numbers, "matching_accuracy": matching_accuracy(pairs, labels, persons)}
+    return {**numbers, **({"link_accuracy": link_accuracy(linked, labels, persons)} if linked else {})}

@@ -3,24 +3,28 @@ import hashlib
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
 
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, explained, in_brief, quoted
-from utils.structure import finite_json
 
 FORMAT = "image hashes of this project, 1"      # what a file must say before it is replaced
 
 
 def file_stat(path):
-    """Call os.stat on an image. Raises UserError: it is missing, or a link that leads nowhere."""
+    """Call os.stat on an image. Raises UserError: it is missing, a link that leads nowhere, or no file."""
     try:
-        return os.stat(path)
+        found = os.stat(path)
     except (OSError, ValueError) as error:
-        found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be reached ({in_brief(error)})"
-        raise UserError(f"image {quoted(path)} {found}; restore it or correct the lists of the data set")
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be reached ({in_brief(error)})"
+        raise UserError(f"image {quoted(path)} {reason}; restore it or correct the lists of the data set")
+    if not stat.S_ISREG(found.st_mode):         # reading a pipe would wait forever
+        raise UserError(f"image {quoted(path)} does not decode (it is no file); replace it by the file of the original "
+                        "data set")
+    return found
 
 
 def in_parallel(function, items, description):
@@ -47,20 +51,20 @@ def content_hashes(image_set, root, split, folder):
     Raises: UserError: an image is missing or cannot be read.
     """
     memory = Path(folder) / f"{split}_{image_set.modality.value}_hashes.json"
-    known, found = _remembered(memory), {}
+    remembered = _remembered(memory)
+    known, found = remembered or {}, {}
     for path in image_set.paths:
-        stamp = file_stat(Path(root) / path)
-        if not stat.S_ISREG(stamp.st_mode):         # reading a pipe would wait forever
-            raise UserError(f"image {quoted(Path(root) / path)} does not decode (it is no file); replace it by the "
-                            "file of the original data set")
-        found[path] = [stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns]
-    new = [path for path in image_set.paths if (known or {}).get(path, [])[:3] != found[path]]
+        stats = file_stat(Path(root) / path)
+        found[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
+    new = [path for path in image_set.paths if known.get(path, [])[:3] != found[path]]
     hashes = dict(zip(new, in_parallel(lambda path: file_hash(Path(root) / path), new,
                                        f"hashing {image_set.modality.value} images")))
-    hashes = {path: hashes.get(path) or known[path][3] for path in image_set.paths}
-    if new and (known is not None or not os.path.lexists(memory)):
-        _remember(memory, {path: [*stamp, hashes[path]] for path, stamp in found.items()})
-    return [hashes[path] for path in image_set.paths]
+    files = {path: [*stamp, hashes.get(path) or known[path][3]] for path, stamp in found.items()}
+    if new and remembered is not None:
+        text = json.dumps({"format": FORMAT, "files": files})
+        with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
+            write_atomically(memory, lambda file: file.write(text.encode()))
+    return [files[path][3] for path in image_set.paths]
 
 
 def file_hash(path):
@@ -69,24 +73,12 @@ def file_hash(path):
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _remembered(path):
-    """Read what `_remember` wrote: path -> [size, two times, hash]; None if there is no such file of ours."""
+def _remembered(memory):
+    """Read the hashes of earlier: path -> [size, two times, hash]; None where a file of that name is not ours."""
+    if not os.path.lexists(memory):
+        return {}
     try:
-        if path.is_symlink() or not path.is_file():
-            return None
-        content = finite_json(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            return None
-        return {name: entry for name, entry in content["files"].items()
-                if isinstance(entry, list) and len(entry) == 4 and isinstance(entry[3], str) and len(entry[3]) == 64}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads(memory.read_text(encoding="utf-8"))
+        return content["files"] if content["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _remember(path, files):
-    """Write a memory of hashes; a folder that cannot be written costs time at the next start, nothing else."""
-    text = json.dumps({"format": FORMAT, "files": files})
-    try:
-        write_atomically(path, lambda file: file.write(text.encode()))
-    except UserError:
-        pass

@@ -1,5 +1,6 @@
 """Image files decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
 import fcntl
+import json
 import math
 import os
 from pathlib import Path
@@ -10,9 +11,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from data.hashes import content_hashes, hash_of_lines, in_parallel
 from utils.checkpoint import open_lock, save_array, save_json
-from utils.errors import UserError, explained, is_out_of_memory, quoted
+from utils.errors import UserError, explained, quoted
 from utils.runtime import to_device
-from utils.structure import finite_json
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
 MAX_PIXELS = 50_000_000     # of one image file: a few kilobytes can claim to be gigabytes
@@ -24,17 +24,25 @@ READ_AT_ONCE = 256          # images on their way to the GPU
 class ImageBank:
     """The resized images of one modality and split.
 
-    Args: images: (N, H, W, 3) uint8 array, memory-mapped or not; device: where batches are wanted; paths: (N,) names
-        for messages, or none; cache: "mmap" reads batches from the array, "device" from a copy on the device;
+    Args:
+        images: (N, H, W, 3) uint8 array, memory-mapped or not.
+        device: where batches are wanted.
+        paths: (N,) names for messages, or none.
+        cache: "mmap" reads batches from the array, "device" from a copy on the device.
         normalisation: what a model that sees the images expects, of `data.augment.NORMALISATIONS`.
+        cameras: (N,) numbers, 0 where they are not given.
     """
 
-    def __init__(self, images, device="cpu", paths=(), cache="mmap", normalisation="imagenet"):
-        self.images = images
+    def __init__(self, images, device="cpu", paths=(), cache="mmap", normalisation="imagenet", cameras=None):
+        self.cameras = np.zeros(len(images), np.int64) if cameras is None else cameras
+        self.images, self.paths, self.normalisation = images, paths, normalisation
         self.device = torch.device(device)
-        self.paths = paths
-        self.normalisation = normalisation
-        self._copy = _copy_to(images, self.device) if cache == "device" else None
+        self._copy = None
+        if cache == "device":
+            self._copy = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
+            for start in range(0, len(images), READ_AT_ONCE):       # the host never holds a second copy
+                part = slice(start, start + READ_AT_ONCE)
+                self._copy[part] = torch.from_numpy(np.array(images[part]))
 
     def __len__(self):
         return len(self.images)
@@ -53,14 +61,6 @@ class ImageBank:
         return images.permute(0, 3, 1, 2)
 
 
-def _copy_to(images, device):
-    """Copy an array (N, H, W, 3), perhaps memory-mapped, into a tensor on a device."""
-    copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for start in range(0, len(images), READ_AT_ONCE):       # the host never holds a second copy
-        copy[start:start + READ_AT_ONCE] = torch.from_numpy(np.array(images[start:start + READ_AT_ONCE]))
-    return copy
-
-
 def pick_cache(name, size, device):
     """Choose where images of `size` bytes are held, "mmap" or "device": as named, unless the name is "auto".
 
@@ -77,9 +77,13 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", ca
     """Open the `ImageBank` of an image set from its cache; the cache is written first if it is missing or stale.
 
     Args:
-        image_set: `data.records.ImageSet`; root: folder its paths start from; cache_dir: folder of the .npy files;
-        split: "train" or "test", part of their names; height, width: pixels; device, cache,
-        normalisation: of `ImageBank`; announce: a function that is told in a line what is decoded, before it is.
+        image_set: `data.records.ImageSet`.
+        root: folder its paths start from.
+        cache_dir: folder of the .npy files.
+        split: "train" or "test", part of their names.
+        height, width: pixels.
+        device, cache, normalisation: of `ImageBank`.
+        announce: a function that is told in a line what is decoded, before it is.
     Raises:
         UserError: an image is missing or does not decode, the cache cannot be written, or the images are an array of
             another size.
@@ -91,15 +95,18 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", ca
             raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
                             f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
                             f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
-        return ImageBank(images, device, image_set.paths, cache, normalisation)
+        return ImageBank(images, device, image_set.paths, cache, normalisation, image_set.cameras)
     files = CacheFiles(Path(cache_dir), split, image_set.modality.value)
-    manifest = _cache_manifest(image_set, content_hashes(image_set, root, split, files.folder), height, width)
+    contents = zip(image_set.paths, content_hashes(image_set, root, split, files.folder))
+    manifest = {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF",
+                "sha256": hash_of_lines(f"{path}\0{content}" for path, content in contents)}
     if not files.is_current(manifest, shape):
         if announce:
             announce(f"decoding {len(image_set):,} {split} {image_set.modality.value} images once into "
                      f"{quoted(files.images)}, {math.prod(shape) / 1e9:,.2f} GB")
         files.write(image_set, root, manifest, height, width)
-    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache, normalisation)
+    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache, normalisation,
+                     image_set.cameras)
 
 
 class CacheFiles:
@@ -119,11 +126,9 @@ class CacheFiles:
             return False
         try:
             images = np.load(self.images, mmap_mode="r", allow_pickle=False)
-            return images.shape == shape and images.dtype == np.uint8
-        except Exception as error:      # a damaged header of an array raises many kinds
-            if is_out_of_memory(error):
-                raise
+        except (OSError, ValueError, EOFError):     # cut off
             return False
+        return images.shape == shape and images.dtype == np.uint8
 
     def write(self, image_set, root, manifest, height, width):
         """Decode all images into new files, unless another run has just done so.
@@ -148,7 +153,7 @@ class CacheFiles:
     def _known_manifest(self):
         """Read the manifest beside the arrays; None if there is none, or none that this project writes."""
         try:
-            content = finite_json(self.manifest.read_text(encoding="utf-8"))
+            content = json.loads(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         is_ours = isinstance(content, dict) and ("unfinished" in content or {"images", "sha256"} <= content.keys())
@@ -176,12 +181,6 @@ class CacheFiles:
         save_array(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
         save_array(self.paths, np.array(image_set.paths))
         save_json(self.manifest, manifest)
-
-
-def _cache_manifest(image_set, hashes, height, width):
-    """Describe what the cache was made from, and how: a hash over the names and contents of all files."""
-    digest = hash_of_lines(f"{path}\0{content}" for path, content in zip(image_set.paths, hashes))
-    return {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF", "sha256": digest}
 
 
 def read_image(path, height, width, remedy=OF_DATA_SET):

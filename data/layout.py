@@ -5,6 +5,7 @@ from data.records import ImageSet
 from utils.errors import UserError, explained, is_unicode, quoted
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
+ORIGINAL = "Take the file of the original data set"
 
 
 def existing_root(root, layout):
@@ -36,11 +37,11 @@ def find_images(root, modality, ids, cameras, parent=""):
 
 def require_images(images, root, ids, cameras, split):
     """Return the images, if there are any. Raises UserError: there are none."""
-    if len(images):
-        return images
-    raise UserError(f"{root} holds no {images.modality.value} {split} image; expected PPPP/NNNN.jpg in "
-                    f"{', '.join(f'cam{c}' for c in cameras)} for the {len(ids)} ids of the {split} split. Check "
-                    "DATASET.ROOT and the id files")
+    if not len(images):
+        raise UserError(f"{root} holds no {images.modality.value} {split} image; expected PPPP/NNNN.jpg in "
+                        f"{', '.join(f'cam{c}' for c in cameras)} for the {len(ids)} ids of the {split} split. Check "
+                        "DATASET.ROOT and the id files")
+    return images
 
 
 def read_ids(path, layout):
@@ -49,14 +50,13 @@ def read_ids(path, layout):
     Args: layout: what the data set should look like, for messages.
     Raises: UserError: the file is missing, empty, or holds something else.
     """
+    found = "is empty"
     try:
         ids = [int(word) for word in _read(path, layout).replace("\n", ",").split(",") if word.strip()]
     except ValueError:
-        raise UserError(f"id file {path} holds something else than numbers; expected one line of comma-separated "
-                        "ids. Take the file of the original data set")
+        ids, found = [], "holds something else than numbers"
     if not ids:
-        raise UserError(f"id file {path} is empty; expected one line of comma-separated ids. Take the file of the "
-                        "original data set")
+        raise UserError(f"id file {path} {found}; expected one line of comma-separated ids. {ORIGINAL}")
     return ids
 
 
@@ -72,17 +72,17 @@ def read_image_list(path, layout):
             continue
         if len(words) != 2 or not words[1].isdecimal():
             raise UserError(f"line {number} of {path} is {line[:80]!r}; expected an image path and a label as in "
-                            "'Visible/11/name.bmp 0'. Take the file of the original data set")
+                            f"'Visible/11/name.bmp 0'. {ORIGINAL}")
         rows.append((words[0].replace("\\", "/"), int(words[1])))
     paths = {row[0] for row in rows}
     if not rows or len(paths) != len(rows):
         found = "is empty" if not rows else f"lists {len(rows) - len(paths)} of its {len(rows)} images twice"
-        raise UserError(f"list {path} {found}; expected one line per image. Take the file of the original data set")
+        raise UserError(f"list {path} {found}; expected one line per image. {ORIGINAL}")
     return rows
 
 
 def _read(path, layout):
     if not path.exists():
         raise UserError(f"file {path} is missing; expected {layout}. Unpack the data set again or correct DATASET.ROOT")
-    with explained(f"file {path} cannot be read", "expected text. Take the file of the original data set"):
+    with explained(f"file {path} cannot be read", f"expected text. {ORIGINAL}"):
         return path.read_text(encoding="utf-8")

@@ -2,11 +2,6 @@
 from pathlib import Path
 
 from data.hashes import content_hashes, file_stat, hash_of_lines
-from utils.structure import record, table, text, whole
-
-# What `data_manifest` gives, as files hold it; those of earlier versions know sizes alone.
-OF_A_SET = record({"images": whole(), "paths": text, "files": text}, {"contents": text})
-MANIFEST = record({"train": table(OF_A_SET), "test": table(OF_A_SET)})
 
 
 def data_manifest(data, cache_dir=""):
@@ -21,11 +16,12 @@ def data_manifest(data, cache_dir=""):
     """
     manifest = {"train": {}, "test": {}}
     for split, images in data.sets():
-        sizes = [] if images.array else [f"{path} {file_stat(Path(data.root) / path).st_size}" for path in images.paths]
-        contents = [] if images.array else content_hashes(images, data.root, split, data.cache_dir(cache_dir))
-        manifest[split][images.modality.value] = {
-            "images": len(images), "paths": hash_of_lines(images.paths), "files": hash_of_lines(sizes) if sizes else "",
-            "contents": hash_of_lines(contents) if contents else ""}
+        described = {"images": len(images), "paths": hash_of_lines(images.paths), "files": "", "contents": ""}
+        if not images.array:
+            described["files"] = hash_of_lines(f"{path} {file_stat(Path(data.root) / path).st_size}"
+                                               for path in images.paths)
+            described["contents"] = hash_of_lines(content_hashes(images, data.root, split, data.cache_dir(cache_dir)))
+        manifest[split][images.modality.value] = described
     return manifest
 
 
@@ -34,20 +30,14 @@ def manifest_differences(found, expected, splits=("train", "test")):
     differences = []
     for split in splits:
         for modality in sorted(expected[split].keys() | found[split].keys()):
-            ours, theirs = (side[split].get(modality, {"images": 0, "paths": "", "files": ""})
-                            for side in (found, expected))
+            ours, theirs = (side[split].get(modality, {"images": 0}) for side in (found, expected))
             what = f"{split} {modality} images"
             if ours["images"] != theirs["images"]:
                 differences.append(f"{ours['images']:,} {what} instead of {theirs['images']:,}")
-            elif ours["paths"] != theirs["paths"]:
-                differences.append(f"{what} of other names or in another order")
-            elif _differ(ours, theirs, "files"):
-                differences.append(f"{what} of other sizes")
-            elif _differ(ours, theirs, "contents"):
-                differences.append(f"{what} of other contents")
+                continue
+            for key, phrase in (("paths", "names or in another order"), ("files", "sizes"), ("contents", "contents")):
+                # images that come from an array do not say what files they are of
+                if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
+                    differences.append(f"{what} of other {phrase}")
+                    break
     return differences
-
-
-def _differ(ours, theirs, what):
-    """Tell whether two sets are known to differ: images that come from an array, and older files, do not say."""
-    return bool(ours.get(what) and theirs.get(what) and ours[what] != theirs[what])

@@ -1,80 +1,34 @@
-"""Pseudo labels: made by clustering features, saved and read as .npy files."""
+"""Files of pseudo labels: a .npy file per modality, under the names other codebases use, and a manifest beside them."""
 import hashlib
-from dataclasses import dataclass
+import json
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from clustering.clustering import cluster
-from data.manifest import MANIFEST, manifest_differences
+from data.manifest import manifest_differences
 from utils.checkpoint import load_array, save_array, save_json
-from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.modality import Modality
-from utils.structure import Misfit, finite_json
 
 MANIFEST_NAME = "manifest.json"
-MANY_OUTLIERS = 0.9
 FILE_NAMES = {m: f"train_{m.value}_resized_pseudo_label.npy" for m in Modality}
+AGAIN = "Make them again with train_prepare.py"
 
 
-@dataclass(frozen=True)
-class ClusterSettings:
-    """Parameters of `clustering.clustering.cluster`."""
+def save_pseudo_labels(folder, labels, manifest, unified=False):
+    """Write both modalities' labels, renumbered 0, 1, 2 ... without gaps, and what they are of.
 
-    k1: int
-    k2: int
-    eps: float
-    min_samples: int
-
-
-def make_pseudo_labels(features, modality, settings, processes=ALONE):
-    """Cluster the features (N, D) of all training images of a modality: (N,) int64 labels, -1 is an outlier.
-
-    Args: processes: of `utils.distributed`. Raises: UserError: every image is an outlier.
+    Args:
+        folder: where the files go.
+        labels: Modality -> (N,) integers, -1 is an outlier.
+        manifest: `data.manifest.data_manifest` of the images they belong to, and whatever else a reader should know;
+            saved beside them with "unified" and with their digest, "labels".
+        unified: both modalities share one range, in which a number is the same person: they are renumbered together.
     """
-    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples,
-                     processes=processes)
-    if (labels < 0).all():
-        raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
-                        f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "
-                        "CLUSTER.MIN_SAMPLES, or bring CLUSTER.K1 near the images per person and modality, and start "
-                        "over with --fresh")
-    return labels
-
-
-def collapse_warnings(labels):
-    """Return sentences on clusterings (Modality -> (N,) labels, not all -1) from which little can be learned."""
-    warnings = []
-    for m, array in labels.items():
-        clusters, outliers = int(array.max()) + 1, float((array < 0).mean())
-        if clusters == 1:
-            warnings.append(f"warning: all clustered {m.value} images are in one cluster, so there is nothing to tell "
-                            "apart; try a smaller CLUSTER.EPS, a smaller CLUSTER.K1, or a lower OPTIM.LR, with --fresh")
-        if outliers > MANY_OUTLIERS:
-            warnings.append(f"warning: {outliers:.0%} of the {m.value} images are outliers and train nothing; "
-                            "try a larger CLUSTER.EPS, a smaller CLUSTER.MIN_SAMPLES, CLUSTER.K1 near the images per "
-                            "person and modality, or a lower OPTIM.LR, with --fresh")
-    return warnings
-
-
-def cluster_means(features, labels):
-    """Average the features (N, D) of each label 0 to K - 1: (K, D); -1 is left out."""
-    members = torch.from_numpy(np.flatnonzero(labels >= 0)).to(features.device)
-    owner = torch.from_numpy(labels[labels >= 0]).to(features.device)
-    total = features.new_zeros(int(labels.max()) + 1, features.shape[1]).index_add_(0, owner, features[members])
-    return total / torch.bincount(owner)[:, None]
-
-
-def save_pseudo_labels(folder, labels, manifest):
-    """Write both modalities' labels (Modality -> (N,) int64) under the names other codebases use, without gaps.
-
-    Args: manifest: `data.manifest.data_manifest` of the images they belong to, saved beside them.
-    """
+    labels = _renumbered(labels, unified)
     for modality, array in labels.items():
-        save_array(Path(folder) / FILE_NAMES[modality], _without_gaps(array.astype(np.int64)))
-    save_json(Path(folder) / MANIFEST_NAME, manifest)
+        save_array(Path(folder) / FILE_NAMES[modality], array)
+    save_json(Path(folder) / MANIFEST_NAME, {**manifest, "unified": unified, "labels": labels_digest(labels)})
 
 
 def find_pseudo_labels(label_dir, output_dir, data_label_dirs):
@@ -92,55 +46,24 @@ def find_pseudo_labels(label_dir, output_dir, data_label_dirs):
 
 
 def load_pseudo_labels(folder, sizes, manifest):
-    """Read both modalities' labels: Modality -> (N,) int64; and whether a manifest shows that they are of these images.
+    """Read both modalities' labels.
+
+    Labels with a manifest of ours keep the numbers they were saved with. Others, as people share them, are accepted
+    if their lengths are right, and each modality is renumbered without gaps.
 
     Args: sizes: Modality -> number of training images; manifest: `data.manifest.data_manifest` of the images.
-    Raises: UserError: a file is no array of integers from -1 on, has another length, or holds outliers alone, or the
-        labels were made on other images. Labels without a manifest, as others share them, are accepted.
+    Returns: Modality -> (N,) int64; and whether a manifest shows that they are of these images.
+    Raises: UserError: a file is no array of integers from -1 on, has another length, or holds outliers alone; the
+        labels were made on other images, or are not those that the manifest was written for.
     """
-    labels, known = {}, _made_on_these_images(folder, manifest)
-    for modality, name in FILE_NAMES.items():
-        path = Path(folder) / name
-        try:
-            array = load_array(path)
-        except ValueError as error:
-            raise UserError(f"pseudo labels {path} cannot be read ({error}); expected a .npy array of integers. Make "
-                            "them again with train_prepare.py")
-        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or (array.size and array.min() < -1):
-            raise UserError(f"pseudo labels {path} hold {array.dtype} of shape {array.shape}; expected integers (N,) "
-                            "from -1 on. Make them again with train_prepare.py")
-        if len(array) != sizes[modality]:
-            raise UserError(f"pseudo labels {path} hold {len(array)} labels, but the data set has {sizes[modality]} "
-                            f"{modality.value} training images; make them with train_prepare.py on this data set, or "
-                            "set PSEUDO_LABEL_DIR")
-        if array.size and array.max() >= np.iinfo(np.int64).max:
-            raise UserError(f"pseudo labels {path} hold {array.max()}; expected cluster numbers. Make them again with "
-                            "train_prepare.py")
-        if (array < 0).all():
-            raise UserError(f"pseudo labels {path} are all -1 (outliers); expected some clusters. Make them again with "
-                            "train_prepare.py --fresh and a larger CLUSTER.EPS")
-        labels[modality] = _without_gaps(array.astype(np.int64))
-    return labels, known
-
-
-def _made_on_these_images(folder, manifest):
-    """Tell whether a manifest beside the labels names these training images. Raises UserError: it names others."""
-    path = Path(folder) / MANIFEST_NAME
-    if not path.is_file():
-        return False
-    try:
-        stored = finite_json(path.read_text(encoding="utf-8"))
-        MANIFEST(stored, "")
-    except (OSError, ValueError, Misfit) as error:
-        raise UserError(f"{path} is no manifest of a data set ({' '.join(str(error).split())[:160]}); expected the "
-                        "file that train_prepare.py writes beside its labels. Make them again, or remove the file "
-                        "if the labels are not its own")
-    differences = manifest_differences(manifest, stored, splits=("train",))
-    if differences:
-        raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "
-                        f"{'; '.join(differences)}. Make them with train_prepare.py (--fresh in that folder) on this "
-                        "data set, or set PSEUDO_LABEL_DIR")
-    return True
+    stored = _manifest_of_these_images(folder, manifest)
+    labels = {m: _read(Path(folder) / name, m, sizes[m]) for m, name in FILE_NAMES.items()}
+    if stored is None:
+        return _renumbered(labels), False
+    if stored.get("labels", labels_digest(labels)) != labels_digest(labels):
+        raise UserError(f"pseudo labels in {folder} are not those that the {MANIFEST_NAME} beside them was written "
+                        f"for. {AGAIN}, or remove {MANIFEST_NAME} if they belong to this data set")
+    return labels, True
 
 
 def labels_digest(labels):
@@ -148,9 +71,51 @@ def labels_digest(labels):
     return hashlib.sha256(b"".join(labels[m].tobytes() for m in Modality)).hexdigest()
 
 
-def _without_gaps(labels):
-    """Renumber clusters 0, 1, 2 ... in the same order; -1 stays."""
-    kept = labels >= 0
-    renumbered = np.full_like(labels, -1)
-    renumbered[kept] = np.unique(labels[kept], return_inverse=True)[1]
-    return renumbered
+def _read(path, modality, size):
+    """Read one modality's labels: (size,) int64."""
+    try:
+        array = load_array(path)
+    except ValueError as error:
+        raise UserError(f"pseudo labels {path} cannot be read ({error}); expected a .npy array of integers. {AGAIN}")
+    is_whole = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
+    if not is_whole or array.min(initial=0) < -1 or array.max(initial=0) > np.iinfo(np.int64).max:
+        raise UserError(f"pseudo labels {path} hold {array.dtype} of shape {array.shape}"
+                        f"{f' from {array.min()} to {array.max()}' if is_whole else ''}; expected integers (N,) from "
+                        f"-1 on. {AGAIN}")
+    if len(array) != size:
+        raise UserError(f"pseudo labels {path} hold {len(array)} labels, but the data set has {size} {modality.value} "
+                        "training images; make them with train_prepare.py on this data set, or set PSEUDO_LABEL_DIR")
+    if (array < 0).all():
+        raise UserError(f"pseudo labels {path} are all -1 (outliers); expected some clusters. {AGAIN} --fresh and a "
+                        "larger CLUSTER.EPS")
+    return array.astype(np.int64)
+
+
+def _manifest_of_these_images(folder, manifest):
+    """Read the manifest beside labels; None without one. Raises UserError: it is another file, or of other images."""
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict) or not isinstance(stored.get("train"), dict):
+        raise UserError(f"{path} is no manifest of a data set; expected the file that train_prepare.py writes beside "
+                        "its labels. Make them again, or remove the file if the labels are not its own")
+    differences = manifest_differences(manifest, stored, splits=("train",))
+    if differences:
+        raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "
+                        f"{'; '.join(differences)}. Make them with train_prepare.py (--fresh in that folder) on this "
+                        "data set, or set PSEUDO_LABEL_DIR")
+    return stored
+
+
+def _renumbered(labels, together=False):
+    """Renumber clusters 0, 1, 2 ... in the same order, -1 stays. Args: together: by one mapping for both modalities."""
+    found = {}
+    for m, array in labels.items():
+        array = array.astype(np.int64)
+        used = np.concatenate(list(labels.values())) if together else array
+        found[m] = np.where(array < 0, -1, np.searchsorted(np.unique(used[used >= 0]), array))
+    return found

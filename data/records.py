@@ -105,11 +105,10 @@ class DataSet(ABC):
         """Count persons, images and images per camera: one line per split and modality."""
         lines = []
         for split, images in self.sets():
-            line = (f"{self.name} {split} {images.modality.value}: {count_persons([images])} persons, "
-                    f"{len(images):,} images")
             cameras, sizes = np.unique(images.cameras, return_counts=True)
             per_camera = ", ".join(f"{camera}: {size:,}" for camera, size in zip(cameras, sizes))
-            lines.append(f"{line} (camera {per_camera})" if len(cameras) > 1 else line)
+            lines.append(f"{self.name} {split} {images.modality.value}: {count_persons([images])} persons, "
+                         f"{len(images):,} images{f' (camera {per_camera})' if len(cameras) > 1 else ''}")
         return lines
 
     def measured(self):
@@ -132,15 +131,14 @@ class DataSet(ABC):
 
         Raises: UserError: a count differs.
         """
-        differences = self.differences()
-        if differences and not self.counts_bind:
-            note = f"warning: {self.root} holds {'; '.join(differences)}. Results may not compare with published ones"
-            return replace(self, notes=(*self.notes, note))
-        if differences:
-            raise UserError(f"{self.root} holds {'; '.join(differences)}. Unpack the whole {self.name} again, or set "
-                            "DATASET.CHECK_COUNTS False (process.py: --allow-partial) for a subset or people of your "
-                            "own")
-        return self
+        if not (differences := self.differences()):
+            return self
+        found = f"{self.root} holds {'; '.join(differences)}"
+        if self.counts_bind:
+            raise UserError(f"{found}. Unpack the whole {self.name} again, or set DATASET.CHECK_COUNTS False "
+                            "(process.py: --allow-partial) for a subset or people of your own")
+        return replace(self, notes=(*self.notes,
+                                    f"warning: {found}. Results may not compare with published ones"))
 
 
 def count_persons(sets):

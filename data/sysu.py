@@ -11,7 +11,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from data.images import CacheFiles
-from data.layout import existing_root, find_images, read_ids, require_images
+from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_images
 from data.records import DataSet, ImageSet, Retrieval, draw_gallery
 from utils.errors import UserError, explained
 from utils.modality import Modality
@@ -61,13 +61,10 @@ class OtherPeople(SysuDataSet):
 def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
     """Read the folders of a data set in SYSU-MM01's layout.
 
-    Args:
-        root: the folder; name: of the data set, for tables; check_counts: compare with the published counts;
+    Args: root: the folder; name: of the data set, for tables; check_counts: compare with the published counts;
         kind: `SysuDataSet` or `OtherPeople`.
-    Returns:
-        `SysuDataSet`; images sorted by person, camera, file name.
-    Raises:
-        UserError: a folder or file is missing or empty, ids are wrong, or counts differ.
+    Returns: `SysuDataSet`; images sorted by person, camera, file name.
+    Raises: UserError: a folder or file is missing or empty, ids are wrong, or counts differ.
     """
     root = existing_root(root, LAYOUT)
     ids = {split: read_ids(root / "exp" / f"{split}_id.txt", f"{LAYOUT} under {root}")
@@ -95,8 +92,7 @@ def _training_images(root, modality, ids):
     shared = None if len(images) else shared_array(root, modality)
     if shared is None:
         return require_images(images, root, ids, CAMERAS[modality], "training")
-    strangers = set(shared.persons.tolist()) - set(ids)
-    foreign = set(shared.cameras.tolist()) - set(CAMERAS[modality])
+    strangers, foreign = set(shared.persons.tolist()) - set(ids), set(shared.cameras.tolist()) - set(CAMERAS[modality])
     if strangers or foreign:
         raise UserError(f"{shared.array} holds images of {len(strangers)} persons outside the training id files of "
                         f"{root / 'exp'} and of {len(foreign)} cameras that are not {modality.value}; expected "
@@ -114,7 +110,14 @@ def shared_array(folder, modality):
     files = CacheFiles(folder, "train", modality.value)
     if not files.images.is_file():
         return None
-    images, labels, paths = (_read_array(path) for path in (files.images, files.labels, files.paths))
+    arrays = []
+    for path in (files.images, files.labels, files.paths):
+        if not path.exists():
+            raise UserError(f"{path} is missing beside the shared training images; expected _img, _label and _path. "
+                            "Copy all three files")
+        with explained(f"{path} cannot be read", "expected a .npy array of numbers or text. Copy it again"):
+            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
+    images, labels, paths = arrays
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}; expected uint8 (N, H, W, 3). "
                         "Make it again from the image folders with tools/process.py")
@@ -139,15 +142,6 @@ def shared_array(folder, modality):
     return ImageSet.from_rows(modality, [(path, person, camera) for person, camera, path in keys], array=files.images)
 
 
-def _read_array(path):
-    """Map a .npy file into memory."""
-    if not path.exists():
-        raise UserError(f"{path} is missing beside the shared training images; expected _img, _label and _path. Copy "
-                        "all three files")
-    with explained(f"{path} cannot be read", "expected a .npy array of numbers or text. Copy it again"):
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
 def permuted_galleries(path, groups, trials, shots):
     """Read the gallery of each trial: per person and camera the first images of the trial's permutation.
 
@@ -158,14 +152,19 @@ def permuted_galleries(path, groups, trials, shots):
     Returns: tuple of `trials` arrays (G,), positions.
     Raises: UserError: the file is missing or damaged, or its permutations do not belong to these images.
     """
-    cells = _read_permutations(path)
+    if not path.exists():
+        raise UserError(f"{path} is missing, and TEST.PROTOCOL original-1 and original-10 read their galleries there; "
+                        "take the file of the original data set, or set TEST.PROTOCOL python")
+    with (explained(f"{path} cannot be read", f"expected the MATLAB variable rand_perm_cam. {ORIGINAL}"),
+          open(path, "rb") as file):
+        cells = loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
     galleries = [[] for _ in range(trials)]
     for (person, camera), positions in groups.items():
         try:
             rows = np.atleast_2d(cells[camera - 1].ravel()[person - 1]).astype(np.int64)
         except (IndexError, AttributeError, TypeError, ValueError):
             raise UserError(f"{path} has no permutations for person {person} in camera {camera}; expected a cell per "
-                            "camera and in it a cell per person. Take the file of the original data set")
+                            f"camera and in it a cell per person. {ORIGINAL}")
         if rows.shape[1] != len(positions) or (np.sort(rows, axis=1) != np.arange(1, len(positions) + 1)).any():
             raise UserError(f"{path} permutes {rows.shape[1]} images of person {person} in camera {camera}, but the "
                             f"folder holds {len(positions)}; expected the same images. Take file and folders of the "
@@ -175,13 +174,3 @@ def permuted_galleries(path, groups, trials, shots):
         for gallery, row in zip(galleries, rows):
             gallery.extend(positions[number - 1] for number in row[:shots])
     return tuple(np.array(gallery, dtype=np.int64) for gallery in galleries)
-
-
-def _read_permutations(path):
-    """Read the cells of all cameras: (6,) object array."""
-    if not path.exists():
-        raise UserError(f"{path} is missing, and TEST.PROTOCOL original-1 and original-10 read their galleries there; "
-                        "take the file of the original data set, or set TEST.PROTOCOL python")
-    with (explained(f"{path} cannot be read", "expected the MATLAB variable rand_perm_cam. Take the file of the "
-                    "original data set"), open(path, "rb") as file):
-        return loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()

@@ -55,14 +55,18 @@ def load(root, trial=1, check_counts=True):
     """
     root = existing_root(root, LAYOUT)
     rows = read_rows(root)
-    _refuse_shared_persons(root, rows)
+    shared = sorted({row["person"] for row in rows if row["split"] == "train" and row["person"]}
+                    & {row["person"] for row in rows if row["split"] != "train"})
+    if shared:
+        raise UserError(f"persons {', '.join(shared[:5])} ({len(shared)} in all) are in training and test rows of "
+                        f"{root / FILE}; expected other persons to test. Correct the column split or person")
     persons = {person: number for number, person in enumerate(sorted({row["person"] for row in rows} - {""}))}
     if any(row["split"] == "train" and not row["person"] for row in rows):      # partly known is unknown
         rows = [{**row, "person": ""} if row["split"] == "train" else row for row in rows]
     train, test, roles = {}, {}, {}
     for m in Modality:
-        learned = [row for row in rows if row["modality"] is m and row["split"] == "train"]
-        tested = [row for row in rows if row["modality"] is m and row["split"] != "train"]
+        learned, tested = ([row for row in rows if row["modality"] is m and (row["split"] == "train") == is_train]
+                           for is_train in (True, False))
         train[m], test[m] = (ImageSet.from_rows(m, [(row["path"], persons.get(row["person"], UNKNOWN), row["camera"])
                                                     for row in chosen]) for chosen in (learned, tested))
         roles[m] = {role: np.array([i for i, row in enumerate(tested) if row["split"] in (role, "test")], np.int64)
@@ -94,8 +98,7 @@ def read_rows(root):
     for number, row in enumerate(found, start=1):
         if row["path"]:
             row["path"] = PurePosixPath(row["path"]).as_posix()     # ./a.png is a.png
-        problem = _problem(row, root, seen)
-        if problem:
+        if problem := _problem(row, root, seen):
             raise UserError(f"row {number} of {path} {problem}")
         seen[row["path"]] = number
         rows.append({**row, "modality": MODALITIES[row["modality"]], "camera": int(row["camera"]),
@@ -125,13 +128,3 @@ def _problem(row, root, seen):
     if not (Path(root) / path).is_file():
         return f"names the image {row['path']}, which is missing; restore it or remove the row"
     return None
-
-
-def _refuse_shared_persons(root, rows):
-    """Refuse persons of training and test. Raises UserError."""
-    train, test = ({row["person"] for row in rows if (row["split"] == "train") == is_train} - {""}
-                   for is_train in (True, False))
-    shared = sorted(train & test)
-    if shared:
-        raise UserError(f"persons {', '.join(shared[:5])} ({len(shared)} in all) are in training and test rows of "
-                        f"{root / FILE}; expected other persons to test. Correct the column split or person")

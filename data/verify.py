@@ -22,30 +22,21 @@ class ImageFile(NamedTuple):
     problem: str = ""       # "" if it decodes
 
 
-class Report(NamedTuple):
-    """What `verify` found: lines to read, and what makes the data set unfit."""
-
-    lines: tuple
-    problems: tuple
-
-
 def verify(data, check_counts=True):
     """Compare counts, read every image file, look for duplicates and for what lies in the folders besides.
 
     Args: data: `DataSet`, opened without a check of its counts; check_counts: other counts than published are wrong,
         where the data set insists on them.
-    Returns: `Report`.
+    Returns: lines to read; and phrases on what makes the data set unfit.
     """
     files = in_parallel(_read, [(data.root, path, split) for split, images in data.sets() if not images.array
                                 for path in images.paths], "reading images")
     broken = [file for file in files if file.problem]
     groups = {}
     for file in files:
-        if file.digest:
-            groups.setdefault(file.digest, []).append(file)
-    identical = [group for group in groups.values() if len(group) > 1]
-    leaks, repeats = ([" = ".join(file.path for file in group) for group in identical
-                       if (len({file.split for file in group}) > 1) == across] for across in (True, False))
+        groups.setdefault(file.digest or file.path, []).append(file)
+    leaks, repeats = ([" = ".join(file.path for file in group) for group in groups.values() if len(group) > 1
+                       and (len({file.split for file in group}) > 1) == across] for across in (True, False))
     ignored, empty = _besides(data)
     modes = Counter(file.mode for file in files if file.mode)
     lines = [*count_table(data, check_counts), *data.notes,
@@ -59,7 +50,7 @@ def verify(data, check_counts=True):
         problems.append(f"{len(broken)} images that do not decode, such as {broken[0].path}")
     if leaks:
         problems.append(f"{len(leaks)} images that are in training and test, such as {leaks[0]}")
-    return Report(tuple(lines), tuple(problems))
+    return lines, problems
 
 
 def count_table(data, check_counts=True):

@@ -1,59 +1,85 @@
-"""CCLNet: prototypes of linked clusters are swapped.
+"""CCLNet: each modality has a cluster memory, and prototypes of linked clusters are swapped.
 
 "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person Re-Identification" (ACM MM 2023).
 """
 import numpy as np
 import torch.nn.functional as F
 
-from loss.association import hungarian
-from loss.cross_memory import CrossMemory
+from loss.cluster_memory import MEMORIES, MOMENTUM, TEMPERATURE, cluster_means, renewal
+from loss.links import assign, heads_for, hungarian, link_by, links_of_epoch, listed, similarity
+from loss.method import Method
 from utils.modality import Modality
-from utils.runtime import beside_later_work, mark_on_gpu, to_device
+from utils.runtime import to_device, to_host
+from utils.settings import Range, Setting
 
 
-class CCLNetMemory(CrossMemory):
-    """Cluster memories whose prototypes are swapped across linked clusters, from the swap epoch on."""
+class CCLNet(Method):
+    """Cluster memories whose prototypes are swapped across linked clusters, from METHOD.CROSS_EPOCH on."""
 
-    associate = staticmethod(hungarian)
-    _open_swap = None       # what `_finish` needs of an update whose swap is still to be done
+    SETTINGS = (TEMPERATURE, MOMENTUM, renewal("plain"), link_by("prototype"),
+                Setting("SWAP_SCALE", 0.1, Range(0, 1), "share that a prototype keeps when swapped"),
+                Setting("SWAP_ORDER", "released", ("released", "simultaneous"), "whether infrared prototypes are mixed "
+                        "with visible ones that have changed already, as in the released code, or with the old ones"))
 
     @property
-    def memories(self):
-        """Modality -> `ClusterMemory`, after the swap of the last update."""
-        self._finish()
-        return self._memories
+    def needs(self):
+        """Heads that are embedded at an epoch's start."""
+        return heads_for(self.settings.link_by)
 
-    def update(self, features, labels):
-        """Move the prototypes to the batch, then swap linked ones, if this epoch does.
+    def start(self, start, epoch):
+        """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
+        s = self.settings
+        self.memories = {m: MEMORIES[s.renewal](cluster_means(start.features["feature"][m], start.labels[m]),
+                                                s.temperature, s.momentum) for m in Modality}
+        self.epoch_links = self.link(start)
+        self.crosses, self.due = epoch >= s.cross_epoch, None
+        return start.labels
 
-        On a GPU the swap is put off until the prototypes are next asked for: the host then matches while the GPU is
-        busy with the next batch's forward pass.
+    def link(self, start):
+        """Link an epoch's clusters: `Links`, None where the prototypes of each step are linked."""
+        return links_of_epoch(hungarian, start, self.settings.link_by)
 
-        Args: as `losses`.
-        Returns: numbers of the links before the swap, {"matched": how many, "matched_similarity": their mean inner
-            product, a scalar tensor}; empty without swapping, and until a swap that was put off is done.
+    def losses(self, features, batch):
+        """Compute each modality's contrastive loss: {"rgb", "ir"}."""
+        self.swap_what_is_due()
+        return {m.value: memory.loss(features[m], batch.labels[m]) for m, memory in self.memories.items()}
+
+    def update(self, features, batch):
+        """Move the prototypes to the batch; from METHOD.CROSS_EPOCH on the swap is due.
+
+        It is done before the prototypes are next read: a GPU's host finds the links while the GPU is busy with the
+        next batch's forward pass.
         """
-        numbers, rgb = super().update(features, labels), self._memories[Modality.RGB].prototypes
-        if self.meets:
-            self._open_swap = labels, numbers, mark_on_gpu(rgb)
-            if not self._puts_off(rgb.device):
-                self._finish()
-        return numbers
+        for m, memory in self.memories.items():
+            memory.update(features[m], batch.labels[m])
+        if self.crosses:
+            self.due = batch.labels, self._similarity()
+        return {}
 
-    @staticmethod
-    def _puts_off(device):
-        return device.type == "cuda"
-
-    def _finish(self):
-        """Do the swap of the last update, if it was put off."""
-        if self._open_swap is None:
+    def swap_what_is_due(self):
+        """Swap the prototypes of the last batch's clusters with their partners', if that was not done yet."""
+        if self.due is None:
             return
-        (labels, numbers, updated), self._open_swap = self._open_swap, None
-        with beside_later_work(updated):
-            links = self.links()
-        s, (*_, similarity) = self.settings, self._pairs(links)
-        numbers |= {"matched": len(similarity), "matched_similarity": similarity.mean() if len(similarity) else 0.0}
-        swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)
+        (labels, found), self.due = self.due, None
+        links, s = self.epoch_links or assign(found()), self.settings
+        swap(*self._rows(), links, labels, s.swap_scale, s.swap_order)
+
+    def links(self):
+        """Link the prototypes as the last step did, before its swap: `LinkedClusters`."""
+        found = (self.due[1] if self.due else self._similarity())()
+        return listed(self.epoch_links or assign(found), found)
+
+    def prototypes(self):
+        """Return the prototypes after the last swap: {"rgb": (K_rgb, D), "ir": (K_ir, D)}."""
+        self.swap_what_is_due()
+        return {m.value: memory.prototypes for m, memory in self.memories.items()}
+
+    def _rows(self):
+        return [memory.prototypes for memory in self.memories.values()]
+
+    def _similarity(self):
+        """Begin to fetch the cosines of all prototypes (K_rgb, K_ir): a function that returns the array."""
+        return to_host(similarity(*self._rows()))
 
 
 def swap(rgb, ir, links, labels, scale, order):

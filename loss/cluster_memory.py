@@ -7,26 +7,53 @@ import torch
 import torch.nn.functional as F
 
 from utils.runtime import to_device
+from utils.settings import Range, Setting
+
+# Declared by every method that keeps such memories.
+TEMPERATURE = Setting("TEMPERATURE", 0.05, Range(0, above=True), "by which inner products are divided in the "
+                      "contrastive losses")
+MOMENTUM = Setting("MOMENTUM", 0.1, Range(0, 1), "share of the old prototype in an update")
+
+
+def renewal(default):
+    """Declare METHOD.RENEWAL with a method's own default."""
+    return Setting("RENEWAL", default, tuple(MEMORIES), "samples that move a prototype: all of its cluster in a batch "
+                   "(plain), or the one that is least similar to it (hard)")
 
 
 class ClusterMemory:
-    """Prototypes of one modality's clusters.
+    """One prototype per cluster of a modality: a contrastive loss against all of them, and a momentum update.
+
+    Follows Cluster Contrast. Prototypes receive no gradient; `update` moves them.
+
+    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor. Leave outliers (-1) out: `loss` raises
+    IndexError for them, and `update` moves the last prototype.
 
     Args:
-        prototypes: (K, D), rows are L2-normalised here; copied.
-        temperature: divides the cosine in the loss; momentum: share of the old prototype in an update.
+        prototypes: (K, D) float tensor to start from, e.g. mean features (`cluster_means`). Copied, and L2-normalised
+            here. Its device is the memory's.
+        temperature: divides the cosine similarities in the loss (CCLNet: 0.05).
+        momentum: share of the old prototype that `update` keeps (CCLNet: 0.1).
+
+    Example:
+        >>> memory = ClusterMemory(torch.eye(2, 3), temperature=0.05, momentum=0.1)
+        >>> x = torch.tensor([[0.0, 2.0, 0.0]], requires_grad=True)     # features of any length
+        >>> memory.loss(x, np.array([0])).item()        # 20 = 1 / temperature: the other cluster is closer
+        20.0
+        >>> memory.update(x, np.array([0]))
+        >>> memory.prototypes[0]
+        tensor([0.1104, 0.9939, 0.0000])
     """
 
     def __init__(self, prototypes, temperature, momentum):
         self.prototypes = F.normalize(prototypes.detach().float(), dim=1)
-        self.temperature = temperature
-        self.momentum = momentum
+        self.temperature, self.momentum = temperature, momentum
 
     def loss(self, x, labels, before=None):
         """Compute the cross entropy of normalise(x) @ prototypes.T / temperature; gradients flow to x alone.
 
         Args: x: (B, D) features of any length; labels: (B,) cluster of each; before: another state of this memory from
-            which the loss's value is taken, while its gradient multiplies today's prototypes (see loss/pgm.py).
+            which the loss's value is taken, while its gradient multiplies today's prototypes (see loss/visits.py).
         Returns: a scalar, the mean.
         """
         x = F.normalize(x.float(), dim=1)
@@ -40,8 +67,7 @@ class ClusterMemory:
 
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
-        x = F.normalize(x.detach().float(), dim=1)
-        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
+        x, labels = _unit_rows(x, labels)
         turn = _occurrence(labels)
         order = np.argsort(turn, kind="stable")
         of_turns = (to_device(v, x.device).split(np.bincount(turn).tolist()) for v in (labels[order], order))
@@ -49,25 +75,31 @@ class ClusterMemory:
             mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[samples]
             self.prototypes[rows] = F.normalize(mixed, dim=1)
 
-    def state_dict(self):
-        """Return what a resumed run needs, to the bit: {"prototypes": (K, D)}."""
-        return {"prototypes": self.prototypes}
-
-    def load_state_dict(self, state):
-        """Copy the prototypes of `state_dict`, without normalising them again."""
-        self.prototypes = state["prototypes"].to(self.prototypes.device, copy=True)
-
 
 class HardMemory(ClusterMemory):
-    """A memory whose prototypes move to the hardest sample of the batch alone (PGM, see loss/pgm.py)."""
+    """A memory whose prototypes move to the hardest sample of the batch alone (PGM)."""
 
     def update(self, x, labels):
         """Move each prototype of the batch once, to the sample of its cluster that is least similar to it."""
-        x = F.normalize(x.detach().float(), dim=1)
-        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
+        x, labels = _unit_rows(x, labels)
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
         mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[hardest]
         self.prototypes[clusters] = F.normalize(mixed, dim=1)
+
+
+MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> class
+
+
+def cluster_means(features, labels):
+    """Average the features of each cluster, in the order of the images, so that every device and process agrees.
+
+    Args: features: (N, D) tensor; labels: (N,) int64 array of clusters 0 to K - 1; -1 is left out. Returns: (K, D).
+    """
+    order = np.argsort(labels, kind="stable")
+    order = order[labels[order] >= 0]
+    counts = torch.from_numpy(np.bincount(labels[order])).to(features.device)
+    rows = features[to_device(order, features.device)]
+    return torch.segment_reduce(rows, "sum", lengths=counts, axis=0) / counts[:, None]
 
 
 def cross_entropy(x, prototypes, labels, temperature, before=None):
@@ -97,6 +129,12 @@ def hardest_samples(x, labels, prototypes):
     place = torch.where(similarity == lowest[member], torch.arange(len(x), device=x.device), len(x))
     first = torch.full_like(clusters, len(x)).scatter_reduce(0, member, place, "amin")
     return clusters, first.clamp(max=len(x) - 1)        # NaN equals nothing; a check of the losses reports it better
+
+
+def _unit_rows(x, labels):
+    """Return features of unit length without a gradient, and their labels on the host."""
+    labels = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    return F.normalize(x.detach().float(), dim=1), labels
 
 
 def _occurrence(labels):

@@ -16,12 +16,12 @@ def supervised_contrast(anchors, anchor_labels, contrasts, contrast_labels):
     return -((positive * log_probability).sum(1) / positive.sum(1)).mean()
 
 
-def image_to_text(projections, texts, labels, smoothing, labelled=None):
+def image_to_text(projections, texts, labels, smoothing):
     """Compute the cross entropy with label smoothing of projections @ texts.T; label -1 is ignored.
 
-    Args: projections: (B, E); texts: (K, E), one per pseudo label; labels: (B,); labelled: how many images the sum is
-        divided by, where these are a part of a batch; None: those of a label.
+    Args: projections: (B, E); texts: (K, E), one per pseudo label; labels: (B,); smoothing: share of the target that
+        is spread over all texts.
     Returns: the mean over labelled images; 0 where the batch has none.
     """
     total = F.cross_entropy(projections @ texts.T, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
-    return total / ((labels >= 0).sum().clamp(min=1) if labelled is None else labelled)
+    return total / (labels >= 0).sum().clamp(min=1)

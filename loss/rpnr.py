@@ -7,81 +7,98 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loss.association import optimal_transport
 from loss.calibration import calibrate
-from loss.cluster_memory import cross_entropy, hardest_samples
-from loss.pgm import PGM, Visit
-from utils.distributed import ALONE
+from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_means, cross_entropy, hardest_samples
+from loss.links import heads_for, link_by, links_of_epoch, listed, optimal_transport, similarity
+from loss.method import Method
+from loss.visits import CROSS_WEIGHT, GRADIENTS, Visit, cross_visits, crossing, own_visits, renew, visit_losses
 from utils.modality import Modality
 from utils.runtime import to_device
+from utils.settings import Range, Setting
 
 # Released numbers: cross entropy from which the mean prototypes' share of the loss begins, and the weight of both
 # shares; what a squared distance is divided by in a pair's weight, and the distance up to which pairs are pushed apart.
 MARGIN, SHARE, SIGMA, DELTA = 0.2, 0.5, 1.0, 1.0
 
 
-class RPNR(PGM):
-    """PGM with labels calibrated at the epoch's start, a third memory of linked clusters, and a relation loss."""
+class RPNR(Method):
+    """PGM's visits with labels calibrated at the epoch's start, a third memory of linked clusters, a relation loss.
 
-    unit_means, mirrored = False, True
-    associate = staticmethod(optimal_transport)
+    A batch holds two views of each visible image; clusters are made of means over mirror images.
+    """
 
-    def __init__(self, means, epoch, settings, links=None, labels=None, processes=ALONE):
-        super().__init__(means, epoch, settings, links, labels, processes)
-        if self.meets:
-            rows = hybrid_means(*(means[m] for m in Modality), self.links().ir_to_rgb, labels[Modality.IR])
-            self.hybrid = self.new_memory(rows)
+    SETTINGS = (TEMPERATURE, MOMENTUM, link_by("centroid"), CROSS_WEIGHT, GRADIENTS,
+                Setting("HYBRID_WEIGHT", 0.5, Range(0), "of the loss with the hybrid memory; with 0 it still moves"),
+                Setting("RELATION", "released", ("released", "normalised"), "length of the features in the relation "
+                        "loss: the batch norm's, or 1"),
+                Setting("RELATION_WEIGHT", 10.0, Range(0), "of the relation loss"),
+                Setting("TOP_IMAGES", 20, Range(1, whole=True), "densest images of a cluster that make its prototype "
+                        "for calibration"))
+    views = 2
+    mirrored = True
 
-    def new_memory(self, prototypes):
-        """Build a memory. Args: prototypes: (K, D)."""
+    @property
+    def needs(self):
+        """Heads that are embedded at an epoch's start."""
+        return heads_for(self.settings.link_by)
+
+    def start(self, start, epoch):
+        """Begin an epoch: train on the clusters as they are, from METHOD.CROSS_EPOCH on on calibrated ones.
+
+        Prototypes and links are those of the clusters as they are.
+        """
+        s, features, self.epoch = self.settings, start.features["feature"], epoch
+        means = {m: cluster_means(features[m], start.labels[m]) for m in Modality}
+        self.memories = {m.value: self._memory(means[m]) for m in Modality}
+        self.epoch_links = self.link(start)
+        if epoch < s.cross_epoch:
+            return start.labels
+        labels = {m: calibrate(features[m], start.labels[m], s.top_images) for m in Modality}
+        self.memories["hybrid"] = self._memory(hybrid_means(*means.values(), self._links().ir_to_rgb,
+                                                            labels[Modality.IR]))
+        return labels
+
+    def _memory(self, prototypes):
         return MeanHardMemory(prototypes, self.settings.temperature, self.settings.momentum, MARGIN, SHARE)
 
-    @classmethod
-    def relabel(cls, features, labels, settings):
-        """Calibrate the labels of both modalities. Args: as `CrossMemory.relabel`."""
-        return {m: calibrate(features[m], labels[m], settings.top_images) for m in Modality}
+    def link(self, start):
+        """Link an epoch's clusters: `Links`, None where the prototypes of each step are linked."""
+        return links_of_epoch(optimal_transport, start, self.settings.link_by)
 
-    @property
-    def named(self):
-        """The memories by name."""
-        return {**super().named, **({"hybrid": self.hybrid} if self.meets else {})}
+    def losses(self, features, batch):
+        """Compute {"rgb", "ir"} and, where the modalities meet, "hybrid", "cross" and "relation"."""
+        s, self.visits = self.settings, own_visits(batch)
+        if self.epoch < s.cross_epoch:
+            return visit_losses(self.visits, self.memories, features, s.gradients)
+        modality, partner = crossing(self._links(), self.epoch, s.cross_epoch)
+        hybrid = clusters = partner[batch.labels[modality]]
+        if modality is Modality.IR:     # the hybrid memory counts as the infrared one does
+            hybrid = np.where(clusters >= 0, batch.labels[modality], -1)
+        self.visits = [Visit("hybrid", "hybrid", modality, hybrid, s.hybrid_weight),
+                       *cross_visits(batch, modality, partner, s.cross_weight), *self.visits]
+        rows = [features[m].float() for m in Modality]
+        if s.relation == "normalised":
+            rows = [F.normalize(x, dim=1) for x in rows]
+        return {**visit_losses(self.visits, self.memories, features, s.gradients),
+                "relation": s.relation_weight * sum(relation_loss(x, SIGMA, DELTA) for x in rows)}
 
-    @property
-    def needs_whole_batch(self):
-        """The relation loss is one of all pairs of the batch."""
-        return super().needs_whole_batch or (self.meets and self.settings.relation_weight > 0)
+    def update(self, features, batch):
+        """Move the prototypes by all visits of `losses`."""
+        renew(self.visits, self.memories, features)
+        return {}
 
-    def cross_visits(self, labels):
-        """List the visits across the modalities: the hybrid memory's first, then PGM's."""
-        batch, partner = self.crossing()
-        clusters = partner[labels[batch]]
-        if batch is Modality.IR:        # the hybrid memory counts as the IR one does
-            clusters = np.where(clusters >= 0, labels[batch], -1)
-        return [Visit("loss_hybrid", "hybrid", batch, clusters, self.settings.hybrid_weight),
-                *super().cross_visits(labels)]
+    def links(self):
+        """Return the epoch's `LinkedClusters`, or those of the prototypes now."""
+        rows = self.prototypes()
+        return listed(self._links(), similarity(rows["rgb"], rows["ir"]).cpu().numpy())
 
-    def losses(self, features, labels):
-        """Compute PGM's losses, "loss_hybrid", and "loss_relation", the sum of both modalities', times their weights.
+    def prototypes(self):
+        """Return the mean prototypes: {"rgb": (K_rgb, D), "ir": (K_ir, D)}, where they meet "hybrid" (K_ir, D) too."""
+        return {name: memory.prototypes for name, memory in self.memories.items()}
 
-        Args: as `CrossMemory.losses`.
-        """
-        losses, s = super().losses(features, labels), self.settings
-        if self.meets:
-            rows = [features[m].float() for m in Modality]
-            if s.relation == "normalised":
-                rows = [F.normalize(x, dim=1) for x in rows]
-            losses["loss_relation"] = s.relation_weight * sum(relation_loss(x, SIGMA, DELTA) for x in rows)
-        return losses
-
-    def state_dict(self):
-        """Return what a resumed run needs."""
-        return {**super().state_dict(), **({"hybrid": self.hybrid.state_dict()} if self.meets else {})}
-
-    def load_state_dict(self, state):
-        """Copy the prototypes of `state_dict`."""
-        super().load_state_dict(state)
-        if self.meets:
-            self.hybrid.load_state_dict(state["hybrid"])
+    def _links(self):
+        rows = self.prototypes()
+        return self.epoch_links or optimal_transport(rows["rgb"], rows["ir"])
 
 
 class MeanHardMemory:
@@ -121,22 +138,12 @@ class MeanHardMemory:
         if len(x) == 0:
             return
         x = F.normalize(x.detach().float(), dim=1)
-        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
         _, counts = np.unique(labels, return_counts=True)
         sorted_x = x[to_device(np.argsort(labels, kind="stable"), x.device)]
         mean = torch.stack([rows.mean(0) for rows in sorted_x.split(counts.tolist())])      # alike in all processes
         for rows, target in ((self.prototypes, mean), (self.hard, x[hardest])):
             rows[clusters] = F.normalize(self.momentum * rows[clusters] + (1 - self.momentum) * target, dim=1)
-
-    def state_dict(self):
-        """Return what a resumed run needs, to the bit: {"prototypes": (K, D), "hard": (K, D)}."""
-        return {"prototypes": self.prototypes, "hard": self.hard}
-
-    def load_state_dict(self, state):
-        """Copy the prototypes of `state_dict`."""
-        device = self.prototypes.device
-        self.prototypes, self.hard = (state[name].to(device, copy=True) for name in ("prototypes", "hard"))
 
 
 def hybrid_means(rgb, ir, ir_to_rgb, labels):

@@ -1,39 +1,35 @@
-"""The image side of CCLNet: a tower of CLIP, a neck, and two heads."""
+"""CCLNet's network: a tower, a batch norm on its pooled output (the neck), and two heads."""
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.towers.registry import choose_tower, tower_class
 from utils.modality import Modality
 
 
 class ImageEmbedding(NamedTuple):
     """Features and projections of a batch of images."""
 
-    feature: torch.Tensor        # (B, D), L2-normalised in evaluation mode
-    projection: torch.Tensor     # (B, E), not normalised
+    feature: torch.Tensor                   # (B, D), L2-normalised in evaluation mode
+    projection: torch.Tensor | None = None  # (B, E), not normalised; None for a tower without texts
 
 
 class CCLNet(nn.Module):
-    """A tower with one stem per modality, and a batch norm on its pooled output (the neck).
+    """A network whose `feature` clusters, memories and retrieval use; its `projection` is compared with texts.
 
-    `feature` is what clusters, memories and retrieval use; `projection` lies in CLIP's joint space with texts.
+    Args: tower: of `model.towers.registry.load_tower`.
 
-    Args:
-        visual: CLIP's image tower (`load_clip(...).visual`), copied; height, width: pixels of the images;
-        stride: pixels from a patch of a vision transformer to the next; None: the tower's own;
-        tower: a name of `model.towers.registry.TOWERS`; "": that of the weights' kind.
-    Raises: UserError: the tower cannot have these weights, images of this size or this stride.
+    Example:
+        >>> tower = load_tower("assets/demo_clip.pt", height=96, width=48)
+        >>> CCLNet(tower).eval().encode_image(torch.rand(2, 3, 96, 48), "rgb").feature.shape
+        torch.Size([2, 512])
     """
 
-    def __init__(self, visual, height, width, stride=None, tower=""):
+    def __init__(self, tower):
         super().__init__()
-        kind = choose_tower(visual, tower)
-        self.tower = tower_class(kind)(visual, height, width, stride)
-        self.tower.kind = kind
-        self.neck = nn.BatchNorm1d(self.tower.feature_dim)
+        self.tower = tower
+        self.neck = nn.BatchNorm1d(tower.feature_dim)
         self.neck.bias.requires_grad_(False)
 
     @property
@@ -51,13 +47,18 @@ class CCLNet(nn.Module):
         return {head: dict(zip(Modality, rows.split([len(rgb), len(ir)])))
                 for head, rows in self._heads(x, heads).items()}
 
-    def encode(self, images, modality, heads=("feature", "projection")):
+    def encode(self, images, modality, heads=("feature",)):
         """Embed images (B, 3, H, W) of one modality: {head: (B, ·)}; arguments as `forward`."""
         return self._heads(self.tower.stem(images, modality), heads)
 
     def encode_image(self, images, modality):
-        """Embed images (B, 3, H, W) of one modality ("rgb" or "ir"): `ImageEmbedding`."""
-        return ImageEmbedding(**self.encode(images, modality))
+        """Embed images of one modality with all heads that the tower has: `ImageEmbedding`.
+
+        Args: images: (B, 3, height, width) float32, normalised as in training (`data.augment.normalise`);
+            modality: a `Modality`, "rgb" or "ir".
+        """
+        return ImageEmbedding(**self.encode(images, modality,
+                                            ("feature", "projection") if self.tower.has_text else ("feature",)))
 
     def _heads(self, x, heads):
         pooled, state = self.tower.trunk(x)
@@ -72,8 +73,8 @@ class CCLNet(nn.Module):
     def parameters_without(self, heads):
         """Name the trained parameters on which no output of some heads depends: autograd tells, from blank images."""
         names, parameters = zip(*((name, p) for name, p in self.named_parameters() if p.requires_grad))
-        size, was_training = self.describe(), self.training
-        blank = parameters[0].new_zeros(1, 3, size["height"], size["width"])
+        was_training = self.training
+        blank = parameters[0].new_zeros(1, 3, self.tower.height, self.tower.width)
         self.eval()
         out = self(blank, blank, heads)
         gradients = torch.autograd.grad(sum(rows.sum() for head in out.values() for rows in head.values()), parameters,
@@ -82,5 +83,5 @@ class CCLNet(nn.Module):
         return [name for name, gradient in zip(names, gradients) if gradient is None]
 
     def describe(self):
-        """Return what the weights' shapes do not say (kind, size of the images, stride, heads), for checkpoints."""
+        """Return what the weights' shapes do not say (kind, size of the images, ...), for checkpoints."""
         return self.tower.describe()

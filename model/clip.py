@@ -1,59 +1,59 @@
-"""CLIP in, image tower and text tower out; open_clip does the work.
+"""CLIP from a file or from OpenAI, its text tower and its tokens. open_clip does the work.
 
-Weights are one of OpenAI's, or any OpenAI-format CLIP whose image tower is a ModifiedResNet or a vision transformer:
-kind, widths and depths are read from the names and shapes of the weights.
+Any OpenAI-format CLIP will do whose image tower is a ModifiedResNet or a vision transformer: kind, widths and depths
+are read from the names and shapes of its weights. open_clip is slow to import, so functions import it when called.
 """
-import hashlib
 import os
 
 import torch
-from open_clip import get_tokenizer
-from open_clip.model import build_model_from_openai_state_dict
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url, list_pretrained_models_by_tag
-from open_clip.transformer import QuickGELU, VisionTransformer
+import torch.nn.functional as F
 from torch import nn
 
-from model.archive import is_torchscript, read_torchscript
+from model.state_dict import OTHER_WEIGHTS, check_state_dict, read_state_dict
 from utils.errors import UserError, explained, quoted
-from utils.structure import WEIGHTS, check_plain, must_fit, table, tensor
 
-OPENAI_MODEL = "RN50"
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
+DEFAULT_NAME = "RN50"               # of MODEL.NAME, which beside a file says nothing
 TEXT_KEYS = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
-RESNET_KEYS = ("visual.conv1.weight", "visual.layer4.0.conv1.weight", "visual.attnpool.q_proj.weight")
-VIT_KEYS = ("visual.conv1.weight", "visual.class_embedding", "visual.positional_embedding", "visual.ln_pre.weight",
-            "visual.ln_post.weight", "visual.proj")
-KINDS = {"resnet": "a ResNet", "vit": "a vision transformer"}
-HEAD_WIDTH = 64                     # numbers of a head, in all of OpenAI's transformers and attention pools
-SIZE_KEYS = ("input_resolution", "context_length", "vocab_size")   # facts beside the weights
+SIZE_KEYS = ("input_resolution", "context_length", "vocab_size")   # facts beside the weights in OpenAI's archives
+HEAD_WIDTH = 64                     # numbers of an attention head, in all of OpenAI's CLIPs
 
 
-def load_clip(weights="openai", name=OPENAI_MODEL):
-    """CLIP with fp32 weights, in evaluation mode: an `open_clip.CLIP`, `.visual` a ModifiedResNet or VisionTransformer.
+def load_clip(weights="openai", name=DEFAULT_NAME):
+    """Load a CLIP: an `open_clip.CLIP` with fp32 weights, in evaluation mode.
 
     Args:
-        weights: "openai" (downloaded, checksum-verified and cached by open_clip) or the path of a TorchScript archive
-            or a state dict; name: open_clip's name of OpenAI's model. Beside a file "RN50" says nothing.
-    Raises:
-        UserError: the weights are missing, unreadable, not finite, no CLIP, or of another kind than the name's.
+        weights: "openai" (downloaded, verified and cached by open_clip) or a file (`read_state_dict`);
+        name: open_clip's name of OpenAI's model.
+    Raises: UserError: the weights are missing, unreadable, not finite, no CLIP, or of another kind than the name's.
     """
+    from open_clip.model import build_model_from_openai_state_dict
+
     path = _download(name) if weights == "openai" else weights
-    state = {k: v.float() for k, v in _read_state_dict(path).items() if k not in SIZE_KEYS}
-    kind = _check_clip(state, path)
-    named = "vit" if name.startswith("ViT") else "resnet"
-    if name != OPENAI_MODEL and named != kind:
-        raise UserError(f"MODEL.NAME is {name}, {KINDS[named]}, but the CLIP weights {path} hold {KINDS[kind]}; leave "
-                        "MODEL.NAME and its settings out (a file's kind is read from its weights), or choose another "
-                        "MODEL.CLIP_WEIGHTS")
-    with explained(f"CLIP weights {quoted(path)} do not fit together", "expected the state dict of one OpenAI-format "
-                   "CLIP. Download the file again or choose another MODEL.CLIP_WEIGHTS"):
-        model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32)
-        model.float().load_state_dict(state)   # the builder casts to fp16 on the way in
+    state = {key: value.float() if value.is_floating_point() else value
+             for key, value in read_state_dict(path).items() if key not in SIZE_KEYS}
+    if "visual.conv1.weight" not in state:
+        raise UserError(f"weights {quoted(path)} hold no image tower of CLIP; expected OpenAI's names, of a ResNet or "
+                        f"a vision transformer. {OTHER_WEIGHTS}")
+    if missing := [key for key in TEXT_KEYS if key not in state]:
+        raise UserError(f"weights {quoted(path)} lack the text tower ({', '.join(missing)}); expected a whole CLIP. "
+                        f"{OTHER_WEIGHTS}")
+    kinds = {True: "a vision transformer", False: "a ResNet"}
+    found, named = "visual.proj" in state, name.startswith("ViT")
+    if name != DEFAULT_NAME and named != found:
+        raise UserError(f"MODEL.NAME is {name}, {kinds[named]}, but the weights {quoted(path)} hold {kinds[found]}; "
+                        "leave MODEL.NAME out, for a file's kind is read from its weights, or set MODEL.CLIP_WEIGHTS "
+                        "to another file")
+    with explained(f"weights {quoted(path)} do not fit together", f"expected those of one CLIP. {OTHER_WEIGHTS}"):
+        model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32).float()
+    check_state_dict(state, model.state_dict(), f"the file {quoted(path)}", OTHER_WEIGHTS)
+    model.load_state_dict(state)        # open_clip has cast them to fp16
     return model.eval()
 
 
 def _download(name):
+    from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url, list_pretrained_models_by_tag
+
     url = get_pretrained_url(name, "openai")
     if not url:
         raise UserError(f"MODEL.NAME is {name}; choose {' or '.join(list_pretrained_models_by_tag('openai'))}")
@@ -63,71 +63,16 @@ def _download(name):
         return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
 
 
-def _read_state_dict(path):
-    if not os.path.isfile(path):
-        raise UserError(f"CLIP weights {quoted(path)} are missing; set MODEL.CLIP_WEIGHTS to \"openai\" (downloads "
-                        "MODEL.NAME) or to the path of a TorchScript archive or state dict")
-    with explained(f"CLIP weights {quoted(path)} cannot be read", "expected a TorchScript archive or a state dict of "
-                   "tensors, of which nothing is run. Download the file again, or convert it where you trust it: "
-                   "torch.save(torch.jit.load(FILE, 'cpu').state_dict(), OUT)"):
-        if is_torchscript(path):
-            content = read_torchscript(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
-    what, advice = f"the CLIP weights file {quoted(path)}", "Download it again or choose another MODEL.CLIP_WEIGHTS"
-    must_fit(content, check_plain, what, advice)
-    return must_fit(content, table(tensor(dtype=WEIGHTS)), what, advice)
+def resize_positions(positions, rows, columns):
+    """Resize the position embedding of a square grid bilinearly (align_corners False); the first token's row is kept.
 
-
-def _check_clip(state, path):
-    """Return the kind of a CLIP's image tower, "resnet" or "vit". Raises: UserError: something is missing or broken."""
-    kind = "vit" if any(k.startswith(("visual.transformer.", "visual.class_embedding")) for k in state) else "resnet"
-    missing = [k for k in (VIT_KEYS if kind == "vit" else RESNET_KEYS) if k not in state]
-    if missing:
-        raise UserError(f"CLIP weights {quoted(path)} hold no whole image tower ({', '.join(missing)} missing); "
-                        "expected OpenAI's names of a ModifiedResNet (RN50 and its relatives) or a vision transformer "
-                        "(ViT-B-16 and its relatives). Choose another MODEL.CLIP_WEIGHTS")
-    width = len(state["visual.class_embedding"]) if kind == "vit" else HEAD_WIDTH
-    if width % HEAD_WIDTH or width < HEAD_WIDTH:
-        raise UserError(f"CLIP weights {quoted(path)} hold a vision transformer of width {width}; expected a multiple "
-                        f"of {HEAD_WIDTH}, the width of each head in OpenAI's format. Choose another "
-                        "MODEL.CLIP_WEIGHTS")
-    missing = [k for k in TEXT_KEYS if k not in state]
-    if missing:
-        raise UserError(f"CLIP weights {quoted(path)} lack the text tower ({', '.join(missing)}); expected a whole "
-                        "CLIP. Choose another MODEL.CLIP_WEIGHTS")
-    for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"CLIP weights {quoted(path)} hold NaN or Inf in {name}; expected finite values. "
-                            "Download the file again")
-    return kind
-
-
-def weights_digest(clip):
-    """SHA-256 of the weights of a CLIP, to tell whether a file of the same name changed."""
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def build_image_tower(state, heads=None):
-    """Build a ModifiedResNet or VisionTransformer of the sizes in a `CCLNet`'s state dict; weights are not copied.
-
-    Args: state: names without "tower." and "layers."; heads: None: as many as OpenAI's models of this width have.
+    Args: positions: (1 + n * n, D). Returns: (1 + rows * columns, D).
     """
-    if "class_embedding" in state:
-        width, patch = len(state["class_embedding"]), state["stems.rgb.weight"].shape[-1]
-        blocks = len({k.split(".")[2] for k in state if k.startswith("transformer.resblocks.")})
-        return VisionTransformer(patch, patch, width, blocks, heads or width // HEAD_WIDTH, mlp_ratio=4.0,
-                                 output_dim=state["proj"].shape[1], act_layer=QuickGELU)
-    layers = [len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4)]
-    width = state["layer1.0.conv1.weight"].shape[0]
-    return ModifiedResNet(layers, output_dim=state["attnpool.c_proj.weight"].shape[0],
-                          heads=heads or width * 32 // HEAD_WIDTH, image_size=7 * 32, width=width)
+    first, grid = positions.detach()[:1], positions.detach()[1:]
+    side = round(len(grid) ** 0.5)
+    grid = grid.T.reshape(1, -1, side, side)
+    grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=False)
+    return torch.cat([first, grid.flatten(2)[0].T])
 
 
 class TextTower(nn.Module):
@@ -157,7 +102,7 @@ class TextTower(nn.Module):
         return len(self.positional_embedding)
 
     def forward(self, embeddings):
-        """Text features (K, E), not normalised, of token embeddings (K, L, W) whose last token is EOT.
+        """Embed texts: (K, E), not normalised. Args: embeddings: of tokens, (K, L, W); the last one is EOT.
 
         The mask is causal: what would follow the EOT token cannot change its output, so callers leave it out.
         """
@@ -168,5 +113,7 @@ class TextTower(nn.Module):
 
 
 def tokenize(text, context_length=77):
-    """CLIP's token ids of one text: (1, context_length) int64, zeros behind the EOT token."""
+    """Return CLIP's token ids of one text: (1, context_length) int64, zeros behind the EOT token."""
+    from open_clip import get_tokenizer
+
     return get_tokenizer("RN50", context_length=context_length)([text])

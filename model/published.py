@@ -1,7 +1,9 @@
 """Trained weights as others publish and read them: safetensors files, alone or on the Hugging Face Hub."""
 import json
+import os
 
-from utils.errors import UserError, explained, in_brief
+from utils.checkpoint import load_plain
+from utils.errors import UserError, explained, in_brief, quoted
 
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
@@ -38,6 +40,25 @@ def load_safetensors(path):
         raise UserError(f"checkpoint {path} holds a description of type {type(content).__name__}; expected one that "
                         "tools/export_released.py --safetensors wrote")
     return {**content, "state_dict": state}
+
+
+def load_checkpoint(path):
+    """Read the dict in a checkpoint file, on the host; no pickled code is executed.
+
+    Args: path: a .pth file, a .safetensors file, or hf://OWNER/NAME.
+    Raises: UserError: the file is missing, damaged, or holds more than tensors, numbers and text.
+    """
+    if str(path).startswith(HUB):
+        path = fetch(path)
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {quoted(path)} is missing; expected a .pth file written by train_prepare.py or "
+                        "train_clip.py, or a released one")
+    if str(path).endswith(".safetensors"):
+        return load_safetensors(path)
+    content = load_plain(path, f"checkpoint {quoted(path)}", "Copy or download the file again")
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {quoted(path)} holds a {type(content).__name__}; expected a dict")
+    return content
 
 
 def fetch(address):

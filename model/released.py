@@ -1,20 +1,18 @@
 """From a checkpoint's content to a model, and the released checkpoint format: our weights under its names."""
 import math
-import runpy
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from model.cclnet import CCLNet
-from model.clip import HEAD_WIDTH, TextTower, build_image_tower, tokenize
+from model.clip import TextTower, load_clip, tokenize
 from model.prompt import LEARNED_WORDS, TEMPLATES, PromptLearner
 from model.published import checkpoint_normalisation
-from model.towers.registry import towers_for
-from model.towers.towers import ACTIVATION, STRIDE, patch_grid
+from model.state_dict import check_state_dict
+from model.towers.clip_resnet import STRIDE, ClipResNet
+from model.towers.registry import recognised, tower_class
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
-from utils.structure import WEIGHTS, must_fit, table, tensor
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
 MAPPING = (
@@ -31,124 +29,64 @@ COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visib
 LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv1.weight",
              "base_resnet.base.layer1.0.conv1.weight", "base_resnet.base.layer4.0.conv3.weight",
              "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
-# Names in checkpoints of this project's first version: its prefix, ours, how the names behind it start.
-FIRST_NAMES = (("stems.", "tower.stems.", ""), ("trunk.", "tower.layers.", ""), ("attnpool.", "tower.attnpool.", ""))
-# Weights by which the image side of a checkpoint is known, of either kind.
-IMAGE_SIDES = (("tower.attnpool.positional_embedding", "tower.attnpool.q_proj.weight"),
-               ("tower.class_embedding", "tower.positional_embedding", "tower.stems.rgb.weight"))
 TEXT_PARTS = ("positional_embedding", "text_projection", "transformer.", "ln_final.")
 RANKS = (1, 5, 10, 20)
-LARGEST_SIDE = 10_000       # pixels of an image that a checkpoint may claim
-STATE_DICT = table(tensor(dtype=WEIGHTS), least=1)
+SETTINGS = {"height": "INPUT.HEIGHT", "width": "INPUT.WIDTH", "stride": "MODEL.STRIDE", "kind": "MODEL.TOWER"}
+DAMAGED = "Train or download it again"
 
 
 def model_from_checkpoint(content, path, height=None, width=None, stride=None, tower=""):
     """Build the `CCLNet` of a checkpoint's content (`utils.checkpoint.load_checkpoint`), in evaluation mode.
 
-    The released format and the names of this project's first version are recognised. Kind and sizes are read from the
-    weights, what these do not say from the checkpoint's description; CLIP's weights are not needed.
+    The released format is recognised. The weights that training started from are not needed.
 
-    Args: path: for messages; height, width: pixels of the images, stride: of the patches, tower: a name
-        of `model.towers.registry.TOWERS`; None, "": the checkpoint's.
-    Raises: UserError: the content is no checkpoint of an image side, or its sizes do not fit.
+    Args: path: for messages; height, width, stride, tower: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE, MODEL.TOWER of the
+        configuration; None, "": the checkpoint's.
+    Raises: UserError: the content is no checkpoint of an image side, was trained with other settings, or is damaged.
     """
-    if height is None:
-        height, width = checkpoint_size(content) or (None, None)
-    if height is None:
-        raise UserError(f"checkpoint {quoted(path)} does not say the size of its images; set INPUT.HEIGHT "
-                        "and INPUT.WIDTH")
-    state = _our_state(content, path)
-    must_fit(state, STATE_DICT, f"checkpoint {quoted(path)}", "Train or download it again")
-    kind, heads, own_stride = _described(content, state, path)
-    for key, asked, own in (("STRIDE", stride, own_stride), ("TOWER", tower, kind)):
-        if asked not in (None, "", own):
-            raise UserError(f"checkpoint {quoted(path)} was trained with MODEL.{key} {own}, now it is {asked}. Use the "
-                            "configuration of the training run")
-    found, given = _map_cells(state, height, width, own_stride)
-    if found != given:
-        raise UserError(f"checkpoint {quoted(path)} was trained on images of {found} map cells; INPUT.HEIGHT {height} "
-                        f"and INPUT.WIDTH {width} give {given}. Use the configuration of the training run")
-    with explained(f"checkpoint {quoted(path)} does not fit together",
-                   "expected the weights of one model. Train or download it again"):
-        broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
-        visual = build_image_tower({name.removeprefix("tower.layers.").removeprefix("tower."): value
-                                    for name, value in state.items()}, heads)
-        model = CCLNet(visual, height, width, own_stride, kind)
-        model.load_state_dict(state)
-    if broken:
-        raise UserError(f"checkpoint {quoted(path)} holds NaN or Inf in {broken[0]}; expected finite weights. Train or "
-                        "download it again")
-    return model.eval()
-
-
-def _described(content, state, path):
-    """Return what shapes do not say: tower, heads and stride, inferred where an old checkpoint does not say them.
-
-    Raises: UserError: the description is of another model than the weights.
-    """
-    vit = "tower.class_embedding" in state
+    what, asked = f"checkpoint {quoted(path)}", {"height": height, "width": width, "stride": stride, "kind": tower}
+    state = _our_state(content, what)
     told = content.get("model") if isinstance(content.get("model"), dict) else {}
-    size = len(state["tower.class_embedding"]) if vit else len(state["tower.attnpool.q_proj.weight"])
-    patch = state["tower.stems.rgb.weight"].shape[-1] if vit else STRIDE
-    facts = {"kind": "vit" if vit else "resnet", "heads": size // HEAD_WIDTH, "stride": patch,
-             "activation": ACTIVATION if vit else None, **told}
-    kinds = towers_for("vit" if vit else "resnet")
-    expected = (("kind", f"{' or '.join(kinds)} (model/towers/registry.py)", facts["kind"] in kinds),
-                ("heads", f"a divisor of {size}", _is_count(facts["heads"]) and size % facts["heads"] == 0),
-                ("stride", f"1 to {patch}" if vit else STRIDE,
-                 _is_count(facts["stride"]) and (facts["stride"] <= patch if vit else facts["stride"] == STRIDE)),
-                ("activation", ACTIVATION, not vit or facts["activation"] == ACTIVATION))
-    for name, right, fits in expected:
-        if not fits:
-            raise UserError(f"checkpoint {quoted(path)} describes its model with {name} {str(facts[name])[:40]}, but "
-                            f"its weights need {right}. Train or download it again")
-    return facts["kind"], facts["heads"], facts["stride"]
-
-
-def _is_count(value):
-    return type(value) is int and value >= 1
-
-
-def _map_cells(state, height, width, stride):
-    """Count the cells of the map that the weights were trained with, and those that images of a size give."""
-    if "tower.class_embedding" not in state:
-        return len(state["tower.attnpool.positional_embedding"]) - 1, (height // STRIDE) * (width // STRIDE)
-    rows, columns = patch_grid(height, width, state["tower.stems.rgb.weight"].shape[-1], stride)
-    return len(state["tower.positional_embedding"]) - 1, rows * columns
+    of_tower = {name.removeprefix("tower."): value for name, value in state.items() if name.startswith("tower.")}
+    chosen = (tower_class(told["kind"], f"MODEL.TOWER of {what}") if "kind" in told
+              else recognised(of_tower, f"the weights of {what}", DAMAGED))
+    told = {**told, "kind": chosen.kind}
+    for key, setting in SETTINGS.items():
+        if asked[key] not in (None, "", told.get(key, asked[key])):
+            raise UserError(f"{what} was trained with {setting} {told[key]}, now it is {asked[key]}. Use the "
+                            "configuration of the training run")
+    size = checkpoint_size(content)
+    told = {**(dict(zip(("height", "width"), size)) if size else {}), **{key: value for key, value in asked.items()
+                                                                         if value not in (None, "")}, **told}
+    if "height" not in told:
+        raise UserError(f"{what} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
+    with explained(f"{what} does not fit together", f"expected a model of kind {chosen.kind}. {DAMAGED}"):
+        model = CCLNet(chosen.rebuild(of_tower, told))
+    check_state_dict(state, model.state_dict(), what, f"Use the INPUT.HEIGHT and INPUT.WIDTH of training. {DAMAGED}")
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def checkpoint_size(content):
     """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say.
 
-    From its description, its configuration or, in the released format, its position embedding.
+    From its description or, in the released format, from its position embedding.
     """
-    released = released_state(content)
-    config = content.get("config")
-    told = [content.get("model"), config.get("INPUT") if isinstance(config, dict) else None]
-    sizes = [released_input_size(released)] if released else [
-        tuple(facts.get(key, facts.get(key.upper())) for key in ("height", "width"))
-        for facts in told if isinstance(facts, dict)]
-    for size in sizes:
-        if size and all(type(pixels) is int and 0 < pixels < LARGEST_SIDE for pixels in size):
-            return size
-    return None
+    if (released := released_state(content)) is not None:
+        return released_input_size(released)
+    told = content.get("model") if isinstance(content.get("model"), dict) else {}
+    return (told["height"], told["width"]) if {"height", "width"} <= set(told) else None
 
 
-def _our_state(content, path):
-    """The state dict of a checkpoint under our names. Raises: UserError: it holds no image side."""
+def _our_state(content, what):
+    """Return the state dict of a checkpoint under our names. Raises: UserError: it holds no image side."""
     released = released_state(content)
     state = content.get("state_dict") if released is None else from_released(released)
-    state = _renamed(state) if isinstance(state, dict) else {}
-    if not any(all(isinstance(state.get(name), torch.Tensor) and state[name].ndim for name in names)
-               for names in IMAGE_SIDES):
-        raise UserError(f"checkpoint {quoted(path)} holds no image side (state_dict with stems, trunk and neck); "
-                        "expected a file written by train_prepare.py or train_clip.py, or a released one")
+    if not isinstance(state, dict) or not any(str(name).startswith("tower.stems.") for name in state) \
+            or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise UserError(f"{what} holds no image side (state_dict with stems, trunk and neck); expected a file written "
+                        "by train_prepare.py or train_clip.py, or a released one")
     return state
-
-
-def _renamed(state):
-    """Translate names of this project's first version in a state dict to ours."""
-    return {_translated(name, FIRST_NAMES) or name: value for name, value in state.items()}
 
 
 def released_state(content):
@@ -221,34 +159,29 @@ def first_number(value):
     return number if math.isfinite(number) else None
 
 
-def to_released(content, clip, height, width):
+def to_released(content, model, weights, name):
     """The released format of one of our checkpoints: {"state_dict", "cmc", "mAP", "mINP", "epoch"}.
 
     What our training does not touch is CLIP's: the unused copies of the image tower and the text encoder. A
     checkpoint without prompts (train_prepare.py) gets one per modality, with CLIP's own embeddings of "X X X X".
     `cmc` has 20 ranks, NaN where the checkpoint does not store them.
 
-    Args: content: of `load_checkpoint`; clip: the `open_clip.CLIP` that training began from; height, width: pixels.
+    Args: content: of `load_checkpoint`; model: the `CCLNet` in it; weights, name: of the CLIP that training began from,
+        as `model.clip.load_clip` takes them.
     Raises: UserError: the CLIP weights have other sizes than the checkpoint, or the released code would make other
         features of its weights or its images.
     """
-    trained = _renamed(content["state_dict"])
-    if "tower.class_embedding" in trained:
-        raise UserError("the checkpoint holds a vision transformer, and the released format knows ResNets alone; test "
-                        "it with test.py, or export a run with a ResNet")
-    for what, found, released in (("MODEL.TOWER", content.get("model", {}).get("kind", "resnet"), "resnet"),
+    for what, found, released in (("MODEL.TOWER", model.tower.kind, ClipResNet.kind),
                                   ("INPUT.NORMALISATION", checkpoint_normalisation(content), "imagenet")):
         if found != released:
             raise UserError(f"the checkpoint was trained with {what} {found}, and the released format knows {released} "
                             "alone; publish it with --safetensors, which tells what it is")
-    start = {name: value.contiguous() for name, value in CCLNet(clip.visual, height, width).state_dict().items()}
-    for name, value in trained.items():
-        if name not in start or start[name].shape != value.shape:
-            raise UserError(f"the CLIP weights have no {name} of shape {tuple(value.shape)} as the checkpoint does; "
-                            "expected the CLIP that training began from. Name it with --clip_weights")
+    trained, clip = model.state_dict(), load_clip(weights, name)
+    start = CCLNet(ClipResNet(clip.visual, model.tower.height, model.tower.width)).state_dict()
+    check_state_dict(trained, start, "the checkpoint", "Name the CLIP that training began from with --clip_weights")
     state = {}
-    for copy, stem in COPIES:
-        state.update({copy + name.removeprefix(stem).removeprefix("tower.layers.").removeprefix("tower."): value
+    for prefix, stem in COPIES:
+        state.update({prefix + name.removeprefix(stem).removeprefix("tower.layers.").removeprefix("tower."): value
                       for name, value in start.items() if name.startswith((stem, "tower.layers.", "tower.attnpool."))})
     state.update(_released_prompts(content.get("prompts"), clip))
     state.update({f"text_encoder.{name}": value for name, value in clip.state_dict().items()
@@ -278,6 +211,3 @@ def _released_prompts(prompts, clip):
             state[f"prompt_learner.{part}_{m.value}"] = value.detach().contiguous()
     return state
 
-
-if __name__ == "__main__":      # the command lies in tools/ now: `python -m model.released` keeps working
-    runpy.run_path(str(Path(__file__).resolve().parents[1] / "tools" / "export_released.py"), run_name="__main__")

@@ -5,6 +5,7 @@ import numpy as np
 
 from processor.features import embed
 from processor.metrics import rank_metrics
+from processor.ranking import rank_trial
 from utils.distributed import ALONE, Processes
 from utils.errors import UserError
 from utils.modality import Modality
@@ -60,6 +61,10 @@ class Tester:
         """Return the `Evaluation` of a model."""
         return evaluate(model, self.data, self.banks, [self.retrieval], self.batch_size, self.precision,
                         self.processes)[0]
+
+    def rank(self, evaluation):
+        """Return the `Ranking` of the first trial of a test, for the page."""
+        return rank_trial(self.data, self.retrieval, evaluation)
 
 
 def evaluate(model, data, banks, retrievals, batch_size, precision, processes=ALONE):

@@ -5,12 +5,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.pseudo_labels import cluster_means
 from loss.image_text import image_to_text
 from model.clip import tokenize
 from model.prompt import TEMPLATES
 from processor.features import embed
-from utils.distributed import ALONE
 from utils.modality import Modality
 from utils.runtime import to_device
 
@@ -28,56 +26,48 @@ class TextGuidance:
     def __init__(self, texts, labels, smoothing):
         self.texts, self.labels, self.smoothing = texts, labels, smoothing
 
-    def losses(self, projections, positions, processes=ALONE):
-        """Compute the losses of a batch: {"loss_i2t_rgb", "loss_i2t_ir"}, scalars.
+    def losses(self, projections, batch):
+        """Compute the losses of a batch: {"i2t_rgb", "i2t_ir"}, scalars.
 
-        Args: projections: Modality -> (B / N, E), this process's share of the batch; positions: Modality -> (B,) of
-            all its images in the training set; processes: N of them, whose losses' mean is the loss of the batch.
+        Args: projections: Modality -> (B, E); batch: `Batch`, whose positions tell the pseudo labels.
         """
-        losses = {}
-        for m in Modality:
-            labels = self.labels[m][positions[m]]
-            own = to_device(labels[processes.share(len(labels))], projections[m].device)
-            whole = None if processes.size == 1 else max(int((labels >= 0).sum()), 1) / processes.size
-            losses[f"loss_i2t_{m.value}"] = image_to_text(projections[m], self.texts[m], own, self.smoothing,
-                                                         labelled=whole)
-        return losses
+        labels = {m: to_device(self.labels[m][batch.positions[m]], projections[m].device) for m in Modality}
+        return {f"i2t_{m.value}": image_to_text(projections[m], self.texts[m], labels[m], self.smoothing)
+                for m in Modality}
 
-    def cluster_texts(self, clusters):
-        """Average the unit texts of each cluster's images, those of train_prepare's labels.
+    def image_texts(self):
+        """Return the unit text of each training image: Modality -> (N, E), 0 for those without a label.
 
-        An epoch's clusters are other ones than train_prepare's, whose texts were learned: so a cluster's text is a
-        mean, in which a label counts as often as the cluster has images of it.
-
-        Args: clusters: Modality -> (N,) of the epoch. Returns: Modality -> (K, E), 0 for a cluster of images without a
-            label.
+        An epoch's clusters are other ones than train_prepare's, whose texts were learned: a cluster's text is the mean
+        of its images', in which a label counts as often as the cluster has images of it.
         """
-        return {m: cluster_means(self._image_texts(m), clusters[m]) for m in clusters}
-
-    def _image_texts(self, modality):
-        """The unit text of each training image, (N, E), 0 for those without a label."""
-        labels = to_device(self.labels[modality], self.texts[modality].device)
-        return F.normalize(self.texts[modality].float(), dim=1)[labels] * (labels >= 0)[:, None]
+        found = {}
+        for m, texts in self.texts.items():
+            labels = to_device(self.labels[m], texts.device)
+            found[m] = F.normalize(texts.float(), dim=1)[labels] * (labels >= 0)[:, None]
+        return found
 
 
 @torch.no_grad()
-def scale_lines(model, text, images, clusters, logit_scale, *, batch_size, precision, processes=ALONE):
-    """Measure the norms of image projections and text features before training: lines for the log.
+def log_scale(model, text, images, labels, logit_scale, settings, run):
+    """Measure the norms of image projections and text features before training, and say in the log what they mean.
 
     Args:
-        model: the `CCLNet` before training; text: `TextTower`; images: Modality -> `ImageBank`; clusters: K of the
-        larger modality; logit_scale: that CLIP was trained with; batch_size, precision, processes: of the embedding.
+        model: the `CCLNet` before training; text: `TextTower`; images: Modality -> `ImageBank`; labels: Modality ->
+        (N,) pseudo labels; logit_scale: that CLIP was trained with; settings: `TrainSettings`; run: its log is used.
     """
     image_norms, text_norms = [], []
     for m in Modality:
         some = np.unique(np.linspace(0, len(images[m]) - 1, min(len(images[m]), MEASURED_IMAGES)).astype(np.int64))
-        projections = embed(model, images[m], m, ("projection",), some, batch_size=batch_size, precision=precision,
-                            processes=processes)
+        projections = embed(model, images[m], m, ("projection",), some, batch_size=settings.embed_batch_size,
+                            precision=settings.precision, processes=run.processes)
         image_norms.append(float(projections["projection"].norm(dim=1).mean()))
         tokens = tokenize(TEMPLATES[m], text.context_length)
         tokens = tokens[:, :int(tokens.argmax()) + 1].to(text.positional_embedding.device)
         text_norms.append(float(text(text.token_embedding(tokens)).norm()))
-    return describe_scale(sum(image_norms) / 2, sum(text_norms) / 2, clusters, logit_scale)
+    clusters = max(int(of_modality.max()) + 1 for of_modality in labels.values())
+    for line in describe_scale(sum(image_norms) / 2, sum(text_norms) / 2, clusters, logit_scale):
+        run.log.info(line)
 
 
 def describe_scale(image_norm, text_norm, clusters, logit_scale):

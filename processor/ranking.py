@@ -13,14 +13,20 @@ from utils.checkpoint import write_atomically
 from utils.modality import Modality
 
 LISTED = 20         # gallery images per query in the CSV
+COLUMNS = ("trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person", "gallery_camera",
+           "distance", "match")
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Holds the gallery of one trial in every query's order; images that the protocol hides from a query come last."""
+    """The gallery of one trial, sorted for every query; images that the protocol hides from a query come last."""
 
-    gallery: np.ndarray     # (Q, G) positions in the test images, nearest first
-    distance: np.ndarray    # (Q, G) of each: cosine distance, or what the evaluation measured
+    evaluation: object      # the `Evaluation` of all trials
+    trial: int              # its number
+    query_modality: Modality
+    query: np.ndarray       # (Q,) positions in the test images of that modality
+    gallery: np.ndarray     # (Q, G) positions in those of the other modality, nearest first
+    distance: np.ndarray    # (Q, G) cosine distance of each, or what the evaluation measured
     match: np.ndarray       # (Q, G) bool: not hidden, and of the query's person
     shown: np.ndarray       # (Q,) how many images are not hidden
 
@@ -41,17 +47,18 @@ def rank_trial(data, retrieval, evaluation, trial=0):
     hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
                            candidates.cameras[gallery])
     match = (query_ids[:, None] == gallery_ids) & ~hidden
-    sides = [features_at(evaluation.features, *side) for side in ((m, retrieval.query), (m.other, gallery))]
+    sides = [_features_at(evaluation, *side) for side in ((m, retrieval.query), (m.other, gallery))]
     measure = evaluation.measure
     distance = measure(*map(torch.from_numpy, sides)) if measure else 1 - sides[0] @ sides[1].T
     order = rank_gallery(distance, hidden)
-    return Ranking(gallery[order], np.take_along_axis(distance, order, axis=1),
-                   np.take_along_axis(match, order, axis=1), (~hidden).sum(axis=1))
+    return Ranking(evaluation, int(retrieval.trials[trial]), m, retrieval.query, gallery[order],
+                   np.take_along_axis(distance, order, axis=1), np.take_along_axis(match, order, axis=1),
+                   (~hidden).sum(axis=1))
 
 
-def features_at(features, modality, positions):
+def _features_at(evaluation, modality, positions):
     """Look up the features of test images at positions (P,): (P, D) float32 array."""
-    known, values = features[modality]
+    known, values = evaluation.features[modality]
     return values.float().cpu().numpy()[np.searchsorted(known, positions)]
 
 
@@ -73,7 +80,7 @@ def save_features(folder, data, retrievals, evaluations):
     path, arrays = Path(folder) / "features.npz", {"dataset": np.array(data.name)}
     known = {m: evaluations[0].features[m][0] for m in Modality}
     for m, images in data.test.items():
-        arrays |= {f"{m.value}_features": features_at(evaluations[0].features, m, known[m]),
+        arrays |= {f"{m.value}_features": _features_at(evaluations[0], m, known[m]),
                    f"{m.value}_paths": np.array(images.paths)[known[m]],
                    f"{m.value}_persons": images.persons[known[m]], f"{m.value}_cameras": images.cameras[known[m]]}
     for retrieval in retrievals:
@@ -96,20 +103,19 @@ def save_ranked_lists(folder, data, retrievals, evaluations):
     for retrieval, evaluation in zip(retrievals, evaluations):
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person",
-                        "gallery_camera", "distance", "match"])
-        for index, trial in enumerate(retrieval.trials):
-            table.writerows(_csv_rows(data, retrieval, rank_trial(data, retrieval, evaluation, index), trial))
+        table.writerow(COLUMNS)
+        for index in range(len(retrieval.trials)):
+            table.writerows(_csv_rows(data, rank_trial(data, retrieval, evaluation, index)))
         written.append(Path(folder) / f"ranking_{retrieval.mode}.csv")
         write_atomically(written[-1], lambda file, text=text: file.write(text.getvalue().encode()))
     return written
 
 
-def _csv_rows(data, retrieval, ranking, trial):
+def _csv_rows(data, ranking):
     """Give a row for each query and each of its nearest gallery images."""
-    queries, candidates = data.test[retrieval.query_modality], data.test[retrieval.query_modality.other]
-    for q, position in enumerate(retrieval.query):
-        query = (trial, queries.paths[position], queries.persons[position], queries.cameras[position])
+    queries, candidates = data.test[ranking.query_modality], data.test[ranking.query_modality.other]
+    for q, position in enumerate(ranking.query):
+        query = (ranking.trial, queries.paths[position], queries.persons[position], queries.cameras[position])
         for rank in range(min(LISTED, ranking.shown[q])):
             g = ranking.gallery[q, rank]
             yield (*query, rank + 1, candidates.paths[g], candidates.persons[g], candidates.cameras[g],

@@ -8,36 +8,33 @@ from pathlib import Path
 
 import torch
 
+from clustering.labels import ClusterSettings
 from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
-from data.pseudo_labels import ClusterSettings, find_pseudo_labels, load_pseudo_labels
+from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels
 from data.registry import open_dataset
-from loss.cross_memory import MemorySettings
-from loss.linking import matching_space
-from loss.methods import method_class
+from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import load_clip, weights_digest
+from model.clip import TextTower, load_clip
+from model.state_dict import weights_digest
+from model.towers.registry import load_tower
 from processor.evaluate import Tester, check_matches
 from processor.optim import freeze
 from processor.prompt import PromptSettings
 from processor.run.events import WandbLog, check_wandb
-from processor.run.folder import ADVICE_FRESH, Run, SilentRun, check_resumable, read_rows, set_aside, state_file
+from processor.run.folder import Run, SilentRun, check_resumable, set_aside, state_file
 from processor.run.provenance import provenance
-from processor.run.resume import StopRequest, lock_folder
-from processor.run.saved import check_stages
+from processor.run.resume import lock_folder
 from processor.train import TrainSettings
-from report.run_files import CONTENT_FOLDER
 from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
-from utils.errors import UserError, quoted
+from utils.errors import UserError, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 from utils.settings import flat
-
-METHOD_TITLES = {"cclnet": "CCLNet", "pgm": "PGM", "rpnr": "RPNR"}      # as the page of a run names them
 
 
 class Setup:
@@ -65,20 +62,24 @@ class Setup:
 
     @cached_property
     def clip(self):
-        """The `open_clip.CLIP` that the run begins with."""
+        """The `open_clip.CLIP` whose texts train_clip.py uses."""
         with self.processes.in_turn():      # the first downloads the weights
             return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME)
 
-    def new_model(self):
-        """Build a `CCLNet` with CLIP's weights, on the device."""
-        return self.place(self._bare_model())
+    def text(self):
+        """Return the frozen `TextTower` of the run's CLIP, on the device."""
+        return TextTower(self.clip).to(self.device)
 
-    def _bare_model(self):
+    def new_model(self):
+        """Build the network with the weights that it begins with, on the device; `weights` is their digest."""
         config = self.config
-        model = CCLNet(self.clip.visual, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE,
-                       config.MODEL.TOWER)
+        with self.processes.in_turn():      # the first downloads the weights
+            model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, config.MODEL.TOWER, config.MODEL.NAME,
+                                      height=config.INPUT.HEIGHT, width=config.INPUT.WIDTH, stride=config.MODEL.STRIDE,
+                                      seed=config.SEED))
         freeze(model.named_parameters(), config.OPTIM.FACTORS)
-        return model
+        self.weights = weights_digest(model.tower)
+        return self.place(model)
 
     def model_to_train(self):
         """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
@@ -87,7 +88,7 @@ class Setup:
         """
         check_shares(self.config, self.processes.size)
         model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes,
-                                  method_class(self.config.MEMORY.METHOD).views)
+                                  METHODS[self.config.METHOD.NAME].views)
         if self.config.COMPILE:
             compile_parts(model.tower, self.device)
         return model
@@ -146,10 +147,8 @@ class Setup:
             return silent_log()
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
-        method = self.config.MEMORY.METHOD
-        save_json(Path(folder) / CONTENT_FOLDER / f"run-{self.script}.json", {
-            "method": METHOD_TITLES.get(method, method), **provenance(self.device),
-            "defaults": flat(as_dict(load_config()))})
+        save_json(Path(folder) / "report_data" / f"run-{self.script}.json", {
+            "method": self.config.METHOD.NAME, **provenance(self.device), "defaults": flat(as_dict(load_config()))})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
@@ -161,50 +160,41 @@ class Setup:
     def training(self, script, fresh, **more_facts):
         """Take the folder, find the state to resume from, check that it fits, and begin: gives the `Run`.
 
-        Within the context SIGTERM and Ctrl-C end the run at its next step.
+        Within the context SIGTERM, Ctrl-C, SIGUSR1 and SIGUSR2 end the run at once.
 
         Args:
             script: "prepare" or "clip"; fresh: keep old files aside instead of resuming; more_facts: further things
             that must not have changed.
-        Raises: UserError: another run has the folder, the state is of another configuration or other data, or a file
-            of the folder is damaged.
+        Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
-        config, clip, facts = self.config, self.clip, {}
+        config, facts = self.config, {}
         if self.processes.writes:
-            facts = {**self.facts(), "clip_weights": weights_digest(clip), **more_facts}
-        with StopRequest() as stop, self.holding(config.OUTPUT_DIR):
+            facts = {**self.facts(), "weights": self.weights, **more_facts}
+        with self.holding(config.OUTPUT_DIR):
             content, lines = self.processes.once(lambda: self._find_state(script, fresh, facts))
             log = self.start(config.OUTPUT_DIR)
             for line in lines:
                 log.info(line)
-            run = (Run if self.processes.writes else SilentRun)(
-                script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content, self.processes)
+            run = (Run if self.processes.writes else SilentRun)(script, config.OUTPUT_DIR, log, facts, content,
+                                                                self.processes)
             if config.LOG.WANDB and self.processes.writes:
                 run.events.others.append(WandbLog(config.OUTPUT_DIR, script, facts["config"]))
-            yield run
+            with stops_on_signals(lambda: run.position):
+                yield run
 
     def _find_state(self, script, fresh, facts):
         """Find the state to resume from, if there is one, and what is to be said about it."""
         folder = self.config.OUTPUT_DIR
         aside = set_aside(folder, script) if fresh else None
         content, warning = state_file(folder, script).load()
-        read_rows(folder)
-        changes = []
-        if content is not None:
-            changes = check_resumable(content, facts, folder)
-            check_stages(content["stages"], self._bare_model(), self.config.OPTIM.FACTORS,
-                         {m: len(images) for m, images in self.data.train.items()},
-                         f"the state file in {quoted(folder)}", ADVICE_FRESH)
+        changes = check_resumable(content, facts, folder) if content is not None else []
         lines = aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes
         return content, [line for line in lines if line]
 
     @contextmanager
-    def holding(self, folder, of_run=None):
-        """Hold a folder for the process that writes; at the end the processes wait for one another.
-
-        Args: of_run: as `lock_folder`.
-        """
-        with lock_folder(folder, of_run) if self.processes.writes else nullcontext():
+    def holding(self, folder):
+        """Hold a folder for the process that writes; at the end the processes wait for one another."""
+        with lock_folder(folder) if self.processes.writes else nullcontext():
             yield
             self.processes.leave()
 
@@ -228,30 +218,37 @@ def check_shares(config, size):
                         "multiple of the other, so that a part lies in one process, or a process in one part")
 
 
-def train_settings(config, epochs, restart=False, allow_collapse=True, texts=True):
-    """Collect the `TrainSettings` of a configuration.
-
-    Args: epochs: of the stage; restart: whether optimiser and learning rates begin anew at the swap epoch;
-        allow_collapse: whether training goes past clusterings of one cluster; texts: whether the stage has texts.
-    Raises: UserError: clusters shall be linked by texts that the stage does not have.
-    """
-    memory = MemorySettings(**_lower(config.MEMORY))
-    if matching_space(memory) == "text" and not texts:
-        raise UserError("MEMORY.MATCH_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
-                        "prototype, centroid or projection")
+def train_settings(config, stage):
+    """Collect the `TrainSettings` of a configuration. Args: stage: "prepare" or "finetune"."""
+    section, method = config[stage.upper()], METHODS[config.METHOD.NAME]
     augmentation = {m: Augmentation(flip=config.INPUT.FLIP, pad=config.INPUT.PAD, erase=config.INPUT.ERASE,
                                     **({"grey": config.INPUT.GREY, "channel": config.INPUT.CHANNEL}
                                        if m is Modality.RGB else {})) for m in Modality}
     return TrainSettings(
-        seed=config.SEED, epochs=epochs, cluster=ClusterSettings(**_lower(config.CLUSTER)),
-        memory=memory,
+        seed=config.SEED, epochs=section.EPOCHS, cluster=ClusterSettings(**_lower(config.CLUSTER)),
+        method=method, of_method={key: value for key, value in _lower(config.METHOD).items() if key != "name"},
         clusters_per_batch=config.SAMPLER.CLUSTERS, instances=config.SAMPLER.INSTANCES, augmentation=augmentation,
         lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
         lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
         lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
-        restart_epoch=config.MEMORY.SWAP_EPOCH if restart else None, allow_collapse=allow_collapse,
-        precision=config.PRECISION, embed_batch_size=config.TEST.BATCH_SIZE)
+        restart_epoch=config.METHOD.CROSS_EPOCH if section.RESTART_AT_CROSS else None,
+        allow_collapse=config.PREPARE.ALLOW_COLLAPSE, precision=config.PRECISION,
+        embed_batch_size=config.TEST.BATCH_SIZE)
+
+
+def check_needs(settings, tower, stage):
+    """Refuse a method that needs what the network or the stage does not have, before anything is trained.
+
+    Args: settings: `TrainSettings`; tower: `Tower`. Raises: UserError.
+    """
+    needs = settings.method(**settings.of_method).needs
+    if "text" in needs and stage == "prepare":
+        raise UserError("METHOD.LINK_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
+                        "prototype, centroid or projection")
+    if "projection" in needs and not tower.has_text:
+        raise UserError("METHOD.LINK_BY is projection, but this network has no side of texts to project to; choose "
+                        "prototype or centroid")
 
 
 def prompt_settings(config):

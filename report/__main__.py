@@ -7,7 +7,7 @@ The stages write the page of their run at their end; the first command writes it
 Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes figures as PNG and PDF:
 all, or those whose names hold one of the words after --only, such as cmc or finetune_loss.
 """
-from utils.errors import Parser, UserError, exit_on_user_error, quoted
+from utils.errors import Parser, UserError, exit_on_user_error
 
 
 def main():
@@ -20,15 +20,14 @@ def main():
     parser.add_argument("--figures", metavar="DIR", help="write figures as PNG and PDF too")
     parser.add_argument("--only", metavar="WORD", nargs="+", default=(), help="of the figures' names")
     arguments = parser.parse_args()
-    from report.write import write_comparison_page, write_run_page  # slow: after the words were read
-    from utils.structure import understood
+    from report.compare import write_comparison_page  # slow: after the words were read
+    from report.write import write_run_page
 
     folders, only = arguments.folders, arguments.only
     if only and not arguments.figures:
         raise UserError("--only chooses figures to write; expected --figures DIR with it")
-    with understood(f"one of the files of {' and '.join(map(quoted, folders))}", "Run the stages again"):
-        path = (write_run_page(folders[0], arguments.figures, only, arguments.all_stages) if len(folders) == 1 else
-                write_comparison_page(folders, arguments.output, arguments.figures, only))
+    path = (write_run_page(folders[0], arguments.figures, only, arguments.all_stages) if len(folders) == 1 else
+            write_comparison_page(folders, arguments.output, arguments.figures, only))
     print(f"written to {path}")
     if arguments.figures:
         print(f"figures written to {arguments.figures}")

@@ -8,6 +8,7 @@ import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,10 +116,9 @@ def _places(axes, x, y):
 
 def _hover(axes, x_label, lines):
     """Describe lines for the page's script. Args: lines: (label, colour, x, y, text of each y)."""
-    box = axes.get_position()
-    width, height = 72 * axes.figure.get_figwidth(), 72 * axes.figure.get_figheight()
+    box, height = axes.get_position(), 72 * axes.figure.get_figheight()
     return {"x": x_label, "top": round(height * (1 - box.y1), 1), "bottom": round(height * (1 - box.y0), 1),
-            "left": round(width * box.x0, 1), "lines": [
+            "lines": [
                 {"label": label, "colour": VARIABLES.get(colour, "ink"), "points": [
                     [*place, f"{number:.4g}", text]
                     for place, number, text in zip(_places(axes, x, y).tolist(), x, texts)]}
@@ -130,8 +130,7 @@ def chart_figure(chart):
     """Draw a `Chart`: the matplotlib figure."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    labels = [line.label for line in chart.lines]
-    values = np.concatenate([line.y for line in chart.lines])
+    labels, values = [line.label for line in chart.lines], np.concatenate([line.y for line in chart.lines])
     from_zero = chart.top is not None or values.min() < 0.75 * values.max() or values.min() == values.max()
     from_zero &= values.min() >= 0
     unit = chart.unit if from_zero or values.min() < 0 else f"{chart.unit}; the axis does not begin at 0"
@@ -155,15 +154,12 @@ def chart_figure(chart):
     axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
     if len(chart.lines) > 1:
         _legend(axes, labels)
+    bands = ([f" ± {chart.number.format(half)}" for half in line.spread] or [""] * len(line.y)
+             for line in chart.lines)
     figure.hover = _hover(axes, chart.x_label, [
-        (line.label, line.colour, line.x, line.y, _texts(line, chart.number)) for line in chart.lines])
+        (line.label, line.colour, line.x, line.y, [chart.number.format(y) + half for y, half in zip(line.y, band)])
+        for line, band in zip(chart.lines, bands)])
     return figure
-
-
-def _texts(line, number):
-    """Write the numbers of a line, and the half width of its band where it has one."""
-    return [number.format(y) for y in line.y] if not len(line.spread) else [
-        f"{number.format(y)} ± {number.format(half)}" for y, half in zip(line.y, line.spread)]
 
 
 def _mark(axes, x, text):
@@ -260,8 +256,5 @@ def save_figures(folder, figures):
         name = re.sub(r"\W", "_", name)
         for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
                               ("pdf", {"metadata": {"CreationDate": None}})):
-            buffer = io.BytesIO()
             with _style():
-                figure.savefig(buffer, format=kind, **options)
-            data = buffer.getvalue()
-            write_atomically(Path(folder) / f"{name}.{kind}", lambda file, data=data: file.write(data))
+                write_atomically(Path(folder) / f"{name}.{kind}", partial(figure.savefig, format=kind, **options))

@@ -11,8 +11,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from report.figures import MODALITY_NAMES, VARIABLES
+from report.curves import STAGES
+from report.figures import MODALITY_NAMES, VARIABLES, chart_figure, save_figures, svg
 from utils.checkpoint import write_atomically
+from utils.errors import UserError
 
 DARK = {"ink": "#e7eaee", "muted": "#9ba4b0", "grid": "#343a43", "paper": "#1b1f25", "s0": "#6ea4ff", "s1": "#ff9350",
         "s2": "#4fc58a", "s3": "#c794ff", "s4": "#ff7a9f", "s5": "#43c6da", "s6": "#d8bd3c", "s7": "#a9b1bb",
@@ -49,6 +51,39 @@ class Table:
     more: object = None
 
 
+class Figures:
+    """Keeps the figures of a page by name, in the order they were added."""
+
+    def __init__(self):
+        self.by_name = {}
+
+    def add(self, name, figure):
+        """Keep a figure: its SVG text."""
+        self.by_name[name] = figure
+        return svg(figure, f"f{len(self.by_name)}")
+
+    def charts(self, charts):
+        """Draw and keep `Chart`s: their SVG texts."""
+        return [self.add(chart.name, chart_figure(chart)) for chart in charts]
+
+    def curves(self, make_charts):
+        """Draw the curves of all stages: [(title, SVG texts)]. Args: make_charts: stage -> `Chart`s."""
+        drawn = [(title, self.charts(make_charts(stage))) for stage, title in STAGES.items()]
+        return [(title, charts) for title, charts in drawn if charts]
+
+    def save(self, folder, words=()):
+        """Write those whose names hold one of the words, or all without words, as PNG and PDF.
+
+        Raises: UserError: no name does; as `write_atomically`.
+        """
+        found = {name: figure for name, figure in self.by_name.items()
+                 if not words or any(word in name for word in words)}
+        if not found:
+            raise UserError(f"no figure of this page has {' or '.join(words)} in its name; there are "
+                            f"{', '.join(self.by_name) or 'none'}")
+        save_figures(folder, found)
+
+
 def write_page(path, title, subtitle, sections, images=None, facts=()):
     """Write a page: its path.
 
@@ -75,9 +110,8 @@ def tile_text(images):
 
     Returns: {"jpeg": base64 text, "columns": images in a row, "width", "height": of each in pixels}.
     """
-    height = TILE_HEIGHT
+    height, columns = TILE_HEIGHT, min(len(images), 40)
     width = round(height * images[0].shape[1] / images[0].shape[0])
-    columns = min(len(images), 40)
     sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))
     for index, image in enumerate(images):
         tile = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS)

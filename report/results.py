@@ -1,23 +1,23 @@
-"""The results of a run, or of several, as rows: baseline CLIP, then each stage, with gain and spread."""
+"""The results of a run, or of several, as rows: the untrained model, then each stage, with gain and spread."""
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from report.run_files import is_untrained
+
 NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 TRAINED = {"prepare": "train_prepare.py", "finetune": "train_clip.py"}
 STAGE_OF_FILE = {"prepare_last": "prepare", "prepare_best": "prepare", "model_last": "finetune",
                  "model_best": "finetune"}
-BASELINE = "baseline CLIP"
 BEST = "best Rank-1 on test data"
-RELEASED = "as released"        # selection of a checkpoint in the released format
 
 
 @dataclass(frozen=True)
 class Result:
     """Numbers of one model by one protocol, as fractions of 1."""
 
-    stage: str          # "baseline", "prepare", "finetune", or what else was tested
+    stage: str          # "baseline" for the untrained model, "prepare", "finetune", or what else was tested
     name: str
     protocol: str
     numbers: dict       # key of NUMBERS -> mean over the trials
@@ -38,35 +38,34 @@ def find_results(run):
     What training and test.py have both tested stands once.
     """
     found = {}
-    for stage, title in TRAINED.items():
+    for stage in TRAINED:
         rows = [row for row in run.epochs if row["stage"] == stage and "test" in row]
         for row in rows and (rows[-1], max(rows, key=lambda row: row["test"]["rank1"])):
-            best = row is not rows[-1]
-            name = f"{title}, epoch {row['epoch']}" + (f", {BEST}" if best else "")
-            found.setdefault((row["test"]["protocol"], stage, row["epoch"]), _result(stage, name, row["test"], best))
+            result = _result(stage, "", row["epoch"], row["test"], best=row is not rows[-1])
+            found.setdefault((result.protocol, stage, row["epoch"]), result)
     for where, metrics in run.tests.items():
         for record in metrics.get("results", [metrics]):
-            checkpoint = str(record.get("checkpoint", ""))
-            trained = STAGE_OF_FILE.get(Path(checkpoint).stem) if where == "." or is_of_run(record) else None
-            stage = "baseline" if checkpoint == BASELINE else trained or where
-            epoch, best = record.get("epoch", 0), record.get("selection") == BEST
-            name = BASELINE if stage == "baseline" else f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else (
-                f"{where if where != '.' else 'test.py'}: {Path(checkpoint).name}")
-            name += f", {BEST}" if best else ""
-            found.setdefault((record["protocol"], stage, epoch), _result(stage, name, record, best))
+            file, epoch = Path(record["checkpoint"]), record.get("epoch", 0)
+            trained = STAGE_OF_FILE.get(file.stem) if where == "." or is_of_run(record) else None
+            stage = "baseline" if is_untrained(record) else trained or where
+            name = f"{'test.py' if where == '.' else where}: {file.name}"
+            name = record["checkpoint"] if stage == "baseline" else name
+            result = _result(stage, name, epoch, record, record.get("selection") == BEST)
+            found.setdefault((result.protocol, stage, epoch), result)
     protocols = list(dict.fromkeys(result.protocol for result in found.values()))
     return sorted(found.values(), key=lambda result: (protocols.index(result.protocol), *result.order))
 
 
 def is_of_run(record):
     """Tell whether a record of metrics.json is of a checkpoint of the run in whose folder it lies."""
-    return record.get("of_this_run", record.get("selection") != RELEASED)      # earlier versions do not say it
+    return record.get("of_this_run", True)
 
 
-def _result(stage, name, record, best):
-    """Make a `Result` of a record of metrics.json or metrics.jsonl."""
+def _result(stage, name, epoch, record, best):
+    """Make a `Result` of a record of metrics.json or metrics.jsonl. Args: name: of what no stage of the run made."""
     trials = record.get("per_trial", ())
     spread = {key: float(np.std([trial[key] for trial in trials], ddof=1)) for key in NUMBERS if len(trials) > 1}
+    name = (f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else name) + (f", {BEST}" if best else "")
     return Result(stage, name, record["protocol"], {key: record[key] for key in NUMBERS}, spread,
                   tuple(record.get("cmc", ())), best)
 
@@ -78,36 +77,40 @@ def main_result(results):
 
 
 def baseline_of(results, protocol):
-    """Find the numbers of baseline CLIP by a protocol; None if it was not tested."""
-    return next((result.numbers for result in results if (result.stage, result.protocol) == ("baseline", protocol)),
-                None)
+    """Find the `Result` of the untrained model by a protocol; None if it was not tested."""
+    return next((result for result in results if (result.stage, result.protocol) == ("baseline", protocol)), None)
+
+
+def with_epoch_0(run):
+    """Return a run's rows with an epoch 0 before each stage that was tested: the untrained model, by its protocol."""
+    results, first = find_results(run), {}
+    for row in run.epochs:
+        if "test" in row and row["stage"] not in first:
+            first[row["stage"]] = baseline_of(results, row["test"]["protocol"])
+    return [*({"stage": stage, "epoch": 0, "test": baseline.numbers} for stage, baseline in first.items() if baseline),
+            *run.epochs]
 
 
 def result_tables(results):
-    """Lay results out: per protocol {"protocol", "rows": [{"name", "best", "cells"}]}, gains over baseline CLIP."""
+    """Lay results out: per protocol {"protocol", "rows": [{"name", "best", "cells"}]}, gains over the baseline."""
     tables = {}
     for result in results:
-        reference = baseline_of(results, result.protocol) if result.stage != "baseline" else None
+        baseline = baseline_of(results, result.protocol) if result.stage != "baseline" else None
         rows = tables.setdefault(result.protocol, {"protocol": result.protocol, "rows": []})["rows"]
-        rows.append({"name": result.name, "best": result.best, "cells": cells(result, reference)})
+        rows.append({"name": result.name, "best": result.best, "cells": cells(result, baseline)})
     return list(tables.values())
 
 
 def cells(result, reference):
-    """Write a result's numbers, and their gain over others: [{"name", "value", "spread", "gain", "worse"}].
+    """Write a result's numbers, and their gain over another: [{"name", "value", "spread", "gain", "worse"}].
 
-    Args: reference: key -> fraction, or None.
+    Args: reference: a `Result`, or None.
     """
+    gains = {key: 100 * (result.numbers[key] - reference.numbers[key]) for key in NUMBERS} if reference else {}
     return [{"name": name, "value": f"{100 * result.numbers[key]:.1f}",
              "spread": f"± {100 * result.spread[key]:.1f}" if result.spread else "",
-             "gain": difference(result.numbers[key], reference[key]) if reference else "",
-             "worse": bool(reference) and result.numbers[key] < reference[key]}
+             "gain": f"{gains[key]:+.1f}".replace("-", "−") if gains else "", "worse": gains.get(key, 0) < 0}
             for key, name in NUMBERS.items()]
-
-
-def difference(number, reference):
-    """Write a difference of fractions in points, with its sign."""
-    return f"{100 * (number - reference):+.1f}".replace("-", "−")
 
 
 def compared_tables(groups):
@@ -122,9 +125,9 @@ def compared_tables(groups):
             kinds.setdefault((result.protocol, result.stage, result.best), []).append(result)
         for (protocol, stage, best), found in kinds.items():
             mean = _mean(found)
-            reference = first.setdefault((protocol, stage, best), (name, mean.numbers))
-            title = TRAINED.get(stage, BASELINE if stage == "baseline" else stage) + (f", {BEST}" if best else "")
-            row = {"name": name, "best": best, "cells": cells(mean, None if reference[0] == name else reference[1])}
+            reference = first.setdefault((protocol, stage, best), mean)
+            title = TRAINED.get(stage, mean.name if stage == "baseline" else stage) + (f", {BEST}" if best else "")
+            row = {"name": name, "best": best, "cells": cells(mean, None if reference is mean else reference)}
             table = tables.setdefault((protocol, *mean.order, stage), {"protocol": f"{title}: {protocol}", "rows": []})
             table["rows"].append(row)
     return [tables[key] for key in sorted(tables, key=lambda key: (list(tables)[0][0] != key[0], key))]

@@ -1,19 +1,18 @@
 """Reads what a run has written into its folder, for the page."""
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from report.schema import CONTENT, METRICS, ROW
+from configs.defaults import as_dict, load_config
 from utils.errors import UserError, quoted
-from utils.structure import anything, finite_json, must_fit, table
+from utils.settings import flat
 
 CONTENT_FOLDER = "report_data"
-BOUND_FILE = "BOUND.txt"        # what `tools/bounds.py` told a run: "Trained with true links: ..."
-REMEDY = "Expected is what the run wrote: run the stage again, or remove the file"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
-FORMER_NAMES = {"model": "finetune"}        # how earlier versions called a stage in their files
 SCRIPTS = ("train_prepare", "train_clip", "test")
+WRITERS = "train_prepare.py, train_clip.py or test.py"
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,22 @@ class RunFiles:
     """Holds what the files of a run's folder say."""
 
     folder: Path
-    config: dict    # config.yml, and what training was told beside it (`read_bound`)
+    config: dict    # config.yml
     epochs: list    # metrics.jsonl, a dict per epoch of every stage
-    tests: dict     # folder below this one ("." is this one) -> its metrics.json
+    tests: dict     # folder below this one's tests/ ("." is this one) -> its metrics.json
     contents: dict  # key of CONTENT_TITLES -> report_data/KEY.json, as `report.content` makes it
     about: dict     # script -> report_data/run-SCRIPT.json, where and how it ran
+
+    @property
+    def defaults(self):
+        """Return the defaults of all settings and of those of the run's method: a flat dict."""
+        method = self.config.get("METHOD", {}).get("NAME", "")
+        return flat(as_dict(load_config(base={"METHOD": {"NAME": method}})))
+
+    @property
+    def settings(self):
+        """Return config.yml as a flat dict, in which keys that it does not name have their defaults; {} without it."""
+        return {**self.defaults, **flat(self.config)} if self.config else {}
 
     def pictures(self):
         """Collect the small pictures of all contents: name -> base64 JPEG."""
@@ -36,65 +46,43 @@ def read_run(folder):
     """Read a run's folder: `RunFiles`. Raises UserError: it is not there, holds no run, or a file is damaged."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{quoted(folder)} is no folder; expected the OUTPUT_DIR of train_prepare.py, train_clip.py or "
-                        "test.py")
-    epochs = read_rows(folder)
-    paths = [path for pattern in ("metrics.json", "*/metrics.json", "tests/*/metrics.json")
-             for path in sorted(folder.glob(pattern))]
-    tests = {str(path.parent.relative_to(folder)).removeprefix("tests/"): _read(path, finite_json, METRICS)
-             for path in paths if not path.parent.name.startswith("old-")}
-    if tests and folder.resolve().parent.name == "tests":        # a test's page compares with its neighbour
-        tests |= {path.parent.name: _read(path, finite_json, METRICS)
-                  for path in sorted(folder.resolve().parent.glob("baseline_clip-*/metrics.json"))
-                  if path.parent != folder.resolve()}
-    contents = {}
-    for name in (*CONTENT_TITLES, *FORMER_NAMES):
-        path = folder / CONTENT_FOLDER / f"{name}.json"
-        if path.exists():
-            contents.setdefault(FORMER_NAMES.get(name, name), _read(path, finite_json, CONTENT))
-    config = folder / "config.yml"
+        raise UserError(f"{quoted(folder)} is no folder; expected the OUTPUT_DIR of {WRITERS}")
+    paths = [*folder.glob("metrics.json"), *sorted(folder.glob("tests/*/metrics.json"))]
+    tests = {"." if path.parent == folder else path.parent.name: _read(path) for path in paths}
+    beside = folder.resolve()
+    if tests and beside.parent.name == "tests":        # a test's page compares with the untrained model's
+        found = {path.parent.name: _read(path) for path in sorted(beside.parent.glob("*/metrics.json"))
+                 if path.parent != beside}
+        tests |= {name: metrics for name, metrics in found.items() if is_untrained(metrics)}
+    epochs, contents = read_rows(folder), _read_named(folder / CONTENT_FOLDER, "{}.json", CONTENT_TITLES)
     if not (epochs or tests or contents):
         raise UserError(f"{quoted(folder)} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); expected "
-                        "the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or a test")
-    about = {name: _read(path, finite_json, table(anything)) for name in SCRIPTS
-             if (path := folder / CONTENT_FOLDER / f"run-{name}.json").exists()}
-    settings = _read(config, yaml.safe_load, table(anything)) | read_bound(folder) if config.exists() else {}
-    return RunFiles(folder, settings, epochs, tests, contents, about)
+                        f"the OUTPUT_DIR of {WRITERS} after an epoch or a test")
+    config = folder / "config.yml"
+    return RunFiles(folder, _read(config, yaml.safe_load) if config.exists() else {}, epochs, tests, contents,
+                    _read_named(folder / CONTENT_FOLDER, "run-{}.json", SCRIPTS))
 
 
-def read_bound(folder):
-    """Return {"BOUND": "true links" or "true labels"} of a run that `tools/bounds.py` told identities; else {}.
-
-    Args: folder: of the run, or of one of its tests.
-    """
-    folder = Path(folder).resolve()
-    places = [folder, folder.parent.parent] if folder.parent.name == "tests" else [folder]
-    for path in (place / BOUND_FILE for place in places):
-        if path.is_file():
-            return {"BOUND": path.read_text(encoding="utf-8").partition(":")[0].removeprefix("Trained with ")}
-    return {}
+def is_untrained(record):
+    """Tell whether a metrics.json, or a record of it, is of a model before any training."""
+    return record.get("selection") == "no training"
 
 
 def read_rows(folder):
-    """Read a run's metrics.jsonl: a list of dicts, empty without the file; stages have today's names.
-
-    Raises: UserError: it is damaged.
-    """
+    """Read a run's metrics.jsonl: a list of dicts, empty without the file. Raises: UserError: it is damaged."""
     path = Path(folder) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = _read(path, lambda lines: list(map(finite_json, lines.splitlines())), anything)
-    for number, row in enumerate(rows, start=1):
-        must_fit(row, ROW, f"line {number} of {quoted(path)}", REMEDY)
-    return [{**row, "stage": FORMER_NAMES.get(row["stage"], row["stage"])} for row in rows]
+    return _read(path, lambda text: [json.loads(line) for line in text.splitlines()]) if path.exists() else []
 
 
-def _read(path, parse, check):
-    """Parse a text file and check what it holds. Raises UserError: it is damaged, or holds something else."""
-    if not path.is_file():
-        raise UserError(f"{quoted(path)} is no file. {REMEDY}")
+def _read_named(folder, pattern, names):
+    """Read those of several JSON files that are there: name -> content."""
+    return {name: _read(folder / pattern.format(name)) for name in names if (folder / pattern.format(name)).exists()}
+
+
+def _read(path, parse=json.loads):
+    """Read a text file. Raises UserError: it is damaged."""
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). {REMEDY}")
-    return must_fit(content, check, quoted(path), REMEDY)
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). Expected is what the "
+                        "run wrote: run the stage again, or remove the file")

@@ -33,21 +33,22 @@ class Golden:
 
     def __init__(self, folder):
         self.folder = folder
-        self.seed = json.loads((folder / "meta.json").read_text())["seed"]
+        self.meta = json.loads((folder / "meta.json").read_text())
+        self.seed = self.meta["seed"]
 
     @cached_property
     def recipe(self):
-        return self._module("recipe")
+        return self.module("recipe")
 
     @cached_property
     def recipe_vit(self):
         sys.path.insert(0, str(self.folder))        # it imports the recipe beside it
         try:
-            return self._module("recipe_vit")
+            return self.module("recipe_vit")
         finally:
             sys.path.pop(0)
 
-    def _module(self, name):
+    def module(self, name):
         spec = importlib.util.spec_from_file_location(name, self.folder / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -75,12 +76,18 @@ def golden_methods():
 
 
 @pytest.fixture(scope="session")
-def golden_clip(golden, tmp_path_factory):
-    """The CLIP of the golden vectors, loaded as a user's file would be."""
-    from model.clip import load_clip
+def golden_clip_file(golden, tmp_path_factory):
+    """A path to the CLIP of the golden vectors."""
     path = tmp_path_factory.mktemp("clip") / "golden_clip.pt"
     torch.save(golden.recipe.clip_state_dict(golden.seed), path)
-    return load_clip(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def golden_clip(golden_clip_file):
+    """The same, loaded: its text side."""
+    from model.clip import load_clip
+    return load_clip(golden_clip_file)
 
 
 @pytest.fixture(scope="session")
@@ -107,19 +114,26 @@ def clip(tiny_clip_file):
     return load_clip(tiny_clip_file)
 
 
-@pytest.fixture(params=["resnet", "vit"])
-def either_clip(request, tiny_clip_file, tiny_vit_file):
-    """A tiny CLIP of each kind."""
-    from model.clip import load_clip
-    return load_clip({"resnet": tiny_clip_file, "vit": tiny_vit_file}[request.param])
+@pytest.fixture(params=["tiny_clip_file", "tiny_vit_file"], ids=["resnet", "vit"])
+def either_clip_file(request):
+    """A path to a tiny CLIP of each kind."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
-def model(clip):
+def either_clip(either_clip_file):
+    """A tiny CLIP of each kind."""
+    from model.clip import load_clip
+    return load_clip(either_clip_file)
+
+
+@pytest.fixture
+def model(tiny_clip_file):
     """A new network of the tiny CLIP, for images of tiny.py's size."""
     from model.cclnet import CCLNet
+    from model.towers.registry import load_tower
     from tests.tiny import HEIGHT, WIDTH
-    return CCLNet(clip.visual, HEIGHT, WIDTH)
+    return CCLNet(load_tower(tiny_clip_file, height=HEIGHT, width=WIDTH))
 
 
 @pytest.fixture(scope="session")

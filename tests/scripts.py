@@ -8,7 +8,7 @@ from utils.errors import exit_on_user_error
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = {"DEVICE": "cpu", "DATASET.CHECK_COUNTS": "False", "INPUT.HEIGHT": "32", "INPUT.WIDTH": "16", "INPUT.PAD": "2",
          "CLUSTER.K1": "8", "CLUSTER.K2": "3", "CLUSTER.MIN_SAMPLES": "2", "SAMPLER.CLUSTERS": "2",
-         "SAMPLER.INSTANCES": "2", "MEMORY.SWAP_EPOCH": "2", "OPTIM.WARMUP_EPOCHS": "2", "PROMPT.BATCH_SIZE": "8",
+         "SAMPLER.INSTANCES": "2", "METHOD.CROSS_EPOCH": "2", "OPTIM.WARMUP_EPOCHS": "2", "PROMPT.BATCH_SIZE": "8",
          "PREPARE.EPOCHS": "1", "PROMPT.EPOCHS": "1", "FINETUNE.EPOCHS": "1", "TEST.TRIALS": "2"}
 
 

@@ -1,12 +1,12 @@
 """Training steps in fp64 that several processes share, for tests/test_distributed.py."""
 import numpy as np
 import torch
-
-from data.pseudo_labels import ClusterSettings, make_pseudo_labels
 from loss.linking import start_memory
+
+from clustering.labels import ClusterSettings, make_pseudo_labels
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import load_clip
+from model.towers.registry import load_tower
 from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.train import Batches, TrainState, heads_of, train_step
@@ -33,7 +33,7 @@ def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, meth
                              MEMORY__GRADIENTS=gradients)
     for bank in banks.values():
         bank.device = torch.device(device)
-    model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH).to(device, dtype)
+    model = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH)).to(device, dtype)
     if splits:
         spread_batch_norm(model, splits, processes, settings.method.views)
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def steps(cases, clip_file, folder, device="cpu"):
 def embedding_and_labels(clip_file, folder):
     """Embed all images by batches of 7 and of all, cluster them, and save both: FOLDER/RANK.pt."""
     processes, banks = join_processes("cpu"), tiny_banks()
-    model, found = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH), []
+    model, found = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH)), []
     for size in (7, 64):
         features = {m: embed(model, banks[m], m, ("feature", "projection"), batch_size=size, precision="fp32",
                              processes=processes) for m in Modality}

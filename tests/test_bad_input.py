@@ -72,8 +72,8 @@ CONFIGURATION = [
     case("batch of no instances", "train_prepare", lambda p: p.set(SAMPLER__INSTANCES=0), "from 1 to 10,000"),
     case("prompt batch 0", "train_clip", lambda p: p.set(PROMPT__BATCH_SIZE=0), "PROMPT.BATCH_SIZE is 0"),
     case("test batch 0", "test", lambda p: p.set(TEST__BATCH_SIZE=0), "TEST.BATCH_SIZE is 0"),
-    case("links by texts before there are any", "train_prepare", lambda p: p.set(MEMORY__MATCH_BY="text"),
-         "MEMORY.MATCH_BY is text, but train_prepare.py has no texts"),
+    case("links by texts before there are any", "train_prepare", lambda p: p.set(METHOD__LINK_BY="text"),
+         "METHOD.LINK_BY is text, but train_prepare.py has no texts"),
     case("no epochs", "train_prepare", lambda p: p.set(PREPARE__EPOCHS=0), "PREPARE.EPOCHS is 0"),
     case("negative seed", "train_prepare", lambda p: p.set(SEED=-1), "SEED is -1"),
     case("height off the stride", "train_prepare", lambda p: p.set(INPUT__HEIGHT=40), "a multiple of 16"),
@@ -84,8 +84,8 @@ CONFIGURATION = [
     case("a factor without a name", "train_prepare", lambda p: p.set(OPTIM__FACTORS=[0.5]), "expected pairs of"),
     case("a negative factor", "train_prepare", lambda p: p.set(OPTIM__FACTORS=[["neck.", -1]]), "expected pairs of"),
     case("unknown precision", "train_prepare", lambda p: p.set(PRECISION="fp16"), "choose released or fp32 or tf32"),
-    case("restart is no yes or no", "train_clip", lambda p: p.set(FINETUNE__RESTART_AT_SWAP="61"),
-         "sets FINETUNE.RESTART_AT_SWAP to 61 (int); expected bool"),
+    case("restart is no yes or no", "train_clip", lambda p: p.set(FINETUNE__RESTART_AT_CROSS="61"),
+         "sets FINETUNE.RESTART_AT_CROSS to 61 (int); expected bool"),
     case("unknown protocol", "test", lambda p: p.set(TEST__PROTOCOL="original"), "python or original-1 or original-10"),
     case("removed key", "train_prepare", lambda p: p.set(TEST__SHOTS=1), "unknown key TEST.SHOTS; did you mean"),
     case("removed key in the file", "train_prepare", lambda p: p.config("CLUSTER: {INDEX: exact}\n"),
@@ -148,7 +148,7 @@ DATA = [
          "rand_perm_cam.mat"),
     case("all images are outliers", "train_prepare", lambda p: p.set(CLUSTER__MIN_SAMPLES=99), "Raise CLUSTER.EPS",
          began=True),
-    case("losses that explode", "train_prepare", lambda p: p.set(MEMORY__TEMPERATURE=1e-60), "not finite in epoch",
+    case("losses that explode", "train_prepare", lambda p: p.set(METHOD__TEMPERATURE=1e-60), "not finite in epoch",
          began=True),
     case("EPS 0", "train_prepare", lambda p: p.set(CLUSTER__EPS=0, CLUSTER__MIN_SAMPLES=4), "Raise CLUSTER.EPS",
          began=True),
@@ -300,7 +300,7 @@ def test_a_state_from_before_a_key_resumes_with_its_default():
     del old["config"]["MEMORY"]["SWAP_ORDER"]
     assert check_resumable(old, facts, "run") == []
     facts["config"]["MEMORY"]["SWAP_ORDER"] = "simultaneous"
-    with pytest.raises(UserError, match="MEMORY.SWAP_ORDER 'released', now it is 'simultaneous'"):
+    with pytest.raises(UserError, match="METHOD.SWAP_ORDER 'released', now it is 'simultaneous'"):
         check_resumable(old, facts, "run")
 
 

@@ -120,7 +120,7 @@ LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 
 
 def batches_of(method, channel=0.0):
-    settings = tiny_settings(MEMORY__METHOD=method, INPUT__CHANNEL=channel, INPUT__PAD=2, INPUT__GREY=0.5)
+    settings = tiny_settings(METHOD__NAME=method, INPUT__CHANNEL=channel, INPUT__PAD=2, INPUT__GREY=0.5)
     return Batches(tiny_banks(), LABELS, settings, 1)
 
 

@@ -25,7 +25,7 @@ def test_a_bound_is_trained_in_a_folder_of_its_own(bound, method, tmp_path, tiny
     scripts.without_report(monkeypatch)
     data, ordinary = trees.people_tree(tmp_path / "data"), processor.train.start_memory
     words = scripts.settings(DATASET__ROOT=data, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run",
-                             PREPARE__EPOCHS=2, MEMORY__METHOD=method)
+                             PREPARE__EPOCHS=2, METHOD__NAME=method)
     monkeypatch.chdir(scripts.REPOSITORY)
     assert scripts.call(bounds, [bound, "train_prepare", *words]) == 0
     folder = tmp_path / f"run-true-{bound}"

@@ -5,8 +5,12 @@ import torch
 from sklearn.cluster import DBSCAN
 
 from benchmarks import reference
-from clustering import clustering
-from clustering.clustering import cluster, jaccard_distances, k_nearest
+from clustering import jaccard, neighbours
+from clustering.jaccard import jaccard_distances
+from clustering.labels import ClusterSettings, cluster, make_pseudo_labels
+from clustering.neighbours import k_nearest
+from utils.errors import UserError
+from utils.modality import Modality
 
 
 def features(n, groups, noise=0.6, dim=24, seed=0):
@@ -49,7 +53,7 @@ def ranks(x, k1):
 
 
 def dense(x, k1, k2):
-    """The released distance, of the same neighbours."""
+    """The released distance, of the neighbours that `cluster` finds."""
     return released_distance(x, ranks(x, k1), k1, k2)
 
 
@@ -88,17 +92,13 @@ def test_fewer_images_than_neighbours_and_odd_k1(k1, k2):
                                    atol=2e-5)
 
 
-def test_no_image_and_one_image():
+def test_edges():
+    """No image, one image; eps 0 joins equal encodings alone, eps 1 whatever shares a neighbour."""
     assert cluster(np.empty((0, 8), np.float32), 30, 6, 0.6, 4).shape == (0,)
-    assert cluster(features(1, 1), 30, 6, 0.6, 1).tolist() == [0]
-    assert cluster(features(1, 1), 30, 6, 0.6, 4).tolist() == [-1]
-
-
-def test_eps_0_joins_only_equal_encodings_and_eps_1_joins_what_shares_a_neighbour():
+    assert [cluster(features(1, 1), 30, 6, 0.6, least).tolist() for least in (1, 4)] == [[0], [-1]]
     x = np.repeat(features(6, 6, seed=3), 5, axis=0)           # six images, five times each
     np.testing.assert_array_equal(cluster(x, 5, 1, 1e-6, 4), np.repeat(np.arange(6), 5))
-    apart = features(40, 40, seed=1)
-    assert (cluster(apart, 6, 1, 0.0, 4) == -1).all()
+    assert (cluster(features(40, 40, seed=1), 6, 1, 0.0, 4) == -1).all()
     assert cluster(features(40, 1, 0.1), 30, 6, 1.0, 4).max() == 0
 
 
@@ -109,7 +109,7 @@ def with_copies(seed):
     image = rng.permutation(np.repeat(np.arange(len(x)), rng.choice([1, 1, 1, 2, 5, 9, 20], len(x))))
     k1, similarity = int(rng.integers(3, 9)), (x @ x.T)[image][:, image]
     nearest = np.lexsort((rng.random(similarity.shape), -similarity))[:, :k1]
-    return x[image], k1, clustering.Neighbours(*map(torch.from_numpy, (
+    return x[image], k1, neighbours.Neighbours(*map(torch.from_numpy, (
         nearest, np.take_along_axis(similarity, nearest, 1))))
 
 
@@ -117,10 +117,10 @@ def with_copies(seed):
 @pytest.mark.parametrize("k2", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(6))
 def test_more_duplicates_than_k1_are_as_in_the_released_code(seed, k2, min_samples, monkeypatch):
-    x, k1, neighbours = with_copies(seed)
+    x, k1, drawn = with_copies(seed)
     if seed % 3:
-        monkeypatch.setattr(clustering, "k_nearest", lambda *_: neighbours)
-        nearest = neighbours.index.numpy()
+        monkeypatch.setattr(neighbours, "k_nearest", lambda *_: drawn)
+        nearest = drawn.index.numpy()
     else:
         nearest = ranks(x, k1)
     expected = released_distance(x, nearest, k1, k2)
@@ -135,15 +135,15 @@ def test_more_duplicates_than_k1_are_as_in_the_released_code(seed, k2, min_sampl
 
 
 def test_images_that_are_all_far_from_themselves_are_outliers(monkeypatch):
-    nobody = clustering.Neighbours(torch.tensor([[1], [2], [3], [0]]), torch.ones(4, 1))
-    monkeypatch.setattr(clustering, "k_nearest", lambda *_: nobody)
+    nobody = neighbours.Neighbours(torch.tensor([[1], [2], [3], [0]]), torch.ones(4, 1))
+    monkeypatch.setattr(neighbours, "k_nearest", lambda *_: nobody)
     assert cluster(np.ones((4, 3), np.float32), 1, 1, 0.6, 1).tolist() == [-1] * 4
 
 
 @pytest.mark.parametrize("copies, own", [(2, 1.0), (12, 0.0)])
 def test_rows_of_the_encoding_sum_to_one_or_are_empty(copies, own):
     x = torch.from_numpy(np.repeat(features(20, 20, seed=5), copies, axis=0))
-    encoding = clustering.reciprocal_encoding(x, k_nearest(x, 10), 10)
+    encoding = jaccard.reciprocal_encoding(x, k_nearest(x, 10), 10)
     total = torch.zeros(len(x)).index_add_(0, encoding.row, encoding.value)
     assert torch.all((total - 1).abs().minimum((total - own).abs()) < 1e-6) and total.min() < own + 1e-6
     distances = jaccard_distances(x, 10, 6, 1.0)
@@ -155,50 +155,32 @@ def test_the_benchmarks_compare_with_the_same_distance():
     np.testing.assert_allclose(reference.jaccard_distance(x, k1, 6, ranks(x, k1)), dense(x, k1, 6), atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_order_of_images_does_not_matter(seed):
-    x = features(200, 8, seed=seed)
-    order = np.random.default_rng(seed).permutation(len(x))
-    labels, permuted = cluster(x, 12, 4, 0.55, 4), cluster(x[order], 12, 4, 0.55, 4)
-    inlier = labels >= 0
-    assert labels.max() >= 1
-    np.testing.assert_array_equal(inlier[order], permuted >= 0)
-    pairs = set(zip(labels[order][permuted >= 0].tolist(), permuted[permuted >= 0].tolist()))
-    assert len(pairs) == labels.max() + 1 == permuted.max() + 1
-
-
 def test_blocks_do_not_change_the_result(monkeypatch):
     x = torch.from_numpy(features(150, 6))
     expected = as_dense(jaccard_distances(x, 15, 6, 0.7))
-    monkeypatch.setattr(clustering, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(clustering, "PIECE_ELEMENTS", 64)
-    np.testing.assert_allclose(as_dense(jaccard_distances(x, 15, 6, 0.7)), expected, atol=2e-6)
+    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 7)
+    for elements in (1, 64):
+        monkeypatch.setattr(jaccard, "PIECE_ELEMENTS", {"cpu": elements})
+        np.testing.assert_allclose(as_dense(jaccard_distances(x, 15, 6, 0.7)), expected, atol=2e-6)
 
 
-def test_pieces_are_as_large_as_they_may_be(monkeypatch):
-    monkeypatch.setattr(clustering, "PIECE_ELEMENTS", 64)
-    assert [clustering._rows_at_once(elements) for elements in (0, 0.5, 1, 2, 2.5, 33, 64, 65)] == [
-        64, 64, 64, 32, 25, 1, 1, 1]
-    blocks = set()
-    for pairs in ([3] * 40, [20] * 40, [1] * 100, [100, 1, 1, 70, 64, 65, 1], [1, 100], [0] * 9):
-        n, before = len(pairs), np.concatenate([[0], np.cumsum(pairs)])
-        found = list(clustering._row_blocks(before))
-        assert [first for first, _ in found] == [0, *(last for _, last in found[:-1])] and found[-1][1] == n
-
-        def fits(first, last, n=n, before=before):
-            return before[last] - before[first] <= 64 and (last - first) * (n - first) <= 2 * 64
-
-        for first, last in found:
-            assert (fits(first, last) or last == first + 1) and (last == n or not fits(first, last + 1))
-            blocks.add((fits(first, last), last == n))
-    assert len(blocks) == 4     # one row that does not fit in the middle and at the end, and others
+@pytest.mark.parametrize("pairs", [[3] * 40, [20] * 40, [1] * 100, [100, 1, 1, 70, 64, 65, 1], [1, 100], [0] * 9])
+def test_blocks_of_rows_are_as_large_as_they_may_be(pairs):
+    """At most 64 pairs and a buffer of 128 entries, or one row; the next row would not fit."""
+    n, before = len(pairs), np.concatenate([[0], np.cumsum(pairs)])
+    found = list(jaccard._row_blocks(before, 64))
+    assert [first for first, _ in found] == [0, *(last for _, last in found[:-1])] and found[-1][1] == n
+    for first, last in found:
+        fits = [before[end] - before[first] <= 64 and (end - first) * (n - first) <= 128 for end in (last, last + 1)
+                if end <= n]
+        assert (fits[0] or last == first + 1) and (last == n or not fits[1])
 
 
 def test_torch_search_equals_the_faiss_search(monkeypatch):
     x = torch.from_numpy(features(3000, 60, dim=64))
-    assert clustering.faiss is not None, "FAISS is in requirements.txt but not installed"
+    assert neighbours.faiss is not None, "FAISS is in requirements.txt but not installed"
     expected = k_nearest(x, 30)
-    monkeypatch.setattr(clustering, "faiss", None)
+    monkeypatch.setattr(neighbours, "faiss", None)
     found = k_nearest(x, 30)
     np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
     assert (found.index == expected.index).float().mean() > 0.999    # rounding may swap two that are as near
@@ -216,3 +198,14 @@ def test_autocast_does_not_reach_the_search():
     expected = jaccard_distances(x, 12, 4, 0.6)
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_array_equal(jaccard_distances(x, 12, 4, 0.6).toarray(), expected.toarray())
+
+
+def test_pseudo_labels_are_those_of_the_settings():
+    x, settings = features(200, 8), ClusterSettings(k1=12, k2=4, eps=0.55, min_samples=3)
+    labels = make_pseudo_labels(torch.from_numpy(x), Modality.IR, settings)
+    assert labels.max() > 0 and (labels == cluster(x, 12, 4, 0.55, 3)).all()
+
+
+def test_a_clustering_of_outliers_alone_is_refused():
+    with pytest.raises(UserError, match="all 5 ir images are outliers: no 4 of them lie within CLUSTER.EPS 0.1"):
+        make_pseudo_labels(torch.eye(5), Modality.IR, ClusterSettings(2, 1, 0.1, 4))

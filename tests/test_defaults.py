@@ -4,14 +4,14 @@ import re
 from contextlib import nullcontext
 
 import pytest
+from loss.cross_memory import MemorySettings
 
+from clustering.labels import ClusterSettings
 from configs.defaults import as_dict, load_config
 from data import augment
 from data.augment import Augmentation
-from data.pseudo_labels import ClusterSettings
-from loss.cross_memory import MemorySettings
 from model.prompt import LEARNED_WORDS, TEMPLATES
-from model.towers.towers import STRIDE
+from model.towers.clip_resnet import STRIDE
 from processor.prompt import PromptSettings
 from processor.setup import check_shares, prompt_settings, train_settings
 from processor.train import TrainSettings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clustering.quality import cluster_quality, diagnose, known_persons, majority, matching_accuracy
+from clustering.quality import cluster_quality, diagnose, known_persons, link_accuracy, majority
 from data.records import ImageSet
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -41,14 +41,14 @@ def test_majority():
     assert persons.tolist() == [5, 3] and counts.tolist() == [2, 1]
 
 
-def test_matching_accuracy():
+def test_link_accuracy():
     labels = {Modality.RGB: np.repeat([0, 1, 2], 4), Modality.IR: np.repeat([2, 1, 0], 4)}
     persons = {m: PERSONS for m in Modality}
     pairs = np.array([0, 1, 2]), np.array([2, 1, 0])
-    assert matching_accuracy(pairs, labels, persons) == 1
-    assert matching_accuracy((pairs[0], pairs[0]), labels, persons) == pytest.approx(1 / 3)
-    assert matching_accuracy((np.array([], int),) * 2, labels, persons) == 0
-    assert diagnose(labels, pairs, persons)["matching_accuracy"] == 1 and diagnose(labels, pairs, None) == {}
+    assert link_accuracy(pairs, labels, persons) == 1
+    assert link_accuracy((pairs[0], pairs[0]), labels, persons) == pytest.approx(1 / 3)
+    assert link_accuracy((np.array([], int),) * 2, labels, persons) == 0
+    assert diagnose(labels, pairs, persons)["link_accuracy"] == 1 and diagnose(labels, pairs, None) == {}
 
 
 def test_persons_that_nobody_knows():
@@ -65,7 +65,7 @@ def test_flat_numbers():
 def train(folder, clip_file, banks, order, **changes):
     """train_prepare.py's stage with the identities in an order: its checkpoint, labels and metrics."""
     model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH)
-    training.train("prepare", model, banks, tiny_settings(epochs=2, MEMORY__SWAP_EPOCH=2, **changes), TinyRun(folder),
+    training.train("prepare", model, banks, tiny_settings(epochs=2, METHOD__CROSS_EPOCH=2, **changes), TinyRun(folder),
                    tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):
 
 @pytest.mark.parametrize("method", ["pgm", "rpnr"])
 def test_identities_never_reach_the_other_methods(tiny_clip_file, banks, tmp_path, method):
-    changes = {"MEMORY__METHOD": method, "MEMORY__MATCH_BY": "projection"}
+    changes = {"METHOD__NAME": method, "METHOD__LINK_BY": "projection"}
     shuffled = np.random.default_rng(0).permutation(IMAGES)
     weights, labels, metrics = train(tmp_path / "a", tiny_clip_file, banks, np.arange(IMAGES), **changes)
     others, other_labels, other_metrics = train(tmp_path / "b", tiny_clip_file, banks, shuffled, **changes)

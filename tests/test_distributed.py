@@ -12,9 +12,9 @@ import pytest
 import scripts
 import torch
 import trees
-
-import clustering.clustering as clustering
 import utils.watch
+
+from clustering import neighbours
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -142,11 +142,11 @@ def test_embedding_and_labels_are_the_same_to_the_bit(tiny_clip_file, tmp_path):
 @pytest.mark.parametrize("faiss", [True, False])
 def test_search_by_shares_is_the_same_to_the_bit(monkeypatch, faiss):
     if not faiss:
-        monkeypatch.setattr(clustering, "faiss", None)
+        monkeypatch.setattr(neighbours, "faiss", None)
     x = torch.nn.functional.normalize(torch.randn(9000, 512, generator=torch.Generator().manual_seed(0)), dim=1)
-    whole = clustering.k_nearest(x, 20)
+    whole = neighbours.k_nearest(x, 20)
     for size in (2, 5):
-        parts = [clustering.k_nearest(x, 20, one_of(size, rank).share(len(x), clustering.SEARCH_UNIT))
+        parts = [neighbours.k_nearest(x, 20, one_of(size, rank).share(len(x), neighbours.SEARCH_UNIT))
                  for rank in range(size)]
         for name in ("index", "similarity"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

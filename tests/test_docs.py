@@ -16,6 +16,7 @@ from configs.defaults import as_dict, load_config
 from data import registry
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from model.published import load_checkpoint
 from model.released import model_from_checkpoint
 from model.towers.registry import TOWERS
 from processor.run.folder import MODEL_FILES
@@ -24,7 +25,6 @@ from tests.tiny import tiny_banks
 from tools import demo, export_released
 from tools.dev import method_figure, settings_page
 from tools.lib import summary
-from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import flat
@@ -149,7 +149,7 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
         runs = summary.read_runs([folder], "python")
         assert [run.settings["SEED"] for run in runs] == list(range(1, len(runs) + 1)), folder
         method, space, exchange, bound = (runs[0].settings.get(key) for key in (
-            "MEMORY.METHOD", "MEMORY.MATCH_BY", "INPUT.CHANNEL", "BOUND"))
+            "METHOD.NAME", "METHOD.LINK_BY", "INPUT.CHANNEL", "BOUND"))
         links = bound or space or "prototype"
         for stage, script in (("prepare", "train_prepare"), ("finetune", "train_clip")):
             if space == "text" and stage == "prepare":

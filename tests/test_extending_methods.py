@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from loss.linking import start_memory
+
 from loss.methods import METHODS, method_class
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -31,7 +31,7 @@ def run_code(code, name):
 def page(monkeypatch):
     """The page's method in place; gives the page's test as a module."""
     with pytest.raises(UserError, match="'nearest'; choose cclnet"):
-        tiny_settings(MEMORY__METHOD="nearest")
+        tiny_settings(METHOD__NAME="nearest")
     file, line, test = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     monkeypatch.setitem(sys.modules, "loss.nearest", run_code(file, "loss.nearest"))
     name, path = re.fullmatch(r'\s*"(\w+)": "(\S+)",\s*', line).groups()
@@ -45,7 +45,7 @@ def test_the_pages_own_test_passes(page):
 
 def test_the_pages_method_trains(page, tiny_clip_file, tmp_path):
     banks, run = tiny_banks(), TinyRun(tmp_path)
-    settings = tiny_settings(epochs=2, MEMORY__METHOD="nearest", MEMORY__SWAP_EPOCH=2)
+    settings = tiny_settings(epochs=2, METHOD__NAME="nearest", METHOD__CROSS_EPOCH=2)
     assert settings.method is method_class("nearest") is sys.modules["loss.nearest"].Nearest
     model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -60,7 +60,7 @@ def test_the_pages_method_trains_where_clusters_have_no_link(page):
     labels = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
     known = {m: np.where(labels[m] == 0, -1, labels[m]) for m in Modality}
     guidance = TextGuidance({m: torch.randn(PEOPLE, 8) for m in Modality}, known, 0.1)
-    settings = tiny_settings(MEMORY__METHOD="nearest", MEMORY__MATCH_BY="text", MEMORY__SWAP_EPOCH=1)
+    settings = tiny_settings(METHOD__NAME="nearest", METHOD__LINK_BY="text", METHOD__CROSS_EPOCH=1)
     embedded = {m: {"feature": torch.randn(IMAGES, 16)} for m in Modality}
     _, memory = start_memory(embedded, labels, 1, settings, guidance)
     assert memory.needs_whole_batch and all(links[0] == -1 for links in memory.links())

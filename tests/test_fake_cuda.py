@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loss.association import Links
+from loss.cross_memory import CrossMemory
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -19,13 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 import loss.cclnet
 import processor.features
-from clustering.clustering import k_nearest
+from clustering.neighbours import k_nearest
 from data import augment
 from data.images import ImageBank
 from data.pseudo_labels import cluster_means
-from loss.association import Links
 from loss.cclnet import CCLNetMemory, swap
-from loss.cross_memory import CrossMemory
 from loss.image_text import supervised_contrast
 from loss.methods import method_class
 from model.cclnet import CCLNet
@@ -55,7 +55,7 @@ REAL_GPU_TESTS = {      # what fake tensors cannot run -> where it is tested on 
     "backward of the prompts": "test_gpu.py::test_prompt_step_on_a_gpu",
     "the search for features that are not finite, distances to the host": "test_gpu.py::test_retrieval_on_a_gpu",
     "a whole run: clusters, page's numbers, state files, resuming": "test_gpu.py::test_training_on_a_gpu",
-    "clustering.clustering: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
+    "clustering.jaccard: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
 }
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}
@@ -250,7 +250,7 @@ def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch):
 
 def test_a_state_from_the_host_comes_back_to_the_gpu(either_clip):
     """A state file is read onto the host."""
-    settings = tiny_settings(MEMORY__SWAP_EPOCH=1)
+    settings = tiny_settings(METHOD__CROSS_EPOCH=1)
     saved = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH), settings)
     start = {m: torch.randn(PEOPLE, saved.model.feature_dim) for m in Modality}
     saved.under_way = UnderWay(LABELS, settings.new_memory(start, 1), 0.0)

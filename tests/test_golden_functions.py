@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-import clustering.clustering as clustering
+from clustering import jaccard, labels, neighbours
 from configs.defaults import load_config
 from loss.cclnet import CCLNetMemory
 from loss.image_text import image_to_text, supervised_contrast
@@ -23,27 +23,27 @@ def test_clustering(golden, name, search, monkeypatch):
     g = golden.load(f"clustering_{name}")
     k1, k2, eps, min_samples = int(g["k1"]), int(g["k2"]), float(g["eps"]), int(g["min_samples"])
     if search == "torch":
-        monkeypatch.setattr(clustering, "faiss", None)
-    elif clustering.faiss is None:
+        monkeypatch.setattr(neighbours, "faiss", None)
+    elif neighbours.faiss is None:
         pytest.fail("FAISS is in requirements.txt but not installed")
-    sparse = clustering.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps=1.0).tocoo()
+    sparse = jaccard.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps=1.0).tocoo()
     dense = np.ones(sparse.shape, np.float32)       # rows that share nothing are at distance 1
     dense[sparse.row, sparse.col] = sparse.data
     np.testing.assert_allclose(dense, g["jaccard"], atol=1e-5)
-    near = clustering.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps)
+    near = jaccard.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps)
     assert near.nnz == (g["jaccard"] <= eps).sum() and near.diagonal().max() < 1e-5
-    labels = clustering.cluster(g["features"], k1, k2, eps, min_samples)
-    assert labels.dtype == np.int64
-    np.testing.assert_array_equal(labels, g["labels"])
+    found = labels.cluster(g["features"], k1, k2, eps, min_samples)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, g["labels"])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["sysu", "regdb", "noqe"])
 def test_clustering_on_gpu(golden, name):
     g = golden.load(f"clustering_{name}")
-    labels = clustering.cluster(torch.from_numpy(g["features"]).cuda(), int(g["k1"]), int(g["k2"]), float(g["eps"]),
-                                int(g["min_samples"]))
-    np.testing.assert_array_equal(labels, g["labels"])
+    found = labels.cluster(torch.from_numpy(g["features"]).cuda(), int(g["k1"]), int(g["k2"]), float(g["eps"]),
+                           int(g["min_samples"]))
+    np.testing.assert_array_equal(found, g["labels"])
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

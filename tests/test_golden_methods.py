@@ -1,17 +1,17 @@
 """PGM and RPNR: equal to the numbers of their released code, through the classes and functions that training uses."""
 import dataclasses
 
+import loss.association
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loss.association import Links, link, matching_cost, optimal_transport, progressive, sinkhorn
 
-import loss.association
 import loss.calibration
 import loss.rpnr as rpnr
 from configs.defaults import load_config
 from data.pseudo_labels import cluster_means
-from loss.association import Links, link, matching_cost, optimal_transport, progressive, sinkhorn
 from loss.calibration import calibrate, dense_means, density
 from loss.cluster_memory import ClusterMemory, HardMemory
 from loss.methods import method_class

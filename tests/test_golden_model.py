@@ -2,13 +2,14 @@
 import numpy as np
 import pytest
 import torch
+from loss.cross_memory import CrossMemory
 
 from configs.defaults import load_config
-from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES, PromptLearner
 from model.released import released_name
+from model.towers.registry import load_tower
 from processor.guidance import TextGuidance
 from processor.optim import set_lr
 from processor.prompt import PromptState, prompt_step, text_features
@@ -32,9 +33,10 @@ def golden_prompts(golden, text):
 
 
 @pytest.mark.parametrize("height, width, count", [(96, 48, 4), (288, 144, 2)])
-def test_outputs(golden, golden_clip, height, width, count):
+def test_outputs(golden, golden_clip, golden_clip_file, height, width, count):
     g = golden.load(f"model_{height}x{width}")
-    model, text = CCLNet(golden_clip.visual, height, width).eval(), TextTower(golden_clip)
+    model = CCLNet(load_tower(golden_clip_file, height=height, width=width)).eval()
+    text = TextTower(golden_clip)
     images = {m: golden.draw(f"image_{m.value}_{height}x{width}", (count, 3, height, width)) for m in Modality}
     texts = text_features(text, golden_prompts(golden, text))
     with torch.no_grad():
@@ -50,10 +52,10 @@ def test_outputs(golden, golden_clip, height, width, count):
 
 
 @pytest.mark.parametrize("name, swap_scale", [("prepare", 1.0), ("prepare_swap", 0.1), ("clip", 0.1)])
-def test_training_steps(golden, golden_clip, name, swap_scale):
+def test_training_steps(golden, golden_clip, golden_clip_file, name, swap_scale):
     """The step that the loop calls, with its optimiser, its memories and its swap, at the released settings."""
     g = golden.load(f"steps_{name}")
-    model, guidance = CCLNet(golden_clip.visual, 96, 48).train(), None
+    model, guidance = CCLNet(load_tower(golden_clip_file, height=96, width=48)).train(), None
     config = load_config(None, ["MEMORY.SWAP_SCALE", str(swap_scale)])
     if name == "clip":
         text = TextTower(golden_clip)

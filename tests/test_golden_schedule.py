@@ -26,7 +26,7 @@ def test_regdb_schedule(golden_methods, tiny_clip_file, tmp_path, run):
     """RegDB's fine-tune restarts Adam and its schedule at the swap epoch; train_prepare.py does not."""
     g = golden_methods.load("regdb_schedule")
     epochs, gradients = int(g["epochs"]), {k: torch.from_numpy(g[f"toy_gradient_{k}"]) for k in ("weight", "bias")}
-    released = {"MEMORY__SWAP_EPOCH": "base_epoch", "OPTIM__LR": "base_lr", "OPTIM__BIAS_LR_FACTOR": "bias_lr_factor",
+    released = {"METHOD__CROSS_EPOCH": "base_epoch", "OPTIM__LR": "base_lr", "OPTIM__BIAS_LR_FACTOR": "bias_lr_factor",
                 "OPTIM__WEIGHT_DECAY": "weight_decay", "OPTIM__WARMUP_EPOCHS": "warmup_iters",
                 "OPTIM__WARMUP_FACTOR": "warmup_factor", "OPTIM__STEPS": "milestones", "OPTIM__GAMMA": "gamma"}
     settings = tiny_settings(epochs, restart=run == "finetune", SAMPLER__CLUSTERS=4, SAMPLER__INSTANCES=IMAGES // 4 + 1,

@@ -1,12 +1,10 @@
 """The vision transformer's outputs: equal to those of CLIP-ReID's released code."""
-import copy
-
 import numpy as np
 import pytest
 import torch
 
 from model.cclnet import CCLNet
-from model.clip import load_clip
+from model.towers.registry import load_tower
 from utils.modality import Modality
 
 CASES = ("96x48_s16", "96x48_s12", "288x144_s16")
@@ -14,28 +12,27 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def clip_of(golden_methods, tmp_path_factory):
-    """A case's numbers -> the CLIP of the recipe, loaded as a user's file would be."""
-    loaded = {}
+def new_model(golden_methods, tmp_path_factory):
+    """A case's numbers, height, width and stride -> a model of the recipe's CLIP, loaded as a user's file would be."""
+    paths = {}
 
-    def load(g):
+    def build(g, height, width, stride):
         sizes = {name: int(g[f"model_{name}"]) for name in ("width", "layers", "patch", "grid", "embed")}
-        if str(sizes) not in loaded:
-            path = tmp_path_factory.mktemp("clip") / "vit.pt"
-            torch.save(golden_methods.recipe_vit.clip_vit_state_dict(golden_methods.seed, **sizes), path)
-            loaded[str(sizes)] = load_clip(str(path))
-        return loaded[str(sizes)]
-    return load
+        if str(sizes) not in paths:
+            paths[str(sizes)] = str(tmp_path_factory.mktemp("clip") / "vit.pt")
+            torch.save(golden_methods.recipe_vit.clip_vit_state_dict(golden_methods.seed, **sizes), paths[str(sizes)])
+        return CCLNet(load_tower(paths[str(sizes)], height=height, width=width, stride=stride))
+    return build
 
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs(golden_methods, clip_of, case, gradients):
+def test_outputs(golden_methods, new_model, case, gradients):
     """The tower of either modality, without gradients (PyTorch has another path for that) and with them."""
     g = golden_methods.load(f"vit_{case}")
     height, width, count = (int(g[name]) for name in ("height", "width", "images"))
     images = golden_methods.draw(f"image_vit_{case}", (count, 3, height, width))
-    model = CCLNet(clip_of(g).visual, height, width, int(g["stride"])).train(gradients)
+    model = new_model(g, height, width, int(g["stride"])).train(gradients)
     tower, block_11 = model.tower, []
     assert tower.describe()["heads"] == int(g["heads"])
     tower.transformer.resblocks[-2].register_forward_hook(lambda block, given, tokens: block_11.append(tokens[:, 0]))
@@ -52,10 +49,10 @@ def test_outputs(golden_methods, clip_of, case, gradients):
             np.testing.assert_allclose(found.detach(), g[name], rtol=0, atol=bound, err_msg=name)
 
 
-def test_feature_and_projection_of_both_modalities(golden_methods, clip_of):
+def test_feature_and_projection_of_both_modalities(golden_methods, new_model):
     """A feature is the batch norm of the class token; both modalities go through the trunk as one batch."""
     g = golden_methods.load("vit_96x48_s16")
-    model = CCLNet(clip_of(g).visual, 96, 48, 16)
+    model = new_model(g, 96, 48, 16)
     images = golden_methods.draw("image_vit_96x48_s16", (int(g["images"]), 3, 96, 48))
     token = torch.from_numpy(g["class_token"])
     with torch.no_grad():
@@ -66,19 +63,16 @@ def test_feature_and_projection_of_both_modalities(golden_methods, clip_of):
                 wanted = both[:len(images)] if m is Modality.RGB or head == "projection" else both[len(images):]
                 wanted = wanted.flip(0) if head == "projection" and m is Modality.IR else wanted
                 np.testing.assert_allclose(rows, wanted, atol=2e-4)
-        model = CCLNet(clip_of(g).visual, 96, 48, 16).eval()
+        model = new_model(g, 96, 48, 16).eval()
         feature = model.encode_image(images, "ir").feature
         np.testing.assert_allclose(feature, torch.nn.functional.normalize(token, dim=1), atol=2e-5)
 
 
-def test_stems_are_two_copies_and_all_else_is_shared(golden_methods, clip_of):
-    clip = clip_of(golden_methods.load("vit_96x48_s16"))
-    before = copy.deepcopy(clip.visual.state_dict())
-    model = CCLNet(clip.visual, 96, 48, 16)
-    names = [name for name, _ in model.tower.named_parameters()]
-    assert sum(name.startswith("stems.") for name in names) == 2 and len(names) == len(before) + 1
+def test_stems_are_two_copies_and_all_else_is_shared(golden_methods, new_model):
+    tower = new_model(golden_methods.load("vit_96x48_s16"), 96, 48, 16).tower
+    before = tower.stems["rgb"].weight.clone()
+    assert torch.equal(tower.stems["ir"].weight, before)
     with torch.no_grad():
-        model.tower.stems["ir"].weight.zero_()
-        model.tower.positional_embedding.zero_()
-    assert all(torch.equal(value, before[name]) for name, value in clip.visual.state_dict().items())
-    assert torch.equal(model.tower.stems["rgb"].weight, before["conv1.weight"])
+        tower.stems["ir"].weight.zero_()
+    assert torch.equal(tower.stems["rgb"].weight, before)
+    assert sum("stems." in name for name, _ in tower.named_parameters()) == 2

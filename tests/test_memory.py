@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loss.association import Links, hungarian
 
 from configs.defaults import load_config
-from loss.association import Links, hungarian
 from loss.cclnet import CCLNetMemory, swap
 from loss.cluster_memory import ClusterMemory
 from processor.setup import train_settings
@@ -126,8 +126,8 @@ def test_without_swaps_the_modalities_do_not_meet():
 
 def test_an_epochs_memory_has_the_settings_numbers_and_swaps_from_the_swap_epoch_on():
     settings = train_settings(load_config(None, [
-        "MEMORY.TEMPERATURE", "0.07", "MEMORY.MOMENTUM", "0.3", "MEMORY.SWAP_EPOCH", "4", "MEMORY.SWAP_SCALE", "0.6",
-        "MEMORY.SWAP_ORDER", "simultaneous"]), 9)
+        "METHOD.TEMPERATURE", "0.07", "METHOD.MOMENTUM", "0.3", "METHOD.CROSS_EPOCH", "4", "METHOD.SWAP_SCALE", "0.6",
+        "METHOD.SWAP_ORDER", "simultaneous"]), 9)
     start = dict(zip(Modality, prototypes()))
     for epoch in range(1, 10):
         memory = settings.new_memory(start, epoch)

@@ -3,22 +3,22 @@ import dataclasses
 import itertools
 from types import SimpleNamespace
 
+import loss.linking
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loss.association import Links, hungarian, link, no_links, progressive, sinkhorn
+from loss.linking import start_memory
 
 import loss.calibration
-import loss.linking
 import loss.rpnr
 import processor.train
 from clustering.quality import cluster_quality, link_numbers, with_images
 from configs.defaults import choices, load_config
 from data.pseudo_labels import cluster_means
-from loss.association import Links, hungarian, link, no_links, progressive, sinkhorn
 from loss.calibration import calibrate
 from loss.cluster_memory import HardMemory
-from loss.linking import start_memory
 from loss.methods import METHODS, method_class
 from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
 from processor.guidance import TextGuidance
@@ -319,7 +319,7 @@ def test_prototypes_are_linked_once_in_a_step(method, monkeypatch):
 def test_settings_reach_the_methods(monkeypatch):
     """Each setting of the methods does what it says."""
     def made(method="rpnr", **changes):
-        words = {"MEMORY.METHOD": method, "MEMORY.SWAP_EPOCH": 1, **{f"MEMORY.{k}": v for k, v in changes.items()}}
+        words = {"METHOD.NAME": method, "METHOD.CROSS_EPOCH": 1, **{f"MEMORY.{k}": v for k, v in changes.items()}}
         s = train_settings(load_config(None, [str(word) for pair in words.items() for word in pair]), 9)
         labels = {m: np.repeat(np.arange(k), 3) for m, k in zip(Modality, (4, 3))}
         embedded = {m: {"feature": unit(len(of), seed=5), "projection": unit(len(of), seed=6 + i)}
@@ -357,11 +357,11 @@ def test_values_that_are_none_are_named(key, value):
 
 
 def test_train_prepare_has_no_texts_to_match_by():
-    config = load_config(None, ["MEMORY.MATCH_BY", "text"])
+    config = load_config(None, ["METHOD.LINK_BY", "text"])
     with pytest.raises(UserError, match="train_prepare.py has no texts.*choose prototype, centroid or projection"):
         train_settings(config, 9, texts=False)
     assert train_settings(config, 9).memory.match_by == "text"
-    linkless = load_config(None, ["MEMORY.MATCH_BY", "text", "MEMORY.METHOD", "none"])      # links nothing in any space
+    linkless = load_config(None, ["METHOD.LINK_BY", "text", "METHOD.NAME", "none"])      # links nothing in any space
     assert loss.linking.matching_space(train_settings(linkless, 9, texts=False).memory) == "prototype"
 
 
@@ -369,9 +369,9 @@ def test_train_prepare_has_no_texts_to_match_by():
 @pytest.mark.parametrize("method, momentum", [("pgm", 0.2), ("rpnr", 0.1)])
 def test_configurations_of_the_methods(name, method, momentum):
     config = load_config(f"configs/{name}_{method}.yml")
-    assert config.MEMORY.METHOD == method and config.MEMORY.MOMENTUM == momentum and config.INPUT.CHANNEL == 1
-    assert config.MEMORY.SWAP_EPOCH == config.PREPARE.EPOCHS // 2 + 1 == config.FINETUNE.EPOCHS // 2 + 1
-    assert config.MEMORY.TOP_IMAGES == (5 if (name, method) == ("regdb", "rpnr") else 20)
+    assert config.METHOD.NAME == method and config.METHOD.MOMENTUM == momentum and config.INPUT.CHANNEL == 1
+    assert config.METHOD.CROSS_EPOCH == config.PREPARE.EPOCHS // 2 + 1 == config.FINETUNE.EPOCHS // 2 + 1
+    assert config.METHOD.TOP_IMAGES == (5 if (name, method) == ("regdb", "rpnr") else 20)
     assert method in config.OUTPUT_DIR and config.DATASET.NAME == name
 
 
@@ -388,7 +388,7 @@ def test_learning_rates_of_the_methods_are_those_of_two_released_runs(name, meth
         released.step()
     config = load_config(f"configs/{name}_{method}.yml")
     for stage in (config.PREPARE, config.FINETUNE):
-        s = train_settings(config, stage.EPOCHS, stage.RESTART_AT_SWAP)
+        s = train_settings(config, stage.EPOCHS, stage.RESTART_AT_CROSS)
         assert [s.lr * s.lr_factor(epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
         assert s.restart_epoch == epochs + 1 and s.bias_lr_factor == 1
 
@@ -414,7 +414,7 @@ def test_links_come_from_the_space_that_is_asked_for():
     guidance = TextGuidance(texts, LABELS, 0.1)
     found, inputs = {}, embedded()
     for space in SPACES:
-        s = tiny_settings(MEMORY__MATCH_BY=space)
+        s = tiny_settings(METHOD__LINK_BY=space)
         found[space] = start_memory(inputs, labels, 1, s, guidance)[1]
     assert found["prototype"].fixed is None
     means = [cluster_means(inputs[m]["feature"], labels[m]) for m in Modality]
@@ -428,7 +428,7 @@ def test_links_come_from_the_space_that_is_asked_for():
 def test_projections_are_linked_by_means_of_unit_ones(monkeypatch):
     inputs, linked = embedded(), []
     monkeypatch.setattr(loss.linking, "link", lambda method, *rows: linked.extend(rows) or link(method, *rows))
-    start_memory(inputs, LABELS, 1, tiny_settings(MEMORY__MATCH_BY="projection"))
+    start_memory(inputs, LABELS, 1, tiny_settings(METHOD__LINK_BY="projection"))
     for m, rows in zip(Modality, linked, strict=True):
         unit_rows = inputs[m]["projection"] / inputs[m]["projection"].norm(dim=1, keepdim=True)
         torch.testing.assert_close(rows, unit_rows.reshape(PEOPLE, EACH, -1).mean(1))
@@ -438,7 +438,7 @@ def test_rpnr_calibrates_from_the_swap_epoch_on_and_averages_means_of_their_leng
     """Prototypes and hybrid memory start from the clusters before calibration; the hybrid's mean keeps lengths."""
     inputs = {m: {"feature": unit(IMAGES, 16, seed=10 + i) * torch.linspace(0.2, 2, IMAGES)[:, None]}
               for i, m in enumerate(Modality)}
-    s = tiny_settings(MEMORY__METHOD="rpnr", MEMORY__SWAP_EPOCH=2)
+    s = tiny_settings(METHOD__NAME="rpnr", METHOD__CROSS_EPOCH=2)
     before, _ = start_memory(inputs, LABELS, 1, s)
     labels, both = start_memory(inputs, LABELS, 2, s)
     means = {m: cluster_means(inputs[m]["feature"], LABELS[m]) for m in Modality}
@@ -456,7 +456,7 @@ def test_rpnrs_features_alone_are_of_both_mirror_images(clip, banks, monkeypatch
     calls = []
     monkeypatch.setattr(processor.train, "embed", lambda *a, mirrored, **k: calls.append((a[3], mirrored)))
     for space, heads in (("", ("feature",)), ("projection", ("feature", "projection"))):
-        s = tiny_settings(MEMORY__METHOD=method, MEMORY__MATCH_BY=space)
+        s = tiny_settings(METHOD__NAME=method, METHOD__LINK_BY=space)
         processor.train._features(None, banks[Modality.IR], Modality.IR, s, 1, ALONE)
         assert calls.pop() == (heads, mirrored)
 
@@ -538,7 +538,7 @@ def test_the_line_says_pairs_where_links_are_one_to_one():
 
 
 def test_every_space_is_a_choice_and_every_setting_has_its_field():
-    assert ["", *SPACES] == choices("MEMORY.MATCH_BY")
+    assert ["", *SPACES] == choices("METHOD.LINK_BY")
     assert {field.name for field in dataclasses.fields(memory_settings())} == {
         key.lower() for key in load_config().MEMORY}
     assert loss.linking.matching_space(memory_settings(method="rpnr")) == "centroid"

@@ -40,8 +40,8 @@ def run(clip, banks, folder, settings, stop_after=None):
 @pytest.mark.parametrize("method, space", [*itertools.product(("cclnet", "pgm", "rpnr"), SPACES), ("none", "")])
 def test_every_method_and_space_resumes_to_the_bit(clip, banks, tmp_path, method, space):
     """Stopped in the second of two epochs in which the modalities meet."""
-    settings = tiny_settings(epochs=2, MEMORY__METHOD=method, MEMORY__MATCH_BY=space, MEMORY__SWAP_EPOCH=1,
-                             INPUT__CHANNEL=1.0, MEMORY__GRADIENTS="released" if space == "projection" else "exact")
+    settings = tiny_settings(epochs=2, METHOD__NAME=method, METHOD__LINK_BY=space, METHOD__CROSS_EPOCH=1,
+                             INPUT__CHANNEL=1.0, METHOD__GRADIENTS="released" if space == "projection" else "exact")
     whole, rows = run(clip, banks, tmp_path / "whole", settings)
     steps = len(Batches(banks, LABELS, settings, 1))
     resumed, again = run(clip, banks, tmp_path / "resumed", settings, stop_after=steps + 2)

@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 import torch
+from loss.cross_memory import CrossMemory
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import loss.cclnet
 from data.images import ImageBank
-from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
 from model.clip import TextTower
 from model.prompt import PromptLearner
@@ -92,7 +92,7 @@ def test_a_prompt_step_waits_for_nothing(clip, monkeypatch):
 @pytest.mark.parametrize("order", ["released", "simultaneous"])
 def test_a_swap_that_is_put_off_changes_no_bit(clip, order, monkeypatch, tmp_path):
     """A stopped and resumed run with it, against a run whose swaps are done at once."""
-    settings, banks = tiny_settings(MEMORY__SWAP_EPOCH=1, MEMORY__SWAP_ORDER=order, **AUGMENTATION), tiny_banks()
+    settings, banks = tiny_settings(METHOD__CROSS_EPOCH=1, METHOD__SWAP_ORDER=order, **AUGMENTATION), tiny_banks()
     swapped_at_once, put_off = [], []
 
     def finished(run):
@@ -117,7 +117,7 @@ def test_a_swap_that_is_put_off_changes_no_bit(clip, order, monkeypatch, tmp_pat
 @pytest.mark.parametrize("cache", ["mmap", "device"])
 def test_steps_wait_for_nothing_on_a_gpu(clip, cache):
     """PyTorch itself raises where it would wait; the links of a swap are exempt."""
-    settings = tiny_settings(MEMORY__SWAP_EPOCH=1, **AUGMENTATION)
+    settings = tiny_settings(METHOD__CROSS_EPOCH=1, **AUGMENTATION)
     banks = {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
     state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
     guidance = TextGuidance({m: torch.randn(PEOPLE, 32, device="cuda") for m in Modality}, LABELS, 0.1)

@@ -189,7 +189,7 @@ def test_out_of_memory_in_any_form(error, expected, capsys):
 @pytest.mark.parametrize("load", ["load_checkpoint", "load_clip"])
 def test_a_file_is_not_blamed_for_missing_memory(load, tmp_path, monkeypatch):
     from model.clip import load_clip
-    from utils.checkpoint import load_checkpoint
+    from model.published import load_checkpoint
     path = tmp_path / "whole.pth"
     torch.save({}, path)
     monkeypatch.setattr(torch, "load", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("std::bad_alloc")))

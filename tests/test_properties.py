@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustering.clustering import cluster
+from clustering.labels import cluster
 from data.augment import MEAN, STD, Augmentation, apply, draw
 from data.sampler import cluster_batches, iterations_per_epoch
 from loss.cclnet import CCLNetMemory

@@ -14,6 +14,7 @@ from PIL import Image
 
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from model.published import load_checkpoint
 from model.released import (
     describe_released,
     model_from_checkpoint,
@@ -23,7 +24,6 @@ from model.released import (
     released_state,
 )
 from tools.export_released import main
-from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,5 +1,4 @@
-"""The page of a run: everything is on it, nothing is fetched; ranked lists as files."""
-import csv
+"""The page of a run, and that of several: everything is on it, nothing is fetched, and no number is another's."""
 import html
 import json
 import logging
@@ -12,21 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scripts
 import torch
-import trees
 import yaml
 
 from processor.evaluate import rank_features
 from processor.ranking import rank_trial, save_rankings
 from report import __main__ as command
+from report.compare import group_runs, write_comparison_page
 from report.content import retrieval_content, stage_content
+from report.curves import comparison_charts, stage_charts
 from report.figures import Chart, Line, chart_figure, save_figures
-from report.groups import comparison_charts, group_runs
-from report.page import TEMPLATES
 from report.results import NUMBERS, compared_tables, find_results
 from report.run_files import read_run
-from report.write import save_report, write_comparison_page, write_run_page
+from report.write import save_report, write_run_page
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
 from utils.errors import UserError
 from utils.modality import Modality
@@ -36,36 +33,41 @@ PROBE = (Path(__file__).parent / "report_probe.html").read_text()     # its find
 
 
 def make_run(folder, seed):
-    """A run's folder as the stages leave it but for its page, with random features and made-up numbers."""
+    """Write a run's folder as the stages leave it but for its page, with random features: data, rankings, evaluations.
+
+    The losses have names that no method of ours has.
+    """
     rng, data, banks = np.random.default_rng(seed), tiny_data(), tiny_banks()
-    known = np.arange(IMAGES)
     looks = rng.normal(size=(PEOPLE, 8)).repeat(IMAGES // PEOPLE, 0)
-    features = {m: torch.nn.functional.normalize(torch.from_numpy(
-        looks + rng.normal(size=(IMAGES, 8))).float(), dim=1) for m in Modality}
-    evaluations = [rank_features(data, retrieval, {m: (known, features[m]) for m in Modality})
-                   for retrieval in retrievals(data)]
+    features = {m: (np.arange(IMAGES), torch.nn.functional.normalize(torch.from_numpy(
+        looks + rng.normal(size=(IMAGES, 8))).float(), dim=1)) for m in Modality}
+    evaluations = [rank_features(data, retrieval, features) for retrieval in retrievals(data)]
+    rankings = [rank_trial(data, *tested) for tested in zip(retrievals(data), evaluations)]
     labels = {m: np.where(rng.random(IMAGES) < 0.2, -1, np.arange(IMAGES) // 6) for m in Modality}
-    pairs = np.arange(PEOPLE), np.roll(np.arange(PEOPLE), seed), rng.random(PEOPLE)
+    links = np.arange(PEOPLE), np.roll(np.arange(PEOPLE), seed), rng.random(PEOPLE)
     (folder / "report_data").mkdir(parents=True)
-    folder.joinpath("config.yml").write_text(f"SEED: {seed}\nDATASET:\n  NAME: tiny\nCLUSTER:\n  K1: {20 + seed}\n")
+    folder.joinpath("config.yml").write_text(yaml.safe_dump({
+        "SEED": seed, "DATASET": {"NAME": "tiny"}, "CLUSTER": {"K1": 20 + seed}, "METHOD": {"CROSS_EPOCH": 2}}))
     folder.joinpath("report_data/run-train_clip.json").write_text(json.dumps({
         "method": "Method", "command": "python train_clip.py SEED 1", "started": "2026-01-02T03:04:05+00:00",
-        "commit": "abc1234", "versions": {"torch": "9.9"}, "hardware": "A machine",
-        "defaults": {"SEED": 1, "DATASET.NAME": "sysu", "CLUSTER.K1": 20 + seed}}))
-    rows = [{"stage": stage, "epoch": epoch, "loss": 1 / epoch, "loss_rgb": 2 / epoch, "loss_ir": 3 / epoch, "lr": 1e-4,
-             "clusters_rgb": 6, "clusters_ir": 7, "clusters_per_person_rgb": 1.2, "matched": 5.0 * (epoch > 2),
-             "ari_rgb": 0.5, "ari_ir": 0.6, "matching_accuracy": 0.1 * epoch,
+        "commit": "abc1234", "versions": {"torch": "9.9"}, "hardware": "A machine"}))
+    rows = [{"stage": stage, "epoch": epoch, "loss_rgb": 2 / epoch, "loss_ir": 3 / epoch, "loss_my_own": 1 / epoch,
+             "clusters_rgb": 6, "clusters_ir": 7, "clusters_per_person_rgb": 1.2, "links": 5, "link_similarity": 0.5,
+             "ari_rgb": 0.5, "ari_ir": 0.6, "link_accuracy": 0.1 * epoch, "lr": 1e-4,
              "seconds": 30.0, "test": a_record(0.1 * epoch * seed)}
             for stage in ("prepare", "finetune") for epoch in (1, 2, 3)]
-    for name, number, facts in (("baseline_clip", 0.04, {"checkpoint": "baseline CLIP", "epoch": 0}),
-                                ("model_last", 0.3 * seed, {"checkpoint": "runs/x/model_last.pth", "epoch": 3})):
-        (folder / f"tests/{name}").mkdir(parents=True)
-        (folder / f"tests/{name}/metrics.json").write_text(json.dumps({**a_record(number), **facts}))
     folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = stage_content("finetune", data, banks, retrievals(data)[0], evaluations[0], banks,
-                            labels, pairs, {m: images.persons for m, images in data.train.items()})
+    add_test(folder, "baseline_clip", 0.04, checkpoint="baseline CLIP", selection="no training", epoch=0)
+    add_test(folder, "model_last", 0.3 * seed, checkpoint="runs/x/model_last.pth", epoch=3)
+    content = stage_content(data, banks, rankings[0], banks, labels, links)
     folder.joinpath("report_data/finetune.json").write_text(json.dumps(content))
-    return data, evaluations
+    return data, rankings, evaluations
+
+
+def add_test(folder, name, number, **facts):
+    """Write tests/NAME/metrics.json."""
+    (folder / "tests" / name).mkdir(parents=True)
+    (folder / "tests" / name / "metrics.json").write_text(json.dumps({**a_record(number), **facts}))
 
 
 def a_record(number):
@@ -83,10 +85,10 @@ def retrievals(data):
 def runs(tmp_path_factory):
     """Two runs' folders, and data and evaluations of the first."""
     folder = tmp_path_factory.mktemp("runs")
-    data, evaluations = make_run(folder / "first", 1)
+    data, rankings, evaluations = make_run(folder / "first", 1)
     make_run(folder / "second", 2)
     save_report(folder / "first", logging.getLogger("test"), "test",
-                lambda: retrieval_content("test", data, tiny_banks(), retrievals(data), evaluations))
+                lambda: retrieval_content(data, tiny_banks(), rankings))
     write_comparison_page([folder / "first", folder / "second"])
     return folder, data, evaluations
 
@@ -95,13 +97,12 @@ def test_page_holds_everything_and_fetches_nothing(runs):
     text = (runs[0] / "first/report.html").read_text()
     for words in ("tiny v2t", "tiny t2v", "Best queries", "Worst queries", "Random queries", "Most impure clusters",
                   "Linked clusters", "different persons", "Outliers, infrared", "Test embeddings", "CMC",
-                  "Learning rate", "swapping begins", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME",
-                  "Choose a person", "first right image at rank", "seed 0, perplexity", "epoch 0: baseline",
+                  "Learning rate", "modalities meet", "Distances, visible to infrared", "camera 1: 30", "DATASET.NAME",
+                  "Choose a person", "first right image at rank", "seed 0, perplexity", "epoch 0: before training",
                   "diagnosis by known identities", "1.0e-04", "abc1234", "A machine", "torch 9.9", "2026-01-02 03:04",
-                  "python train_clip.py SEED 1",
-                  "3 min 0 s", "Method"):
+                  "python train_clip.py SEED 1", "3 min 0 s", "Method"):
         assert words in text, words
-    assert text.count("<h2>") == len(re.findall(r'<section id="', text)) <= 8
+    assert text.count("<h2>") == len(re.findall(r'<section id="', text)) == 8
     assert text.index('id="results"') < text.index('id="lists"') < text.index('id="map"') < text.index('id="clusters"')
     outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     assert not re.search(r"https?://|url\((?!#)|@import|src=\"(?!data:)", outside)
@@ -110,28 +111,27 @@ def test_page_holds_everything_and_fetches_nothing(runs):
     assert "#1d2127" not in text.replace("--ink:#1d2127", "")      # figures take the page's colours
 
 
-def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
-    """The scripts themselves, with nothing left out; the page holds what each of them was to add."""
-    data = trees.people_tree(tmp_path / "data")
-    words = scripts.settings(DATASET__ROOT=data, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
-    for script in ("train_prepare", "train_clip"):
-        assert scripts.call(scripts.load(script), words) == 0
-    words = ["--resume_path", tmp_path / "run/model_last.pth", "OUTPUT_DIR", tmp_path / "tested"]
-    results = "tested/tests/model_last-python-all"
-    assert scripts.call(scripts.load("test"), words) == 0
-    for folder, pages in (("run", 2), (results, 1)):
-        log, text = ((tmp_path / folder / name).read_text() for name in ("log.txt", "report.html"))
-        assert log.count("page to look at: ") == pages and "warning: the report" not in log
-        assert text.count("<h4>Best queries</h4>") == text.count("train_clip.py, last epoch; ") + (folder != "run") == 1
-        assert ("<h4>Largest clusters, visible</h4>" in text) == (folder == "run")
-        assert (tmp_path / folder / "report_data").is_dir() and text.count("<dt>Hardware</dt>") == 1
-    run = (tmp_path / "run/report.html").read_text()
-    for anchor in ("results", "lists", "map", "clusters", "training", "details", "data", "settings"):
-        assert f'<section id="{anchor}">' in run, anchor
-    for line in (tmp_path / "run/log.txt").read_text().splitlines():
-        assert len(line) <= 160 or line.startswith("page to look at"), line
-    everything = write_run_page(tmp_path / "run", all_stages=True).read_text()
-    assert everything.count("<h4>Best queries</h4>") == 2
+def test_every_loss_is_drawn_whatever_its_name(runs):
+    """One chart of a stage holds all of them; the comparison has one of each."""
+    rows = read_run(runs[0] / "first").epochs
+    charts = {chart.name: chart for chart in stage_charts(rows, "prepare", False, 2)}
+    assert [(line.label, line.y[0]) for line in charts["prepare_loss"].lines] == [
+        ("visible", 2), ("infrared", 3), ("my own", 1)]
+    assert charts["prepare_loss"].mark == (2, "modalities meet") and charts["prepare_links"].lines[0].y == [5, 5, 5]
+    assert not any(chart.mark for chart in stage_charts(rows, "prepare", False, 4))      # not yet
+    prompts = [{"stage": "prompt", "epoch": 1, "loss": 0.5}]
+    assert [chart.lines[0].y for chart in stage_charts(prompts, "prompt", False)] == [[0.5]]
+    compared = {chart.name: chart.title for chart in comparison_charts({"a": [rows], "b": [rows]}, "prepare", False)}
+    assert compared["prepare_loss_my_own"] == "Losses, my own"
+
+
+def test_a_stage_without_links_or_identities(runs):
+    """Nothing is called linked, right or wrong."""
+    labels = {m: np.arange(IMAGES) // 6 for m in Modality}
+    data, banks = tiny_data(np.zeros(IMAGES, int)), tiny_banks()
+    ranking = rank_trial(data, retrievals(data)[0], runs[2][0])
+    found = stage_content(data, banks, ranking, banks, labels, None)["clusters"]
+    assert found["links"] == [] and not found["known"] and "right" not in json.dumps(found)
 
 
 ATTACK = """</title></script><script>alert(1)</script>"><img src=x onerror='alert("2")'>"""
@@ -145,6 +145,7 @@ def test_everything_from_files_is_text(runs, tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row["test"]["protocol"] = ATTACK
+        row[f"loss_{ATTACK}"] = 1
     rows.append({**rows[-1], "stage": ATTACK, ATTACK: 1})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for path in (folder / "report_data/finetune.json", folder / "report_data/test.json"):
@@ -156,16 +157,14 @@ def test_everything_from_files_is_text(runs, tmp_path):
                 for image in (entry["query"], *entry["gallery"], entry["behind"] or {}):
                     content["images"][ATTACK] = content["images"][entry["query"]["image"]]
                     image.update(path=ATTACK, image=ATTACK, person=ATTACK, camera=ATTACK)
-        for pair in content.get("clusters", {}).get("pairs", ()):
-            pair["sides"][0].update(cluster=ATTACK, person=ATTACK)
+        for link in content.get("clusters", {}).get("links", ()):
+            link["sides"][0].update(cluster=ATTACK, person=ATTACK)
         content["map"]["persons"] = [ATTACK] * len(content["map"]["persons"])
         path.write_text(json.dumps(content))
     (folder / "report_data/run-test.json").write_text(json.dumps(
         {"method": ATTACK, "command": ATTACK, "started": ATTACK, "commit": ATTACK, "versions": {ATTACK: ATTACK},
-         "hardware": ATTACK, "defaults": {ATTACK: 1}}))
-    other = folder / ATTACK.replace("/", "")
-    other.mkdir()
-    other.joinpath("metrics.json").write_text(json.dumps({**rows[0]["test"], "checkpoint": ATTACK}))
+         "hardware": ATTACK}))
+    add_test(folder, ATTACK.replace("/", ""), 0.5, checkpoint=ATTACK)
 
     for path in (write_run_page(folder),
                  write_comparison_page([folder, runs[0] / "first"], tmp_path / "comparison.html")):
@@ -194,12 +193,6 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_json_in_a_script_stays_inside(tmp_path):
-    """The filter that templates have for values in a script."""
-    text = TEMPLATES.from_string("<script>const x={{ x | tojson }}</script>").render(x=ATTACK)
-    assert text.count("</script>") == text.count("<script>") == 1
-
-
 @pytest.mark.parametrize("name", ["report.html", "report_data/test.json", "ranking_v2t.csv", "figures/cmc_1.png"])
 def test_killed_half_way(runs, tmp_path, monkeypatch, name):
     """What is under a name stays whole until the new file is."""
@@ -225,16 +218,6 @@ def test_killed_half_way(runs, tmp_path, monkeypatch, name):
                 (runs[0] / "first/report_data/test.json").read_text()))
     assert (folder / name).read_text() == "the old one"
     assert not list(folder.rglob(".*"))
-
-
-def test_names_of_earlier_versions(runs, tmp_path):
-    """Runs whose fine-tuning was called "model"."""
-    shutil.copytree(runs[0] / "first", tmp_path / "run")
-    path = tmp_path / "run/metrics.jsonl"
-    path.write_text(path.read_text().replace('"finetune"', '"model"'))
-    (tmp_path / "run/report_data/finetune.json").rename(tmp_path / "run/report_data/model.json")
-    old, new = write_run_page(tmp_path / "run").read_text(), (runs[0] / "first/report.html").read_text()
-    assert old == new.replace(str(runs[0] / "first"), str(tmp_path / "run")).replace("Run first", "Run run")
 
 
 def test_any_name_of_a_run(tmp_path):
@@ -292,19 +275,19 @@ def test_best_epochs_and_other_tests_have_rows_of_their_own(runs, tmp_path):
     rows[-2]["test"] = a_record(0.02)
     rows[-3]["test"] = a_record(0.9)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "run/tests/elsewhere").mkdir()
-    (tmp_path / "run/tests/elsewhere/metrics.json").write_text(json.dumps(
-        {**a_record(0.01), "checkpoint": "a/other.pth", "epoch": 9}))
+    add_test(tmp_path / "run", "elsewhere", 0.01, checkpoint="a/other.pth", epoch=9)
+    add_test(tmp_path / "run", "x-model_last", 0.01, checkpoint="x/model_last.pth", epoch=3, of_this_run=False)
     found = rows_of(write_run_page(tmp_path / "run").read_text(), "Small numbers below")
     assert [row[:2] for row in found[2:]] == [
         ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"],
         ["train_clip.py, epoch 1, best Rank-1 on test data", "90.0 ± 1.4 +86.0"],
-        ["elsewhere: other.pth", "1.0 ± 1.4 −3.0"]]
+        ["elsewhere: other.pth", "1.0 ± 1.4 −3.0"], ["x-model_last: model_last.pth", "1.0 ± 1.4 −3.0"]]
 
 
 def test_settings_that_differ_come_first(runs):
     text = (runs[0] / "first/report.html").read_text()
-    assert rows_of(text, "Settings that differ from the defaults") == [["DATASET.NAME", "tiny", "sysu"]]
+    assert rows_of(text, "Settings that differ from the defaults") [:2] == [
+        ["CLUSTER.K1", "21", "30"], ["DATASET.NAME", "tiny", "sysu"]]
     assert ["CLUSTER.K1", "21"] in rows_of(text, "All settings")
 
 
@@ -344,40 +327,46 @@ def runs_of(folder, values, **settings):
     return folders
 
 
+def groups_of(folders):
+    return group_runs({str(folder): read_run(folder) for folder in folders})
+
+
+def test_runs_that_differ_in_their_seed_alone_belong_together(tmp_path):
+    """A key that a run does not name has its default; without two runs of one kind, each keeps its own name."""
+    a = runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], CLUSTER={"K1": 30})
+    b = runs_of(tmp_path / "b", [(0.2, 0.6)])               # K1 is 30 by default
+    c = runs_of(tmp_path / "c", [(0.2, 0.6), (0.1, 0.2)], CLUSTER={"K1": 25})
+    assert {label: len(group) for label, group in groups_of([*a, *b, *c]).items()} == {
+        "CLUSTER.K1 30 (n = 3)": 3, "CLUSTER.K1 25 (n = 2)": 2}
+    assert list(groups_of([a[0], c[0]])) == [str(a[0]), str(c[0])]
+    for folder in a:
+        (folder / "config.yml").unlink()                    # settings that are not known are not the same
+    assert list(groups_of(a)) == list(map(str, a))
+
+
 def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
-    folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], MEMORY={"MOMENTUM": 0.1}),
-               *runs_of(tmp_path / "b", [(0.2, 0.65)], MEMORY={"MOMENTUM": 0.2})]
-    groups = group_runs({str(folder): read_run(folder) for folder in folders})
-    assert {label: len(group) for label, group in groups.items()} == {"MEMORY.MOMENTUM 0.1 (n = 2)": 2,
-                                                                      "MEMORY.MOMENTUM 0.2 (n = 1)": 1}
+    folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], CLUSTER={"K1": 30}),
+               *runs_of(tmp_path / "b", [(0.2, 0.65)], CLUSTER={"K1": 25})]
+    first, second = "CLUSTER.K1 30 (n = 2)", "CLUSTER.K1 25 (n = 1)"
+    groups = groups_of(folders)
     (table,) = compared_tables({label: [find_results(run) for run in group] for label, group in groups.items()})
     assert [[row["name"], *(row["cells"][0][key] for key in ("value", "spread", "gain"))] for row in table["rows"]] == [
-        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0", "± 14.1", ""], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0", "", "+15.0"]]
+        [first, "50.0", "± 14.1", ""], [second, "65.0", "", "+15.0"]]
+    epoch_0 = {"stage": "prepare", "epoch": 0, "test": {"protocol": "p", **{k: 0.05 for k in NUMBERS}}}
     rows = {label: [run.epochs for run in group] for label, group in groups.items()}
+    rows[first] = [[epoch_0, *epochs] for epochs in rows[first]]
     chart = next(chart for chart in comparison_charts(rows, "prepare", False) if chart.name == "prepare_test_rank1")
     one, other = chart.lines
-    assert (one.x, one.label) == ([1, 2], "MEMORY.MOMENTUM 0.1 (n = 2)")
-    np.testing.assert_allclose((one.y, one.spread), ([20, 50], [200 ** 0.5] * 2))
-    assert (other.y, other.spread) == (pytest.approx([20, 65]), ())
+    assert (one.x, one.label, other.label) == ([0, 1, 2], first, second) and "epoch 0" in chart.unit
+    np.testing.assert_allclose((one.y, one.spread), ([5, 20, 50], [0, *[200 ** 0.5] * 2]))
+    assert (other.x, other.y, other.spread) == ([1, 2], pytest.approx([20, 65]), ())
+    band = chart_figure(chart).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((5, 50 + 200 ** 0.5))
     text = write_comparison_page(folders, tmp_path / "page.html").read_text()
     assert [row[:2] for row in rows_of(text, "<h3>train_prepare.py: p")] == [
-        ["MEMORY.MOMENTUM 0.1 (n = 2)", "50.0 ± 14.1"], ["MEMORY.MOMENTUM 0.2 (n = 1)", "65.0 +15.0"]]
-    seeds = write_comparison_page(folders[:2], tmp_path / "page.html").read_text()
-    assert "the difference to MEMORY.MOMENTUM 0.1 (n = 2)" in text and "the difference to" not in seeds
-    epoch_0 = {"stage": "prepare", "epoch": 0, "test": {"protocol": "p", **{k: 0.05 for k in NUMBERS}}}
-    unset = runs_of(tmp_path / "c", [(0.1, 0.2), (0.1, 0.3)], MEMORY={"MOMENTUM": ""})
-    assert "MEMORY.MOMENTUM (not set) (n = 2)" in group_runs({str(f): read_run(f) for f in [*folders, *unset]})
-    rows[one.label] = [[epoch_0, *epochs] for epochs in rows[one.label]]
-    charts = comparison_charts(rows, "prepare", False)
-    first, second = next(chart for chart in charts if chart.name == "prepare_test_rank1").lines
-    assert (first.x, first.y[0], first.spread[0], second.x) == ([0, 1, 2], 5, 0, [1, 2])
-    assert all("epoch 0" in chart.unit for chart in charts)
-    assert list(group_runs({str(folder): read_run(folder) for folder in folders[1:]})) == list(map(str, folders[1:]))
+        [first, "50.0 ± 14.1"], [second, "65.0 +15.0"]] and f"the difference to {first}" in text
     alone = write_comparison_page(folders[1:], tmp_path / "page.html").read_text()
     assert "(n = " not in alone and 'data-name="seed2"' in alone
-    figure = chart_figure(chart)
-    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((20 - 200 ** 0.5, 50 + 200 ** 0.5))
 
 
 def test_charts_say_where_their_axis_begins():
@@ -412,31 +401,6 @@ def test_folders_without_a_sound_run(tmp_path, name, content):
         write_run_page(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
         write_run_page(tmp_path / "elsewhere")
-
-
-def test_ranked_lists_as_files(runs, tmp_path):
-    """Others get the same mAP from the CSV's ranking and from the features."""
-    _, data, evaluations = runs
-    names = [path.name for path in save_rankings(tmp_path, data, retrievals(data), evaluations)]
-    assert names == ["ranking_v2t.csv", "ranking_t2v.csv", "features.npz"]
-    for retrieval, evaluation in zip(retrievals(data), evaluations):
-        ranking = rank_trial(data, retrieval, evaluation)
-        assert ranking.average_precision.mean() == pytest.approx(evaluation.per_trial[0].mAP)
-    with open(tmp_path / "ranking_v2t.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == IMAGES * 20
-    first = [int(row["match"]) for row in rows if row["rank"] == "1"]
-    assert np.mean(first) == pytest.approx(evaluations[0].per_trial[0].cmc[0])
-    with np.load(tmp_path / "features.npz", allow_pickle=False) as arrays:
-        distance = 1 - (arrays["rgb_features"][arrays["v2t_query"]] @ arrays["ir_features"][arrays["v2t_gallery_0"]].T)
-        assert arrays["ir_paths"][distance[0].argmin()] == rows[0]["gallery"]
-
-
-def test_files_of_another_kind(tmp_path, monkeypatch):
-    (tmp_path / "metrics.json").write_text('{"rank1": 0.5}')
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
-    with pytest.raises(UserError, match="which lacks rank5; expected rank5 in it"):
-        command.main()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

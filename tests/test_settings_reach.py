@@ -11,9 +11,7 @@ import trees
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import clustering.clustering
 import data.augment
-import data.pseudo_labels
 import loss.cclnet
 import loss.cluster_memory
 import processor.evaluate
@@ -23,6 +21,8 @@ import processor.prompt
 import processor.run.folder
 import processor.setup
 import processor.train
+from clustering import jaccard, neighbours
+from clustering import labels as cluster_labels
 from configs.defaults import as_dict, load_config
 from data.augment import Augmentation
 from data.pseudo_labels import FILE_NAMES
@@ -44,15 +44,15 @@ ODD = {      # key -> another value than the default; the fixture fills in None
     "INPUT.HEIGHT": 48, "INPUT.WIDTH": 32, "INPUT.GREY": 0.7, "INPUT.FLIP": 0.3, "INPUT.PAD": 2, "INPUT.ERASE": 0.6,
     "INPUT.NORMALISATION": "half", "INPUT.CHANNEL": 0.4, "MODEL.CLIP_WEIGHTS": None,
     "CLUSTER.K1": 9, "CLUSTER.K2": 3, "CLUSTER.EPS": 0.7, "CLUSTER.MIN_SAMPLES": 2,
-    "MEMORY.TEMPERATURE": 0.07, "MEMORY.MOMENTUM": 0.3, "MEMORY.SWAP_EPOCH": 4, "MEMORY.SWAP_SCALE": 0.2,
-    "MEMORY.SWAP_ORDER": "simultaneous",
+    "METHOD.TEMPERATURE": 0.07, "METHOD.MOMENTUM": 0.3, "METHOD.CROSS_EPOCH": 4, "METHOD.SWAP_SCALE": 0.2,
+    "METHOD.SWAP_ORDER": "simultaneous",
     "SAMPLER.CLUSTERS": 3, "SAMPLER.INSTANCES": 4, "BATCH_NORM.SPLITS": 2,
     "OPTIM.LR": 0.0004, "OPTIM.BIAS_LR_FACTOR": 3.0, "OPTIM.WEIGHT_DECAY": 0.003, "OPTIM.WARMUP_EPOCHS": 3,
     "OPTIM.WARMUP_FACTOR": 0.25, "OPTIM.STEPS": [4, 5], "OPTIM.GAMMA": 0.5, "OPTIM.FACTORS": [["neck.", 0.1]],
     "PREPARE.EPOCHS": EPOCHS["prepare"],
     "PROMPT.EPOCHS": EPOCHS["prompt"], "PROMPT.BATCH_SIZE": 6, "PROMPT.LR": 0.004, "PROMPT.LR_MIN": 0.0002,
     "PROMPT.WARMUP_LR": 0.001, "PROMPT.WARMUP_EPOCHS": 2, "PROMPT.WEIGHT_DECAY": 0.03,
-    "FINETUNE.EPOCHS": EPOCHS["finetune"], "FINETUNE.LABEL_SMOOTHING": 0.3, "FINETUNE.RESTART_AT_SWAP": True,
+    "FINETUNE.EPOCHS": EPOCHS["finetune"], "FINETUNE.LABEL_SMOOTHING": 0.3, "FINETUNE.RESTART_AT_CROSS": True,
     "TEST.MODE": "indoor", "TEST.PROTOCOL": "original-1", "TEST.TRIALS": 3, "TEST.EVERY": 2, "TEST.BATCH_SIZE": 7,
     "CHECKPOINT.MINUTES": 2.5,
 }
@@ -68,8 +68,8 @@ ELSEWHERE = {    # keys that the run cannot vary -> the test below that does, an
     "MODEL.STRIDE": "test_vit.py: test_a_run_of_both_scripts: a ResNet's stride is its own",
     "MODEL.TOWER": "test_docs.py: test_the_backbone_of_the_example_is_trained_and_tested, for CLIP's own have one name",
     "PREPARE.ALLOW_COLLAPSE": "test_setup.py: test_train_prepare_goes_past_a_collapse_if_asked, for this run has none",
-    "PREPARE.RESTART_AT_SWAP": "test_setup.py: test_train_prepare_restarts_at_the_swap_epoch_if_asked, for here it "
-                               "would hide what FINETUNE.RESTART_AT_SWAP reaches",
+    "PREPARE.RESTART_AT_CROSS": "test_setup.py: test_train_prepare_restarts_at_the_swap_epoch_if_asked, for here it "
+                               "would hide what FINETUNE.RESTART_AT_CROSS reaches",
     "LOG.WANDB": "test_wandb.py: test_numbers_of_every_epoch, for the package is an extra",
 }
 
@@ -147,8 +147,8 @@ def watch_parts(watch):
     def prototypes(memory, *_):
         return memory.prototypes.clone()
 
-    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (data.pseudo_labels, ("cluster",)),
-                         (clustering.clustering, ("k_nearest", "query_expansion", "jaccard_graph", "DBSCAN")),
+    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (cluster_labels, ("cluster", "DBSCAN")),
+                         (neighbours, ("k_nearest",)), (jaccard, ("query_expansion", "jaccard_graph")),
                          (data.augment, ("draw", "apply")), (processor.features, ("normalise",)),
                          (processor.guidance, ("image_to_text",)), (processor.evaluate.Tester, ("__call__",)),
                          (processor.evaluate, ("rank_metrics",)), (Run, ("save_state",))):
@@ -587,9 +587,9 @@ REACHES = {      # key -> what must show
     "INPUT.GREY": augmentation, "INPUT.FLIP": augmentation, "INPUT.PAD": augmentation, "INPUT.ERASE": augmentation,
     "INPUT.NORMALISATION": trained_images_are_augmented, "OPTIM.FACTORS": learning_rates, "INPUT.CHANNEL": augmentation,
     "MODEL.CLIP_WEIGHTS": clip_weights, "CLUSTER.K1": clustering, "CLUSTER.K2": clustering,
-    "CLUSTER.EPS": clustering, "CLUSTER.MIN_SAMPLES": clustering, "MEMORY.TEMPERATURE": temperature,
-    "MEMORY.MOMENTUM": momentum, "MEMORY.SWAP_EPOCH": swap_epoch, "MEMORY.SWAP_SCALE": swap_scale_and_order,
-    "MEMORY.SWAP_ORDER": swap_scale_and_order, "SAMPLER.CLUSTERS": sampler, "SAMPLER.INSTANCES": sampler,
+    "CLUSTER.EPS": clustering, "CLUSTER.MIN_SAMPLES": clustering, "METHOD.TEMPERATURE": temperature,
+    "METHOD.MOMENTUM": momentum, "METHOD.CROSS_EPOCH": swap_epoch, "METHOD.SWAP_SCALE": swap_scale_and_order,
+    "METHOD.SWAP_ORDER": swap_scale_and_order, "SAMPLER.CLUSTERS": sampler, "SAMPLER.INSTANCES": sampler,
     "BATCH_NORM.SPLITS": batch_norm_splits,
     "OPTIM.LR": learning_rates, "OPTIM.BIAS_LR_FACTOR": learning_rates, "OPTIM.WEIGHT_DECAY": weight_decay,
     "OPTIM.WARMUP_EPOCHS": learning_rates, "OPTIM.WARMUP_FACTOR": learning_rates, "OPTIM.STEPS": learning_rates,
@@ -597,7 +597,7 @@ REACHES = {      # key -> what must show
     "PROMPT.BATCH_SIZE": prompt_batch_size, "PROMPT.LR": prompt_rates, "PROMPT.LR_MIN": prompt_rates,
     "PROMPT.WARMUP_LR": prompt_rates, "PROMPT.WARMUP_EPOCHS": prompt_rates,
     "PROMPT.WEIGHT_DECAY": prompt_weight_decay, "FINETUNE.EPOCHS": epochs,
-    "FINETUNE.LABEL_SMOOTHING": label_smoothing, "FINETUNE.RESTART_AT_SWAP": restart, "TEST.MODE": mode,
+    "FINETUNE.LABEL_SMOOTHING": label_smoothing, "FINETUNE.RESTART_AT_CROSS": restart, "TEST.MODE": mode,
     "TEST.PROTOCOL": protocol, "TEST.TRIALS": trials, "TEST.EVERY": every_epochs,
     "TEST.BATCH_SIZE": batch_size, "CHECKPOINT.MINUTES": checkpoint_minutes,
 }

@@ -156,15 +156,15 @@ def test_only_one_run_holds_a_folder(new_setup, tmp_path):
 
 
 def test_links_by_texts_need_texts():
-    by_text = load_config(None, ["MEMORY.MATCH_BY", "text"])
-    with pytest.raises(UserError, match="MEMORY.MATCH_BY is text, but train_prepare.py has no texts"):
+    by_text = load_config(None, ["METHOD.LINK_BY", "text"])
+    with pytest.raises(UserError, match="METHOD.LINK_BY is text, but train_prepare.py has no texts"):
         train_settings(by_text, 3, texts=False)
     assert train_settings(by_text, 3).memory.match_by == "text"
     assert train_settings(load_config(), 3, texts=False).memory.match_by == ""
 
 
 def test_settings_of_a_stage():
-    config = load_config(None, ["MEMORY.SWAP_EPOCH", "5", "INPUT.GREY", "0.3", "INPUT.CHANNEL", "0.2"])
+    config = load_config(None, ["METHOD.CROSS_EPOCH", "5", "INPUT.GREY", "0.3", "INPUT.CHANNEL", "0.2"])
     plain, restarted = train_settings(config, 3), train_settings(config, 3, restart=True, allow_collapse=False)
     assert (plain.restart_epoch, restarted.restart_epoch) == (None, 5)
     assert (plain.allow_collapse, restarted.allow_collapse) == (True, False)
@@ -175,8 +175,8 @@ def test_settings_of_a_stage():
 @pytest.mark.parametrize("restart, factors", [(False, (0.505, 1.0, 0.1)), (True, (0.505, 0.505, 1.0))])
 def test_train_prepare_restarts_at_the_swap_epoch_if_asked(train_prepare, tmp_path, restart, factors):
     """Whatever the fine-tune does: its own key says the opposite here."""
-    assert train_prepare(PREPARE__EPOCHS=3, OPTIM__LR=0.001, OPTIM__STEPS="[3]", PREPARE__RESTART_AT_SWAP=restart,
-                         FINETUNE__RESTART_AT_SWAP=not restart) == 0
+    assert train_prepare(PREPARE__EPOCHS=3, OPTIM__LR=0.001, OPTIM__STEPS="[3]", PREPARE__RESTART_AT_CROSS=restart,
+                         FINETUNE__RESTART_AT_CROSS=not restart) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == pytest.approx([0.001 * factor for factor in factors])
 
@@ -210,5 +210,5 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("method, views", [("cclnet", 1), ("pgm", 2)])
 def test_parts_of_batch_norm_know_the_views_of_the_method(new_setup, method, views):
-    setup = new_setup(MEMORY__METHOD=method, BATCH_NORM__SPLITS=2)
+    setup = new_setup(METHOD__NAME=method, BATCH_NORM__SPLITS=2)
     assert setup.model_to_train().neck.shares == (views, 1)

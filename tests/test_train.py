@@ -4,19 +4,19 @@ import io
 import re
 import time
 
+import loss.cross_memory as cross_memory
 import numpy as np
 import pytest
 import torch
 
 import loss.cclnet as cclnet
-import loss.cross_memory as cross_memory
 import processor.features as features
 import processor.guidance
 import processor.prompt as prompt
 import processor.train
+from clustering.labels import collapse_warnings, make_pseudo_labels
 from data.augment import normalise
 from data.images import ImageBank
-from data.pseudo_labels import collapse_warnings, make_pseudo_labels
 from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES
@@ -343,7 +343,7 @@ def test_non_finite_loss_names_epoch_iteration_and_images(model, banks, tester, 
 
     monkeypatch.setattr(cross_memory.CrossMemory, "losses", losses)
     with pytest.raises(NonFinite, match="loss_ir is not finite in epoch 1, iteration 3 ") as error:
-        train("prepare", model, named(banks), tiny_settings(MEMORY__SWAP_EPOCH=swap_epoch), TinyRun(tmp_path), tester)
+        train("prepare", model, named(banks), tiny_settings(METHOD__CROSS_EPOCH=swap_epoch), TinyRun(tmp_path), tester)
     assert re.search(r"\(images: rgb/\d+.jpg, .*ir/\d+.jpg", str(error.value))
 
 

@@ -8,13 +8,13 @@ import scripts
 import torch
 import torch.nn.functional as F
 import trees
+from loss.cross_memory import CrossMemory
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import processor.train
 import report.write
 from data.augment import MEAN, STD, normalise
 from loss.cluster_memory import ClusterMemory
-from loss.cross_memory import CrossMemory
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from processor.evaluate import Evaluation
@@ -114,7 +114,7 @@ def rates(model, banks, settings, run, stage="prepare"):
 
 
 SCHEDULE = {"OPTIM__WARMUP_EPOCHS": 3, "OPTIM__WARMUP_FACTOR": 0.1, "OPTIM__STEPS": [4], "OPTIM__LR": 0.001,
-            "MEMORY__SWAP_EPOCH": 5}
+            "METHOD__CROSS_EPOCH": 5}
 
 
 def test_learning_rate_of_each_epoch(model, banks, tmp_path):
@@ -247,7 +247,7 @@ def test_images_per_second_count_the_images_of_all_steps(model, banks, tmp_path,
 
     monkeypatch.setattr(processor.train, "train_step", train_step)
     monkeypatch.setattr(processor.train, "end_of_epoch", end_of_epoch)
-    settings = tiny_settings(epochs=2, MEMORY__METHOD=method)
+    settings = tiny_settings(epochs=2, METHOD__NAME=method)
     train("prepare", model, banks, settings, TinyRun(tmp_path), tiny_tester(banks))
     assert len(counted) == 2 and all(images == steps > 0 for images, steps in counted)
 

@@ -1,19 +1,21 @@
-"""How far links and labels can carry a method: training that is told the identities. A diagnosis, not a result.
+"""Upper bounds: train with ground-truth links or identities, to see how much better linking or clustering could help.
 
-    python tools/bounds.py links  train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
-    python tools/bounds.py labels train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
+    python tools/bounds.py links      train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
+    python tools/bounds.py labels     train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
+    python tools/bounds.py supervised train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
 
 `links` clusters as ever, but links each cluster with the one of the other modality that shows the same person, by the
-most frequent person of each. `labels` trains on the identities themselves in place of clusters, linked in the same
-way; rpnr calibrates them as it does clusters.
-train_clip in place of train_prepare does so in the fine-tune; run train_prepare first, with the same words. Results lie
-in OUTPUT_DIR-true-links or OUTPUT_DIR-true-labels, with a file BOUND.txt that says what they are. The same command
-again resumes.
+most frequent person of each. `labels` trains on the identities themselves in place of clusters, linked in the same way.
+`supervised` trains the identity loss alone: one prototype per person, shared by both modalities. train_clip in place of
+train_prepare does so in the fine-tune; run train_prepare first, with the same words. Results lie in
+OUTPUT_DIR-true-links, -true-labels or -supervised. The same command again resumes. None of these results is
+unsupervised.
 
-No setting of the training scripts does this: identities reach training through this tool alone.
+Each bound is a method that is told identities, METHOD.NAME cclnet-true-links and so on. No setting of the training
+scripts does this: identities reach training through this tool alone.
 """
 import sys
-from functools import partial
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -25,9 +27,9 @@ from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 def parse_arguments():
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("bound", choices=("links", "labels"))
+    parser.add_argument("bound", choices=("links", "labels", "supervised"))
     parser.add_argument("script", choices=("train_prepare", "train_clip"))
-    parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
+    parser.add_argument("--config_file", help="a .yml file with settings that differ from the defaults")
     parser.add_argument("--fresh", action="store_true", help="start over; old files are kept")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="single settings, as in SEED 2")
     return parser.parse_intermixed_args()
@@ -37,16 +39,16 @@ if __name__ == "__main__":
     exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-import processor.train  # noqa: E402
 from clustering.quality import known_persons, majority  # noqa: E402
 from configs.defaults import load_config  # noqa: E402
 from data.registry import open_dataset  # noqa: E402
-from loss.association import Links  # noqa: E402
-from report.run_files import BOUND_FILE  # noqa: E402
+from loss.cluster_memory import MOMENTUM, TEMPERATURE, ClusterMemory, cluster_means  # noqa: E402
+from loss.links import Links  # noqa: E402
+from loss.method import Method  # noqa: E402
+from loss.methods import METHODS  # noqa: E402
 from utils.modality import Modality  # noqa: E402
-
-NOTE = "Trained with true {}: the identities of the training images were used. A bound for comparison, not a result.\n"
 
 
 def true_links(labels, persons):
@@ -64,15 +66,70 @@ def true_links(labels, persons):
     return Links(*(np.array([largest[m.other].get(person, -1) for person in shown[m][0].tolist()]) for m in Modality))
 
 
-def told(start, bound, persons, embedded, labels, *rest, **named):
-    """Start an epoch's memory with true links, and, if asked, true labels. Args: start: the loop's `start_memory`."""
-    if bound == "labels":
-        labels = {m: np.unique(persons[m], return_inverse=True)[1] for m in Modality}
-    return start(embedded, labels, *rest, links=true_links(labels, persons), **named)
+def with_true_links(method, persons):
+    """Make a method that links clusters as identities tell. Args: method: a class; persons: Modality -> (N,)."""
+    class TrueLinks(method):
+        """A method that is told which clusters show the same person."""
+
+        def link(self, start):
+            """Link an epoch's clusters."""
+            return true_links(start.labels, persons)
+    return TrueLinks
+
+
+def with_true_labels(method, persons):
+    """Make a method that trains on identities in place of clusters. Args: as `with_true_links`."""
+    identities = {m: np.unique(persons[m], return_inverse=True)[1] for m in Modality}
+
+    class TrueLabels(with_true_links(method, persons)):
+        """A method that is told the identity of every training image."""
+
+        def start(self, start, epoch):
+            """Begin an epoch with the identities as clusters."""
+            return super().start(replace(start, labels=identities), epoch)
+    return TrueLabels
+
+
+def supervised(method, persons):
+    """Make the method that trains the identity loss alone. Args: as `with_true_links`; the method is not used."""
+    both = np.unique(np.concatenate(list(persons.values())), return_inverse=True)[1]
+    identities = dict(zip(Modality, np.split(both, [len(persons[Modality.RGB])])))
+
+    class Supervised(Method):
+        """Cross entropy against one prototype per person, shared by both modalities."""
+
+        SETTINGS = (TEMPERATURE, MOMENTUM)
+        unified = True
+
+        def start(self, start, epoch):
+            """Begin an epoch with prototypes that are the persons' mean features."""
+            features = torch.cat([start.features["feature"][m] for m in Modality])
+            self.memory = ClusterMemory(cluster_means(features, both), self.settings.temperature,
+                                        self.settings.momentum)
+            return identities
+
+        def losses(self, features, batch):
+            """Compute the identity loss of each modality: {"id_rgb", "id_ir"}."""
+            return {f"id_{m.value}": self.memory.loss(features[m], batch.labels[m]) for m in Modality}
+
+        def update(self, features, batch):
+            """Move the prototypes to the batch, to visible images first."""
+            for m in Modality:
+                self.memory.update(features[m], batch.labels[m])
+            return {}
+
+        def prototypes(self):
+            """Return the persons' prototypes: {"persons": (K, D)}."""
+            return {"persons": self.memory.prototypes}
+    return Supervised
+
+
+BOUNDS = {"links": ("{}-true-links", with_true_links), "labels": ("{}-true-labels", with_true_labels),
+          "supervised": ("supervised", supervised)}
 
 
 def main():
-    """Run a training script that is told the identities."""
+    """Run a training script with a method that is told the identities."""
     arguments = parse_arguments()
     config = load_config(arguments.config_file, arguments.overrides)
     persons = known_persons(open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
@@ -80,17 +137,13 @@ def main():
     if persons is None:
         raise UserError(f"the training images in {config.DATASET.ROOT} name fewer than two persons; a bound needs "
                         "their identities")
-    folder = Path(f"{config.OUTPUT_DIR}-true-{arguments.bound}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / BOUND_FILE).write_text(NOTE.format(arguments.bound))
-    start, words = processor.train.start_memory, sys.argv
-    processor.train.start_memory = partial(told, start, arguments.bound, persons)
+    name, told = BOUNDS[arguments.bound]
+    name = name.format(config.METHOD.NAME)
+    METHODS[name] = told(METHODS[config.METHOD.NAME], persons)
+    folder = f"{config.OUTPUT_DIR}-{name.removeprefix(f'{config.METHOD.NAME}-')}"
     sys.argv = [f"{arguments.script}.py", *(["--config_file", arguments.config_file] if arguments.config_file else []),
-                *["--fresh"] * arguments.fresh, *arguments.overrides, "OUTPUT_DIR", str(folder)]
-    try:
-        import_module(arguments.script).main()
-    finally:
-        processor.train.start_memory, sys.argv = start, words
+                *["--fresh"] * arguments.fresh, *arguments.overrides, "METHOD.NAME", name, "OUTPUT_DIR", folder]
+    import_module(arguments.script).main()
 
 
 if __name__ == "__main__":

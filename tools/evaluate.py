@@ -15,7 +15,6 @@ numbers are labelled, for they do not compare with others.
 """
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
@@ -49,7 +48,7 @@ from PIL import Image  # noqa: E402
 
 from data.images import read_image  # noqa: E402
 from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
-from processor.ranking import save_ranked_lists  # noqa: E402
+from processor.ranking import rank_trial, save_ranked_lists  # noqa: E402
 from processor.run.resume import lock_folder  # noqa: E402
 from report.content import retrieval_content  # noqa: E402
 from report.write import save_report  # noqa: E402
@@ -99,7 +98,8 @@ def evaluate_file(file, data, retrievals, measure, folder, root):
         save_json(folder / "metrics.json", {**results[0], "results": results} if len(results) > 1 else results[0])
         save_ranked_lists(folder, data, retrievals, evaluations)
         banks = {m: PagePictures(root, images.paths) for m, images in data.test.items()}
-        save_report(folder, log, "test", partial(retrieval_content, "test", data, banks, retrievals, evaluations))
+        save_report(folder, log, "test", lambda: retrieval_content(
+            data, banks, [rank_trial(data, *tested) for tested in zip(retrievals, evaluations)]))
         log.info(f"written to {folder}")
     return evaluations
 

@@ -28,11 +28,9 @@ def main(arguments=None):
     parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
     parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
     options = parser.parse_args(arguments)
-    from model.clip import load_clip  # slow: after the words were read
-    from model.released import model_from_checkpoint, released_state, to_released
-    from processor.run.saved import read_checkpoint
+    from model.released import model_from_checkpoint, released_state, to_released  # slow: after the words were read
+    from processor.run.checkpoints import read_checkpoint
     from utils.checkpoint import save_checkpoint
-    from utils.structure import understood
 
     content = read_checkpoint(options.checkpoint)
     if options.safetensors:
@@ -48,10 +46,8 @@ def main(arguments=None):
     if Path(options.out).resolve() == Path(options.checkpoint).resolve():
         raise UserError(f"{quoted(options.out)} is the checkpoint itself; name another file to write")
     config = load_config(base=config)
-    clip = load_clip(options.clip_weights or config.MODEL.CLIP_WEIGHTS, config.MODEL.NAME)
-    model_from_checkpoint(content, options.checkpoint, config.INPUT.HEIGHT, config.INPUT.WIDTH)
-    with understood(f"checkpoint {quoted(options.checkpoint)}", "Train it again, or name its CLIP with --clip_weights"):
-        released = to_released(content, clip, config.INPUT.HEIGHT, config.INPUT.WIDTH)
+    model = model_from_checkpoint(content, options.checkpoint, config.INPUT.HEIGHT, config.INPUT.WIDTH)
+    released = to_released(content, model, options.clip_weights or config.MODEL.CLIP_WEIGHTS, config.MODEL.NAME)
     save_checkpoint(options.out, released)
     print(f"{options.out}: {len(released['state_dict'])} weights in the released format")
 

@@ -46,10 +46,10 @@ def main(arguments=None):
     # --check opens without a check of counts, which it prints in full before it complains
     data = open_dataset(arguments.dataset, arguments.root, arguments.trial, check_counts and not arguments.check)
     if arguments.check:
-        report = verify(data, check_counts)
-        print("\n".join(report.lines))
-        if report.problems:
-            raise UserError(f"{data.root} holds {'; '.join(report.problems)}. Restore the files of the original data "
+        lines, problems = verify(data, check_counts)
+        print("\n".join(lines))
+        if problems:
+            raise UserError(f"{data.root} holds {'; '.join(problems)}. Restore the files of the original data "
                             "set (--allow-partial accepts other counts)")
         print(f"{data.name} in {data.root} is in order")
         return

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.published import HUB, fetch, load_safetensors
 from utils.errors import UserError, explained, quoted
-from utils.structure import check_plain, must_fit
 
 # What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run, as
 # numpy 1 ("numpy.core") and numpy 2 ("numpy._core") spell it.
@@ -18,6 +16,8 @@ NUMPY_GLOBALS = [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQ
                  *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
                    for name, function in (("scalar", np._core.multiarray.scalar),
                                           ("_reconstruct", np._core.multiarray._reconstruct)))]
+
+LARGEST_CLAIM = 2 ** 32     # bytes of a tensor beyond those that its file holds
 
 
 def write_atomically(path, write, keep=None):
@@ -101,32 +101,42 @@ def save_json(path, content):
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
-def load_checkpoint(path):
-    """The dict in a checkpoint file, on the host; no pickled code is executed.
-
-    Args: path: a .pth file, a .safetensors file, or hf://OWNER/NAME.
-    Raises: UserError: the file is missing, damaged, or holds more than tensors, numbers and text.
-    """
-    if str(path).startswith(HUB):
-        path = fetch(path)
-    if not os.path.isfile(path):
-        raise UserError(f"checkpoint {quoted(path)} is missing; expected a .pth file written by train_prepare.py or "
-                        "train_clip.py, or a released one")
-    if str(path).endswith(".safetensors"):
-        return load_safetensors(path)
-    content = load_plain(path, f"checkpoint {quoted(path)}", "Copy or download the file again")
-    if not isinstance(content, dict):
-        raise UserError(f"checkpoint {quoted(path)} holds a {type(content).__name__}; expected a dict")
-    return content
+def on_host(state):
+    """Copy a state dict's tensors to the host, at any depth."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    return [on_host(value) for value in state] if isinstance(state, list) else state
 
 
 def load_plain(source, what, remedy):
     """Read the content of a path or binary file that torch.save wrote, on the host; no pickled code is executed.
 
     Args: what: the file, for the sentence; remedy: its last part.
-    Raises: UserError: the file is damaged, or holds more than tensors, numbers and text.
+    Raises: UserError: the file is damaged, holds more than tensors, numbers and text, or tensors that claim gigabytes
+        which the file does not hold.
     """
     with (explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"),
           torch.serialization.safe_globals(NUMPY_GLOBALS)):
         content = torch.load(source, map_location="cpu", weights_only=True)
-    return must_fit(content, check_plain, what, remedy)
+    for tensor in _tensors(content):
+        is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        claimed = tensor.numel() * tensor.element_size()
+        if not is_plain or claimed - tensor.untyped_storage().nbytes() > LARGEST_CLAIM:
+            raise UserError(f"{what} holds a tensor of shape {tuple(tensor.shape)} without its data; expected dense "
+                            f"tensors. {remedy}")
+    return content
+
+
+def _tensors(content):
+    """List the tensors of containers in one another."""
+    left, seen, found = [content], set(), []
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+    return found

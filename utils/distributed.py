@@ -2,7 +2,7 @@
 
 `join_processes` makes the one object that is passed to the parts that need it. `ALONE` does nothing and costs nothing.
 The engine is torch.distributed: NCCL between GPUs, gloo between hosts. Every process calls the same methods in the same
-order.
+order. When one of them dies, torchrun ends the others; none waits longer than PATIENCE for a message.
 """
 import os
 import zlib
@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
-from utils.watch import GONE, JOINING, Watch, connect
 
-PATIENCE = timedelta(days=30)       # of a collective operation: utils/watch.py ends those that wait for a lost process
+PATIENCE = timedelta(minutes=30)        # for a message of the others: one process clusters while they wait
 
 
 class Processes:
@@ -71,10 +70,6 @@ class Processes:
         """Call a function on the first process alone; everyone returns what it returned there."""
         return function()
 
-    def largest(self, number):
-        """Return the largest of all processes' whole numbers."""
-        return number
-
     @contextmanager
     def in_turn(self):
         """Run a block on the first process, then on the first of each machine, then on the others.
@@ -112,20 +107,19 @@ class TorchProcesses(Processes):
 
     def __init__(self, rank, size, local_rank, device_type):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self._watch = Watch(rank, size)
-        store = connect(JOINING)
-        store.set(f"device/{rank}", device_type)
-        try:
-            store.wait([f"device/{r}" for r in range(size)], JOINING)
-        except RuntimeError:
-            raise UserError(f"not all of the {size} processes have started within {JOINING.seconds // 60} minutes; "
-                            "look at what the others have said, and start all machines again")
-        types = {store.get(f"device/{r}").decode() for r in range(size)}
-        if len(types) > 1:
+        dist.init_process_group("gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
+        if len(set(self._of_all(device_type))) > 1:
             raise UserError("some processes have a GPU and others have none; set DEVICE cpu, or start processes on "
                             "machines with GPUs alone")
-        dist.init_process_group("gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl", rank=rank, world_size=size,
-                                store=dist.PrefixStore("group", store), timeout=PATIENCE)
+
+    def _of_all(self, value):
+        """Return the values of all processes, in a list."""
+        found = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def _wait_for_all(self):
+        dist.all_reduce(torch.zeros(1))     # of the hosts: no GPU is waited for
 
     def own(self, device):
         """Return the GPU whose number is this process's on its machine; a CPU is shared."""
@@ -171,20 +165,14 @@ class TorchProcesses(Processes):
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
-    def largest(self, number):
-        """Return the largest number, by way of the hosts: no GPU is waited for."""
-        number = torch.tensor([number])
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        return int(number)
-
     @contextmanager
     def in_turn(self):
         turn = 2 if self.local_rank else min(self.rank, 1)
         for _ in range(turn):
-            self.largest(0)
+            self._wait_for_all()
         yield
         for _ in range(2 - turn):
-            self.largest(0)
+            self._wait_for_all()
 
     def wrap(self, model, unused):
         """Wrap the model in DistributedDataParallel, which leaves parameters without a gradient alone."""
@@ -199,8 +187,7 @@ class TorchProcesses(Processes):
         return groups[self.rank // count]
 
     def compare(self, when, **states):
-        found = [None] * self.size
-        dist.all_gather_object(found, {name: checksum(state) for name, state in states.items()})
+        found = self._of_all({name: checksum(state) for name, state in states.items()})
         for name in states:
             other = next((rank for rank, sums in enumerate(found) if sums[name] != found[0][name]), None)
             if other is not None:
@@ -209,9 +196,7 @@ class TorchProcesses(Processes):
                                 "it happens again, use GPUs of one kind and the same versions on all machines")
 
     def leave(self):
-        """Wait for all, then stop looking at them."""
-        self.largest(0)
-        self._watch.stop()
+        self._wait_for_all()
         dist.destroy_process_group()
 
 
@@ -227,10 +212,7 @@ def join_processes(device_type):
     if device_type == "cuda" and here > torch.cuda.device_count():
         raise UserError(f"torchrun has started {here} processes on this machine, which has {torch.cuda.device_count()} "
                         "of the GPUs that they need; set --nproc_per_node to the number of GPUs, or DEVICE cpu")
-    try:
-        return TorchProcesses(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)), device_type)
-    except dist.DistError:
-        raise UserError(GONE.removeprefix("error: "))
+    return TorchProcesses(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)), device_type)
 
 
 def checksum(state):

@@ -1,4 +1,4 @@
-"""Mistakes of the user: one sentence that says what was found, what was expected and what to do."""
+"""How a script ends: a mistake of the user or a signal becomes one line on stderr and an exit code."""
 import argparse
 import contextlib
 import errno
@@ -6,14 +6,13 @@ import math
 import os
 import signal
 import sys
+import traceback
 
-# What the machine may refuse at any moment; any other OSError would be a defect and keeps its traceback.
+# What a user's disk may refuse; any other OSError is a defect and keeps its traceback.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG,
-            errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EFBIG,
-            errno.EBUSY, errno.ESTALE, errno.ENXIO, errno.ENODEV)
+            errno.ENOTDIR, errno.EISDIR, errno.EMFILE)
 # Ctrl-C, the end that a scheduler asks for, and the two that Slurm can send before a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-LONGEST_WORD, LONGEST_SENTENCE = 240, 1000      # characters of a sentence that is printed
 
 # How PyTorch's allocators and oneDNN say that there is no memory; all of them are plain RuntimeErrors.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "std::length_error",
@@ -60,7 +59,7 @@ def explained(problem, remedy):
 
 
 class Stopped(BaseException):
-    """The run was asked to stop and has saved its state. `exit_code` is 128 + the signal's number."""
+    """A signal ends the run. No `except Exception` catches it. `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message, signal_number):
         super().__init__(message)
@@ -94,21 +93,13 @@ def _restore(handlers):
 
 
 def one_line(text):
-    r"""Write a text so that any terminal shows it as one line of moderate length.
+    r"""Write a text so that any terminal shows it as one line.
 
     A character that does not print, in a file's name as a rule, becomes its escape: a line break \n, a byte that is no
-    UTF-8 \xff. The middle of an endless word or sentence becomes "...".
+    UTF-8 \xff.
     """
-    text = "".join(c if c.isprintable() else f"\\x{ord(c) - 0xdc00:02x}" if 0xdc80 <= ord(c) <= 0xdcff else
+    return "".join(c if c.isprintable() else f"\\x{ord(c) - 0xdc00:02x}" if 0xdc80 <= ord(c) <= 0xdcff else
                    c.encode("unicode_escape").decode() for c in str(text))
-    words = " ".join(_shortened(word, LONGEST_WORD) for word in text.split(" "))
-    return _shortened(words, LONGEST_SENTENCE)
-
-
-def _shortened(text, longest):
-    """Replace the middle of a text that is too long by "..."."""
-    half = (longest - 3) // 2
-    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 def quoted(path):
@@ -131,10 +122,10 @@ def _number(convert, expected, low, high):
     def parse(text):
         try:
             value = convert(text)
-        except ValueError:      # also for thousands of digits
+        except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{_shortened(text, 40)!r} is no {expected}")
+            raise argparse.ArgumentTypeError(f"{text!r} is no {expected}")
         return value
     return parse
 
@@ -181,36 +172,52 @@ def is_unicode(text):
 
 
 def exit_on_user_error(main):
-    """Run `main()`; a UserError becomes its sentence on stderr and exit code 2, Stopped a clear last line."""
+    """Run `main()`; a mistake of the user ends in a sentence on stderr and exit code 2, a signal in its line.
+
+    Of several processes each prints its own mistake, and the first alone that a signal ended the run.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        main()
+        with stops_on_signals(lambda: "the same command continues from what was saved, if anything was"):
+            main()
     except UserError as error:
         _exit(f"error: {error}", 2)
     except Stopped as stop:
-        _exit(stop, stop.exit_code)
-    except KeyboardInterrupt:
-        _exit("stopped at once; the same command resumes from the last state that was saved, if there is one", 130)
+        _exit("" if int(os.environ.get("RANK", 0)) else str(stop), stop.exit_code)
     except Exception as error:
-        if is_out_of_memory(error):
-            found = in_brief(error) or "no further memory was given"
-            _exit(f"error: memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that "
-                  "has begun with --fresh), use smaller images, or free memory", 2)
-        if is_lost_process(error):
-            from utils.watch import GONE
-            _exit(GONE, 2)
-        if not isinstance(error, OSError) or error.errno not in REFUSALS:
+        if (found := _refusal(error)) is not None:
+            _exit(f"error: {found}", 2)
+        if not _is_one_of_several():
             raise
-        _exit(f"error: {quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free space, "
-              "change its permissions or move what is in the way, and run the same command again", 2)
+        traceback.print_exc()
+        _exit("", 1)
+    finally:
+        _restore(before)
+
+
+def _refusal(error):
+    """Return the sentence for an exception that tells of memory, another process or the disk; None for a defect."""
+    if is_out_of_memory(error):
+        found = in_brief(error) or "no further memory was given"
+        return (f"memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that has begun "
+                "with --fresh), use smaller images, or free memory")
+    if is_lost_process(error):
+        return ("another process of this run has ended or cannot be reached; look at what it said, and run the same "
+                "command again: it resumes from the last state that was saved")
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return (f"{quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free space, "
+                "change its permissions or move what is in the way, and run the same command again")
+    return None
+
+
+def _is_one_of_several():
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
 
 
 def _exit(last_line, code):
-    last_line = one_line(last_line)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
-        from utils.watch import end_together  # slow: torch
-        end_together(last_line)
+    if last_line:
+        print(one_line(last_line), file=sys.stderr, flush=True)
+    if _is_one_of_several():
         sys.stdout.flush()
-        os._exit(code)      # an orderly end would wait for operations that others have left
-    with contextlib.suppress(OSError, ValueError, AttributeError):      # a stderr that is closed or missing
-        print(last_line, file=sys.stderr)
+        os._exit(code)      # an orderly end would wait for messages of the others
     sys.exit(code)

@@ -27,61 +27,48 @@ class NonFinite(UserError):
 
 
 class RunningMeans:
-    """Sums of an epoch's losses and other numbers, on their device; remembers the first step with a broken loss.
+    """Means of an epoch's numbers over its steps; remembers the first step in which a loss was NaN or Inf.
 
-    Nothing is read to the host before `check`, `means` or `state_dict`, so a GPU is not waited for in every step.
+    Sums stay on the device of their numbers and are read by `check` and `means` alone, so no step waits for a GPU.
+
+    Example:
+        >>> means = RunningMeans()
+        >>> means.add({"loss": torch.tensor(3.0), "links": 4})
+        >>> means.add({"loss": torch.tensor(1.0)})          # no links in this step
+        >>> means.means()
+        {'loss': 2.0, 'links': 4.0}
     """
 
     def __init__(self):
-        self.sums = {}          # name -> sum over the steps
-        self.broken = {}        # name of a loss -> first step in which it was not finite, 0 for none
-        self.last = {}          # numbers of the last step, which `CrossMemory` may still have to fill in
+        self.steps = 0
+        self.sums, self.counts = {}, {}     # name -> sum of its numbers, how many steps gave it one
+        self.broken = {}                    # name of a loss -> first step in which it was not finite, 0 for none
 
-    def add(self, step, losses, numbers):
-        """Add a step (from 1).
-
-        Args: losses: name -> scalar tensor; numbers: name -> number or scalar tensor, a dict that is read when the next
-            step is added or the sums are asked for.
-        """
-        self._add_last()
-        for name, loss in losses.items():
-            loss = loss.detach().double()
-            self.sums[name] = self.sums.get(name, 0) + loss
-            first = self.broken.get(name, torch.zeros((), dtype=torch.int64, device=loss.device))
-            self.broken[name] = first + step * ((first == 0) & ~torch.isfinite(loss))    # torch.where would wait
-        self.last = numbers
-
-    def _add_last(self):
-        for name, number in self.last.items():
-            number = number.double() if isinstance(number, torch.Tensor) else number
+    def add(self, numbers):
+        """Add a step. Args: numbers: name -> number or scalar tensor; names of losses begin with "loss"."""
+        self.steps += 1
+        for name, number in numbers.items():
+            number = torch.as_tensor(number).detach().double()
             self.sums[name] = self.sums.get(name, 0) + number
-        self.last = {}
+            self.counts[name] = self.counts.get(name, 0) + 1
+            if name.startswith("loss"):
+                first = self.broken.get(name, torch.zeros((), dtype=torch.int64, device=number.device))
+                self.broken[name] = first + self.steps * ((first == 0) & ~torch.isfinite(number))  # `where` would wait
 
-    def check(self, epoch, names):
+    def check(self, when, names):
         """Raise `NonFinite` if a loss was NaN or Inf, for the first such step.
 
-        Args: epoch: for the message; names: a function from a step, counted from 0, to the names of its images.
+        Args: when: "epoch 3"; names: a function from a step, counted from 0, to the names of its images.
         """
-        if not self.broken:
-            return
-        steps = dict(zip(self.broken, torch.stack(list(self.broken.values())).tolist()))     # one look at the GPU
+        steps = {name: int(step) for name, step in self.broken.items()}
         first = min((step for step in steps.values() if step), default=0)
         if first:
             raise NonFinite(" and ".join(name for name, step in steps.items() if step == first), names(first - 1),
-                            f"epoch {epoch}, iteration {first}")
+                            f"{when}, iteration {first}")
 
-    def means(self, steps):
-        """Return name -> mean over the steps."""
-        return {name: total / steps for name, total in self.state_dict().items()}
-
-    def state_dict(self):
-        """Return the sums as numbers."""
-        self._add_last()
-        return {name: float(total) for name, total in self.sums.items()}
-
-    def load_state_dict(self, state):
-        """Take over the sums."""
-        self.sums = dict(state)
+    def means(self):
+        """Return name -> mean over the steps that gave it."""
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
 def check_weights(state, when):

@@ -1,7 +1,6 @@
 """Picks the device, sets a GPU's precision, compiles the tower and opens the log file."""
 import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -68,13 +67,10 @@ def _fp32_switches():
 
 
 def print_line(line):
-    """Print a line above the progress bars; a console that is gone or cannot show it does not end the run."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):       # a closed pipe, a closed or a missing stdout
-        sys.stdout = open(os.devnull, "w")
+    """Print a line above the progress bars; characters that the console cannot show become "?"."""
+    encoding = sys.stdout.encoding or "utf-8"
+    tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
+    sys.stdout.flush()
 
 
 def to_device(values, device):
@@ -85,28 +81,27 @@ def to_device(values, device):
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def mark_on_gpu(tensor):
-    """Return an event that comes when a GPU has done what it was given so far; None for a tensor on the host."""
-    if not tensor.is_cuda:
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
+def to_host(tensor):
+    """Begin to copy a tensor to the host; return a function that gives the copy, a NumPy array.
 
+    On a GPU the copy goes to pinned memory, and the function waits for it alone, not for what the GPU was given later.
 
-@contextlib.contextmanager
-def beside_later_work(event):
-    """Run a block on a GPU as soon as an event of `mark_on_gpu` has come, beside what the GPU was given after it.
-
-    What the block reads must not be changed by that later work.
+    Example:
+        >>> similarity = to_host(rgb @ ir.T)        # begun
+        >>> matrix = similarity()                   # arrived
     """
-    if event is None:
-        yield
-        return
-    stream = torch.cuda.Stream()
-    stream.wait_event(event)
-    with torch.cuda.stream(stream):
-        yield
+    if not tensor.is_cuda:
+        copy = tensor.detach().clone()      # later changes of the tensor do not reach it, as on a GPU
+        return copy.numpy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor.detach(), non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def wait():
+        arrived.synchronize()
+        return copy.numpy()
+    return wait
 
 
 def bytes_given(device):
@@ -120,7 +115,7 @@ def bytes_free(device):
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
-def compile_parts(tower, device, backend="inductor"):
+def compile_parts(tower, device):
     """Let torch.compile compile a tower's parts in place, when they are first called; the state dict stays as it was.
 
     Shapes are compiled one by one, so a caller should keep to few batch sizes.
@@ -130,9 +125,9 @@ def compile_parts(tower, device, backend="inductor"):
     wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
     with explained("COMPILE is True, but PyTorch cannot compile here",
                    f"expected {wanted}. Install that, or set COMPILE False"):
-        torch.compile(lambda x: 2 * x + 1, backend=backend)(torch.ones(2, device=device))
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(2, device=device))
     for part in _called_parts(tower):
-        part.compile(backend=backend, dynamic=False)
+        part.compile(dynamic=False)
 
 
 def is_compiled(module):

@@ -1,10 +1,50 @@
-"""Settings of several runs beside one another, as flat dicts {"SECTION.KEY": value}."""
+"""Settings: how one is declared, how its value is checked, and settings of several runs beside one another."""
+import math
+from typing import NamedTuple
 
-# Settings that may differ when a run is resumed: they decide neither weights nor labels. An entry that ends in a dot
-# is a section. DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "LOG.", "DATASET.ROOT",
-              "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
-REPEATS = ("SEED", "DATASET.TRIAL")     # runs that differ in these alone repeat one experiment
+
+class Range(NamedTuple):
+    """Numbers from low to high. Args: whole: whole numbers alone; above: low itself is not among them."""
+
+    low: float
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+
+    def __contains__(self, value):
+        return self.low <= value <= self.high and not (self.above and value == self.low)     # NaN lies nowhere
+
+    def __str__(self):
+        kind = "a whole number" if self.whole else "a number"
+        if self.high == math.inf:
+            return f"{kind} above {self.low:,}" if self.above else f"{kind} from {self.low:,} on"
+        return f"{kind} {'above' if self.above else 'from'} {self.low:,}{', up' if self.above else ''} to {self.high:,}"
+
+
+class Setting(NamedTuple):
+    """A setting: its default tells the type.
+
+    `allowed` is a `Range`, a tuple of choices, or a sentence part that says what is expected where anything of the
+    default's type will do.
+
+    Example:
+        >>> check(Setting("K1", 30, Range(1, whole=True), "neighbours that count as near"), 0)
+        'a whole number from 1 on'
+    """
+
+    name: str
+    default: object
+    allowed: object
+    text: str
+
+
+def check(setting, value):
+    """Return what is expected of a setting where a value of the right type is not; None where it is fine."""
+    if isinstance(setting.allowed, Range):
+        return None if value in setting.allowed else str(setting.allowed)
+    if isinstance(setting.allowed, str) or value in setting.allowed:
+        return None
+    return " or ".join(choice or repr(choice) for choice in setting.allowed)
 
 
 def flat(tree, prefix=""):
@@ -19,42 +59,3 @@ def differing_keys(settings):
     """List the keys whose values are not the same in all of several flat dicts, sorted."""
     keys = sorted({key for found in settings for key in found})
     return [key for key in keys if len({repr(found.get(key)) for found in settings}) > 1]
-
-
-def may_change(key):
-    """Tell whether a run may be resumed with another value of a key."""
-    return any(key.startswith(name) if name.endswith(".") else key == name for name in MAY_CHANGE)
-
-
-def group_key(settings, defaults, also=()):
-    """Return those settings of a run that decide what it is a run of; runs with equal ones belong together.
-
-    Keys that the run does not name have their defaults. Left out are `REPEATS` and `MAY_CHANGE`.
-
-    Args: settings, defaults: flat dicts; also: keys that count though they would be left out.
-    """
-    return {key: value for key, value in sorted({**defaults, **settings}.items())
-            if key in also or not (key in REPEATS or may_change(key))}
-
-
-def group_names(runs, defaults, also=()):
-    """Name the group of every run by the settings in which the groups differ; runs of one group have the same name.
-
-    Keys that only some groups have, such as those of one method, are named where nothing else tells groups apart.
-
-    Args: runs: [flat dict]; defaults, also: as in `group_key`.
-    Returns: [text], as "CLUSTER.EPS 0.5, METHOD.NAME pgm"; "all runs" where there is one group.
-    """
-    groups = [group_key(settings, defaults, also) for settings in runs]
-    every = differing_keys(groups)
-    shared = [key for key in every if len({repr(group[key]) for group in groups if key in group}) > 1]
-    for keys in (shared, every):
-        names = [", ".join(f"{key} {_shown(group.get(key, '–'))}" for key in keys if key in group or keys is every)
-                 or "all runs" for group in groups]
-        if len(set(names)) == len(set(map(repr, groups))):
-            break
-    return names
-
-
-def _shown(value):
-    return "(not set)" if value == "" else value

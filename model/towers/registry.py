@@ -1,34 +1,50 @@
-"""The towers by name (MODEL.TOWER, and the kind that a checkpoint tells): what becomes of CLIP's image tower.
+"""The towers by name: MODEL.TOWER, and the kind that a checkpoint tells."""
+import difflib
+import os
 
-The configuration reads the names, long before anything heavy is imported: so the classes stand here by their path.
-"""
-from utils.errors import UserError
-from utils.registry import class_at
+from model.state_dict import read_state_dict
+from model.towers.clip_resnet import ClipResNet
+from model.towers.clip_vit import ClipViT
+from utils.errors import UserError, quoted
 
-TOWERS = {      # name -> module:class; one of weights of a ResNet, or of a transformer, is a subclass of the first two
-    "resnet": "model.towers.towers:ResNetTower",
-    "vit": "model.towers.towers:ViTTower",
-}
-
-
-def tower_class(name):
-    """Return the class of a tower."""
-    return class_at(TOWERS[name])
+TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT)}      # a project of its own adds to it
+FORMER_KINDS = {"resnet": "clip_resnet", "vit": "clip_vit"}         # as earlier checkpoints call them
 
 
-def towers_for(weights):
-    """List the towers that weights can have: "resnet" or "vit", and their subclasses. Args: weights: of these two."""
-    return [name for name in TOWERS if issubclass(tower_class(name), tower_class(weights))]
+def tower_class(kind, what="MODEL.TOWER"):
+    """Return the class of a tower. Args: what: names it, for the message. Raises: UserError: there is none."""
+    kind = FORMER_KINDS.get(str(kind), str(kind))
+    if kind not in TOWERS:
+        near = difflib.get_close_matches(kind, TOWERS, 1)
+        raise UserError(f"{what} is {kind[:80]}{f'; did you mean {near[0]}?' if near else ''}; expected "
+                        f"{' or '.join(TOWERS)}. Import the module that adds another to model.towers.registry.TOWERS")
+    if TOWERS[kind].kind != kind:       # checkpoints would tell another tower
+        raise ValueError(f"TOWERS has {TOWERS[kind].__name__} as {kind}, but its `kind` is {TOWERS[kind].kind!r}")
+    return TOWERS[kind]
 
 
-def choose_tower(visual, name=""):
-    """Return the name of the tower that CLIP's image tower becomes.
+def recognised(state, what, advice):
+    """Find the tower to which a state dict belongs. Raises: UserError: it is none's: WHAT ...; ADVICE."""
+    for tower in TOWERS.values():
+        if tower.recognises(state):
+            return tower
+    raise UserError(f"{what} belong to no tower that is known ({', '.join(TOWERS)}); {advice}")
 
-    Args: visual: `load_clip(...).visual`; name: of TOWERS, "" for that of the weights' kind.
-    Raises: UserError: the weights are of another kind than the tower.
+
+def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride=None, seed=1):
+    """Build a tower that starts from weights.
+
+    Args: weights, height, width, name, stride, seed: of `Tower.load`; tower: a name of `TOWERS`; "": that of the
+        weights.
+    Raises: UserError: there is no such tower, or the weights are not its own.
     """
-    weights = "vit" if hasattr(visual, "class_embedding") else "resnet"
-    if name and name not in towers_for(weights):
-        raise UserError(f"MODEL.TOWER is {name}, but the CLIP weights hold a {weights}; choose "
-                        f"{' or '.join(towers_for(weights))}, or leave MODEL.TOWER out")
-    return name or weights
+    if tower:
+        chosen = tower_class(tower)
+    elif os.path.isfile(weights):
+        chosen = recognised(read_state_dict(weights), f"weights {quoted(weights)}",
+                            "set MODEL.TOWER, or choose other weights")
+    elif not (chosen := next((cls for cls in TOWERS.values() if cls.offers(weights, name)), None)):
+        raise UserError(f"weights {quoted(weights)} are missing (there is no such file, and no tower has weights of "
+                        f"this name with MODEL.NAME {name}); set MODEL.CLIP_WEIGHTS to a file, or to \"openai\", which "
+                        "downloads MODEL.NAME")
+    return chosen.load(weights, height=height, width=width, name=name, stride=stride, seed=seed)

@@ -1,4 +1,4 @@
-"""A training run: output folder, log, checkpoints, page, and the state to resume from."""
+"""A training run: output folder, log, checkpoints, and the state to resume from."""
 import itertools
 import json
 import os
@@ -6,28 +6,20 @@ import shutil
 import time
 from pathlib import Path
 
-from configs.defaults import as_dict, load_config
+from configs.groups import may_change
 from data.manifest import manifest_differences
 from data.pseudo_labels import FILE_NAMES, save_pseudo_labels
-from processor.run.epoch import on_host
 from processor.run.events import EventLog
 from processor.run.resume import StateFile, versions
-from processor.run.saved import STATE
-from report import run_files
-from report.write import save_report
-from utils.checkpoint import save_checkpoint, write_atomically
+from utils.checkpoint import on_host, save_checkpoint, write_atomically
 from utils.distributed import ALONE
-from utils.errors import Stopped, UserError, quoted
+from utils.errors import UserError, quoted
 from utils.settings import flat
-from utils.structure import must_fit, understood
 
-FORMAT = "cclnet-2"
+FORMAT = "cclnet-3"
 MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start of its checkpoints' names
 
-# Settings that may differ when a run is resumed: they decide neither weights nor labels. More epochs may be asked for.
-# DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "CHECKPOINT.", "LOG.",
-              "DATASET.ROOT", "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
+# More epochs may be asked for when a run is resumed; what else may differ stands in configs/groups.py.
 MAY_GROW = ("PREPARE.EPOCHS", "FINETUNE.EPOCHS")
 # Script -> what it makes, and what was made from that: patterns under OUTPUT_DIR.
 OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/finetune", "report_data/finetune.json",
@@ -35,30 +27,29 @@ OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/
 DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
                                           "tensorboard/prepare", "report_data/prepare.json",
                                           "report_data/run-train_prepare.json", "tests/prepare_*")}
-ADVICE_FRESH = "Move the file away, or add --fresh to start over and keep the old files aside"
-ADVICE = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
+FRESH = "choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 
 class Run:
-    """Writes everything of a script's run, and resumes it.
+    """A training run: its folder, its log, and the state to resume from, which is saved at the end of every epoch.
 
     Args:
         script: "prepare" or "clip", of the state file; output_dir: folder of all files; log: logger;
         facts: dict stored in every checkpoint (configuration, data set);
-        stop: `processor.run.resume.StopRequest`; minutes: between state files within an epoch;
         content: of the state file to resume from, None for a new run; processes: of `utils.distributed`.
     """
 
-    def __init__(self, script, output_dir, log, facts, stop, minutes, content=None, processes=ALONE):
-        self.output_dir, self.processes = Path(output_dir), processes
-        self.log, self.facts, self.stop, self.minutes = log, facts, stop, minutes
+    def __init__(self, script, output_dir, log, facts, content=None, processes=ALONE):
+        self.output_dir, self.log, self.facts, self.processes = Path(output_dir), log, facts, processes
+        self.more = {}                                  # further entries of every checkpoint, such as prompts
         self.events = EventLog(self.output_dir / "tensorboard")
         self.state_file = state_file(output_dir, script)
-        self.saved_at = time.monotonic()
         content = content or {}
         self.states = content.get("stages", {})         # stage -> its state
         self.best = content.get("best", -1.0)           # Rank-1 of the best checkpoint so far
         self.history = content.get("history", [])       # a dict per finished epoch of this script
+        self.position = ""                              # from where the same command resumes
+        self.epoch_began = self.training_began = time.perf_counter()
 
     @property
     def labels_folder(self):
@@ -71,47 +62,30 @@ class Run:
 
     def restore(self, stage, state):
         """Return the state of a stage, with what an earlier run saved of it, if one did."""
-        saved = self.states.get(stage)
-        if saved:
-            with understood(f"the stage {stage} of {quoted(self.state_file.path)}", ADVICE_FRESH):
-                state.load_state_dict(saved)
+        if stage in self.states:
+            state.load_state_dict(self.states[stage])
         return state
 
     def epochs_left(self, stage, state, epochs):
         """Yield state.epoch until it has passed the last one; the loop's body moves it on. Says what is resumed."""
         if state.epoch > epochs:
             self.log.info(f"{stage}: all {epochs} epochs were trained already; add --fresh to start over")
-        elif self.states.get(stage):
+        elif stage in self.states:
             self.log.info(f"{stage}: resuming with epoch {state.epoch}")
         while state.epoch <= epochs:
+            self.position = f"the same command resumes with epoch {state.epoch} of {stage}"
+            self.epoch_began = self.training_began = time.perf_counter()
             yield state.epoch
 
+    def training_begins(self):
+        """Note that an epoch's features, clusters and links are there and its first step comes."""
+        self.training_began = time.perf_counter()
+
     def save_state(self, stage, state):
-        """Write the state file. Args: state: `state_dict` of a stage; the other stages' are kept."""
-        self.states[stage] = on_host(state)
+        """Write the state file. Args: state: of a stage; the other stages' are kept."""
+        self.states[stage] = on_host(state.state_dict())
         self.state_file.save({"format": FORMAT, "stages": self.states, "best": self.best, "history": self.history,
                               "versions": versions(), **self.facts})
-        self.saved_at = time.monotonic()
-
-    def checkpoint_if_due(self, stage, state):
-        """Save the state now and then, and when the run shall stop. Raises: Stopped: SIGTERM or Ctrl-C came."""
-        asked = self._asked_to_stop()
-        if asked or time.monotonic() - self.saved_at > 60 * self.minutes:
-            self.save_state(stage, state.state_dict())
-        self._stop(asked)
-
-    def stop_if_asked(self):
-        """End the run after SIGTERM or Ctrl-C. Raises: Stopped."""
-        self._stop(self._asked_to_stop())
-
-    def _asked_to_stop(self):
-        """Return the number of the signal that came to any of the processes, or 0: all stop after the same step."""
-        return self.processes.largest(self.stop.signal_number or 0)
-
-    def _stop(self, signal_number):
-        if signal_number:
-            self.processes.largest(0)       # waits until the state is written
-            raise Stopped(f"stopped; the same command resumes from {self.state_file.path}", signal_number)
 
     def is_best(self, rank1):
         """Tell whether a Rank-1 is the best of the run so far, and remember it."""
@@ -133,24 +107,21 @@ class Run:
 
     def save_model(self, stage, which, content):
         """Write a stage's checkpoint with the run's facts. Args: which: "last" or "best"."""
-        save_checkpoint(self.model_file(stage, which), {"format": FORMAT, **on_host(content), **self.facts})
+        content = {"format": FORMAT, **content, **self.facts, **self.more}
+        save_checkpoint(self.model_file(stage, which), on_host(content))
 
     def has_labels(self):
         """Tell whether the pseudo labels are there."""
         return all((self.labels_folder / name).is_file() for name in FILE_NAMES.values())
 
-    def save_labels(self, labels):
-        """Write the pseudo labels. Args: labels: Modality -> (N,)."""
-        save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"])
-        self.log.info(f"pseudo labels written to {self.labels_folder}")
-
-    def save_page(self, stage, content):
-        """Write a finished stage's part of the page. Args: content: a function that returns it."""
-        save_report(self.output_dir, self.log, stage, content)
-
     def has_page(self, stage):
         """Tell whether the page and this stage's part of it are there."""
         return all((self.output_dir / name).is_file() for name in ("report.html", f"report_data/{stage}.json"))
+
+    def save_labels(self, labels, unified=False):
+        """Write the pseudo labels. Args: labels: Modality -> (N,); unified: whether both share one range."""
+        save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"], unified)
+        self.log.info(f"pseudo labels written to {self.labels_folder}")
 
 
 class SilentRun(Run):
@@ -159,7 +130,11 @@ class SilentRun(Run):
     def _write_nothing(self, *_, **__):
         """Stand in for a method that writes."""
 
-    save_state = record = save_model = save_labels = save_page = _write_nothing
+    save_state = save_model = save_labels = _write_nothing
+
+    def record(self, stage, distributions=None, **numbers):
+        """Remember an epoch's numbers."""
+        self.history.append({"stage": stage, **numbers})
 
 
 def state_file(output_dir, script):
@@ -173,47 +148,43 @@ def check_resumable(content, facts, folder):
     Returns: lines on what changed and may change, for the log.
     Raises: UserError: names the key that changed.
     """
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
-                        "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
-    must_fit(content, STATE, f"the state file in {quoted(folder)}", ADVICE_FRESH)
-    stored = as_dict(load_config(base=content["config"]))
-    old = {**flat(stored), **flat(content["config"])}    # newer keys had their default's effect
-    new, changes = flat(facts["config"]), []
-    for key in sorted(old.keys() | new.keys()):
-        before, now = old.get(key), new.get(key)
+    if content.get("format") != FORMAT:
+        raise UserError(f"the state file in {quoted(folder)} is of another version of this project; expected format "
+                        f"{FORMAT}. Its checkpoints can be tested; to train, {FRESH}")
+    old, new, changes = flat(content["config"]), flat(facts["config"]), []
+    for key in sorted(new):
+        before, now = old.get(key, new[key]), new[key]
         if before == now:
             continue
         if key in MAY_GROW and now < before:
-            raise UserError(f"the run in {folder} was started with {key} {before}, now it is {now}; only more epochs "
-                            f"may be asked for. {ADVICE}")
-        if key not in MAY_GROW and not key.startswith(MAY_CHANGE):
-            raise UserError(f"the run in {folder} was started with {key} {before!r}, now it is {now!r}. {ADVICE}")
+            raise UserError(f"the run in {quoted(folder)} was started with {key} {before}, now it is {now}; only more "
+                            f"epochs may be asked for. Set it back, {FRESH}")
+        if key not in MAY_GROW and not may_change(key):
+            raise UserError(f"the run in {quoted(folder)} was started with {key} {before!r}, now it is {now!r}. Set it "
+                            f"back, {FRESH}")
         changes.append(f"resuming with {key} {now!r} instead of {before!r}")
-    for key in facts.keys() - {"config"}:
-        if key == "manifest":
-            differences = manifest_differences(facts[key], content[key])
-            if differences:
-                raise UserError(f"the run in {folder} was started on other images: here are {'; '.join(differences)}. "
-                                "Set DATASET.ROOT to those of its start, choose another OUTPUT_DIR, or add --fresh to "
-                                "start over and keep the old files aside")
-        elif content.get(key) != facts[key]:
-            raise UserError(f"the run in {folder} was started with other {key.replace('_', ' ')} than it has now. "
-                            f"{ADVICE}")
+    if differences := manifest_differences(facts["manifest"], content["manifest"]):
+        raise UserError(f"the run in {quoted(folder)} was started on other images: here are {'; '.join(differences)}. "
+                        f"Set DATASET.ROOT to those of its start, {FRESH}")
+    for key in facts.keys() - {"config", "manifest"}:
+        if content.get(key) != facts[key]:
+            raise UserError(f"the run in {quoted(folder)} was started with other {key.replace('_', ' ')} than it has "
+                            f"now. Set it back, {FRESH}")
     here = versions()
     return changes + [f"warning: resuming with {name} {here.get(name)} instead of {version}; the last bits may differ"
-                      for name, version in content.get("versions", {}).items() if here.get(name) != version]
+                      for name, version in content["versions"].items() if here.get(name) != version]
 
 
 def read_rows(output_dir):
-    """Read metrics.jsonl: a list of dicts, empty without the file.
+    """Read metrics.jsonl: a list of dicts, empty without the file."""
+    path = Path(output_dir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    Raises: UserError: the file is not what training wrote, so that nothing can be added to it.
-    """
-    try:
-        return run_files.read_rows(output_dir)
-    except UserError as error:
-        raise UserError(f"{error}; or add --fresh to start over and keep the old files aside")
+
+def write_rows(output_dir, rows):
+    """Write metrics.jsonl."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(Path(output_dir) / "metrics.jsonl", lambda file: file.write(text.encode()))
 
 
 def set_aside(output_dir, script):
@@ -233,16 +204,6 @@ def set_aside(output_dir, script):
         target = folder / path.relative_to(output_dir)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, target)
-    if script == "clip" and (folder / "metrics.jsonl").is_file():
-        try:
-            kept = [row for row in read_rows(folder) if row["stage"] == "prepare"]
-        except UserError:       # damaged: it stays aside as a whole
-            kept = []
-        write_rows(output_dir, kept)
+    if script == "clip":
+        write_rows(output_dir, [row for row in read_rows(folder) if row["stage"] == "prepare"])
     return folder
-
-
-def write_rows(output_dir, rows):
-    """Write metrics.jsonl."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(Path(output_dir) / "metrics.jsonl", lambda file: file.write(text.encode()))

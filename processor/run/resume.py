@@ -1,11 +1,8 @@
-"""What makes a run survive: state files with a checksum, a lock on the folder, and stopping between iterations."""
+"""What makes a run survive: state files with a checksum, and a lock on its folder."""
 import fcntl
 import hashlib
 import io
-import os
 import platform
-import signal
-import stat
 from importlib import metadata
 from pathlib import Path
 
@@ -15,11 +12,9 @@ from utils.checkpoint import load_plain, open_lock, write_atomically
 from utils.errors import UserError, explained, quoted
 
 DIGEST_BYTES = 32
-# What runs write into their folder: files by name, folders, and the files in those by their endings.
-FILES = (".lock", "log.txt", "config.yml", "metrics.json", "metrics.jsonl", "report.html", "comparison.html",
-         "features.npz", "ranking_*.csv", "*_state.pth*", "prepare_*.pth", "model_*.pth")
-FOLDERS = ("pseudo_labels", "report_data", "tensorboard", "tests")
-ENDINGS = (".npy", ".json", ".jsonl", ".yml", ".html", ".csv", ".npz")
+# What runs write into their folder, by way of temporary files.
+WRITTEN = ("*_state.pth", "prepare_*.pth", "model_*.pth", "config.yml", "metrics.json*", "report.html", "features.npz",
+           "ranking_*.csv")
 
 
 class StateFile:
@@ -72,16 +67,13 @@ def versions():
             **{name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "open_clip_torch")}}
 
 
-def lock_folder(folder, of_run=None):
+def lock_folder(folder):
     """Hold a folder for this process until it ends, however it ends; the returned file must be kept open.
 
-    Args: of_run: the run's folder that this one lies in, if it is not the same.
     Raises: UserError: a living process holds it, or the folder cannot be written.
     """
     try:
-        refuse_obstacles(of_run or folder)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        refuse_obstacles(folder)
         file = open_lock(Path(folder) / ".lock")
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {quoted(folder)} cannot be written ({error.strerror or error}); choose another")
@@ -93,51 +85,7 @@ def lock_folder(folder, of_run=None):
             raise UserError(f"another run is writing to {quoted(folder)}; wait for it, or choose another OUTPUT_DIR")
         raise UserError(f"OUTPUT_DIR {quoted(folder)} cannot be locked ({error.strerror or error}), so that two runs "
                         "could mix there; choose a folder on another disk")
-    for left_over in Path(folder).glob(".*.partial"):      # of a process that was killed while writing
-        left_over.unlink()
+    for name in WRITTEN:        # what a run that was killed while writing has left
+        for partial in Path(folder).glob(f".{name}.*.partial"):
+            partial.unlink()
     return file
-
-
-def refuse_obstacles(folder):
-    """Refuse a folder in which something else lies where a run writes its files and folders, at any depth.
-
-    Raises: UserError: names it and says what it is.
-    """
-    folder = Path(folder)
-    for kind, patterns in (("file", FILES), ("folder", FOLDERS)):
-        for path in (found for pattern in patterns for found in folder.glob(pattern)):
-            _refuse_unless(path, kind)
-    for name in FOLDERS:
-        for parent, folders, files in os.walk(folder / name):
-            for entry in (*folders, *files):
-                _refuse_unless(Path(parent) / entry, "file" if entry.endswith(ENDINGS) or entry in FILES else "")
-
-
-def _refuse_unless(path, kind):
-    """Refuse a path that is no "file" or "folder", or, if kind is "", neither. Raises: UserError."""
-    mode = path.lstat().st_mode
-    found = ("a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else
-             "a file" if stat.S_ISREG(mode) else "neither file nor folder")
-    if found not in ([f"a {kind}"] if kind else ["a file", "a folder"]):
-        raise UserError(f"{quoted(path)} is {found}; expected a {kind or 'file or folder'} of a run, or nothing. Move "
-                        "it away, or choose another OUTPUT_DIR")
-
-
-class StopRequest:
-    """Within this context SIGTERM and Ctrl-C are noted instead of obeyed; a second Ctrl-C stops at once."""
-
-    def __init__(self):
-        self.signal_number = None
-
-    def __enter__(self):
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _frame):
-        if self.signal_number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_number = number

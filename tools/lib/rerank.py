@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from clustering.clustering import k_nearest, query_expansion, reciprocal_encoding
+from clustering.jaccard import query_expansion, reciprocal_encoding
+from clustering.neighbours import k_nearest
 
 K1, K2, SHARE = 20, 6, 0.3      # of the paper: neighbours, averaged encodings, share of the original distance
 ROWS_AT_ONCE = 512

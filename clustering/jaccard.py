@@ -1,12 +1,11 @@
-"""Pseudo labels from features: k-reciprocal Jaccard distance and DBSCAN, without an N x N matrix.
+"""The k-reciprocal Jaccard distance of features, without an N x N matrix.
 
 The distance is that of Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding"
-(CVPR 2017), as the clustering methods of the field use it. Everything up to DBSCAN is torch on the device
-of the features: neighbours are (N, k1), the encoding V and the distances <= eps are sparse.
+(CVPR 2017), as the clustering methods of the field use it. Everything is torch on the device of the features:
+neighbours are (N, k1), the encoding V and the distances <= eps are sparse.
 
-    neighbours = k_nearest(x, k1)                     # by FAISS or torch
     V = reciprocal_encoding(x, neighbours, k1)        # sparse (N, N), rows sum to 1
-    V = query_expansion(V, neighbours, k2)            # mean of V over the first k2 neighbours
+    V = query_expansion(V, neighbours.index[:, :k2])  # mean of V over the first k2 neighbours
     distances = jaccard_graph(V, eps)                 # sparse (N, N), entries <= eps
 """
 from typing import NamedTuple
@@ -15,20 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import sparse
-from sklearn.cluster import DBSCAN
 
-from utils.distributed import ALONE
+from clustering.neighbours import neighbours_of
 from utils.runtime import gpu_rounding
 
-try:
-    import faiss
-    import faiss.contrib.torch_utils  # noqa: F401 - lets FAISS take tensors, those on a GPU without a way round the host
-except ImportError:  # the torch search below takes its place
-    faiss = None
-
-BLOCK_ROWS = 1024           # rows of one matrix product of the search
-SEARCH_UNIT = 4096          # a process searches for whole units of rows, FAISS's own blocks: the bits stay the same
-PIECE_ELEMENTS = 1 << 18    # of temporary tensors that are read at random: small enough for the cache
+# Elements of temporary tensors that are read at random: on a CPU few enough for the cache; on a GPU many small pieces
+# would take longer to launch than to compute.
+PIECE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 class SparseRows(NamedTuple):
@@ -40,54 +32,6 @@ class SparseRows(NamedTuple):
     start: torch.Tensor    # (N + 1,) int64, row i is start[i]:start[i + 1]
 
 
-class Neighbours(NamedTuple):
-    """The k nearest rows of each row, itself included, nearest first."""
-
-    index: torch.Tensor       # (N, k) int64
-    similarity: torch.Tensor  # (N, k) float32, inner products
-
-
-def cluster(features, k1, k2, eps, min_samples, processes=ALONE):
-    """Cluster features by DBSCAN on their k-reciprocal Jaccard distance.
-
-    Several processes share the search for neighbours; the first one does the rest.
-
-    As in the released code, an image without any k-reciprocal neighbour (one of more than k1 exact duplicates) may be
-    far from itself too, and is then an outlier whatever min_samples is.
-
-    Args:
-        features: (N, D) float32 array or tensor; rows are L2-normalised here if they are not yet.
-        k1: neighbours that count as near; k2: neighbours whose encodings are averaged (1: none are).
-        eps: largest Jaccard distance of two neighbours, in [0, 1]; min_samples: neighbours (itself
-            included) that make a core point; processes: of `utils.distributed`, which all have the features.
-    Returns:
-        (N,) int64 array of labels from 0 on; -1 marks outliers.
-    Raises:
-        ValueError: features are not (N, D) or not finite.
-    """
-    features = torch.as_tensor(features)
-    if features.ndim != 2:
-        raise ValueError(f"features have shape {tuple(features.shape)}; expected (N, D)")
-    if len(features) == 0:
-        return np.empty(0, np.int64)
-    if not torch.isfinite(features).all():
-        raise ValueError("features hold NaN or Inf; clustering needs finite values")
-    found = [neighbours_of(features, k1, processes)]      # in a list that gives them away: DBSCAN needs the memory
-    return processes.once(lambda: dbscan(distances_of(*found.pop(), k1, k2, eps), eps, min_samples))
-
-
-def dbscan(distances, eps, min_samples):
-    """Label the rows of a sparse matrix (N, N) of distances: (N,) int64."""
-    labels = np.full(distances.shape[0], -1, dtype=np.int64)
-    near_itself = np.flatnonzero(np.diff(distances.indptr))
-    if len(near_itself) < len(labels):      # DBSCAN would put the missing diagonal of the other rows in as 0
-        distances = distances[near_itself][:, near_itself]
-    if len(near_itself):
-        labels[near_itself] = DBSCAN(eps=max(eps, 1e-12), min_samples=min_samples,
-                                     metric="precomputed").fit_predict(distances)
-    return labels
-
-
 def jaccard_distances(features, k1, k2, eps):
     """Compute the Jaccard distances <= eps of features (N, D) as a scipy CSR matrix (N, N); its zeros are stored.
 
@@ -96,43 +40,12 @@ def jaccard_distances(features, k1, k2, eps):
     return distances_of(*neighbours_of(features, k1), k1, k2, eps)
 
 
-def neighbours_of(features, k1, processes=ALONE):
-    """Normalise features (N, D) and find the neighbours of each row; each process searches for its share of rows."""
-    with gpu_rounding("fp32"):
-        features = F.normalize(features.float(), dim=1)
-        found = k_nearest(features, k1, processes.share(len(features), SEARCH_UNIT))
-    return features, Neighbours(*(processes.gather(part, len(features), SEARCH_UNIT) for part in found))
-
-
 def distances_of(features, neighbours, k1, k2, eps):
     """Compute `jaccard_distances` from the first k1 neighbours of normalised features."""
     with gpu_rounding("fp32"):
         encoding = reciprocal_encoding(features, neighbours, k1)
         encoding = query_expansion(encoding, neighbours.index[:, :k2])
         return jaccard_graph(encoding, eps)
-
-
-def k_nearest(features, k, rows=slice(None)):
-    """Find the k largest inner products of rows of features (N, D), L2-normalised, with all rows: `Neighbours`.
-
-    FAISS searches where it is installed, on the GPU where FAISS and the features are, else torch; both are exact.
-    """
-    k, kind = min(k, len(features)), features.device.type
-    if faiss is None or not (kind == "cpu" or (kind == "cuda" and faiss.get_num_gpus())):
-        return k_nearest_by_torch(features, k, rows)
-    index = faiss.IndexFlatIP(features.shape[1])
-    if kind == "cuda":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
-    index.add(features.contiguous())
-    similarity, neighbour = index.search(features[rows].contiguous(), k)
-    return Neighbours(neighbour, similarity)
-
-
-def k_nearest_by_torch(features, k, rows=slice(None)):
-    """Find the neighbours with one matrix product per block of rows. Args: as `k_nearest`, k at most N."""
-    best = [torch.topk(block @ features.T, k, dim=1) for block in features[rows].split(BLOCK_ROWS)]
-    similarity, index = (torch.cat(part) for part in zip(*best))
-    return Neighbours(index, similarity)
 
 
 def _reciprocal(index, k):
@@ -178,7 +91,7 @@ def _half_set_members(own, near, half, half_size):
     """
     n = len(half_size)
     half_start = torch.cumsum(half_size, 0) - half_size
-    rows = _rows_at_once(n)
+    rows = _rows_at_once(n, own)
     bounds = torch.searchsorted(own, torch.arange(0, n + rows, rows, device=own.device)).tolist()
     is_member = torch.zeros(rows * n, dtype=torch.bool, device=own.device)
     added = [own.new_empty(0)]
@@ -198,13 +111,13 @@ def _half_set_members(own, near, half, half_size):
 
 def _row_products(features, row, column):
     """Compute the inner products (M,) of features[row] with features[column], a piece at a time."""
-    size = _rows_at_once(features.shape[1])
+    size = _rows_at_once(features.shape[1], features)
     return torch.cat([(features[r] * features[c]).sum(1) for r, c in zip(row.split(size), column.split(size))])
 
 
-def _rows_at_once(elements):
-    """Return how many rows of so many elements make a piece, at least one."""
-    return max(1, int(PIECE_ELEMENTS // max(1, elements)))
+def _rows_at_once(elements, tensor):
+    """Return how many rows of so many elements make a piece on a tensor's device, at least one."""
+    return max(1, int(PIECE_ELEMENTS[tensor.device.type] // max(1, elements)))
 
 
 def _sparse_rows(key, value, n):
@@ -228,7 +141,7 @@ def query_expansion(encoding, near):
     if k2 <= 1:
         return encoding
     size = encoding.start.diff()
-    rows = _rows_at_once(size.float().mean().item() * k2)
+    rows = _rows_at_once(size.float().mean().item() * k2, near)
     keys, values = [], []
     for start in range(0, n, rows):
         block = near[start:start + rows].flatten()
@@ -258,7 +171,7 @@ def jaccard_graph(encoding, eps):
     least_shared = max(0.0, 2 * (1 - eps) / (2 - eps) - 1e-5)    # a little less than distance eps needs
     pairs_before = F.pad(torch.cumsum(count, 0), (1, 0))[encoding.start].cpu().numpy()
     found = []
-    for first, last in _row_blocks(pairs_before):
+    for first, last in _row_blocks(pairs_before, PIECE_ELEMENTS[own.device.type]):
         width = n - first
         entries = slice(int(encoding.start[first]), int(encoding.start[last]))
         position, owner = _ragged(own[entries], count[entries])
@@ -275,15 +188,15 @@ def jaccard_graph(encoding, eps):
     return _symmetric(*(torch.cat(part).cpu().numpy() for part in zip(*found)), n)
 
 
-def _row_blocks(pairs_before):
+def _row_blocks(pairs_before, elements):
     """Yield consecutive rows (first, last), as many as fit: one, or few pairs and a small buffer of N - first columns.
 
-    Args: pairs_before: (N + 1,), how many pairs the rows before each have.
+    Args: pairs_before: (N + 1,), how many pairs the rows before each have; elements: of a piece.
     """
     n, first = len(pairs_before) - 1, 0
     while first < n:
-        last = min(int(np.searchsorted(pairs_before, pairs_before[first] + PIECE_ELEMENTS, side="right")) - 1,
-                   first + 2 * PIECE_ELEMENTS // (n - first))
+        last = min(int(np.searchsorted(pairs_before, pairs_before[first] + elements, side="right")) - 1,
+                   first + 2 * elements // (n - first))
         last = min(max(last, first + 1), n)
         yield first, last
         first = last

@@ -1,0 +1,47 @@
+"""Which runs belong together, by their settings as flat dicts {"SECTION.KEY": value}."""
+from utils.settings import differing_keys
+
+# Settings that may differ when a run is resumed: they decide neither weights nor labels. An entry that ends in a dot
+# is a section. DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
+MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "LOG.", "DATASET.ROOT",
+              "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
+REPEATS = ("SEED", "DATASET.TRIAL")     # runs that differ in these alone repeat one experiment
+
+
+def may_change(key):
+    """Tell whether a run may be resumed with another value of a key."""
+    return any(key.startswith(name) if name.endswith(".") else key == name for name in MAY_CHANGE)
+
+
+def group_key(settings, defaults, also=()):
+    """Return those settings of a run that decide what it is a run of; runs with equal ones belong together.
+
+    Keys that the run does not name have their defaults. Left out are `REPEATS` and `MAY_CHANGE`.
+
+    Args: settings, defaults: flat dicts; also: keys that count though they would be left out.
+    """
+    return {key: value for key, value in sorted({**defaults, **settings}.items())
+            if key in also or not (key in REPEATS or may_change(key))}
+
+
+def group_names(runs, defaults, also=()):
+    """Name the group of every run by the settings in which the groups differ; runs of one group have the same name.
+
+    Keys that only some groups have, such as those of one method, are named where nothing else tells groups apart.
+
+    Args: runs: [flat dict]; defaults, also: as in `group_key`.
+    Returns: [text], as "CLUSTER.EPS 0.5, METHOD.NAME pgm"; "all runs" where there is one group.
+    """
+    groups = [group_key(settings, defaults, also) for settings in runs]
+    every = differing_keys(groups)
+    shared = [key for key in every if len({repr(group[key]) for group in groups if key in group}) > 1]
+    for keys in (shared, every):
+        names = [", ".join(f"{key} {_shown(group.get(key, '–'))}" for key in keys if key in group or keys is every)
+                 or "all runs" for group in groups]
+        if len(set(names)) == len(set(map(repr, groups))):
+            break
+    return names
+
+
+def _shown(value):
+    return "(not set)" if value == "" else value

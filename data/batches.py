@@ -1,0 +1,99 @@
+"""The batches of an epoch: which images, augmented how; drawn from streams named by seed, epoch and step."""
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data import augment
+from data.sampler import cluster_batches, iterations_per_epoch
+from utils.distributed import ALONE
+from utils.modality import Modality
+from utils.seeding import numpy_rng
+
+
+@dataclass(frozen=True)
+class Batch:
+    """P x K augmented images of each modality (all Modality -> ...), of which each of N processes has its share.
+
+    Where the method asks for two views of each visible image, all first views stand before all second ones, with labels
+    and positions twice.
+    """
+
+    images: dict        # (B / N, 3, H, W) float32, normalised
+    labels: dict        # (B,) int64 on the host, what the epoch trains on
+    positions: dict     # (B,) int64 on the host, in the training set
+    cameras: dict       # (B,) int64 on the host
+
+
+class Batches:
+    """The batches of an epoch of train_prepare or the fine-tune, made when they are asked for.
+
+    All processes draw the same batches; each reads and augments the images of its share.
+
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: `TrainSettings`; epoch: from 1;
+        views: of each visible image; processes: of `utils.distributed`.
+    """
+
+    def __init__(self, images, labels, settings, epoch, views=1, processes=ALONE):
+        s = self.settings = settings
+        self.images, self.labels, self.epoch, self.processes = images, labels, epoch, processes
+        self.views = {Modality.RGB: views, Modality.IR: 1}
+        per_modality = s.clusters_per_batch * s.instances
+        count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)
+        self.positions = {m: cluster_batches(labels[m], s.clusters_per_batch, s.instances, count,
+                                             numpy_rng(s.seed, "sampler", m.value, epoch)) for m in Modality}
+        self.size = per_modality * sum(self.views.values())     # images of both modalities
+
+    def __len__(self):
+        return len(self.positions[Modality.RGB])
+
+    def __getitem__(self, step):
+        """Return the `Batch` of a step, counted from 0."""
+        positions = {m: np.tile(rows[step], self.views[m]) for m, rows in self.positions.items()}
+        return Batch({m: self._augmented(m, step, positions[m]) for m in Modality},
+                     {m: self.labels[m][positions[m]] for m in Modality}, positions,
+                     {m: self.images[m].cameras[positions[m]] for m in Modality})
+
+    def _augmented(self, modality, step, positions):
+        own, policy = self.processes.share(len(positions)), self.settings.augmentation[modality]
+        bank = self.images[modality]
+        images = bank.batch(positions[own])
+        name, size = (self.settings.seed, "augment", modality.value, self.epoch, step), images.shape[2:]
+        if self.views[modality] == 1:
+            plan = augment.draw(policy, len(positions), size, numpy_rng(*name))
+        else:       # channels are exchanged in the second view alone
+            first = augment.draw(replace(policy, channel=0.0), len(positions) // 2, size, numpy_rng(*name))
+            second = augment.draw(policy, len(positions) // 2, size, numpy_rng(*name, "second view"))
+            plan = first.followed_by(second)
+        return augment.apply(images, plan if len(images) == len(positions) else plan.part(own), bank.normalisation)
+
+    def names(self, step):
+        """Return the names of the images in a step's batch, for messages."""
+        return [name for m in Modality for name in self.images[m].names(np.unique(self.positions[m][step]))]
+
+
+class PromptBatches:
+    """The batches of an epoch of prompts: every labelled image of the larger modality once, the other topped up with
+    random repeats.
+
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,); settings: `PromptSettings`; epoch: from 1.
+    """
+
+    def __init__(self, images, labels, settings, epoch):
+        self.images, self.size = images, settings.batch_size
+        kept = {m: np.flatnonzero(labels[m] >= 0) for m in Modality}
+        rng, longest = numpy_rng(settings.seed, "prompt batches", epoch), max(map(len, kept.values()))
+        self.order = {m: positions[np.concatenate([rng.permutation(len(positions)), rng.integers(
+            0, len(positions), longest - len(positions))])] for m, positions in kept.items()}
+
+    def __len__(self):
+        return -(-len(self.order[Modality.RGB]) // self.size)
+
+    def __getitem__(self, step):
+        """Return the positions in the training set of a step, counted from 0: Modality -> (b,), b <= batch size."""
+        if step >= len(self):
+            raise IndexError(step)
+        return {m: order[step * self.size:(step + 1) * self.size] for m, order in self.order.items()}
+
+    def names(self, step):
+        """Return the names of the images in a step's batch, for messages."""
+        return [name for m in Modality for name in self.images[m].names(np.unique(self[step][m]))]

@@ -1,0 +1,197 @@
+"""Which clusters of the two modalities belong together: rules that turn rows of both modalities into links.
+
+A rule (`hungarian`, `progressive`, `optimal_transport`) takes a row per cluster of both modalities, in any space that
+the two share, and returns `Links`. METHOD.LINK_BY names the space:
+
+    prototype    the memories' prototypes as they stand in each step, so links change within the epoch
+    centroid     the clusters' mean features at the epoch's start
+    projection   their mean projections, of unit length, in CLIP's joint space
+    text         their mean texts: those that the fine-tune learned for train_prepare's labels of their images
+
+Links of all spaces but the first hold for the whole epoch.
+"""
+from typing import NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+
+from loss.cluster_memory import cluster_means
+from utils.modality import Modality
+from utils.runtime import gpu_rounding, to_device
+from utils.settings import Setting
+
+SINKHORN = (5.0, 5000, 1e-5)        # regularisation, most iterations, error to stop at: RPNR's released numbers
+
+
+HEADS = {"prototype": "feature", "centroid": "feature", "projection": "projection", "text": "text"}    # of each space
+
+
+def link_by(default):
+    """Declare METHOD.LINK_BY with a method's own default."""
+    return Setting("LINK_BY", default, tuple(HEADS), "where clusters are linked: the prototypes of each step, or at "
+                   "an epoch's start centroids, mean projections or mean texts")
+
+
+def heads_for(space):
+    """Name the heads that an epoch's start needs where clusters are linked in a space of METHOD.LINK_BY."""
+    return tuple(dict.fromkeys(("feature", HEADS[space])))
+
+
+class Links(NamedTuple):
+    """The partner of every cluster in the other modality, -1 for none; not always one-to-one or mutual."""
+
+    rgb_to_ir: np.ndarray       # (K_rgb,) int64
+    ir_to_rgb: np.ndarray       # (K_ir,) int64
+
+
+class LinkedClusters(NamedTuple):
+    """Links one by one, for the log and the page."""
+
+    rgb: np.ndarray             # (M,) int64 visible clusters, ascending
+    ir: np.ndarray              # (M,) int64 infrared clusters
+    similarity: np.ndarray      # (M,) cosines of their prototypes
+
+
+def listed(links, similarity):
+    """List each link once, from whichever side it is: `LinkedClusters`. Args: similarity: (K_rgb, K_ir) array."""
+    rgb, ir = np.flatnonzero(links.rgb_to_ir >= 0), np.flatnonzero(links.ir_to_rgb >= 0)
+    both = np.concatenate([np.stack([rgb, links.rgb_to_ir[rgb]]), np.stack([links.ir_to_rgb[ir], ir])], axis=1)
+    rgb, ir = np.unique(both, axis=1)
+    return LinkedClusters(rgb, ir, similarity[rgb, ir])
+
+
+def similarity(rgb, ir):
+    """Compute all inner products of rows (K_rgb, D) with rows (K_ir, D) on their device, never rounded to TF32."""
+    with gpu_rounding("fp32"):
+        return rgb @ ir.T
+
+
+def links_of_epoch(rule, start, space):
+    """Link an epoch's clusters by a rule of this file, once for the whole epoch.
+
+    Args: start: `EpochStart`; space: of METHOD.LINK_BY. Returns: `Links`; None for prototypes, linked in each step.
+    """
+    if space == "prototype":
+        return None
+    rows = start.features[HEADS[space]]
+    if space == "projection":
+        rows = {m: F.normalize(rows[m], dim=1) for m in Modality}
+    return link(rule, *(cluster_means(rows[m], start.labels[m]) for m in Modality))
+
+
+def link(rule, rgb, ir):
+    """Link the clusters that have a row; those whose row is 0 (a cluster without a text) stay without a link.
+
+    Args: rule: a function of this file; rgb: (K_rgb, D), ir: (K_ir, D) tensors of any length. Returns: `Links`.
+    """
+    rows = [F.normalize(rows.float(), dim=1) for rows in (rgb, ir)]
+    kept = [np.flatnonzero(r.any(dim=1).cpu().numpy()) for r in rows]
+    links = no_links(rgb, ir)
+    if all(map(len, kept)):
+        found = rule(*(r[to_device(k, r.device)] for r, k in zip(rows, kept)))
+        for partner, among, own, other in zip(links, found, kept, kept[::-1]):
+            partner[own] = np.where(among >= 0, other[among], -1)
+    return links
+
+
+def no_links(rgb, ir):
+    """Link nothing."""
+    return Links(np.full(len(rgb), -1), np.full(len(ir), -1))
+
+
+def hungarian(rgb, ir):
+    """Link visible and infrared clusters one to one; CCLNet's rule.
+
+    Maximises the sum of cosine similarities (`scipy.optimize.linear_sum_assignment`). If the two sides have different
+    numbers of clusters, those left over stay without a link; so do pairs with a negative similarity.
+
+    Args:
+        rgb: (K_rgb, D) float tensor, one row per visible cluster, of unit length. This is not checked: rows of other
+            lengths are weighted by them.
+        ir: (K_ir, D) float tensor, one row per infrared cluster, of unit length, on the same device.
+
+    Returns:
+        Links, two int64 NumPy arrays: `rgb_to_ir[i]` is the infrared partner of visible cluster i, `ir_to_rgb[j]` the
+        visible partner of infrared cluster j; -1 means none.
+
+    Example:
+        >>> rgb = torch.eye(3)                  # three visible clusters
+        >>> ir = torch.eye(3)[[2, 0]]           # two infrared ones: like the third and like the first
+        >>> hungarian(rgb, ir)
+        Links(rgb_to_ir=array([ 1, -1,  0]), ir_to_rgb=array([2, 0]))
+    """
+    return assign(similarity(rgb, ir).cpu().numpy())
+
+
+def assign(similarity):
+    """Link as `hungarian` does. Args: similarity: (K_rgb, K_ir) array. Returns: `Links`."""
+    similarity = np.nan_to_num(similarity)      # the solver raises on NaN, which a check of the losses reports better
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    kept = similarity[rows, columns] >= 0
+    links = no_links(similarity, similarity.T)
+    links.rgb_to_ir[rows[kept]] = columns[kept]
+    links.ir_to_rgb[columns[kept]] = rows[kept]
+    return links
+
+
+def progressive(rgb, ir):
+    """Link every cluster, in rounds of cheapest assignments.
+
+    Wu and Ye, "Unsupervised Visible-Infrared Person Re-Identification via Progressive Graph Matching and Alternate
+    Learning" (CVPR 2023). The first round gives each cluster of the modality with fewer its own partner, and links both
+    ways. In each further round the clusters left over are assigned to those of the other modality, each of which takes
+    one at most, and are linked one way. Two rules are ours: the roles change where there are fewer visible clusters
+    (the released code does so for RegDB, and links nothing for SYSU-MM01), and there are as many rounds as it takes
+    (the released code has two, and fails where one modality has more than twice as many clusters).
+
+    Args: rgb: (K_rgb, D), ir: (K_ir, D) tensors, rows L2-normalised. Returns: `Links`.
+    """
+    links, cost = no_links(rgb, ir), matching_cost(rgb, ir)
+    many, few = links
+    if len(rgb) < len(ir):
+        (few, many), cost = links, cost.T
+    rows, columns = linear_sum_assignment(cost)
+    many[rows], few[columns] = columns, rows
+    while (left := np.flatnonzero(many < 0)).size:
+        rows, columns = linear_sum_assignment(cost[left])
+        many[left[rows]] = columns
+    return links
+
+
+def optimal_transport(rgb, ir):
+    """Link each cluster to the one that gets the most of it in an optimal transport plan; not always mutual.
+
+    Yin et al., "Robust Pseudo-label Learning with Neighbor Relation for Unsupervised Visible-Infrared Person
+    Re-Identification" (ACM MM 2024).
+
+    Args: rgb: (K_rgb, D), ir: (K_ir, D) tensors, rows L2-normalised. Returns: `Links`.
+    """
+    plan, _ = sinkhorn(matching_cost(rgb, ir), *SINKHORN)
+    return Links(plan.argmax(axis=1), plan.argmax(axis=0))
+
+
+def matching_cost(rgb, ir):
+    """Compute exp(-cosine) of rows (K_rgb, D), (K_ir, D): (K_rgb, K_ir) float64 array."""
+    return np.exp(-np.nan_to_num((rgb @ ir.T).cpu().numpy().astype(np.float64)))
+
+
+def sinkhorn(cost, regularisation, iterations, tolerance):
+    """Compute the entropic optimal transport plan between uniform marginals.
+
+    Cuturi, "Sinkhorn Distances" (NIPS 2013), with the stopping rule of the package POT (ot.sinkhorn), whose plans it
+    equals; POT itself is a download of 33 MB.
+
+    Args: cost: (A, B); regularisation: the larger, the more even the plan; iterations: at most; tolerance: largest
+        error of the column sums (Euclidean), looked at in iterations 1, 11, 21, ...
+    Returns: (A, B) float64 plan, iterations done.
+    """
+    kernel = np.exp(-np.asarray(cost, dtype=np.float64) / regularisation)
+    rows, columns = (np.full(size, 1 / size) for size in kernel.shape)
+    u = rows
+    for number in range(1, iterations + 1):
+        v = columns / (kernel.T @ u)
+        u = rows / (kernel @ v)
+        if number % 10 == 1 and np.linalg.norm((kernel.T @ u) * v - columns) < tolerance:
+            break
+    return u[:, None] * kernel * v, number

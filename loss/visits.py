@@ -1,0 +1,79 @@
+"""Steps in which batches visit memories one after the other, as in PGM and RPNR.
+
+In their released code the backward pass renews a memory after each visit, so a later visit's gradient multiplies rows
+that are newer than the probabilities in its loss. METHOD.GRADIENTS exact, the default, is the gradient of the loss that
+is reported; released is theirs. The memories after a step are the same.
+"""
+import copy
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.modality import Modality
+from utils.runtime import to_device
+from utils.settings import Range, Setting
+
+CROSS_WEIGHT = Setting("CROSS_WEIGHT", 0.25, Range(0), "of the cross-modal loss; with 0 its images still renew the "
+                       "memory")
+GRADIENTS = Setting("GRADIENTS", "exact", ("exact", "released"), "of the loss that is reported, or as the released "
+                    "code computes them (loss/visits.py)")
+
+
+class Visit(NamedTuple):
+    """A batch that meets a memory: a loss, and the renewal of the memory."""
+
+    loss: str           # its name
+    memory: str         # its name
+    batch: Modality
+    labels: np.ndarray  # (B,) clusters of the memory, -1 for none
+    weight: float
+
+
+def own_visits(batch):
+    """List the visits of each modality's batch to its own memory, "rgb" and "ir"."""
+    return [Visit(m.value, m.value, m, np.asarray(batch.labels[m]), 1.0) for m in Modality]
+
+
+def crossing(links, epoch, cross_epoch):
+    """Return the modality whose batch meets the other's memory in an epoch, and its clusters' partners (K,).
+
+    In odd epochs, counted from 0 at `cross_epoch`, it is the infrared batch, in even ones the visible batch.
+    """
+    odd = (epoch - cross_epoch) % 2 == 1
+    return (Modality.IR, links.ir_to_rgb) if odd else (Modality.RGB, links.rgb_to_ir)
+
+
+def cross_visits(batch, modality, partner, weight):
+    """List the visit of a modality's batch to the other's memory; none where none of its clusters has a partner."""
+    labels = partner[batch.labels[modality]]
+    return [Visit("cross", modality.other.value, modality, labels, weight)] if (partner >= 0).any() else []
+
+
+def visit_losses(visits, memories, features, gradients):
+    """Compute the losses of all visits, times their weights: {name: scalar}; the memories stay as they are.
+
+    Args: visits: in the order in which the released code's backward pass makes them; memories: name -> memory;
+        features: Modality -> (B, D); gradients: "exact", or "released": each visit renews copies before the next.
+    """
+    losses, renewed = {}, copy.deepcopy(memories) if gradients == "released" else memories
+    for visit in visits:
+        x, clusters = with_partner(features[visit.batch], visit.labels)
+        memory = renewed[visit.memory]
+        if gradients == "released":     # autograd multiplies the rows of a copy, which the update leaves alone
+            losses[visit.loss] = visit.weight * copy.deepcopy(memory).loss(x, clusters, memories[visit.memory])
+            memory.update(x, clusters)
+        else:
+            losses[visit.loss] = visit.weight * memory.loss(x, clusters)
+    return losses
+
+
+def renew(visits, memories, features):
+    """Move the prototypes of all visited memories, one visit after the other. Args: as `visit_losses`."""
+    for visit in visits:
+        memories[visit.memory].update(*with_partner(features[visit.batch], visit.labels))
+
+
+def with_partner(x, labels):
+    """Keep the rows of x (B, D) and labels (B,) whose label is not -1."""
+    kept = np.flatnonzero(labels >= 0)
+    return (x, labels) if len(kept) == len(labels) else (x[to_device(kept, x.device)], labels[kept])

@@ -1,0 +1,96 @@
+"""State dicts of files that others made: read without running code of theirs, and compared with a module's own."""
+import hashlib
+import os
+import zipfile
+
+import torch
+
+from utils.errors import UserError, explained, quoted
+
+OTHER_WEIGHTS = "Download the file again, or set MODEL.CLIP_WEIGHTS to another"
+
+
+def read_state_dict(path):
+    """Read the weights of a file: {name: tensor on the host}.
+
+    The file holds a state dict that torch.save wrote, alone or under "state_dict", with or without "module." before the
+    names; or it is one of OpenAI's CLIP archives. Those are programs (TorchScript), so one is loaded only if its
+    SHA-256 is one that OpenAI published.
+
+    Raises: UserError: the file is missing or damaged, holds more than tensors, or is another program.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"weights {quoted(path)} are missing; set MODEL.CLIP_WEIGHTS to a file, or to \"openai\", "
+                        "which downloads MODEL.NAME")
+    if _is_torchscript(path):
+        content = _published_archive(path)
+    else:
+        with explained(f"weights {quoted(path)} cannot be read", f"expected a state dict of tensors. {OTHER_WEIGHTS}"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = {str(name).removeprefix("module."): value for name, value in content["state_dict"].items()}
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise UserError(f"weights {quoted(path)} hold something else than tensors by name; expected a state dict. "
+                        f"{OTHER_WEIGHTS}")
+    return content
+
+
+def _is_torchscript(path):
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _published_archive(path):
+    """Load an archive of OpenAI's: its state dict. Raises: UserError: its SHA-256 is not in open_clip's table."""
+    from open_clip.pretrained import get_pretrained_url, list_pretrained_models_by_tag  # slow to import
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2 ** 24):
+            digest.update(piece)
+    urls = [get_pretrained_url(name, "openai") for name in list_pretrained_models_by_tag("openai")]
+    if not any(f"/{digest.hexdigest()}/" in url for url in urls):
+        raise UserError(f"weights {quoted(path)} are a TorchScript archive, a program, and none that OpenAI published "
+                        "(by its SHA-256); nothing of it was run. If you trust it, convert it: python -c \"import "
+                        "torch; torch.save(torch.jit.load('FILE', 'cpu').state_dict(), 'OUT')\"")
+    return dict(torch.jit.load(path, map_location="cpu").state_dict())
+
+
+def check_state_dict(found, expected, what, remedy):
+    """Compare the weights of a file with the state dict of the module that shall load them.
+
+    Names and shapes must be equal; floats may be of any precision; all values must be finite.
+
+    Args: found, expected: {name: tensor}; what: the file, as in "checkpoint model.pth"; remedy: last part of the
+        message.
+    Raises: UserError: names the first weight that is wrong.
+    """
+    def refuse(name, problem):
+        raise UserError(f"{what} does not fit the model: {name} {problem}. {remedy}")
+
+    for name, wanted in expected.items():
+        value, shape = found.get(name), tuple(wanted.shape)
+        if not isinstance(value, torch.Tensor):
+            refuse(name, f"is missing; expected a tensor of shape {shape}")
+        if tuple(value.shape) != shape:
+            refuse(name, f"has shape {tuple(value.shape)}; expected {shape}")
+        if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() or value.is_quantized:
+            refuse(name, f"holds numbers of type {value.dtype}; expected {wanted.dtype}")
+        if value.layout != torch.strided or value.device.type == "meta":
+            refuse(name, f"is no plain tensor ({value.layout} on {value.device})")
+        if not torch.isfinite(value).all():
+            refuse(name, "holds NaN or Inf; expected finite numbers")
+    for name in found:
+        if name not in expected:
+            refuse(name, "is unknown; expected no such weight")
+
+
+def weights_digest(module):
+    """SHA-256 of a module's state dict, names and values, to tell whether a file of the same name changed."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

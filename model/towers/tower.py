@@ -1,0 +1,85 @@
+"""What an image tower is: a stem per modality, a trunk that both share, and the weights that it starts from."""
+import copy
+
+from torch import nn
+
+from utils.errors import UserError
+from utils.modality import Modality
+
+
+class Tower(nn.Module):
+    """Turns images into pooled features. A tower is a subclass in a file of its own, and an entry of `TOWERS`.
+
+    A subclass gives `kind`, `load`, `rebuild`, `trunk` and `feature_dim`; with texts also `has_text` and `project`.
+
+    Args: stem: the first layers, copied for each modality; the copies learn apart. height, width: pixels of the images.
+    """
+
+    kind = ""                   # its name in TOWERS, in MODEL.TOWER and in checkpoints
+    untrained = "no training"   # what results call a network with the weights that `load` gives
+    has_text = False            # whether `project` leads to a space of texts, which train_clip.py needs
+
+    def __init__(self, stem, height, width):
+        super().__init__()
+        self.stems = nn.ModuleDict({m.value: copy.deepcopy(stem) for m in Modality})
+        self.height, self.width = height, width
+
+    @classmethod
+    def load(cls, weights, *, height, width, name="", stride=None, seed=1):
+        """Build a tower that starts from weights.
+
+        Args:
+            weights: a file (`model.state_dict.read_state_dict`), or a word that the tower knows, such as "openai";
+            height, width: pixels of the images; name: of one of several weights under that word (MODEL.NAME);
+            stride: pixels between patches (MODEL.STRIDE), for towers that have a choice;
+            seed: of layers that the weights do not hold: draw them from `utils.seeding.torch_rng(seed, "tower", ...)`.
+        Raises: UserError: names or shapes differ from the tower's (`check_state_dict`), or the sizes do not suit it.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def rebuild(cls, state, told):
+        """Build an empty tower of the sizes in a checkpoint, which then loads the checkpoint's weights.
+
+        Args: state: the tower's state dict in the checkpoint, of which nothing was checked; told: what `describe` said.
+        Raises: anything: the two are of no tower of this kind.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def offers(cls, weights, name):
+        """Tell whether `load` knows weights by a word, such as "openai" with the MODEL.NAME "RN50"."""
+        return False
+
+    @classmethod
+    def recognises(cls, state):
+        """Tell by its names whether a state dict is of this kind: a file for `load`, or a checkpoint without a kind."""
+        return False
+
+    def stem(self, images, modality):
+        """Run the first layers of one modality. Args: images: (B, 3, height, width); modality: or "rgb", "ir"."""
+        return self.stems[Modality(modality).value](images)
+
+    def trunk(self, x):
+        """Run the shared layers on what stems gave, all modalities as one batch.
+
+        Returns: (B, feature_dim) float32, the pooled features; whatever `project` needs.
+        """
+        raise NotImplementedError
+
+    def project(self, state):
+        """Return (B, E) float32 in the space of the texts, not normalised. Args: state: the second that `trunk` gave.
+
+        Raises: UserError: the tower has no texts.
+        """
+        raise UserError(f"MODEL.TOWER {self.kind} has no texts and so no projections; train it with train_prepare.py "
+                        "alone, or choose a tower of CLIP")
+
+    @property
+    def feature_dim(self):
+        """D, the length of a pooled feature."""
+        raise NotImplementedError
+
+    def describe(self):
+        """Return what the weights' shapes do not say, for checkpoints and `rebuild`."""
+        return {"kind": self.kind, "height": self.height, "width": self.width}
