@@ -12,7 +12,6 @@ from benchmarks.harness import Results, Row, measure, peak_memory, start_method,
 from configs.defaults import load_config
 from data.batches import Batch
 from model.cclnet import CCLNet
-from model.towers.registry import TOWERS
 from processor.optim import image_optimizer
 from processor.setup import train_settings
 from utils.modality import Modality

@@ -42,7 +42,8 @@ SETTINGS = (
     Setting("MODEL.CLIP_WEIGHTS", "openai", "openai or a file", "openai (MODEL.NAME, downloaded), or a file"),
     Setting("MODEL.STRIDE", 16, Range(1, 2048, whole=True),
             "pixels between patches of a vision transformer; a ResNet's map has always 16"),
-    Setting("MODEL.TOWER", "", "a tower", "the network, a name of model/towers/registry.py; empty: that of the weights"),
+    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit or one of your own; empty: that of the "
+            "weights"),
 
     Setting("CLUSTER.K1", 30, COUNT, "neighbours that count as near"),
     Setting("CLUSTER.K2", 6, COUNT, "neighbours whose encodings are averaged"),

@@ -1,8 +1,8 @@
 """The shipped training loop in fp64, which several processes share, for tests/test_distributed.py."""
+import clustering.clustering
 import numpy as np
 import torch
 
-import clustering.clustering
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -14,7 +14,7 @@ from utils.modality import Modality
 
 KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3, np.arange(PEOPLE).repeat(EACH), -1) for m in Modality}
 KNOWN[Modality.IR][KNOWN[Modality.IR] == 2] = -1        # a third of the images has no text, and a whole cluster
-SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "MEMORY__SWAP_EPOCH": 1, "INPUT__ERASE": 0.5,
+SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "METHOD__CROSS_EPOCH": 1, "INPUT__ERASE": 0.5,
             "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0}
 
 

@@ -67,7 +67,7 @@ def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
     compile_with(monkeypatch, lambda graph, _: lambda *inputs: (graphs.append(1), graph(*inputs))[1])
     compile_parts(model.tower, CPU)
     graphs.clear()
-    settings = tiny_settings(epochs=2, MEMORY__METHOD=method, MEMORY__SWAP_EPOCH=1)
+    settings = tiny_settings(epochs=2, METHOD__NAME=method, METHOD__CROSS_EPOCH=1)
     train("prepare", model, banks, settings, TinyRun(tmp_path / "run"), tiny_tester(banks))
     assert len(graphs) == sum(parts) and {2, 3} == set(parts)
     train("prepare", plain, banks, settings, TinyRun(tmp_path / "plain"), tiny_tester(banks))

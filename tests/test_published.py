@@ -17,10 +17,9 @@ from safetensors import safe_open
 from configs.defaults import as_dict, load_config
 from data import augment
 from model.cclnet import CCLNet
-from model.published import FILE_NAME, NORMALISED_WITH, as_safetensors, model_card
+from model.published import FILE_NAME, NORMALISED_WITH, as_safetensors, load_checkpoint, model_card
 from model.towers.registry import load_tower
 from tools.export_released import main as export
-from model.published import load_checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,10 +11,10 @@ import trees
 
 from model.cclnet import CCLNet
 from model.clip import load_clip
+from model.published import load_checkpoint
 from model.released import describe_released, model_from_checkpoint, our_name, released_name
 from model.towers.registry import load_tower
 from tools.export_released import main
-from model.published import load_checkpoint
 from utils.errors import UserError
 
 HEIGHT, WIDTH = 96, 48
