@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 import torch
+import trees
 import yaml
 
 from processor.evaluate import rank_features
@@ -132,6 +134,26 @@ def test_a_stage_without_links_or_identities(runs):
     ranking = rank_trial(data, retrievals(data)[0], runs[2][0])
     found = stage_content(data, banks, ranking, banks, labels, None)["clusters"]
     assert found["links"] == [] and not found["known"] and "right" not in json.dumps(found)
+
+
+def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
+    """The scripts themselves, with nothing left out; the page holds what each of them was to add."""
+    run, tested = tmp_path / "run", tmp_path / "tested"
+    words = scripts.settings(DATASET__ROOT=trees.people_tree(tmp_path / "data"), MODEL__CLIP_WEIGHTS=tiny_clip_file)
+    for script in ("train_prepare", "train_clip"):
+        assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
+    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", tested]) == 0
+    metrics = torch.load(run / "model_last.pth", weights_only=True)["metrics"]
+    for folder, pages in ((run, 2), (next(tested.rglob("report.html")).parent, 1)):
+        log, text = ((folder / name).read_text() for name in ("log.txt", "report.html"))
+        assert log.count("page to look at: ") == pages and "warning: the report" not in log
+        assert all(len(line) <= 160 or line.startswith("page to look at") for line in log.splitlines())
+        assert text.count("<h4>Best queries</h4>") == text.count("<dt>Hardware</dt>") == 1
+        assert ("<h4>Largest clusters, visible</h4>" in text) == (folder == run)
+        assert f"{100 * metrics['mAP']:.1f}" in text and metrics["protocol"] in text
+    for anchor in ("results", "lists", "map", "clusters", "training", "details", "data", "settings"):
+        assert f'<section id="{anchor}">' in (run / "report.html").read_text(), anchor
+    assert write_run_page(run, all_stages=True).read_text().count("<h4>Best queries</h4>") == 2
 
 
 ATTACK = """</title></script><script>alert(1)</script>"><img src=x onerror='alert("2")'>"""
