@@ -27,7 +27,7 @@ from configs.defaults import load_config
 from data.images import ImageBank
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import load_clip
+from model.towers.registry import load_tower
 from processor.features import embed
 from processor.setup import train_settings
 from processor.train import Batches, TrainState, heads_of, train_step
@@ -56,7 +56,7 @@ def training(processes):
     rng, shape = np.random.default_rng(0), (IMAGES, config.INPUT.HEIGHT, config.INPUT.WIDTH, 3)
     banks = {m: ImageBank(rng.integers(0, 256, shape, dtype=np.uint8)) for m in Modality}
     labels = {m: np.arange(IMAGES) % PERSONS for m in Modality}
-    model = CCLNet(load_clip(config.MODEL.CLIP_WEIGHTS).visual, *shape[1:3])
+    model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, height=shape[1], width=shape[2]))
     spread_batch_norm(model, 1, processes)
     state, generator = TrainState(model, settings), torch.Generator().manual_seed(0)
     wrapped = processes.wrap(model, lambda: model.parameters_without(heads_of(None)))

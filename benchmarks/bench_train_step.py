@@ -4,15 +4,16 @@ import copy
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
 
-from benchmarks.harness import Results, Row, measure, peak_memory
+from benchmarks.harness import Results, Row, measure, peak_memory, start_method, take_step
 from configs.defaults import load_config
+from data.batches import Batch
 from model.cclnet import CCLNet
 from processor.optim import image_optimizer
 from processor.setup import train_settings
-from processor.train import Batch, train_step
 from utils.modality import Modality
 from utils.runtime import autocast, compile_parts, gpu_rounding
 
@@ -40,18 +41,19 @@ def training(model, device, precision, size, channels_last, backend=None):
 
     Args: model: is moved and trained; size: images of each modality; backend: of torch.compile, None: not compiled.
     """
-    settings = train_settings(load_config(), 120)
+    settings = train_settings(load_config(), "prepare")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
     if backend:
         compile_parts(model.tower, torch.device(device), backend)
     optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
-    memory = settings.new_memory({m: torch.randn(CLUSTERS, model.feature_dim, device=device) for m in Modality}, 1)
+    method = start_method(settings, {m: F.normalize(torch.randn(CLUSTERS, model.feature_dim, device=device), dim=1)
+                                     for m in Modality}, 1)
     shape = size, 3, model.tower.height, model.tower.width
     images = {m: torch.randn(shape, device=device).to(memory_format=layout) for m in Modality}
-    batch = Batch(images, {m: np.arange(size) % settings.clusters_per_batch for m in Modality},
-                  {m: np.arange(size) for m in Modality})
-    return lambda: train_step(model, optimizer, memory, batch, None, precision)
+    rows = {m: np.arange(size) for m in Modality}
+    batch = Batch(images, {m: rows[m] % settings.clusters_per_batch for m in Modality}, rows, rows)
+    return lambda: take_step(model, optimizer, method, batch, precision)
 
 
 def embedding(model, device, precision, size, channels_last):

@@ -21,6 +21,7 @@ from data.augment import apply, draw
 from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import TextTower
+from model.towers.clip_resnet import ClipResNet
 from processor.metrics import rank_metrics
 from processor.prompt import PromptState, prompt_step
 from processor.setup import prompt_settings, train_settings
@@ -73,7 +74,7 @@ def build_model(sizes):
     """Build a `CCLNet` of these sizes with random weights: the arithmetic is the same."""
     visual = ModifiedResNet(list(sizes.layers), output_dim=16 * sizes.channels, heads=sizes.channels // 2,
                             image_size=224, width=sizes.channels)
-    return CCLNet(visual, sizes.height, sizes.width)
+    return CCLNet(ClipResNet(visual, sizes.height, sizes.width))
 
 
 class Bench:

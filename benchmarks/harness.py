@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: repeated timing, peak memory, and a table that every script adds its rows to.
+"""Shared by the benchmarks: repeated timing, peak memory, a training step, and a table that every script adds rows to.
 
     results = Results("sampler")
     results.compare("epoch set-up", ours=lambda: ..., reference=lambda: ..., target=0.1)
@@ -22,6 +22,10 @@ import numpy as np
 import scipy
 import sklearn
 import torch
+
+from loss.method import EpochStart
+from processor.train import train_step
+from utils.distributed import ALONE
 
 FOLDER = Path(__file__).parent / "results"
 HEAD = ("what", "ours", "reference", "ratio", "bound", "ours / bound", "target", "note")
@@ -68,6 +72,22 @@ def measure(function, repeats=5, warmup=1):
         _finish()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def start_method(settings, prototypes, epoch):
+    """Start an epoch of the method of `TrainSettings`, with one image in each cluster.
+
+    Args: prototypes: Modality -> (K, D) of unit length; epoch: from METHOD.CROSS_EPOCH on the modalities meet.
+    """
+    method = settings.method(**settings.of_method)
+    labels = {m: np.arange(len(rows)) for m, rows in prototypes.items()}
+    method.start(EpochStart({"feature": prototypes}, labels, {m: np.zeros_like(y) for m, y in labels.items()}), epoch)
+    return method
+
+
+def take_step(model, optimizer, method, batch, precision, processes=ALONE):
+    """Take one step of train_prepare.py: its losses and numbers. Args: as `processor.train.train_step`."""
+    return train_step(model, optimizer, method, batch, None, precision, processes)
 
 
 def _finish():

@@ -73,21 +73,6 @@ def memory_swap(rgb, ir, labels_rgb, labels_ir, scale):
             ir[i] /= ir[i].norm()
 
 
-def epoch_batches(labels, clusters, instances, iterations):
-    """Draw batches by lists: every cluster drawn is looked for in all labels."""
-    positions = {}
-    for position, label in enumerate(labels):
-        if label >= 0:
-            positions.setdefault(int(label), []).append(position)
-    names, batches = sorted(positions), []
-    for _ in range(iterations):
-        batch = []
-        for name in np.random.choice(names, clusters, replace=False):
-            batch += list(np.random.choice(np.flatnonzero(labels == name), instances, replace=True))
-        batches.append(batch)
-    return batches
-
-
 def sysu_transform(height, width):
     """Compose the RGB augmentation of SYSU-MM01 of one image (H, W, 3) uint8, by Pillow."""
     return transforms.Compose([
@@ -99,22 +84,3 @@ def sysu_transform(height, width):
 def augment(images, transform):
     """Transform a (B, H, W, 3) uint8 array one image at a time: (B, 3, H, W)."""
     return torch.stack([transform(image) for image in images])
-
-
-def rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
-    """Compute (cmc, mAP, mINP) of a distance matrix (Q, G), one query at a time."""
-    orders = np.argsort(distance, axis=1, kind="stable")
-    cmcs, precisions, penalties = [], [], []
-    for q, order in enumerate(orders):
-        if protocol == "sysu":
-            order = order[~((query_cams[q] == 3) & (gallery_cams[order] == 2))]
-        match = gallery_ids[order] == query_ids[q]
-        if not match.any():
-            continue
-        places = np.flatnonzero(match) + 1
-        precisions.append((np.arange(1, len(places) + 1) / places).mean())
-        penalties.append(len(places) / places[-1])
-        if protocol == "sysu":
-            match = match[np.sort(np.unique(gallery_ids[order], return_index=True)[1])]
-        cmcs.append(np.maximum.accumulate(match)[:20].astype(float))
-    return np.mean(cmcs, 0), np.mean(precisions), np.mean(penalties)

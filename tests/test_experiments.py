@@ -6,7 +6,6 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts as scripts_of_runs
 from PIL import Image
 
-from report.run_files import read_bound
-from tools import bounds, experiments
+from tools import experiments
 from tools.lib import schedule, summary
-from tools.lib.grid import Experiment, make_grid, read_record, results_file
-from utils.errors import Stopped, UserError
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tools.lib.grid import Experiment, Step, make_grid, read_record, results_file
+from utils.errors import SIGNALS, Stopped, UserError
+from utils.settings import group_names
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +30,13 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("RegDB")
     rng = np.random.default_rng(0)
     (root / "idx").mkdir()
-    for sensor in ("Visible", "Thermal"):
-        names = []
-        for person in range(1, 7):
-            folder = root / sensor / str(person)
-            folder.mkdir(parents=True)
+    for sensor, mode in (("Visible", "RGB"), ("Thermal", "L")):
+        names = [(person, f"{sensor}/{person}/{number}.bmp") for person in range(1, 7) for number in range(6)]
+        for person, name in names:
             colour = np.random.default_rng(person).integers(0, 200, 3)
-            for number in range(6):
-                pixels = np.clip(colour + rng.integers(0, 40, (40, 20, 3)), 0, 255).astype(np.uint8)
-                image = Image.fromarray(pixels)
-                (image.convert("L") if sensor == "Thermal" else image).save(folder / f"{number}.bmp")
-                names.append((person, f"{sensor}/{person}/{number}.bmp"))
+            pixels = np.clip(colour + rng.integers(0, 40, (40, 20, 3)), 0, 255).astype(np.uint8)
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).convert(mode).save(root / name)
         for trial in range(1, 4):
             people = {"test": [2 * trial - 1, 2 * trial]}
             people["train"] = [p for p in range(1, 7) if p not in people["test"]]
@@ -62,23 +56,22 @@ class InThisProcess:
         if words[0] == "-C":        # git, which says of which commit a run is
             raise OSError("no git here")
         self.started.append(Path(words[0]).stem if words[0] != "-m" else words[1])
-        errors = io.StringIO()
+        errors, self.returncode = io.StringIO(), 0
         with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
-            for module in ("processor.run.folder", "report.write"):
-                patch.setattr(f"{module}.save_report", lambda *_: None)
-            self.code = 0
+            scripts_of_runs.without_report(patch)
+            patch.setattr("report.write.save_report", lambda *_: None)
             try:
                 if words[0] == "-m":
                     (Path(words[2]) / "report.html").touch()
                 else:
                     runpy.run_path(words[0], run_name="__main__")
             except SystemExit as end:
-                self.code = end.code or 0
+                self.returncode = end.code or 0
         stderr.write(errors.getvalue().encode())
 
     def poll(self):
-        return self.code
+        return self.returncode
 
 
 @pytest.fixture
@@ -114,7 +107,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     (runs / "trial2" / "tests" / "prepare_best-python-both" / "metrics.json").unlink()
     experiments.main(["table", str(runs)])
     said = capsys.readouterr()
-    assert said.err == f"missing: {runs / 'trial2'} (finished) has no test of prepare_best\n"
+    assert said.err == f"missing: {runs / 'trial2'} has no test of prepare_best\n"
     assert "71.94" in said.out and "README of the released code" in said.out and "50.02" not in said.out
     experiments.main(["table", str(runs / "trial1"), str(runs / "trial2"), str(runs), "--csv"])
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -132,7 +125,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     started.clear()
     with pytest.raises(UserError, match="trial1: train_prepare.py: the run in .* was started with CLUSTER.EPS 0.9"):
         experiments.main(["run", "--trials", "1", *words, "CLUSTER.EPS", "0.8"])
-    assert started == ["train_prepare"] and read_record(runs / "trial1")["state"] == "failed"
+    assert started == ["train_prepare"]
     experiments.main(["table", str(runs)])
     assert f"failed: {runs / 'trial1'}: train_prepare.py: the run in" in capsys.readouterr().err
     wrong = json.loads(results_file(runs / "trial1", "model_last", "python").read_text())
@@ -150,8 +143,20 @@ def test_a_failed_run_does_not_stop_the_others(settings, tmp_path, capsys):
     assert started.count("train_prepare") == 2 and started.count("train_clip") == 1
     said = capsys.readouterr()
     assert "1 of 2 runs are finished" in said.out and "failed: " in said.err
-    assert {path.name: read_record(path)["state"] for path in (tmp_path / "runs").iterdir()} == {
-        "CLUSTER.MIN_SAMPLES=25-trial1": "failed", "CLUSTER.MIN_SAMPLES=2-trial1": "finished"}
+
+
+def test_prepare_alone(settings, tmp_path, capsys):
+    """Its table misses nothing; without --only the same command goes on with train_clip.py."""
+    words, started = settings
+    experiments.main(["run", "--only", "prepare", "--baseline", "--trials", "1", *words])
+    assert started == ["train_prepare", "test", "test", "test", "report"]
+    said = capsys.readouterr()
+    assert "no run of 1 is missing" in said.err and "baseline CLIP" in said.out
+    assert {row.stage for row in summary.summarise(summary.read_runs([tmp_path / "runs"], "python"))
+            if not row.source} == {"baseline CLIP", "train_prepare"}
+    started.clear()
+    experiments.main(["run", "--trials", "1", *words])
+    assert started == ["train_clip", "test", "test", "report"]
 
 
 @pytest.mark.parametrize("words, sentence", [
@@ -201,15 +206,16 @@ class Scripts(Experiment):
     code: str = ""
 
     def steps(self):
-        return [(name, ["-c", self.code, str(self.folder / name)], (self.folder / name).is_file)
+        return [Step(name, ["-c", self.code, str(self.folder / name)], (self.folder / name).is_file)
                 for name in ("first", "second")]
 
 
-# Leaves a file whose name it is given. SIGTERM: it stops as the training scripts do.
+# Leaves a file whose name it is given. A signal ends it as it ends the training scripts.
 WORK = """
 import os, pathlib, signal, sys, time
 out = pathlib.Path(sys.argv[1])
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, lambda number, _: sys.exit(128 + number))
 (out.parent / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
 with open(out.parent / "starts", "a") as file:
     file.write(out.name + " ")
@@ -241,17 +247,21 @@ def test_gpus_go_round(monkeypatch):
     assert schedule._share(0, 1) == {}
 
 
-def test_a_signal_is_passed_on_and_the_grid_resumes(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_scripts_and_the_grid_resumes(tmp_path, number):
+    handlers = {each: signal.getsignal(each) for each in SIGNALS}
     runs = scripts(tmp_path, "abc", seconds="60")
-    threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(3, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Stopped, match="the same command resumes") as stop:
         schedule.run_here(runs, at_once=2)
-    assert stop.value.exit_code == 143
-    assert [read_record(run.folder)["state"] for run in runs] == ["stopped", "stopped", "waiting"]
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+    assert stop.value.exit_code == 128 + number
     (tmp_path / "a" / "first").write_text("done earlier")
     assert schedule.run_here(scripts(tmp_path, "abc")) == []
     assert (tmp_path / "a" / "starts").read_text() == "first second "        # first before, second now
     assert (tmp_path / "b" / "starts").read_text() == "first first second "
+    assert (tmp_path / "c" / "starts").read_text() == "first second "
 
 
 @pytest.mark.parametrize("code, sentence", [
@@ -263,8 +273,8 @@ def test_a_signal_is_passed_on_and_the_grid_resumes(tmp_path):
 def test_failures_are_listed_with_their_sentence(tmp_path, code, sentence):
     bad, good = scripts(tmp_path, ["bad"], code) + scripts(tmp_path, ["good"])
     [(name, error)] = schedule.run_here([bad, good])
-    assert name == "bad" and error.startswith(sentence) and read_record(good.folder)["state"] == "finished"
-    assert read_record(bad.folder)["state"] == "failed" and read_record(bad.folder)["error"] == error
+    assert name == "bad" and error.startswith(sentence)
+    assert read_record(bad.folder)["error"] == error and read_record(good.folder)["error"] == ""
 
 
 def test_jobs_of_a_cluster_are_queued_again_when_their_time_is_over(tmp_path):
@@ -283,9 +293,9 @@ def test_jobs_of_a_cluster_are_queued_again_when_their_time_is_over(tmp_path):
         time.sleep(0.2)
     controller = Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text().split()
     os.kill(int(controller[0]), signal.SIGUSR2)
-    assert job.result() == ("finished", "")
+    assert job.result() == ""
     assert (run.folder / "starts").read_text() == "first first second "
-    assert read_record(run.folder)["state"] == "finished" and "PYTHONPATH" not in os.environ
+    assert "PYTHONPATH" not in os.environ
 
 
 def record(folder, mode="all", protocol="SYSU-MM01 all-search", value=0.5, checkpoint="model_last", seed=1, **settings):
@@ -299,19 +309,22 @@ def record(folder, mode="all", protocol="SYSU-MM01 all-search", value=0.5, check
                                 **{name: value for name in summary.NUMBERS}}))
 
 
+def ours(folder, *logged):
+    """The table's rows of our runs."""
+    return [row for row in summary.summarise(summary.read_runs([folder], "python"), logged) if not row.source]
+
+
 def test_table_of_two_methods(tmp_path, capsys):
     for seed, value in ((1, 0.5), (2, 0.6), (3, 0.7)):
-        record(tmp_path / f"a{seed}", value=value, seed=seed, MEMORY={"SWAP_ORDER": "released"}, TEST={"EVERY": seed})
-        record(tmp_path / f"a{seed}", value=value + 0.1, seed=seed, MEMORY={"SWAP_ORDER": "released"},
-               checkpoint="model_best")
-    record(tmp_path / "b1", value=0.25, MEMORY={"SWAP_ORDER": "simultaneous"})
-    rows = summary.summarise(summary.read_runs([tmp_path], "python"))
-    ours = {row.method: row for row in rows if not row.source}
-    assert {method: row.n for method, row in ours.items()} == {"METHOD.SWAP_ORDER released": 3,
-                                                               "METHOD.SWAP_ORDER simultaneous": 1}
-    released = ours["METHOD.SWAP_ORDER released"].cells
-    assert released["last"]["rank1"] == pytest.approx((60, 10)) and released["best"]["mAP"] == pytest.approx((70, 10))
-    assert ours["METHOD.SWAP_ORDER simultaneous"].cells["last"]["rank1"] == (25, None)
+        for checkpoint, more in (("model_last", 0), ("model_best", 0.1)):
+            record(tmp_path / f"a{seed}", value=value + more, seed=seed, METHOD={"SWAP_ORDER": "released"},
+                   TEST={"EVERY": seed}, checkpoint=checkpoint)
+    record(tmp_path / "b1", value=0.25, METHOD={"SWAP_ORDER": "simultaneous"})
+    released, other = ours(tmp_path)
+    assert (released.method, released.n) == ("METHOD.SWAP_ORDER released", 3)
+    assert (other.method, other.n) == ("METHOD.SWAP_ORDER simultaneous", 1)
+    assert released.last["rank1"] == pytest.approx((60, 10)) and released.best["mAP"] == pytest.approx((70, 10))
+    assert other.last["rank1"] == (25, None) and not other.best
     experiments.main(["table", str(tmp_path)])
     text = capsys.readouterr().out
     line = next(line for line in text.splitlines() if "released " in line and "train_clip" in line)
@@ -329,23 +342,28 @@ def test_table_of_two_methods(tmp_path, capsys):
 
 def test_a_run_that_is_older_than_a_key_is_of_the_same_method(tmp_path):
     record(tmp_path / "old", seed=1)
-    record(tmp_path / "new", seed=2, PREPARE={"RESTART_AT_CROSS": False})
-    record(tmp_path / "other", seed=1, PREPARE={"RESTART_AT_CROSS": True})
-    rows = summary.summarise(summary.read_runs([tmp_path], "python"))
-    assert {row.method: row.n for row in rows if not row.source} == {"PREPARE.RESTART_AT_CROSS False": 2,
-                                                                     "PREPARE.RESTART_AT_CROSS True": 1}
+    record(tmp_path / "new", seed=2, INPUT={"CHANNEL": 0.0})
+    record(tmp_path / "other", seed=1, INPUT={"CHANNEL": 0.5})
+    assert {row.method: row.n for row in ours(tmp_path)} == {"INPUT.CHANNEL 0.0": 2, "INPUT.CHANNEL 0.5": 1}
 
 
-def test_a_run_that_was_told_identities_is_no_run_of_its_method(tmp_path):
-    for name in ("method", "told"):
-        record(tmp_path / name)
-    (tmp_path / "told/BOUND.txt").write_text(bounds.NOTE.format("links"))
-    rows = summary.summarise(summary.read_runs([tmp_path], "python"))
-    assert [row.method for row in rows if not row.source] == ["BOUND true links", "all runs"]
-    rows = summary.summarise(summary.read_runs([tmp_path / "told"], "python"))       # nothing beside it
-    assert [row.method for row in rows if not row.source] == ["BOUND true links"]
-    of_a_test = results_file(tmp_path / "told", "model_last", "python").parent
-    assert read_bound(of_a_test) == {"BOUND": "true links"} and read_bound(tmp_path / "method") == {}
+@pytest.mark.parametrize("changes, names", [
+    ([{"SEED": 1, "DEVICE": "cpu"}, {"SEED": 2, "OUTPUT_DIR": "x", "TEST.EVERY": 9}], ["all runs"] * 2),
+    # a key of one method alone says nothing more than the method's name, unless nothing else tells them apart
+    ([{"METHOD.NAME": "pgm", "METHOD.GRADIENTS": "exact"}, {"METHOD.SWAP_SCALE": 0.1}],
+     ["METHOD.NAME pgm", "METHOD.NAME cclnet"]),
+    ([{"METHOD.OWN": 2}, {}], ["METHOD.OWN 2", "METHOD.OWN –"]),
+    ([{"PSEUDO_LABEL": ""}, {"PSEUDO_LABEL": "x"}], ["PSEUDO_LABEL (not set)", "PSEUDO_LABEL x"])])
+def test_which_runs_belong_together(changes, names):
+    assert group_names(changes, {"METHOD.NAME": "cclnet", "CLUSTER.K1": 30, "DEVICE": "auto"}) == names
+
+
+def test_what_a_grid_varied_tells_runs_apart(tmp_path):
+    """Also a key that makes no other method elsewhere."""
+    for device in ("cpu", "cuda"):
+        record(tmp_path / device, DEVICE=device)
+        (tmp_path / device / "experiment.json").write_text(json.dumps({"varied": {"DEVICE": device}}))
+    assert [row.method for row in ours(tmp_path)] == ["DEVICE cpu", "DEVICE cuda"]
 
 
 def test_a_checkpoint_of_elsewhere_is_no_result_of_the_run(tmp_path):
@@ -377,10 +395,9 @@ def test_a_table_shows_what_was_logged(tmp_path, capsys):
                  {"stage": "finetune", "epoch": 1, "share": 9},
                  {"stage": "finetune", "epoch": 2, "share": share, **({"own": 1} if seed == 1 else {})}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = {row.stage: row for row in summary.summarise(summary.read_runs([tmp_path], "python"), ("share", "own"))
-            if not row.source}
-    assert rows["train_clip"].cells["logged"] == {"share": pytest.approx((0.5, 0.125 ** 0.5))}
-    assert rows["train_prepare"].cells["logged"] == {"share": (pytest.approx(0.1), 0.0), "own": (1, 0.0)}
+    rows = {row.stage: row.logged for row in ours(tmp_path, "share", "own")}
+    assert rows == {"train_clip": {"share": pytest.approx((0.5, 0.125 ** 0.5))},
+                    "train_prepare": {"share": (pytest.approx(0.1), 0.0), "own": (1, 0.0)}}
     words = ["table", str(tmp_path), "--logged", "share"]
     experiments.main(words)
     text = capsys.readouterr().out
@@ -409,20 +426,10 @@ def test_tables_of_what_does_not_compare(tmp_path):
     refuses("is of the data set llcm, .* of sysu; expected one data set", tmp_path / "a", tmp_path / "b")
     record(tmp_path / "c" / "1", protocol="SYSU-MM01 all-search, seeds 0-1")
     refuses("their numbers do not compare", tmp_path / "a", tmp_path / "c")
-    results_file(tmp_path / "a" / "1", "model_last", "python").write_text('{"mode": "all"}')
-    refuses("metrics.json cannot be read", tmp_path / "a")
     results_file(tmp_path / "a" / "1", "model_last", "python").unlink()
     refuses("no test with TEST.MODE both and protocol python was found in any run; missing: ", tmp_path / "a")
-    (tmp_path / "a" / "1" / "experiment.json").write_text("{}")
-    refuses("experiment.json cannot be read", tmp_path / "a")
     with pytest.raises(UserError, match="choose one"):
         experiments.main(["table", "x", "--csv", "--latex"])
-
-
-def test_the_old_name_says_where_it_went():
-    ended = subprocess.run([sys.executable, str(REPOSITORY / "tools" / "regdb_trials.py"), "train"], text=True,
-                           capture_output=True)
-    assert ended.returncode == 2 and "experiments.py run --config_file configs/regdb.yml" in ended.stderr
 
 
 def test_submitit_is_only_needed_for_a_cluster(monkeypatch, tmp_path):
@@ -440,7 +447,7 @@ def test_slurm_gets_what_was_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     executor = schedule.slurm_executor(tmp_path / "jobs", "grid", "gpu", 2, 6, 1.5)
     [job] = schedule.submit(make_grid(None, ["OUTPUT_DIR", str(tmp_path / "runs")], [1]), executor)
-    assert job.job_id == "77" and read_record(tmp_path / "runs" / "seed1")["state"] == "waiting"
+    assert job.job_id == "77" and read_record(tmp_path / "runs" / "seed1")["varied"] == {"SEED": "1"}
     [script] = (tmp_path / "jobs").glob("*_submission.sh")
     text = script.read_text()
     for line in ("--partition=gpu", "--gpus-per-node=2", "--cpus-per-task=6", "--time=90", "--job-name=grid"):

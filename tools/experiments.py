@@ -1,15 +1,14 @@
 """From a number to a table: runs that differ in seed, trial or settings, and mean ± standard deviation over them.
 
     python tools/experiments.py run   [--config_file configs/sysu.yml] [--seeds 1 2 3] [--trials 1-10]
-                                      [--vary KEY VALUE VALUE ...] [--at_once N] [KEY VALUE ...]
+                                      [--vary KEY VALUE VALUE ...] [--only prepare] [--at_once N] [KEY VALUE ...]
     python tools/experiments.py run   ... --cluster slurm [--partition NAME] [--gpus 1] [--cpus 8] [--hours 12]
-    python tools/experiments.py plan  (as run)
     python tools/experiments.py table FOLDER [FOLDER ...] [--protocol python] [--logged NAME] [--csv | --latex]
 
 `run` makes every run of the grid in a folder of its own in OUTPUT_DIR, named by what differs: train_prepare.py,
-train_clip.py, then test.py on the last and the best checkpoint of both. The same command again resumes; what is
-finished is skipped, a failed run does not stop the others. `plan` measures a few steps of each stage here and says what
-the grid will cost. `table` reads the folders of runs, or of grids.
+train_clip.py, then test.py on the last and the best checkpoint of both; with `--only prepare` without train_clip.py.
+The same command again resumes; what is finished is skipped, a failed run does not stop the others. `table` reads the
+folders of runs, or of grids.
 """
 import json
 import re
@@ -30,13 +29,14 @@ KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or 
 def parse_arguments(arguments=None):
     """Read the command line: options, with `overrides` the KEY VALUE words. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("action", choices=("run", "plan", "table"))
+    parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
     parser.add_argument("--seeds", default="", help="one run for each, as in 1 2 3 or 1-3")
     parser.add_argument("--trials", default="", help="RegDB: one run for each split, as in 1-10")
     parser.add_argument("--vary", action="append", default=[], metavar="KEY VALUE VALUE ...",
                         help="one run for each value; may be given several times")
     parser.add_argument("--baseline", action="store_true", help="test baseline CLIP too")
+    parser.add_argument("--only", choices=("prepare",), help="train and test with train_prepare.py alone")
     parser.add_argument("--at_once", type=whole_number(1, 1000), default=1,
                         help="runs at the same time on this machine; default: 1")
     parser.add_argument("--cluster", choices=("slurm",), help="queue a job for every run instead")
@@ -47,7 +47,7 @@ def parse_arguments(arguments=None):
                         help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
     parser.add_argument("--logged", action="append", default=[], metavar="NAME",
-                        help="table: a number of metrics.jsonl, of the last epoch, as in --logged matching_accuracy; "
+                        help="table: a number of metrics.jsonl, of the last epoch, as in --logged link_accuracy; "
                              "may be given several times")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")
@@ -98,13 +98,14 @@ def expand(ranges):
 def grid_of(options):
     """Make the grid that the command line describes, its data sets opened once: [`Experiment`]. Raises UserError."""
     from data.registry import open_dataset
-    from tools.lib.grid import BASELINE, TESTED, make_grid
+    from tools.lib.grid import ALL_TESTED, BASELINE, TESTED, make_grid
 
+    tested = TESTED[options.only] if options.only else ALL_TESTED
     experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary,
-                            ((BASELINE,) if options.baseline else ()) + TESTED)
+                            ((BASELINE,) if options.baseline else ()) + tested)
     data_sets = {tuple(c.DATASET[key] for key in ("NAME", "ROOT", "TRIAL", "CHECK_COUNTS"))
                  for c in (experiment.config for experiment in experiments)}
-    for arguments in sorted(data_sets) if options.action == "run" else ():
+    for arguments in sorted(data_sets):
         open_dataset(*arguments)
     return experiments
 
@@ -118,12 +119,12 @@ def run(options):
     if options.cluster:
         executor = slurm_executor(folder / "jobs", folder.name, options.partition, options.gpus, options.cpus,
                                   options.hours)
-        experiments = grid_of(options)
+    experiments = grid_of(options)
+    if options.cluster:
         for experiment, job in zip(experiments, submit(experiments, executor)):
             print(f"{experiment.name}: job {job.job_id}")
         print(f"when they are finished: python tools/experiments.py table {folder}")
         return
-    experiments = grid_of(options)
     print(f"{len(experiments)} runs in {folder}: {', '.join(experiment.name for experiment in experiments)}")
     failed = run_here(experiments, options.at_once)
     finished = len(experiments) - len(failed)
@@ -140,8 +141,7 @@ def print_table(folders, protocol, form="text", logged=()):
     from tools.lib import summary
 
     runs = summary.read_runs(folders, protocol)
-    print(summary.FORMS[form](summary.summarise(runs, logged)), end="")
-    sys.stdout.flush()
+    print(summary.FORMS[form](summary.summarise(runs, logged)), end="", flush=True)
     print("\n".join(summary.missing(runs)), file=sys.stderr)
 
 
@@ -153,10 +153,6 @@ def main(arguments=None):
             raise UserError("table names no folder; expected those of runs or of a grid, as in table runs/sysu")
         form = "csv" if options.csv else "latex" if options.latex else "text"
         print_table(options.overrides, options.protocol, form, options.logged)
-    elif options.action == "plan":
-        from tools.lib.plan import print_plan
-
-        print_plan(grid_of(options), options.at_once)
     else:
         run(options)
 

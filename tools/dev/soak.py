@@ -3,9 +3,10 @@
     python tools/dev/soak.py [--minutes 20] [KEY VALUE ...]
 
 First train_prepare.py and train_clip.py run undisturbed; their memory per epoch must not grow. Then, until the minutes
-are over, the same is trained in new folders under runs/soak, hit by SIGKILL or SIGTERM at random moments and resumed
-with the same command. Prints what happened; the exit code is 1 if a result differs or the memory grows.
+are over, the same is trained in new folders under runs/soak, hit by a signal at random moments and resumed with the
+same command. Prints what happened; the exit code is 1 if a result differs or the memory grows.
 """
+import json
 import os
 import random
 import shutil
@@ -22,56 +23,45 @@ from utils.errors import Parser, exit_on_user_error, real_number, whole_number  
 
 FOLDER = ROOT / "runs" / "soak"
 SCRIPTS = ("train_prepare.py", "train_clip.py")
-EPOCHS = ("PREPARE.EPOCHS", "4", "PROMPT.EPOCHS", "4", "FINETUNE.EPOCHS", "4", "METHOD.CROSS_EPOCH", "2",
-          "TEST.EVERY", "1")
+SHORT = ("PREPARE.EPOCHS", "4", "PROMPT.EPOCHS", "4", "FINETUNE.EPOCHS", "4", "METHOD.CROSS_EPOCH", "2",
+         "TEST.EVERY", "1")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 LONGEST_WAIT = 20.0         # seconds between the start of a run's work and the signal
 GROWTH = 0.05               # of the memory from the second epoch to the last, that is still none
 # One thread: sums are then added in the same order in every process.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def start(script, folder, overrides):
-    """Start a script of the demo in a folder: its process, output appended to FOLDER/out.txt."""
-    command = [sys.executable, script, "--config_file", str(FOLDER / "demo.yml"), *EPOCHS, "CHECKPOINT.MINUTES", "0.05",
-               *overrides, "OUTPUT_DIR", str(folder)]
+def run(script, folder, overrides, rng=None):
+    """Run a script of the demo in a folder, its output appended to FOLDER/out.txt.
+
+    Args: rng: sends a signal at a random moment of the run's work; None: nothing disturbs it.
+    Returns: whether it came through. Raises SystemExit: it failed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, script, "--config_file", str(FOLDER / "demo.yml"), *SHORT, *overrides, "OUTPUT_DIR",
+               str(folder)]
     with open(folder / "out.txt", "a") as out:
-        return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=out)
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=out)
+    number = rng and rng.choice(SIGNALS)
+    if rng:
+        size = log_size(folder)
+        while process.poll() is None and log_size(folder) == size:
+            time.sleep(0.05)                    # it imports and reads data
+        try:
+            process.wait(rng.uniform(0, LONGEST_WAIT))
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+    code = process.wait()
+    if code and (not rng or code not in (-number, 128 + number)):
+        sys.exit(f"{script} ended with exit code {code}; its output is in {folder / 'out.txt'}")
+    return code == 0
 
 
-def finish(process, folder):
-    """Wait for a process that nobody disturbs; stop the soak if it fails."""
-    if process.wait():
-        sys.exit(f"failed with exit code {process.returncode}; its output is in {folder / 'out.txt'}")
-
-
-def disturb(process, folder, rng):
-    """Send SIGKILL or SIGTERM at a random moment of a run's work: "killed", "stopped", or "" if it ended before."""
-    log, wait = folder / "log.txt", rng.uniform(0, LONGEST_WAIT)
-    size = log.stat().st_size if log.is_file() else 0
-    while process.poll() is None and (log.stat().st_size if log.is_file() else 0) == size:
-        time.sleep(0.05)                    # it imports and reads data
-    try:
-        process.wait(wait)
-    except subprocess.TimeoutExpired:
-        number = rng.choice([signal.SIGKILL, signal.SIGTERM])
-        process.send_signal(number)
-        code = process.wait()
-        if code == -signal.SIGTERM and (folder / "out.txt").read_text().splitlines()[-1].startswith("page to look at"):
-            return ""                       # all was done, the interpreter was on its way out
-        if code not in (-signal.SIGKILL, 128 + signal.SIGTERM, 0):
-            sys.exit(f"{number.name} led to exit code {code}; its output is in {folder / 'out.txt'}")
-        return "" if code == 0 else "killed" if number == signal.SIGKILL else "stopped"
-    finish(process, folder)
-    return ""
-
-
-def disturbed_run(folder, overrides, rng, counts):
-    """Both scripts, each hit and resumed until it comes through; counts: what happened, added to in place."""
-    for script in SCRIPTS:
-        while event := disturb(start(script, folder, overrides), folder, rng):
-            counts[event] += 1
-            counts["resumed"] += 1
+def log_size(folder):
+    """Return the bytes of a run's log."""
+    log = folder / "log.txt"
+    return log.stat().st_size if log.is_file() else 0
 
 
 def differences(folder, expected):
@@ -88,14 +78,16 @@ def differences(folder, expected):
     return found
 
 
-def memory_per_epoch(folder):
-    """Read the peak of the process in MiB until the end of each epoch of an undisturbed run: {stage: [...]}."""
-    from report.run_files import read_rows  # slow: after the words were read
-
+def growing_stages(folder):
+    """Print the peak of the process until the end of each epoch of an undisturbed run, and name stages that grow."""
     memory = {}
-    for row in read_rows(folder):
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         memory.setdefault(row["stage"], []).append(1024 * row["memory_gb"])
-    return memory
+    growth = {stage: values[-1] / values[min(1, len(values) - 1)] - 1 for stage, values in memory.items()}
+    for stage, values in memory.items():
+        print(f"{stage}: memory per epoch {' '.join(f'{v:.0f}' for v in values)} MiB, {growth[stage]:+.1%} from the "
+              "second to the last", flush=True)
+    return [stage for stage, share in growth.items() if share > GROWTH]
 
 
 def main():
@@ -111,23 +103,20 @@ def main():
     shutil.copy(ROOT / "configs" / "demo.yml", FOLDER)      # who edits it meanwhile does not disturb the soak
     rng, started, whole = random.Random(arguments.seed), time.time(), FOLDER / "whole"
     for script in SCRIPTS:
-        finish(start(script, whole, arguments.overrides), whole)
-    grows = False
-    for stage, values in memory_per_epoch(whole).items():
-        growth = values[-1] / values[min(1, len(values) - 1)] - 1
-        grows |= growth > GROWTH
-        print(f"{stage}: memory per epoch {' '.join(f'{v:.0f}' for v in values)} MiB, {growth:+.1%} from the second "
-              "to the last", flush=True)
-    counts, runs, differ = {"killed": 0, "stopped": 0, "resumed": 0}, 0, []
+        run(script, whole, arguments.overrides)
+    grows, signals, runs, differ = growing_stages(whole), 0, 0, []
     while not runs or time.time() - started < 60 * arguments.minutes:
         runs += 1
-        disturbed_run(FOLDER / f"run{runs}", arguments.overrides, rng, counts)
-        differ += differences(FOLDER / f"run{runs}", whole)
-        verdict = f"differs in {', '.join(differ[:5])}" if differ else "equal to the undisturbed run"
-        happened = ", ".join(f"{number} {what}" for what, number in counts.items())
-        print(f"run {runs}: {happened} so far; {verdict}", flush=True)
-        if not differ:
-            shutil.rmtree(FOLDER / f"run{runs}")
+        folder = FOLDER / f"run{runs}"
+        for script in SCRIPTS:
+            while not run(script, folder, arguments.overrides, rng):
+                signals += 1
+        found = differences(folder, whole)
+        differ += found
+        verdict = f"differs in {', '.join(found[:5])}" if found else "equal to the undisturbed run"
+        print(f"run {runs}: {signals} signals so far; {verdict}", flush=True)
+        if not found:
+            shutil.rmtree(folder)
     print(f"{time.time() - started:.0f} s, {runs} runs: {'FAILED' if differ or grows else 'all equal, no growth'}")
     sys.exit(1 if differ or grows else 0)
 

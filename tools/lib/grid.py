@@ -1,103 +1,102 @@
-"""A grid of runs that differ in seed, trial or settings: which runs, their folders, and what of each is finished."""
+"""A grid of runs that differ in seed, trial or settings: which runs, their folders, and what is left to do in each."""
 import itertools
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from configs.defaults import as_dict, load_config
 from data.pseudo_labels import FILE_NAMES
-from processor.run.folder import MAY_CHANGE
 from utils.checkpoint import load_checkpoint, save_json
 from utils.errors import UserError
-from utils.settings import flat
+from utils.settings import flat, may_change
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECORD = "experiment.json"      # in the folder of a run: its place in the grid and its state
-STATES = ("waiting", "running", "stopped", "failed", "finished")
+RECORD = "experiment.json"      # in the folder of a run: its place in the grid, and why it failed
 OWN_OPTION = {"SEED": "seed", "DATASET.TRIAL": "trial"}      # key -> its option is --seeds or --trials
 BASELINE = "baseline_clip"
-TESTED = ("prepare_last", "prepare_best", "model_last", "model_best")       # checkpoints that are tested at the end
+TESTED = {"prepare": ("prepare_last", "prepare_best"), "clip": ("model_last", "model_best")}    # checkpoints by script
+ALL_TESTED = TESTED["prepare"] + TESTED["clip"]
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._=-]+")
+
+
+class Step(NamedTuple):
+    """A script of a run."""
+
+    title: str
+    command: list               # words after "python"
+    is_finished: Callable       # () -> whether the script has nothing left to do, by the files that it writes
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run of a grid."""
+    """One run of a grid: train_prepare.py, train_clip.py if one of its checkpoints is tested, tests, and the page."""
 
     name: str                   # of its folder: what makes it differ from the others
     folder: Path                # its OUTPUT_DIR
     varied: dict                # key -> value as written
     config_file: str | None
     words: tuple                # KEY VALUE words, OUTPUT_DIR last
-    tested: tuple = TESTED      # checkpoints that are tested at the end; BASELINE is CLIP before training
+    tested: tuple = ALL_TESTED      # checkpoints that are tested at the end; BASELINE is the model before training
 
     @cached_property
     def config(self):
         """The configuration. Raises UserError: as `load_config`."""
         return load_config(self.config_file, self.words)
 
-    @property
-    def arguments(self):
-        """The words of a script's command line that make this run."""
-        return [*(["--config_file", self.config_file] if self.config_file else []), *self.words]
-
     def steps(self):
-        """List the scripts of the run in their order: [(title, words after "python", finished)].
+        """List the `Step`s of the run in their order."""
+        steps = [Step("train_prepare.py", self._command("train_prepare.py"), self._prepare_is_finished)]
+        if set(self.tested) & set(TESTED["clip"]):
+            steps.append(Step("train_clip.py", self._command("train_clip.py"), self._clip_is_finished))
+        for name in self.tested:
+            path = [] if name == BASELINE else ["--resume_path", str(self._checkpoint(name))]
+            steps.append(Step(f"test of {name}", [*self._command("test.py", *path), "TEST.MODE", "both"],
+                              lambda name=name: not _is_missing_or_older(self._results(name), self._checkpoint(name))))
+        page = self.folder / "report.html"
+        return [*steps, Step("page", ["-m", "report", str(self.folder)], lambda: not any(
+            _is_missing_or_older(page, self._results(name)) for name in self.tested))]
 
-        finished: a function that tells whether the script has nothing left to do.
-        """
-        return [("train_prepare.py", [str(REPOSITORY / "train_prepare.py"), *self.arguments], self.prepare_is_finished),
-                ("train_clip.py", [str(REPOSITORY / "train_clip.py"), *self.arguments], self.clip_is_finished),
-                *((f"test of {name}", self._test_command(name), lambda name=name: self.test_is_finished(name))
-                  for name in self.tested),
-                ("page", ["-m", "report", str(self.folder)], self.page_is_finished)]
+    def _command(self, script, *options):
+        file = ["--config_file", self.config_file] if self.config_file else []
+        return [str(REPOSITORY / script), *options, *file, *self.words]
 
-    def _test_command(self, name):
-        path = [] if name == BASELINE else ["--resume_path", str(self.folder / f"{name}.pth")]
-        return [str(REPOSITORY / "test.py"), *path, *self.arguments, "TEST.MODE", "both"]
+    def _checkpoint(self, name):
+        return self.folder / f"{name}.pth"
 
-    def prepare_is_finished(self):
-        """Tell whether train_prepare.py ran to its last epoch and left its pseudo labels."""
-        return (self._reached("prepare_last.pth", self.config.PREPARE.EPOCHS)
+    def _results(self, name):
+        return results_file(self.folder, name, self.config.TEST.PROTOCOL)
+
+    def _prepare_is_finished(self):
+        return (self._has_reached("prepare_last", self.config.PREPARE.EPOCHS)
                 and all((self.folder / "pseudo_labels" / name).is_file() for name in FILE_NAMES.values()))
 
-    def clip_is_finished(self):
-        """Tell whether train_clip.py ran to its last epoch, after train_prepare.py."""
-        return (self._reached("model_last.pth", self.config.FINETUNE.EPOCHS)
-                and not _is_older(self.folder / "model_last.pth", self.folder / "prepare_last.pth"))
+    def _clip_is_finished(self):
+        last = "model_last"
+        return (self._has_reached(last, self.config.FINETUNE.EPOCHS)
+                and not _is_missing_or_older(self._checkpoint(last), self._checkpoint("prepare_last")))
 
-    def test_is_finished(self, name):
-        """Tell whether every mode of a checkpoint was tested since it was written."""
-        results = results_file(self.folder, name, self.config.TEST.PROTOCOL)
-        return results.is_file() and not _is_older(results, self.folder / f"{name}.pth")
-
-    def page_is_finished(self):
-        """Tell whether the run's page is as new as its tests."""
-        page = self.folder / "report.html"
-        return page.is_file() and not any(_is_older(page, results_file(self.folder, name, self.config.TEST.PROTOCOL))
-                                          for name in self.tested)
-
-    def _reached(self, name, epochs):
+    def _has_reached(self, name, epochs):
         """Tell whether a checkpoint is of the last epoch and of these settings; the script refuses other ones."""
-        path = self.folder / name
-        if not path.is_file():
+        if not self._checkpoint(name).is_file():
             return False
-        content = load_checkpoint(path)
+        content = load_checkpoint(self._checkpoint(name))
         wanted, found = flat(as_dict(self.config)), flat(content.get("config", {}))
-        differs = [key for key in wanted.keys() & found.keys() if wanted[key] != found[key]
-                   and not key.startswith(MAY_CHANGE) and not key.endswith(".EPOCHS")]
-        return not differs and content.get("epoch") == epochs
+        same = all(wanted[key] == found[key] or may_change(key) or key.endswith(".EPOCHS")
+                   for key in wanted.keys() & found.keys())
+        return same and content.get("epoch") == epochs
 
-    def note(self, state, error=""):
-        """Write the state of the run, one of STATES, into its folder. Args: error: the sentence of a failure."""
-        save_json(self.folder / RECORD, {"name": self.name, "varied": self.varied, "state": state, "error": error,
+    def note(self, error=""):
+        """Write what the run is into its folder. Args: error: the sentence of a failure."""
+        save_json(self.folder / RECORD, {"name": self.name, "varied": self.varied, "error": error,
                                          "tested": self.tested, "settings": flat(as_dict(self.config))})
 
 
-def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=TESTED):
+def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TESTED):
     """List the runs of a grid, all checked: [`Experiment`].
 
     The folder of all runs is OUTPUT_DIR without the parts that {trial} is in; each run has a folder in it.
@@ -141,18 +140,9 @@ def results_file(folder, checkpoint, protocol):
 
 
 def read_record(folder):
-    """Read what `Experiment.note` wrote into a folder; {} without the file. Raises UserError: it is damaged."""
+    """Read what `Experiment.note` wrote into a folder: {"varied", "error", "tested", ...}; {} without the file."""
     path = Path(folder) / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text())
-        if record["state"] not in STATES or not isinstance(record["settings"], dict):
-            raise ValueError("no state of a run")
-        return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected what tools/experiments.py writes. Remove it and "
-                        "run the grid again")
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _label(key, value):
@@ -165,13 +155,13 @@ def _refuse_twins(experiments):
     seen = {}
     for experiment in experiments:
         settings = {key: value for key, value in flat(as_dict(experiment.config)).items() if key != "OUTPUT_DIR"}
-        for what in (repr(settings), experiment.name):
+        for what, kind in ((repr(settings), "settings"), (experiment.name, "folder")):
             if what in seen:
-                raise UserError(f"the runs {seen[what]} and {experiment.name} would have the same "
-                                f"{'folder' if what == experiment.name else 'settings'}; give every value once")
-        seen |= {repr(settings): experiment.name, experiment.name: experiment.name}
+                raise UserError(f"the runs {seen[what]} and {experiment.name} would have the same {kind}; give every "
+                                "value once")
+            seen[what] = experiment.name
 
 
-def _is_older(path, than):
-    """Tell whether a file is older than another one that may be missing."""
-    return Path(than).is_file() and path.stat().st_mtime < Path(than).stat().st_mtime
+def _is_missing_or_older(path, than):
+    """Tell whether a file is not there, or older than another one that may be missing."""
+    return not path.is_file() or (than.is_file() and path.stat().st_mtime < than.stat().st_mtime)

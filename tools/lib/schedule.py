@@ -8,119 +8,91 @@ import time
 from pathlib import Path
 
 from tools.lib.grid import REPOSITORY
-from utils.errors import Stopped, UserError
+from utils.errors import UserError, stops_on_signals
 
 ERRORS = "stderr.txt"       # in the folder of a run: what its last script wrote to stderr
 SECONDS = 0.2               # between looks at the scripts that run
 MAX_REQUEUES = 100          # of a job whose time was over
 
 
-class Worker:
-    """Runs the scripts of one `Experiment` in turn, each in a process of its own; finished ones are skipped.
+def work(experiment, environment=None, quiet=False):
+    """Run the scripts of an `Experiment` in turn, each in a process of its own; finished ones are skipped.
+
+    A generator: while a script runs, each step yields its process. Closing the generator ends the process.
 
     Args: environment: variables that differ; quiet: leave out what the scripts print, which is in log.txt too.
+    Returns: the sentence of a failure, kept in the run's folder too; "" if all is finished.
     """
+    experiment.note()
+    error = yield from _work(experiment, {**os.environ, "PYTHONPATH": _import_path(), **(environment or {})}, quiet)
+    experiment.note(error)
+    print(f"{experiment.name}: {f'failed, {error}' if error else 'finished'}", flush=True)
+    return error
 
-    def __init__(self, experiment, environment=None, quiet=False):
-        self.experiment, self.quiet = experiment, quiet
-        self.environment = {**os.environ, "PYTHONPATH": _import_path(), **(environment or {})}
-        self.process, self.title = None, ""
-        self.state, self.error, self.stopping = "running", "", False
 
-    def advance(self):
-        """Look at the script that runs; where it has ended, start the next one or note how the run ended.
-
-        Returns: whether the run is still going.
-        """
-        if self.process is not None:
-            code = self.process.poll()
-            if code is None:
-                return True
-            self.process = None
-            if code:
-                return self._end(*self._failure(code))
-        if self.stopping:
-            return self._end("stopped")
+def _work(experiment, environment, quiet):
+    title, errors = "", experiment.folder / ERRORS
+    while True:
         try:
-            step = next((step for step in self.experiment.steps() if not step[2]()), None)
+            step = next((step for step in experiment.steps() if not step.is_finished()), None)
         except UserError as error:
-            return self._end("failed", str(error))
+            return str(error)
         if step is None:
-            return self._end("finished")
-        if step[0] == self.title:
-            return self._end("failed", f"{self.title} ended without an error and left its work undone; look at "
-                             f"{self.experiment.folder / 'log.txt'}")
-        self._start(*step[:2])
-        return True
+            return ""
+        if step.title == title:
+            return f"{title} ended without an error and left its work undone; look at {experiment.folder / 'log.txt'}"
+        title = step.title
+        print(f"{experiment.name}: {title} starts", flush=True)
+        with open(errors, "wb") as file:
+            # a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the script
+            process = subprocess.Popen([sys.executable, *step.command], env=environment, stderr=file,
+                                       stdout=subprocess.DEVNULL if quiet else None, start_new_session=True)
+        try:
+            while process.poll() is None:
+                yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if process.returncode:
+            return _sentence(title, process.returncode, errors)
 
-    def _start(self, title, command):
-        self.title = title
-        self.experiment.note("running")
-        print(f"{self.experiment.name}: {title} starts", flush=True)
-        with open(self.experiment.folder / ERRORS, "wb") as errors:
-            # a session of its own: Ctrl-C in a terminal would reach it a second time, and a second one stops at once
-            self.process = subprocess.Popen(
-                [sys.executable, *command], env=self.environment, stderr=errors,
-                stdout=subprocess.DEVNULL if self.quiet else None, start_new_session=True)
 
-    def _failure(self, code):
-        """Return state and sentence of a script that ended with an exit code (negative: by a signal)."""
-        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
-            return "stopped", ""
-        path = self.experiment.folder / ERRORS
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        if code < 0:
-            return "failed", f"{self.title} was ended by signal {-code}; was memory exhausted?"
-        said = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
-        return "failed", f"{self.title}: {said}" + ("" if code == 2 else f" (see {path})")
-
-    def _end(self, state, error=""):
-        self.state, self.error = state, error
-        self.experiment.note(state, error)
-        print(f"{self.experiment.name}: {state}{f', {error}' if error else ''}", flush=True)
-        return False
-
-    def send_signal(self, number):
-        """Pass a signal on to the script that runs, if one does; no other is started."""
-        self.stopping = True
-        if self.process is not None:
-            self.process.send_signal(number)
+def _sentence(title, code, errors):
+    """Say how a script failed. Args: code: its exit code, negative: by a signal; errors: path of its stderr."""
+    if code < 0:
+        return f"{title} was ended by signal {-code}; was memory exhausted?"
+    lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+    said = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+    return f"{title}: {said}" + ("" if code == 2 else f" (see {errors})")
 
 
 def run_here(experiments, at_once=1):
     """Run experiments on this machine, at_once at a time; a failed one does not stop the others.
 
     Returns: [(name, sentence)] of the failed ones.
-    Raises: Stopped: SIGTERM or Ctrl-C came; it was passed on to the scripts, and they have ended.
+    Raises: Stopped: a signal came; the scripts have ended.
     """
-    waiting, working, failed, stopped = list(experiments), [], [], []
+    waiting, working, failed = list(experiments), {}, []
     for experiment in waiting:
-        experiment.note("waiting")
-
-    def pass_on(number, _):
-        stopped.append(number)
-        for worker in working:
-            worker.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    places = list(range(at_once))
-    try:
-        while working or (waiting and not stopped):
-            while waiting and places and not stopped:
-                worker = Worker(waiting.pop(0), _share(places[0], at_once), quiet=at_once > 1)
-                worker.place = places.pop(0)
-                working.append(worker)
-            for worker in list(working):
-                if not worker.advance():
-                    working.remove(worker)
-                    places.append(worker.place)
-                    failed += [(worker.experiment.name, worker.error)] if worker.state == "failed" else []
-            time.sleep(SECONDS)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stopped:
-        raise Stopped("stopped; the same command resumes the grid", stopped[0])
+        experiment.note()
+    with stops_on_signals(lambda: "the same command resumes the grid"):
+        try:
+            while waiting or working:
+                for place in range(at_once):
+                    if place not in working and waiting:
+                        experiment = waiting.pop(0)
+                        working[place] = experiment, work(experiment, _share(place, at_once), quiet=at_once > 1)
+                for place, (experiment, running) in list(working.items()):
+                    try:
+                        next(running)
+                    except StopIteration as end:
+                        del working[place]
+                        failed += [(experiment.name, end.value)] if end.value else []
+                time.sleep(SECONDS)
+        finally:
+            for _, running in working.values():
+                running.close()
     return failed
 
 
@@ -145,33 +117,33 @@ class Job:
     """One `Experiment` as a job of submitit. When its time is over, it is queued again and resumes."""
 
     def __init__(self, experiment):
-        self.experiment = experiment
-        self.worker = None
+        self.experiment, self.process = experiment, None
 
     def __call__(self):
-        """Run the experiment: its state and sentence."""
-        self.worker = Worker(self.experiment)
-        while self.worker.advance():
+        """Run the experiment: the sentence of its failure, or ""."""
+        running = work(self.experiment)
+        while True:
+            try:
+                self.process = next(running)
+            except StopIteration as end:
+                return end.value
             time.sleep(SECONDS)
-        return self.worker.state, self.worker.error
 
     def checkpoint(self):
-        """Stop the script that runs, which saves its state, and return what is to be queued again."""
+        """End the script that runs, whose last epoch is saved, and return what is to be queued again."""
         from submitit.helpers import DelayedSubmission
 
-        process = self.worker and self.worker.process
-        if process is not None and process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
             # not process.wait(): this runs as a signal handler, perhaps while the process is being looked at
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        self.experiment.note("stopped")
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Job(self.experiment))
 
 
 def submit(experiments, executor):
     """Queue a job for each experiment: the jobs. Args: executor: of submitit, with its parameters set."""
     for experiment in experiments:
-        experiment.note("waiting")
+        experiment.note()
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = _import_path()       # jobs inherit it
     try:
