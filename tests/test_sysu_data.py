@@ -94,7 +94,8 @@ def test_original_protocol_skips_cameras_without_images_of_a_person(root):
 @pytest.mark.parametrize("prepare, protocol, sentence", [
     (lambda root: None, "original-1", "rand_perm_cam.mat is missing"),
     (lambda root: (root / "exp" / "rand_perm_cam.mat").write_text("nothing of the kind"), "original-1", "cannot be re"),
-    (lambda root: permutation_file(root, trials=4, persons=5), "original-1", "no permutations for person 6 in camera 1"),
+    (lambda root: permutation_file(root, trials=4, persons=5), "original-1",
+     "no permutations for person 6 in camera 1"),
     (lambda root: permutation_file(root, trials=4, images=3), "original-1",
      "permutes 3 images of person 4 in camera 1, but the folder holds 2"),
     (permutation_file, "original-1", "holds 3 trials; TEST.TRIALS is 4"),
