@@ -5,12 +5,10 @@ import torch
 from data.pseudo_labels import ClusterSettings, make_pseudo_labels
 from loss.linking import start_memory
 from model.batch_norm import spread_batch_norm
-from model.cclnet import CCLNet
-from model.towers.registry import load_tower
 from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.train import Batches, TrainState, heads_of, train_step
-from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, tiny_banks, tiny_settings
+from tests.tiny import EACH, PEOPLE, tiny_banks, tiny_model, tiny_settings
 from utils.distributed import join_processes
 from utils.modality import Modality
 
@@ -33,7 +31,7 @@ def train_twelve_steps(clip_file, processes, device, dtype, splits, guided, meth
                              MEMORY__GRADIENTS=gradients)
     for bank in banks.values():
         bank.device = torch.device(device)
-    model = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH)).to(device, dtype)
+    model = tiny_model(clip_file).to(device, dtype)
     if splits:
         spread_batch_norm(model, splits, processes, settings.method.views)
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +73,7 @@ def steps(cases, clip_file, folder, device="cpu"):
 def embedding_and_labels(clip_file, folder):
     """Embed all images by batches of 7 and of all, cluster them, and save both: FOLDER/RANK.pt."""
     processes, banks = join_processes("cpu"), tiny_banks()
-    model, found = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH)), []
+    model, found = tiny_model(clip_file), []
     for size in (7, 64):
         features = {m: embed(model, banks[m], m, ("feature", "projection"), batch_size=size, precision="fp32",
                              processes=processes) for m in Modality}

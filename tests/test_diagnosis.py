@@ -8,11 +8,9 @@ import torch
 
 from clustering.quality import cluster_quality, diagnose, known_persons, majority, matching_accuracy
 from data.records import ImageSet
-from model.cclnet import CCLNet
-from model.clip import load_clip
 from processor import train as training
 from processor.run.events import flat_numbers
-from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_settings, tiny_tester
+from tests.tiny import IMAGES, TinyRun, tiny_model, tiny_settings, tiny_tester
 from utils.modality import Modality
 
 PERSONS = np.repeat([7, 8, 9], 4)
@@ -64,7 +62,7 @@ def test_flat_numbers():
 
 def train(folder, clip_file, banks, order, **changes):
     """train_prepare.py's stage with the identities in an order: its checkpoint, labels and metrics."""
-    model = CCLNet(load_clip(clip_file).visual, HEIGHT, WIDTH)
+    model = tiny_model(clip_file)
     training.train("prepare", model, banks, tiny_settings(epochs=2, MEMORY__SWAP_EPOCH=2, **changes), TinyRun(folder),
                    tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}

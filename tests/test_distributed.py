@@ -16,10 +16,8 @@ import trees
 import clustering.clustering as clustering
 import utils.watch
 from model.batch_norm import spread_batch_norm
-from model.cclnet import CCLNet
-from model.clip import load_clip
 from tests import shares
-from tests.tiny import HEIGHT, WIDTH, one_of
+from tests.tiny import HEIGHT, WIDTH, one_of, tiny_model
 from tests.workers import Workers, script
 from utils.distributed import ALONE, checksum, join_processes
 from utils.errors import UserError, exit_on_user_error, is_lost_process
@@ -83,14 +81,14 @@ def test_two_splits_are_two_processes_with_their_own_batch_norm(trained):
 
 def test_parameters_without_a_gradient_stay(trained, tiny_clip_file):
     """The attention pool where nothing trains it: no gradient, no weight decay."""
-    start = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH).double().state_dict()
+    start = tiny_model(tiny_clip_file).double().state_dict()
     end = trained[2, UNGUIDED][0][0]
     still = {name for name in start if torch.equal(start[name], end[name]) and not name.endswith("num_batches_tracked")}
     assert still == {name for name in start if "attnpool." in name} | {"neck.bias"}
 
 
 def test_parameters_of_the_heads(tiny_clip_file):
-    model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH).train()
+    model = tiny_model(tiny_clip_file).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert set(model.parameters_without(("feature",))) == {n for n, _ in model.named_parameters() if "attnpool." in n}
     assert model.parameters_without(("feature", "projection")) == []
@@ -101,8 +99,7 @@ def test_parameters_of_the_heads(tiny_clip_file):
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_are_those_of_data_parallel(tiny_clip_file, parts, views):
     """DataParallel scatters each input; each replica joins its pieces; the first replica's statistics are kept."""
-    clip = load_clip(tiny_clip_file)
-    whole, *replicas = (CCLNet(clip.visual, HEIGHT, WIDTH).train() for _ in range(1 + parts))
+    whole, *replicas = (tiny_model(tiny_clip_file).train() for _ in range(1 + parts))
     rgb, ir = torch.randn(8 * views + 8, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)).split(
         [8 * views, 8])
     names = list(whole.state_dict())
@@ -121,7 +118,7 @@ def test_parts_are_those_of_data_parallel(tiny_clip_file, parts, views):
 
 
 def test_one_process_keeps_torchs_own_batch_norm(tiny_clip_file):
-    model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    model = tiny_model(tiny_clip_file)
     before = [type(module) for module in model.modules()]
     assert [type(module) for module in spread_batch_norm(model, 1, ALONE).modules()] == before
 
@@ -248,7 +245,7 @@ def test_runs_of_one_and_two_processes(words, tmp_path):
     (2, {"BATCH_NORM__SPLITS": 3, "SAMPLER__CLUSTERS": 3},
      "BATCH_NORM.SPLITS 3 and 2 processes do not divide one another; "),
     (2, {"PREPARE__EPOCHS": 0}, "PREPARE.EPOCHS is 0; expected a whole number from 1"),
-    (2, {"MODEL__CLIP_WEIGHTS": "nowhere.pt"}, "CLIP weights nowhere.pt are missing; "),
+    (2, {"MODEL__CLIP_WEIGHTS": "nowhere.pt"}, "weights nowhere.pt are missing "),
 ])
 def test_errors_are_said_once(words, tmp_path, size, changes, sentence):
     codes, said = run(size, "train_prepare", words(tmp_path / "run", **changes), tmp_path / "out")

@@ -28,7 +28,6 @@ from loss.cclnet import CCLNetMemory, swap
 from loss.cross_memory import CrossMemory
 from loss.image_text import supervised_contrast
 from loss.methods import method_class
-from model.cclnet import CCLNet
 from model.clip import TextTower
 from model.prompt import PromptLearner
 from processor.features import embed
@@ -44,6 +43,7 @@ from tests.tiny import (
     WIDTH,
     memory_settings,
     tiny_banks,
+    tiny_model,
     tiny_prompt_settings,
     tiny_settings,
 )
@@ -102,8 +102,8 @@ def random(*shape):
 
 
 @pytest.fixture
-def model(either_clip):
-    return CCLNet(either_clip.visual, HEIGHT, WIDTH)
+def model(either_clip_file):
+    return tiny_model(either_clip_file)
 
 
 @pytest.fixture
@@ -248,15 +248,15 @@ def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch):
         assert len(losses) == 4 and on_gpu([losses, both.state_dict(), means.sums, means.broken])
 
 
-def test_a_state_from_the_host_comes_back_to_the_gpu(either_clip):
+def test_a_state_from_the_host_comes_back_to_the_gpu(either_clip_file):
     """A state file is read onto the host."""
     settings = tiny_settings(MEMORY__SWAP_EPOCH=1)
-    saved = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH), settings)
+    saved = TrainState(tiny_model(either_clip_file), settings)
     start = {m: torch.randn(PEOPLE, saved.model.feature_dim) for m in Modality}
     saved.under_way = UnderWay(LABELS, settings.new_memory(start, 1), 0.0)
     content = on_host(saved.state_dict())
     with fake_cuda():
-        state = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
+        state = TrainState(tiny_model(either_clip_file).to("cuda"), settings)
         state.load_state_dict(content)
         assert on_gpu([state.model.state_dict(), state.under_way.memory.state_dict()])
         assert on_gpu(state.under_way.memory.losses(random(4, state.model.feature_dim), BATCH))

@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_leaves
 
 from data.images import ImageBank
 from data.pseudo_labels import cluster_means
-from model.cclnet import CCLNet
 from model.clip import TextTower
 from processor.evaluate import evaluate
 from processor.features import embed
@@ -20,12 +19,11 @@ from processor.run.epoch import on_host
 from processor.train import Batches, TrainState, train, train_step
 from tests.test_fake_cuda import AUGMENTATION, BOTH, LABELS
 from tests.tiny import (
-    HEIGHT,
     PEOPLE,
-    WIDTH,
     TinyRun,
     tiny_banks,
     tiny_data,
+    tiny_model,
     tiny_prompt_settings,
     tiny_settings,
     tiny_tester,
@@ -45,11 +43,11 @@ def close(found, expected, **tolerance):
         torch.testing.assert_close(a, b, **tolerance)
 
 
-def training_steps(clip, device, method):
+def training_steps(clip_file, device, method):
     """Two steps of a fine-tune after the swap epoch: losses and, of cclnet, links; memories; the model."""
     torch.manual_seed(0)
     settings = tiny_settings(MEMORY__METHOD=method, MEMORY__SWAP_EPOCH=1, PRECISION="fp32", **AUGMENTATION)
-    state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to(device), settings)
+    state = TrainState(tiny_model(clip_file).to(device), settings)
     start = {m: F.normalize(torch.randn(PEOPLE, state.model.feature_dim), dim=1).to(device) for m in Modality}
     both = settings.new_memory(start, 1, labels=LABELS)
     guidance = TextGuidance({m: torch.randn(PEOPLE, 32).to(device) for m in Modality}, LABELS, 0.1)
@@ -63,9 +61,9 @@ def training_steps(clip, device, method):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
-def test_training_steps_on_a_gpu(either_clip, method):
-    found, both, model = training_steps(either_clip, DEVICE, method)
-    expected, same, _ = training_steps(either_clip, "cpu", method)
+def test_training_steps_on_a_gpu(either_clip_file, method):
+    found, both, model = training_steps(either_clip_file, DEVICE, method)
+    expected, same, _ = training_steps(either_clip_file, "cpu", method)
     assert both.memories[Modality.RGB].prototypes.device.type == DEVICE == next(model.parameters()).device.type
     close(found[0], expected[0], rtol=1e-3, atol=1e-3)
     close(found[1], expected[1], rtol=5e-2, atol=5e-2)      # Adam's first step enlarges small differences
@@ -93,12 +91,12 @@ def test_prompt_step_on_a_gpu(either_clip):
 
 
 @pytest.mark.gpu
-def test_retrieval_on_a_gpu(either_clip):
+def test_retrieval_on_a_gpu(either_clip_file):
     """Embedding, prototypes and ranking, in every place where the images may be held."""
     data, found = tiny_data(), {}
     for name, cache in (("cpu", "mmap"), (DEVICE, "mmap"), (DEVICE, "device")):
         banks = {m: ImageBank(bank.images, name, cache=cache) for m, bank in tiny_banks().items()}
-        model = CCLNet(either_clip.visual, HEIGHT, WIDTH).to(name)
+        model = tiny_model(either_clip_file).to(name)
         features = embed(model, banks[Modality.IR], Modality.IR, BOTH, batch_size=7, precision="fp32")
         start = cluster_means(features["feature"], LABELS[Modality.IR])
         assert features["feature"].device.type == start.device.type == name
@@ -110,12 +108,12 @@ def test_retrieval_on_a_gpu(either_clip):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
-def test_training_on_a_gpu(either_clip, method, tmp_path):
+def test_training_on_a_gpu(either_clip_file, method, tmp_path):
     """Three epochs with linked clusters in the last; stopped in the second, resumed from the state file."""
     banks, settings = real_banks(DEVICE), tiny_settings(MEMORY__METHOD=method, PRECISION="fp32", **AUGMENTATION)
 
     def start(run):
-        model = CCLNet(either_clip.visual, HEIGHT, WIDTH).to(DEVICE)
+        model = tiny_model(either_clip_file).to(DEVICE)
         train("prepare", model, banks, settings, run, tiny_tester(banks))
         return model
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.cclnet import CCLNet
 from processor.guidance import TextGuidance
 from processor.train import Batches, train
-from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_settings, tiny_tester
+from tests.tiny import EACH, PEOPLE, TinyRun, tiny_model, tiny_settings, tiny_tester
 from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
@@ -22,11 +21,11 @@ def guidance():
     return TextGuidance(texts, LABELS, 0.1)
 
 
-def run(clip, banks, folder, settings, stop_after=None):
+def run(clip_file, banks, folder, settings, stop_after=None):
     """Fine-tune with texts; stopped after some steps, then resumed, if that is asked for: weights and rows."""
     content = None
     for stop in ([stop_after] if stop_after else []) + [None]:
-        model, run = CCLNet(clip.visual, HEIGHT, WIDTH), TinyRun(folder, content, stop)
+        model, run = tiny_model(clip_file), TinyRun(folder, content, stop)
         try:
             train("finetune", model, banks, settings, run, tiny_tester(banks), guidance())
         except KeyError:
@@ -38,13 +37,13 @@ def run(clip, banks, folder, settings, stop_after=None):
 
 
 @pytest.mark.parametrize("method, space", [*itertools.product(("cclnet", "pgm", "rpnr"), SPACES), ("none", "")])
-def test_every_method_and_space_resumes_to_the_bit(clip, banks, tmp_path, method, space):
+def test_every_method_and_space_resumes_to_the_bit(tiny_clip_file, banks, tmp_path, method, space):
     """Stopped in the second of two epochs in which the modalities meet."""
     settings = tiny_settings(epochs=2, MEMORY__METHOD=method, MEMORY__MATCH_BY=space, MEMORY__SWAP_EPOCH=1,
                              INPUT__CHANNEL=1.0, MEMORY__GRADIENTS="released" if space == "projection" else "exact")
-    whole, rows = run(clip, banks, tmp_path / "whole", settings)
+    whole, rows = run(tiny_clip_file, banks, tmp_path / "whole", settings)
     steps = len(Batches(banks, LABELS, settings, 1))
-    resumed, again = run(clip, banks, tmp_path / "resumed", settings, stop_after=steps + 2)
+    resumed, again = run(tiny_clip_file, banks, tmp_path / "resumed", settings, stop_after=steps + 2)
     assert rows == again and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert len(rows) == 2 and (rows[-1]["links"] > 0) == (method != "none")
     expected = {"pgm": {"loss_cross"}, "rpnr": {"loss_cross", "loss_hybrid", "loss_relation"}}.get(method, set())

@@ -7,14 +7,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import loss.cclnet
 from data.images import ImageBank
 from loss.cross_memory import CrossMemory
-from model.cclnet import CCLNet
 from model.clip import TextTower
 from model.prompt import PromptLearner
 from processor.guidance import TextGuidance
 from processor.prompt import PromptState, prompt_step, text_features
 from processor.train import Batches, TrainState, train, train_step
 from tests.test_fake_cuda import AUGMENTATION, BATCH, LABELS, LINKS, fake_banks, fake_cuda, memory
-from tests.tiny import HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_prompt_settings, tiny_settings, tiny_tester
+from tests.tiny import (
+    PEOPLE,
+    TinyRun,
+    tiny_banks,
+    tiny_model,
+    tiny_prompt_settings,
+    tiny_settings,
+    tiny_tester,
+)
 from utils.finite import RunningMeans
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -57,14 +64,14 @@ def test_what_waits_is_seen():
 
 
 @pytest.mark.parametrize("cache", ["mmap", "device"])
-def test_a_step_waits_for_nothing(clip, cache, monkeypatch):
+def test_a_step_waits_for_nothing(clip, tiny_clip_file, cache, monkeypatch):
     """All of it but the backward pass: batch, losses, memories, the swap with links that are given, running means."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
     monkeypatch.setattr(loss.cclnet, "mark_on_gpu", lambda tensor: None)
     with fake_cuda():
         text = TextTower(clip).to("cuda")
-        state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), tiny_settings())
+        state = TrainState(tiny_model(tiny_clip_file).to("cuda"), tiny_settings())
         prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
         batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
@@ -90,13 +97,13 @@ def test_a_prompt_step_waits_for_nothing(clip, monkeypatch):
 
 
 @pytest.mark.parametrize("order", ["released", "simultaneous"])
-def test_a_swap_that_is_put_off_changes_no_bit(clip, order, monkeypatch, tmp_path):
+def test_a_swap_that_is_put_off_changes_no_bit(tiny_clip_file, order, monkeypatch, tmp_path):
     """A stopped and resumed run with it, against a run whose swaps are done at once."""
     settings, banks = tiny_settings(MEMORY__SWAP_EPOCH=1, MEMORY__SWAP_ORDER=order, **AUGMENTATION), tiny_banks()
     swapped_at_once, put_off = [], []
 
     def finished(run):
-        model = CCLNet(clip.visual, HEIGHT, WIDTH)
+        model = tiny_model(tiny_clip_file)
         train("prepare", model, banks, settings, run, tiny_tester(banks))
         return model.state_dict(), [{k: v for k, v in row.items() if "second" not in k and "memory" not in k}
                                     for row in run.history]
@@ -115,11 +122,11 @@ def test_a_swap_that_is_put_off_changes_no_bit(clip, order, monkeypatch, tmp_pat
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache", ["mmap", "device"])
-def test_steps_wait_for_nothing_on_a_gpu(clip, cache):
+def test_steps_wait_for_nothing_on_a_gpu(tiny_clip_file, cache):
     """PyTorch itself raises where it would wait; the links of a swap are exempt."""
     settings = tiny_settings(MEMORY__SWAP_EPOCH=1, **AUGMENTATION)
     banks = {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
-    state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
+    state = TrainState(tiny_model(tiny_clip_file).to("cuda"), settings)
     guidance = TextGuidance({m: torch.randn(PEOPLE, 32, device="cuda") for m in Modality}, LABELS, 0.1)
     both = settings.new_memory({m: torch.randn(PEOPLE, state.model.feature_dim, device="cuda") for m in Modality}, 1)
     batches, means, matched = Batches(banks, LABELS, settings, 1), RunningMeans(), CrossMemory.links

@@ -28,6 +28,7 @@ from data.augment import Augmentation
 from data.pseudo_labels import FILE_NAMES
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip
+from model.towers.registry import load_tower
 from processor.prompt import text_features
 from processor.run.folder import Run
 from processor.setup import Setup
@@ -147,7 +148,7 @@ def watch_parts(watch):
     def prototypes(memory, *_):
         return memory.prototypes.clone()
 
-    for owner, names in ((processor.setup, ("open_bank", "load_clip")), (data.pseudo_labels, ("cluster",)),
+    for owner, names in ((processor.setup, ("open_bank", "load_tower")), (data.pseudo_labels, ("cluster",)),
                          (clustering.clustering, ("k_nearest", "query_expansion", "jaccard_graph", "DBSCAN")),
                          (data.augment, ("draw", "apply")), (processor.features, ("normalise",)),
                          (processor.guidance, ("image_to_text",)), (processor.evaluate.Tester, ("__call__",)),
@@ -266,8 +267,8 @@ def device(run):
 
 
 def clip_weights(run):
-    assert run.prepare.of("load_clip")[0].arguments == (run.clip, "RN50")
-    expected = CCLNet(load_clip(run.clip).visual, 48, 32)
+    assert run.prepare.of("load_tower")[0].arguments == (run.clip, "", "RN50")
+    expected = CCLNet(load_tower(run.clip, height=48, width=32))
     for _, watch in watches(run):
         first = watch.of("encode")[0]
         with torch.inference_mode():

@@ -17,7 +17,6 @@ import processor.train
 from data.augment import normalise
 from data.images import ImageBank
 from data.pseudo_labels import collapse_warnings, make_pseudo_labels
-from model.cclnet import CCLNet
 from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES
 from processor.guidance import TextGuidance, describe_scale, scale_lines
@@ -32,6 +31,7 @@ from tests.tiny import (
     WIDTH,
     TinyRun,
     one_of,
+    tiny_model,
     tiny_prompt_settings,
     tiny_settings,
     tiny_tester,
@@ -74,10 +74,10 @@ def test_training(model, banks, tester, tmp_path, monkeypatch):
     assert not any(torch.equal(start[n], end[n]) for n in learned)
 
 
-def test_same_seed_same_run(clip, banks, tester, tmp_path):
+def test_same_seed_same_run(tiny_clip_file, banks, tester, tmp_path):
     runs = []
     for name in ("a", "b"):
-        model, run = CCLNet(clip.visual, HEIGHT, WIDTH), TinyRun(tmp_path / name)
+        model, run = tiny_model(tiny_clip_file), TinyRun(tmp_path / name)
         train("prepare", model, banks, tiny_settings(epochs=2), run, tester)
         runs.append((run.history[-1]["loss_rgb"], weights(model)))
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
@@ -188,7 +188,7 @@ def test_fine_tuning_moves_the_image_side_alone(model, clip, banks, tester, tmp_
     assert not any(torch.equal(start[0][n], end[n]) for n, p in model.named_parameters() if p.requires_grad)
     content = torch.load(tmp_path / "model_last.pth", weights_only=True)
     assert content["prompts"] == {"rgb": {}, "ir": {}} and content["stage"] == "finetune"
-    assert content["model"] == {"kind": "resnet", "height": HEIGHT, "width": WIDTH, "stride": 16, "heads": 8}
+    assert content["model"] == {"kind": "clip_resnet", "height": HEIGHT, "width": WIDTH, "stride": 16, "heads": 8}
 
 
 def test_text_of_a_prompt_does_not_depend_on_the_others(clip):
@@ -254,16 +254,16 @@ def test_a_clusters_text_is_the_mean_of_its_images_unit_texts():
 
 
 @pytest.mark.parametrize("stop_after", [1, 9, 17])
-def test_resume_to_the_bit(clip, banks, tester, tmp_path, stop_after):
+def test_resume_to_the_bit(tiny_clip_file, banks, tester, tmp_path, stop_after):
     """Stop after some step, in whichever epoch, carry the state over, and end with the same weights and numbers."""
-    whole, complete = CCLNet(clip.visual, HEIGHT, WIDTH), TinyRun(tmp_path / "whole")
+    whole, complete = tiny_model(tiny_clip_file), TinyRun(tmp_path / "whole")
     train("prepare", whole, banks, tiny_settings(), complete, tester)
     first = TinyRun(tmp_path / "run", stop_after=stop_after)
     with pytest.raises(KeyError, match="enough"):
-        train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, tiny_settings(), first, tester)
+        train("prepare", tiny_model(tiny_clip_file), banks, tiny_settings(), first, tester)
     buffer = io.BytesIO(first.state_file.path.read_bytes()[:-32])
     content = torch.load(buffer, weights_only=True)
-    second, model = TinyRun(tmp_path / "run", content), CCLNet(clip.visual, HEIGHT, WIDTH)
+    second, model = TinyRun(tmp_path / "run", content), tiny_model(tiny_clip_file)
     train("prepare", model, banks, tiny_settings(), second, tester)
     ours, theirs = ([{k: v for k, v in row.items() if not re.search("second|memory", k)} for row in run.history]
                     for run in (second, complete))
@@ -286,7 +286,7 @@ def test_what_was_lost_is_written_again(model, banks, tester, tmp_path):
 
 
 @pytest.mark.parametrize("collapsed_in, ends", [({1, 2, 3}, 3), ({2, 3, 5, 6}, None), ({2, 4, 5, 6}, 6)])
-def test_collapse_ends_the_run(clip, banks, tester, tmp_path, monkeypatch, collapsed_in, ends):
+def test_collapse_ends_the_run(tiny_clip_file, banks, tester, tmp_path, monkeypatch, collapsed_in, ends):
     """Three epochs in a row with one cluster end it, no labels are left for train_clip.py; a key lets it go on."""
     calls = []
 
@@ -299,17 +299,17 @@ def test_collapse_ends_the_run(clip, banks, tester, tmp_path, monkeypatch, colla
     run = TinyRun(tmp_path)
     strict = tiny_settings(epochs=6, allow_collapse=False)
     if ends is None:
-        train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, strict, run, tester)
+        train("prepare", tiny_model(tiny_clip_file), banks, strict, run, tester)
         return
     with pytest.raises(UserError, match=f"collapsed: in 3 epochs in a row, the last of them epoch {ends}, "):
-        train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, strict, run, tester)
+        train("prepare", tiny_model(tiny_clip_file), banks, strict, run, tester)
     assert not run.labels_folder.exists() and len(run.history) == ends
     again = TinyRun(tmp_path, run.state_file.load()[0])
     if ends == 6:       # a finished run is refused again, and still leaves no labels
         with pytest.raises(UserError, match="collapsed"):
-            train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, strict, again, tester)
+            train("prepare", tiny_model(tiny_clip_file), banks, strict, again, tester)
         assert not run.labels_folder.exists()
-    train("prepare", CCLNet(clip.visual, HEIGHT, WIDTH), banks, tiny_settings(epochs=6), again, tester)
+    train("prepare", tiny_model(tiny_clip_file), banks, tiny_settings(epochs=6), again, tester)
     assert run.labels_folder.exists()
 
 
