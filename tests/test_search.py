@@ -8,9 +8,7 @@ import pytest
 import scripts
 import torch
 
-from model.cclnet import CCLNet
-from model.clip import load_clip
-from tests.tiny import HEIGHT, WIDTH, tiny_banks
+from tests.tiny import HEIGHT, WIDTH, tiny_banks, tiny_model
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -25,7 +23,7 @@ def words(tiny_clip_file, tmp_path_factory):
     for number, pixels in enumerate(tiny_banks()[Modality.RGB].images[::6]):
         (folder / f"gallery/person{number}").mkdir(parents=True)
         Image.fromarray(pixels).save(folder / f"gallery/person{number}/a.png")
-    model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    model = tiny_model(tiny_clip_file)
     torch.save({"state_dict": model.state_dict(), "config": {"INPUT": {"HEIGHT": HEIGHT, "WIDTH": WIDTH}}},
                folder / "model.pth")
     shutil.copy(folder / "gallery/person3/a.png", folder / "query.png")

@@ -11,11 +11,10 @@ import processor.train
 from data.augment import MEAN, STD, normalise
 from loss.cluster_memory import ClusterMemory
 from model.cclnet import CCLNet
-from model.clip import load_clip
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
 from processor.train import Batches, train
-from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_data, tiny_settings, tiny_tester
+from tests.tiny import EACH, PEOPLE, TinyRun, tiny_data, tiny_model, tiny_settings, tiny_tester
 from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
@@ -203,7 +202,7 @@ def test_best_and_last_checkpoint(model, banks, tmp_path, tiny_clip_file):
 
     # A resumed run knows the best of the run before: a worse epoch does not replace it, a better one does.
     tester = ScriptedTester(banks, [0.5, 0.7])
-    resumed = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    resumed = tiny_model(tiny_clip_file)
     run = TinyRun(tmp_path, run.state_file.load()[0])
     train("prepare", resumed, banks, tiny_settings(5), run, tester)
     assert checkpoint("best")["epoch"] == 2 and checkpoint("last")["epoch"] == 5
