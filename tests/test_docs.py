@@ -16,6 +16,7 @@ from trees import people_tree
 
 from configs.defaults import as_dict, load_config
 from data import registry
+from model.published import load_checkpoint
 from model.released import model_from_checkpoint
 from model.towers.registry import TOWERS
 from processor.run.folder import MODEL_FILES
@@ -24,7 +25,6 @@ from tests.tiny import tiny_banks, tiny_model
 from tools import demo
 from tools.dev import method_figure, settings_page
 from tools.lib import summary
-from model.published import load_checkpoint
 from utils.modality import Modality
 from utils.settings import flat
 
