@@ -25,7 +25,7 @@ def main():
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
     from processor.ranking import save_rankings
-    from processor.run.saved import read_checkpoint
+    from processor.run.checkpoints import read_checkpoint
     from processor.setup import Setup
     from report.content import retrieval_content
     from report.write import save_report

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from loss.association import hungarian
 from loss.cross_memory import CrossMemory
 from utils.modality import Modality
-from utils.runtime import beside_later_work, mark_on_gpu, to_device
+from utils.runtime import to_device
 
 
 class CCLNetMemory(CrossMemory):
@@ -33,24 +33,18 @@ class CCLNetMemory(CrossMemory):
         Returns: numbers of the links before the swap, {"matched": how many, "matched_similarity": their mean inner
             product, a scalar tensor}; empty without swapping, and until a swap that was put off is done.
         """
-        numbers, rgb = super().update(features, labels), self._memories[Modality.RGB].prototypes
+        numbers = super().update(features, labels)
         if self.meets:
-            self._open_swap = labels, numbers, mark_on_gpu(rgb)
-            if not self._puts_off(rgb.device):
-                self._finish()
+            self._open_swap = labels, numbers
+            self._finish()
         return numbers
-
-    @staticmethod
-    def _puts_off(device):
-        return device.type == "cuda"
 
     def _finish(self):
         """Do the swap of the last update, if it was put off."""
         if self._open_swap is None:
             return
-        (labels, numbers, updated), self._open_swap = self._open_swap, None
-        with beside_later_work(updated):
-            links = self.links()
+        (labels, numbers), self._open_swap = self._open_swap, None
+        links = self.links()
         s, (*_, similarity) = self.settings, self._pairs(links)
         numbers |= {"matched": len(similarity), "matched_similarity": similarity.mean() if len(similarity) else 0.0}
         swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)

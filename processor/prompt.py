@@ -62,11 +62,10 @@ def learn_prompts(model, text, images, labels, settings, run):
         for step in tqdm(range(len(batches)), desc=f"prompt epoch {epoch}", leave=False, unit="batch",
                          disable=run.processes.hides_bars):
             batch = batches[step]
-            means.add(step + 1, {"prompt loss": prompt_step(text, state.prompts, state.optimizer, {
-                m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality})}, {})
-            run.stop_if_asked()         # resumes at the epoch's start: an epoch of prompts takes seconds
-        means.check(epoch, batches.names)
-        loss, seconds = means.means(len(batches))["prompt loss"], time.perf_counter() - started
+            means.add({"loss": prompt_step(text, state.prompts, state.optimizer, {
+                m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality})})
+        means.check(f"epoch {epoch}", batches.names)
+        loss, seconds = means.means()["loss"], time.perf_counter() - started
         run.log.info(f"prompt {epoch}/{s.epochs} | loss {loss:.4f} | lr {lr:.2e} | {seconds:.1f} s")
         run.record("prompt", epoch=epoch, loss=loss, lr=lr, seconds=seconds,
                    **memory_use(text.positional_embedding.device))

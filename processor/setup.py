@@ -24,15 +24,14 @@ from processor.evaluate import Tester, check_matches
 from processor.optim import freeze
 from processor.prompt import PromptSettings
 from processor.run.events import WandbLog, check_wandb
-from processor.run.folder import ADVICE_FRESH, Run, SilentRun, check_resumable, read_rows, set_aside, state_file
+from processor.run.folder import Run, SilentRun, check_resumable, read_rows, set_aside, state_file
 from processor.run.provenance import provenance
-from processor.run.resume import StopRequest, lock_folder
-from processor.run.saved import check_stages
+from processor.run.resume import lock_folder
 from processor.train import TrainSettings
 from report.run_files import CONTENT_FOLDER
 from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
-from utils.errors import UserError, quoted
+from utils.errors import UserError, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 from utils.settings import flat
@@ -172,13 +171,14 @@ class Setup:
         config, clip, facts = self.config, self.clip, {}
         if self.processes.writes:
             facts = {**self.facts(), "clip_weights": weights_digest(clip), **more_facts}
-        with StopRequest() as stop, self.holding(config.OUTPUT_DIR):
+        where = ["nothing was trained"]
+        with stops_on_signals(lambda: where[-1]), self.holding(config.OUTPUT_DIR):
             content, lines = self.processes.once(lambda: self._find_state(script, fresh, facts))
             log = self.start(config.OUTPUT_DIR)
             for line in lines:
                 log.info(line)
             run = (Run if self.processes.writes else SilentRun)(
-                script, config.OUTPUT_DIR, log, facts, stop, config.CHECKPOINT.MINUTES, content, self.processes)
+                script, config.OUTPUT_DIR, log, facts, where, content, self.processes)
             if config.LOG.WANDB and self.processes.writes:
                 run.events.others.append(WandbLog(config.OUTPUT_DIR, script, facts["config"]))
             yield run
@@ -192,9 +192,6 @@ class Setup:
         changes = []
         if content is not None:
             changes = check_resumable(content, facts, folder)
-            check_stages(content["stages"], self._bare_model(), self.config.OPTIM.FACTORS,
-                         {m: len(images) for m, images in self.data.train.items()},
-                         f"the state file in {quoted(folder)}", ADVICE_FRESH)
         lines = aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes
         return content, [line for line in lines if line]
 
@@ -204,7 +201,7 @@ class Setup:
 
         Args: of_run: as `lock_folder`.
         """
-        with lock_folder(folder, of_run) if self.processes.writes else nullcontext():
+        with lock_folder(folder) if self.processes.writes else nullcontext():
             yield
             self.processes.leave()
 

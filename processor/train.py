@@ -98,10 +98,9 @@ def train(stage, model, images, settings, run, tester, guidance=None, extra=None
             losses, numbers = train_step(trained, state.optimizer, now.memory, batches[step], guidance,             # 4
                                          s.precision, p)
             now.step = step + 1
-            now.means.add(now.step, losses, numbers)
+            now.means.add({**losses, **numbers})
             if now.step % CHECK_EVERY == 0 or now.step == len(batches):
-                now.means.check(epoch, batches.names)
-            run.checkpoint_if_due(stage, state)
+                now.means.check(f"epoch {epoch}", batches.names)
         _agree(p, model, now.memory, f"epoch {epoch}")
         end_of_epoch(stage, epoch, state, s.epochs, lr, len(batches) * batches.size, run, tester, extra)        # 5
     finish_stage(stage, state, s.epochs, run, tester, images, extra)
@@ -257,8 +256,7 @@ class UnderWay:
     def state_dict(self):
         """Return it as tensors and numbers."""
         return {"labels": {m.value: torch.from_numpy(self.labels[m]) for m in Modality},
-                "memory": self.memory.state_dict(), "setup_seconds": self.setup_seconds, "step": self.step,
-                "means": self.means.state_dict()}
+                "memory": self.memory.state_dict(), "setup_seconds": self.setup_seconds, "step": self.step}
 
     @classmethod
     def from_state_dict(cls, state, epoch, settings, device, processes):
@@ -267,7 +265,6 @@ class UnderWay:
         memory = settings.method.restored(state["memory"], epoch, settings.memory, labels, device, processes)
         under_way = cls(labels, memory, state["setup_seconds"])
         under_way.step = state["step"]
-        under_way.means.load_state_dict(state["means"])
         return under_way
 
 

@@ -30,7 +30,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     from model.clip import load_clip  # slow: after the words were read
     from model.released import model_from_checkpoint, released_state, to_released
-    from processor.run.saved import read_checkpoint
+    from processor.run.checkpoints import read_checkpoint
     from utils.checkpoint import save_checkpoint
     from utils.structure import understood
 

@@ -45,7 +45,7 @@ from model.published import checkpoint_normalisation  # noqa: E402
 from model.released import model_from_checkpoint  # noqa: E402
 from processor.features import embed  # noqa: E402
 from processor.metrics import rank_gallery  # noqa: E402
-from processor.run.saved import read_checkpoint  # noqa: E402
+from processor.run.checkpoints import read_checkpoint  # noqa: E402
 from report.figures import MODALITY_NAMES  # noqa: E402
 from report.page import Section, jpeg_text, write_page  # noqa: E402
 from utils.checkpoint import load_array, save_array  # noqa: E402

@@ -134,7 +134,7 @@ def epoch_numbers(epoch, under_way, lr, images, seconds):
 
     Args: under_way: `UnderWay` after its last step; images: trained on in all its steps; seconds: all of the epoch.
     """
-    labels, means = under_way.labels, under_way.means.means(under_way.step)
+    labels, means = under_way.labels, under_way.means.means()
     matched, similarity = means.pop("matched", 0.0), means.pop("matched_similarity", 0.0)
     clusters = {f"clusters_{m.value}": len(np.unique(values[values >= 0])) for m, values in labels.items()}
     outliers = {f"outliers_{m.value}": int((values < 0).sum()) for m, values in labels.items()}

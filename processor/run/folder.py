@@ -3,7 +3,6 @@ import itertools
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 from configs.defaults import as_dict, load_config
@@ -12,14 +11,12 @@ from data.pseudo_labels import FILE_NAMES, save_pseudo_labels
 from processor.run.epoch import on_host
 from processor.run.events import EventLog
 from processor.run.resume import StateFile, versions
-from processor.run.saved import STATE
 from report import run_files
 from report.write import save_report
 from utils.checkpoint import save_checkpoint, write_atomically
 from utils.distributed import ALONE
-from utils.errors import Stopped, UserError, quoted
+from utils.errors import UserError
 from utils.settings import flat
-from utils.structure import must_fit, understood
 
 FORMAT = "cclnet-2"
 MODEL_FILES = {"prepare": "prepare", "finetune": "model"}      # stage -> start of its checkpoints' names
@@ -35,7 +32,6 @@ OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/
 DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
                                           "tensorboard/prepare", "report_data/prepare.json",
                                           "report_data/run-train_prepare.json", "tests/prepare_*")}
-ADVICE_FRESH = "Move the file away, or add --fresh to start over and keep the old files aside"
 ADVICE = "Set it back, choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 
@@ -45,16 +41,15 @@ class Run:
     Args:
         script: "prepare" or "clip", of the state file; output_dir: folder of all files; log: logger;
         facts: dict stored in every checkpoint (configuration, data set);
-        stop: `processor.run.resume.StopRequest`; minutes: between state files within an epoch;
+        where: a list, whose last text says with which epoch the same command resumes;
         content: of the state file to resume from, None for a new run; processes: of `utils.distributed`.
     """
 
-    def __init__(self, script, output_dir, log, facts, stop, minutes, content=None, processes=ALONE):
+    def __init__(self, script, output_dir, log, facts, where, content=None, processes=ALONE):
         self.output_dir, self.processes = Path(output_dir), processes
-        self.log, self.facts, self.stop, self.minutes = log, facts, stop, minutes
+        self.log, self.facts, self.where = log, facts, where
         self.events = EventLog(self.output_dir / "tensorboard")
         self.state_file = state_file(output_dir, script)
-        self.saved_at = time.monotonic()
         content = content or {}
         self.states = content.get("stages", {})         # stage -> its state
         self.best = content.get("best", -1.0)           # Rank-1 of the best checkpoint so far
@@ -73,8 +68,7 @@ class Run:
         """Return the state of a stage, with what an earlier run saved of it, if one did."""
         saved = self.states.get(stage)
         if saved:
-            with understood(f"the stage {stage} of {quoted(self.state_file.path)}", ADVICE_FRESH):
-                state.load_state_dict(saved)
+            state.load_state_dict(saved)
         return state
 
     def epochs_left(self, stage, state, epochs):
@@ -84,6 +78,7 @@ class Run:
         elif self.states.get(stage):
             self.log.info(f"{stage}: resuming with epoch {state.epoch}")
         while state.epoch <= epochs:
+            self.where.append(f"the same command resumes with epoch {state.epoch} of {stage}")
             yield state.epoch
 
     def save_state(self, stage, state):
@@ -91,27 +86,6 @@ class Run:
         self.states[stage] = on_host(state)
         self.state_file.save({"format": FORMAT, "stages": self.states, "best": self.best, "history": self.history,
                               "versions": versions(), **self.facts})
-        self.saved_at = time.monotonic()
-
-    def checkpoint_if_due(self, stage, state):
-        """Save the state now and then, and when the run shall stop. Raises: Stopped: SIGTERM or Ctrl-C came."""
-        asked = self._asked_to_stop()
-        if asked or time.monotonic() - self.saved_at > 60 * self.minutes:
-            self.save_state(stage, state.state_dict())
-        self._stop(asked)
-
-    def stop_if_asked(self):
-        """End the run after SIGTERM or Ctrl-C. Raises: Stopped."""
-        self._stop(self._asked_to_stop())
-
-    def _asked_to_stop(self):
-        """Return the number of the signal that came to any of the processes, or 0: all stop after the same step."""
-        return self.processes.largest(self.stop.signal_number or 0)
-
-    def _stop(self, signal_number):
-        if signal_number:
-            self.processes.largest(0)       # waits until the state is written
-            raise Stopped(f"stopped; the same command resumes from {self.state_file.path}", signal_number)
 
     def is_best(self, rank1):
         """Tell whether a Rank-1 is the best of the run so far, and remember it."""
@@ -176,7 +150,6 @@ def check_resumable(content, facts, folder):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"the state file in {folder} is not of this version; expected format {FORMAT}. Choose another "
                         "OUTPUT_DIR, or add --fresh to start over and keep the old files aside")
-    must_fit(content, STATE, f"the state file in {quoted(folder)}", ADVICE_FRESH)
     stored = as_dict(load_config(base=content["config"]))
     old = {**flat(stored), **flat(content["config"])}    # newer keys had their default's effect
     new, changes = flat(facts["config"]), []

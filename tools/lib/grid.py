@@ -9,8 +9,9 @@ from pathlib import Path
 
 from configs.defaults import as_dict, load_config
 from data.pseudo_labels import FILE_NAMES
+from model.published import load_checkpoint
 from processor.run.folder import MAY_CHANGE
-from utils.checkpoint import load_checkpoint, save_json
+from utils.checkpoint import save_json
 from utils.errors import UserError
 from utils.settings import flat
 
