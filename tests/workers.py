@@ -9,7 +9,8 @@ import pytest
 import scripts
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.workers", "processor.setup", "tests.tiny", "tests.shares"])
+_context.set_forkserver_preload(["tests.workers", "processor.setup", "tests.tiny", "tests.shares",
+                                  "torch.utils.tensorboard"])
 
 
 def free_port():
