@@ -25,9 +25,9 @@ from utils.modality import Modality
 ROOT = Path(__file__).resolve().parents[1]
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 CASES = {       # splits of the batch norm, whether texts guide, settings
-    "cclnet with texts, a batch norm in each half": (2, True, {"MEMORY__METHOD": "cclnet"}),
+    "cclnet with texts, a batch norm in each half": (2, True, {"METHOD__NAME": "cclnet"}),
     "pgm with the released gradients, a batch norm of the whole": (
-        1, False, {"MEMORY__METHOD": "pgm", "MEMORY__MATCH_BY": "centroid", "MEMORY__GRADIENTS": "released"}),
+        1, False, {"METHOD__NAME": "pgm", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released"}),
 }
 
 

@@ -48,7 +48,7 @@ def close(found, expected, **tolerance):
 def training_steps(clip, device, method):
     """Two steps of a fine-tune after the swap epoch: losses and, of cclnet, links; memories; the model."""
     torch.manual_seed(0)
-    settings = tiny_settings(MEMORY__METHOD=method, MEMORY__SWAP_EPOCH=1, PRECISION="fp32", **AUGMENTATION)
+    settings = tiny_settings(METHOD__NAME=method, METHOD__CROSS_EPOCH=1, PRECISION="fp32", **AUGMENTATION)
     state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to(device), settings)
     start = {m: F.normalize(torch.randn(PEOPLE, state.model.feature_dim), dim=1).to(device) for m in Modality}
     both = settings.new_memory(start, 1, labels=LABELS)
@@ -114,7 +114,7 @@ def test_training_on_a_gpu(either_clip, method, tmp_path):
     """Three epochs with linked clusters in the last, the last two resumed from the state file."""
     banks, content = real_banks(DEVICE), None
     for epochs in (1, 3):
-        settings = tiny_settings(epochs, MEMORY__METHOD=method, PRECISION="fp32", **AUGMENTATION)
+        settings = tiny_settings(epochs, METHOD__NAME=method, PRECISION="fp32", **AUGMENTATION)
         model, run = CCLNet(either_clip.visual, HEIGHT, WIDTH).to(DEVICE), TinyRun(tmp_path / "run", content)
         train("prepare", model, banks, settings, run, tiny_tester(banks))
         content = run.state_file.load()[0]

@@ -90,7 +90,7 @@ def test_a_prompt_step_waits_for_nothing(clip, monkeypatch):
 @pytest.mark.parametrize("cache", ["mmap", "device"])
 def test_steps_wait_for_nothing_on_a_gpu(clip, cache):
     """PyTorch itself raises where it would wait; the links of a swap are exempt."""
-    settings = tiny_settings(MEMORY__SWAP_EPOCH=1, **AUGMENTATION)
+    settings = tiny_settings(METHOD__CROSS_EPOCH=1, **AUGMENTATION)
     banks = {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
     state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
     guidance = TextGuidance({m: torch.randn(PEOPLE, 32, device="cuda") for m in Modality}, LABELS, 0.1)
