@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from clustering.clustering import k_nearest
+from loss.association import Links
+from loss.cross_memory import CrossMemory
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -16,12 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import processor.features
-from clustering.clustering import k_nearest
 from data.images import ImageBank
 from data.pseudo_labels import cluster_means
-from loss.association import Links
 from loss.cclnet import CCLNetMemory, swap
-from loss.cross_memory import CrossMemory
 from loss.image_text import supervised_contrast
 from loss.methods import method_class
 from model.cclnet import CCLNet
