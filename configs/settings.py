@@ -4,7 +4,6 @@ from this table. The defaults are the released recipe for SYSU-MM01; the .yml fi
 What a method sets (METHOD.TEMPERATURE and others) is declared beside its class in loss/.
 """
 from loss.methods import METHODS
-from model.towers.registry import TOWERS
 from utils.settings import Range, Setting
 
 COUNT, SHARE, FACTOR = Range(1, whole=True), Range(0, 1), Range(0)
@@ -43,7 +42,7 @@ SETTINGS = (
     Setting("MODEL.CLIP_WEIGHTS", "openai", "openai or a file", "openai (MODEL.NAME, downloaded), or a file"),
     Setting("MODEL.STRIDE", 16, Range(1, 2048, whole=True),
             "pixels between patches of a vision transformer; a ResNet's map has always 16"),
-    Setting("MODEL.TOWER", "", ("", *TOWERS), "the network, a name of model/towers/registry.py; empty: that of the "
+    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit or one of your own; empty: that of the "
             "weights"),
 
     Setting("CLUSTER.K1", 30, COUNT, "neighbours that count as near"),

@@ -68,10 +68,6 @@ def nan_weight(place):
     place.weights(lambda state: state["visual.conv1.weight"].fill_(float("nan")))
 
 
-def inf_weight(place):
-    place.weights(lambda state: state["text_projection"].fill_(float("inf")))
-
-
 def vision_transformer(place, change=lambda state: None, **settings):
     """A small CLIP with a vision transformer of width 64 and patches of 16 pixels, with changes."""
     state = torch.load(place.clip, weights_only=True)
@@ -92,17 +88,8 @@ def vision_transformer(place, change=lambda state: None, **settings):
     place.set(MODEL__CLIP_WEIGHTS=place.base / "vit.pt", **settings)
 
 
-def narrow_transformer(state):
-    """Of width 44, eleven heads of four numbers."""
-    state["visual.class_embedding"] = torch.ones(44)
-
-
 def no_text_tower(place):
     place.weights(lambda state: state.pop("ln_final.weight"))
-
-
-def misfit_weights(place):
-    place.weights(lambda state: state.update({"visual.layer2.0.conv1.weight": torch.ones(3, 3)}))
 
 
 def tiny_images(place):
@@ -141,10 +128,6 @@ def damaged_image(place):
     path.write_bytes(path.read_bytes()[:100])
 
 
-def image_bomb(place):
-    Image.new("1", (9000, 9000)).save(place.data / "cam1" / "0001" / "0001.png")
-
-
 def output_is_a_file(place):
     place.set(OUTPUT_DIR=place.file("run.txt"))
 
@@ -159,16 +142,6 @@ def archive_as_labels(place):
     folder = place.labels()
     with open(folder / "train_rgb_resized_pseudo_label.npy", "wb") as file:
         np.savez(file, labels=np.zeros(32, np.int64))
-
-
-def lying_header(place):
-    """A header that claims a petabyte."""
-    path = place.labels() / "train_rgb_resized_pseudo_label.npy"
-    path.write_bytes(path.read_bytes().replace(b"(32,)", b"(%d,)" % 10 ** 15).replace(b" " * 14, b"", 1))
-
-
-def foreign_manifest(place):
-    (place.labels() / "manifest.json").write_text("[1, 2]")
 
 
 def other_architecture(content):
@@ -207,12 +180,6 @@ def damaged_states(place):
     for path in place.run.glob("prepare_state.pth*"):
         path.write_bytes(path.read_bytes()[:-40])
     shutil.copy(place.run / "prepare_state.pth", place.run / "prepare_state.pth.previous")
-
-
-def foreign_state(place):
-    place.run.mkdir()
-    (place.run / ".lock").touch()
-    StateFile(place.run / "prepare_state.pth").save({"something": "else"})
 
 
 def shrink_to_go_on(place):

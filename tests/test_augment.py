@@ -39,17 +39,20 @@ def test_equals_one_image_at_a_time(size, policy):
     channels_last = torch.from_numpy(images).permute(0, 3, 1, 2)
     for given in (channels_last, channels_last.contiguous()):
         out = apply(given, plan)
-        assert out.dtype == torch.float32
+        assert out.dtype == torch.float32 and out.is_contiguous()
+        assert np.array_equal(given.permute(0, 2, 3, 1), images)        # what was given is left as it was
         np.testing.assert_allclose(out.permute(0, 2, 3, 1), one_by_one(images, plan), atol=1e-5)
 
 
-def test_a_part_of_a_plan_is_what_the_whole_does_to_those_images():
-    """So that a process can apply its share of what all drew alike."""
-    images = torch.randint(0, 256, (8, 3, 24, 12), dtype=torch.uint8)
-    plan = draw(SYSU_RGB, 8, (24, 12), np.random.default_rng(0))
-    whole = apply(images, plan)
-    parts = [apply(images[rows], plan.part(rows)) for rows in (slice(0, 3), slice(3, 8))]
-    assert torch.equal(whole, torch.cat(parts))
+def test_plans_are_parted_and_joined_by_their_images():
+    """So that a process applies its share of what all drew alike, and a second view follows the first."""
+    images, rng = torch.randint(0, 256, (8, 3, 24, 12), dtype=torch.uint8), np.random.default_rng(0)
+    plans = [draw(SYSU_RGB, 8, (24, 12), rng) for _ in range(2)]
+    first, second = (apply(images, plan) for plan in plans)
+    parts = [apply(images[rows], plans[0].part(rows)) for rows in (slice(0, 3), slice(3, 8))]
+    assert torch.equal(first, torch.cat(parts))
+    both = apply(torch.cat([images, images]), plans[0].followed_by(plans[1]))
+    assert torch.equal(both, torch.cat([first, second]))
 
 
 def test_channels_are_exchanged_with_their_probability_evenly():
@@ -65,13 +68,6 @@ def test_channel_exchange_leaves_all_other_draws_as_they_are_without_it():
     assert (without.channel == -1).all() and (with_it.channel >= 0).all()
     for name in ("grey", "corner", "flip", "erased"):
         np.testing.assert_array_equal(getattr(with_it, name), getattr(without, name))
-
-
-def test_one_plan_followed_by_another():
-    images, rng = torch.randint(0, 256, (4, 3, 24, 12), dtype=torch.uint8), np.random.default_rng(0)
-    plans = [draw(SYSU_RGB, 4, (24, 12), rng) for _ in range(2)]
-    both = apply(torch.cat([images, images]), plans[0].followed_by(plans[1]))
-    assert torch.equal(both, torch.cat([apply(images, plan) for plan in plans]))
 
 
 def test_normalise_is_torchvisions():
@@ -106,13 +102,6 @@ def test_erased_rectangles_are_distributed_as_torchvisions(size):
         assert ks_2samp(of(*ours.T), of(*theirs.T)).pvalue > 1e-3, name
 
 
-def test_erased_area_and_shape_at_the_released_size():
-    """The released algorithm's averages: 16.3 % of the image, 55.6 % of the rectangles taller than wide."""
-    _, _, h, w = draw_rectangles(40_000, (288, 144), np.random.default_rng(0)).T
-    assert (h * w).mean() / (288 * 144) == pytest.approx(0.163, abs=0.003)
-    assert (h > w).mean() == pytest.approx(0.556, abs=0.01)
-
-
 def pipeline(policy, size):
     """The released transform of one image (H, W, 3) uint8, from torchvision's parts."""
     return transforms.Compose([
@@ -141,13 +130,12 @@ def test_moments_are_those_of_torchvisions_pipeline(policy):
 
 
 def test_the_numbers_of_the_pipeline():
-    """ImageNet's as released; CLIP's own; CLIP-ReID's; grey by ITU-R 601-2; nothing happens unless it is asked for."""
+    """ImageNet's as released; CLIP's own; CLIP-ReID's; grey by ITU-R 601-2."""
     assert NORMALISATIONS == {
         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
     assert LUMA == (0.299, 0.587, 0.114)
-    assert Augmentation() == Augmentation(grey=0, flip=0, pad=0, erase=0, channel=0)
 
 
 def test_nothing_is_erased_where_no_rectangle_fits():

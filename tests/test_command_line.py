@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import Parser, UserError, one_line, quoted, real_number, whole_number
+from utils.errors import Parser, UserError, real_number, whole_number
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = ("torch", "torchvision", "numpy", "sklearn", "scipy", "faiss", "open_clip", "timm", "PIL", "matplotlib")
@@ -46,12 +46,6 @@ def test_tools_answer_before_anything_slow_is_imported(tool, tmp_path):
         assert done.stderr.splitlines()[-1].strip() == "imported:"
 
 
-def test_a_sentence_is_one_line_of_moderate_length():
-    assert one_line("a\nb \udcff c\x1b[1m \u202e é") == r"a\nb \xff c\x1b[1m \u202e é"
-    assert len(one_line("x" * 10_000)) == 239 and len(one_line("word " * 1000)) == 999
-    assert quoted("a/b.yml") == "a/b.yml" and quoted("my run") == "'my run'" and quoted("") == "''"
-
-
 @pytest.mark.parametrize("words, found", [(["--some-flag", "3"], 3), (["--some_flag=4"], 4), (["--some-flag=5"], 5)])
 def test_flags_are_spelt_with_dashes_or_underscores(words, found):
     for name in ("--some_flag", "--some-flag"):
@@ -61,20 +55,12 @@ def test_flags_are_spelt_with_dashes_or_underscores(words, found):
 
 
 @pytest.mark.parametrize("kind, text", [(whole_number(1, 9), "0"), (whole_number(1, 9), "1.5"),
-                                        (whole_number(1, 9), "9" * 10_000), (real_number(0, 9), "nan"),
-                                        (real_number(0, 9), "inf"), (real_number(0, 9), "x"),
-                                        (real_number(0, 9), "-1")])
+                                        (real_number(0, 9), "nan"), (real_number(0, 9), "-1")])
 def test_numbers_of_flags_have_bounds(kind, text):
     parser = Parser("")
     parser.add_argument("--number", type=kind)
-    with pytest.raises(UserError, match="argument --number: .* is no (whole )?number from") as caught:
+    with pytest.raises(UserError, match="argument --number: .* is no (whole )?number from"):
         parser.parse_args([f"--number={text}"])
-    assert len(str(caught.value)) < 300
-
-
-def test_names_are_utf_8():
-    with pytest.raises(UserError, match="bytes are no UTF-8"):
-        Parser("").parse_args(["a\udcff"])
 
 
 def test_every_requirement_has_a_version_that_ci_ran_with():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from clustering.clustering import k_nearest
 from loss.association import Links
 from loss.cross_memory import CrossMemory
 from torch._subclasses import FakeTensorMode
@@ -19,9 +20,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-import loss.cclnet
 import processor.features
-from clustering.neighbours import k_nearest
 from data import augment
 from data.images import ImageBank
 from data.pseudo_labels import cluster_means
@@ -34,8 +33,7 @@ from model.prompt import PromptLearner
 from processor.features import embed
 from processor.guidance import TextGuidance
 from processor.prompt import PromptState, prompt_loss, text_features
-from processor.run.epoch import on_host
-from processor.train import Batches, TrainState, UnderWay, train_step
+from processor.train import Batches, TrainState, train_step
 from tests.tiny import (
     EACH,
     HEIGHT,
@@ -47,6 +45,7 @@ from tests.tiny import (
     tiny_prompt_settings,
     tiny_settings,
 )
+from utils.checkpoint import on_host
 from utils.finite import RunningMeans
 from utils.modality import Modality
 
@@ -55,7 +54,7 @@ REAL_GPU_TESTS = {      # what fake tensors cannot run -> where it is tested on 
     "backward of the prompts": "test_gpu.py::test_prompt_step_on_a_gpu",
     "the search for features that are not finite, distances to the host": "test_gpu.py::test_retrieval_on_a_gpu",
     "a whole run: clusters, page's numbers, state files, resuming": "test_gpu.py::test_training_on_a_gpu",
-    "clustering.jaccard: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
+    "clustering.clustering: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
 }
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}
@@ -196,12 +195,10 @@ def test_updates_and_swaps(order):
 
 def test_the_whole_update_with_given_links(monkeypatch):
     monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
-    monkeypatch.setattr(loss.cclnet, "mark_on_gpu", lambda tensor: None)      # events need a real GPU
     with fake_cuda():
         both = memory()
         numbers = both.update(random(4, 64), BATCH)
-        assert numbers == {}                                # the swap is put off
-        assert on_gpu(both.losses(random(4, 64), BATCH))    # until the prototypes are asked for
+        assert on_gpu(both.losses(random(4, 64), BATCH))
         assert numbers["matched"] == 4 and on_gpu([numbers, both.state_dict()])
 
 
@@ -244,22 +241,18 @@ def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch):
         batch = Batches(fake_banks(), LABELS, tiny_settings(**AUGMENTATION), 1)[0]
         both, means = memory(swaps=False, dim=model.feature_dim), RunningMeans()
         losses, numbers = train_step(model.train(), state.optimizer, both, batch, guidance, "released")
-        means.add(1, losses, numbers)
+        means.add({**losses, **numbers})
         assert len(losses) == 4 and on_gpu([losses, both.state_dict(), means.sums, means.broken])
 
 
 def test_a_state_from_the_host_comes_back_to_the_gpu(either_clip):
     """A state file is read onto the host."""
-    settings = tiny_settings(METHOD__CROSS_EPOCH=1)
-    saved = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH), settings)
-    start = {m: torch.randn(PEOPLE, saved.model.feature_dim) for m in Modality}
-    saved.under_way = UnderWay(LABELS, settings.new_memory(start, 1), 0.0)
-    content = on_host(saved.state_dict())
+    settings = tiny_settings()
+    content = on_host(TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH), settings).state_dict())
     with fake_cuda():
         state = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
         state.load_state_dict(content)
-        assert on_gpu([state.model.state_dict(), state.under_way.memory.state_dict()])
-        assert on_gpu(state.under_way.memory.losses(random(4, state.model.feature_dim), BATCH))
+        assert on_gpu(state.model.state_dict())
 
 
 def test_what_fake_tensors_cannot_run_has_a_test_on_a_gpu():

@@ -56,7 +56,7 @@ def test_training_steps(golden, golden_clip, golden_clip_file, name, swap_scale)
     """The step that the loop calls, with its optimiser, its memories and its swap, at the released settings."""
     g = golden.load(f"steps_{name}")
     model, guidance = CCLNet(load_tower(golden_clip_file, height=96, width=48)).train(), None
-    config = load_config(None, ["MEMORY.SWAP_SCALE", str(swap_scale)])
+    config = load_config(None, ["METHOD.SWAP_SCALE", str(swap_scale)])
     if name == "clip":
         text = TextTower(golden_clip)
         old = {m: g[f"old_label_{m.value}"] for m in Modality}

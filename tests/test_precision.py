@@ -10,7 +10,6 @@ import trees
 import loss.cluster_memory
 import processor.guidance
 import processor.metrics
-from configs.defaults import load_config
 from utils.runtime import autocast, gpu_rounding
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
@@ -99,7 +98,3 @@ def test_older_switches_do_the_same(name, expected, monkeypatch):
     with gpu_rounding(name):
         assert (old.cuda.matmul.allow_tf32, old.cudnn.allow_tf32) == tuple(value == "tf32" for value in expected)
     assert old.cuda.matmul.allow_tf32 and not old.cudnn.allow_tf32
-
-
-def test_the_default_is_the_released_precision():
-    assert load_config().PRECISION == "released"

