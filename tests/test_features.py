@@ -10,7 +10,7 @@ from data.augment import normalise
 from data.images import ImageBank
 from model.cclnet import CCLNet
 from processor.features import embed, grown_batch
-from tests.tiny import HEIGHT, IMAGES, WIDTH, one_of, tiny_banks
+from tests.tiny import IMAGES, one_of, tiny_banks, tiny_model
 from utils.finite import NonFinite
 from utils.modality import Modality
 
@@ -34,8 +34,8 @@ def test_a_process_embeds_its_share(model, banks, monkeypatch, count, rank, rows
     assert sizes == [max(rows.stop - rows.start, 1)]
 
 
-def test_mirrored_features_are_means_over_both_images(clip, banks):
-    model, bank = CCLNet(clip.visual, HEIGHT, WIDTH), banks[Modality.IR]
+def test_mirrored_features_are_means_over_both_images(tiny_clip_file, banks):
+    model, bank = tiny_model(tiny_clip_file), banks[Modality.IR]
     found = embed(model, bank, Modality.IR, batch_size=8, precision="fp32", mirrored=True)["feature"]
     images = normalise(bank.batch(np.arange(IMAGES)))
     with torch.no_grad():

@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from model.cclnet import CCLNet
-from model.clip import load_clip
 from processor.train import train
-from tests.tiny import HEIGHT, IMAGES, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from tests.tiny import IMAGES, TinyRun, tiny_banks, tiny_model, tiny_settings, tiny_tester
 
 
 class ToyNeck(torch.nn.Module):
@@ -31,7 +29,7 @@ def test_regdb_schedule(golden_methods, tiny_clip_file, tmp_path, run):
                 "OPTIM__WARMUP_FACTOR": "warmup_factor", "OPTIM__STEPS": "milestones", "OPTIM__GAMMA": "gamma"}
     settings = tiny_settings(epochs, restart=run == "finetune", SAMPLER__CLUSTERS=4, SAMPLER__INSTANCES=IMAGES // 4 + 1,
                              **{key: g[name].tolist() for key, name in released.items()})
-    model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    model = tiny_model(tiny_clip_file)
     model.neck = ToyNeck(model.neck, *(torch.from_numpy(g[f"toy_start_{k}"].copy()) for k in ("weight", "bias")))
     toy = {"weight": model.neck.toy_weight, "bias": model.neck.toy_bias}
     seen = []
@@ -64,11 +62,11 @@ def test_regdb_schedule(golden_methods, tiny_clip_file, tmp_path, run):
 @pytest.mark.parametrize("stop_after", [14, 17])
 def test_resume_across_the_restart(tiny_clip_file, tmp_path, stop_after):
     """Stopped in the epoch before the restart, or in the restarted one: the same weights at the end."""
-    banks, visual = tiny_banks(), load_clip(tiny_clip_file).visual
+    banks = tiny_banks()
     tester = tiny_tester(banks)
 
     def final(run, restart=True):
-        model = CCLNet(visual, HEIGHT, WIDTH)
+        model = tiny_model(tiny_clip_file)
         train("finetune", model, banks, tiny_settings(4, restart, OPTIM__WARMUP_EPOCHS=3), run, tester)
         return model.state_dict()
 

@@ -1,26 +1,20 @@
 """What a training run must not lose unnoticed: updates, rates, augmentation, prototypes, checkpoints, page, restart."""
-import json
-import re
 
 import numpy as np
 import pytest
-import scripts
 import torch
 import torch.nn.functional as F
-import trees
 from loss.cross_memory import CrossMemory
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import processor.train
-import report.write
 from data.augment import MEAN, STD, normalise
 from loss.cluster_memory import ClusterMemory
 from model.cclnet import CCLNet
-from model.clip import load_clip
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
 from processor.train import Batches, train
-from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_data, tiny_settings, tiny_tester
+from tests.tiny import EACH, PEOPLE, TinyRun, tiny_data, tiny_model, tiny_settings, tiny_tester
 from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
@@ -208,7 +202,7 @@ def test_best_and_last_checkpoint(model, banks, tmp_path, tiny_clip_file):
 
     # A resumed run knows the best of the run before: a worse epoch does not replace it, a better one does.
     tester = ScriptedTester(banks, [0.5, 0.7])
-    resumed = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    resumed = tiny_model(tiny_clip_file)
     run = TinyRun(tmp_path, run.state_file.load()[0])
     train("prepare", resumed, banks, tiny_settings(5), run, tester)
     assert checkpoint("best")["epoch"] == 2 and checkpoint("last")["epoch"] == 5
@@ -250,30 +244,3 @@ def test_images_per_second_count_the_images_of_all_steps(model, banks, tmp_path,
     settings = tiny_settings(epochs=2, METHOD__NAME=method)
     train("prepare", model, banks, settings, TinyRun(tmp_path), tiny_tester(banks))
     assert len(counted) == 2 and all(images == steps > 0 for images, steps in counted)
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    return trees.people_tree(tmp_path_factory.mktemp("people") / "data", ids={"train": (1, 2), "val": (3,),
-                                                                               "test": (4, 5, 6)})
-
-
-def test_a_finished_run_leaves_its_page(people, tmp_path, tiny_clip_file, monkeypatch):
-    """Both scripts write report.html at their end, once each, with the numbers of their last test."""
-    written = []
-
-    def write_run_page(*arguments, real=report.write.write_run_page):
-        written.append(real(*arguments))
-        return written[-1]
-
-    monkeypatch.setattr(report.write, "write_run_page", write_run_page)
-    words = scripts.settings(DATASET__ROOT=people, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=tmp_path / "run")
-    for script, stage, name in (("train_prepare", "prepare", "prepare_last"), ("train_clip", "finetune", "model_last")):
-        written.clear()
-        assert scripts.call(scripts.load(script), words) == 0
-        assert written == [tmp_path / "run" / "report.html"]
-        page = (tmp_path / "run" / "report.html").read_text()
-        metrics = torch.load(tmp_path / "run" / f"{name}.pth", weights_only=True)["metrics"]
-        assert f"{100 * metrics['mAP']:.2f}" in page and metrics["protocol"] in page
-        assert re.search("<svg", page) and json.loads((tmp_path / f"run/report_data/{stage}.json").read_text())["tests"]
-    assert "could not be written" not in (tmp_path / "run" / "log.txt").read_text()
