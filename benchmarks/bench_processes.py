@@ -33,7 +33,6 @@ from model.towers.registry import load_tower
 from processor.features import embed
 from processor.run.state import TrainState
 from processor.setup import train_settings
-from processor.train import heads_of
 from utils.distributed import join_processes
 from utils.modality import Modality
 
@@ -62,7 +61,7 @@ def training(processes):
     model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, height=shape[1], width=shape[2]))
     spread_batch_norm(model, 1, processes)
     state, generator = TrainState(model, settings), torch.Generator().manual_seed(0)
-    wrapped = processes.wrap(model, lambda: model.parameters_without(heads_of(None)))
+    wrapped = processes.wrap(model, lambda: model.parameters_without(("feature",)))
     prototypes = {m: torch.randn(PERSONS, model.feature_dim, generator=generator) for m in Modality}
     method = start_method(settings, {m: F.normalize(rows, dim=1) for m, rows in prototypes.items()}, 1)
     batches = Batches(banks, labels, settings, 1, processes=processes)
@@ -70,7 +69,7 @@ def training(processes):
     def steps():
         wrapped.train()
         for step in range(STEPS):
-            take_step(wrapped, state.optimizer, method, batches[step], "fp32", processes)
+            take_step(wrapped, state.optimizer, method, batches[step], "fp32")
 
     def embedding():
         embed(model, banks[Modality.RGB], Modality.RGB, batch_size=64, precision="fp32", processes=processes)
