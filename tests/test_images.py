@@ -165,7 +165,7 @@ def test_hashes_are_remembered_and_never_in_a_file_of_others(two, monkeypatch):
     data, memory = two[0], two[0].root / "train_rgb_hashes.json"
     first = data_manifest(data)
     assert memory.is_file()
-    monkeypatch.setattr("data.hashes.file_hash", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("data.manifest.file_hash", lambda path: pytest.fail("read again"))
     assert data_manifest(data) == first
     monkeypatch.undo()
     for text in ("theirs", "[]", '{"format": "x", "files": {}}'):
@@ -175,7 +175,7 @@ def test_hashes_are_remembered_and_never_in_a_file_of_others(two, monkeypatch):
     memory.symlink_to(data.root / "exp/train_id.txt")
     assert data_manifest(data) == first and "," in (data.root / "exp/train_id.txt").read_text()
     memory.unlink()
-    monkeypatch.setattr("data.hashes.write_atomically", lambda *_: (_ for _ in ()).throw(UserError("read-only")))
+    monkeypatch.setattr("data.manifest.write_atomically", lambda *_: (_ for _ in ()).throw(UserError("read-only")))
     assert data_manifest(data) == first and not memory.exists()
 
 
