@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: env demo test lint bench gpu soak mutants reproduce
+.PHONY: env demo test lint bench gpu mutants reproduce
 
 env: .venv/installed
 
@@ -27,17 +27,12 @@ lint: .venv/installed
 
 # The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
 bench: .venv/installed
-	for name in memory augment train_step "clustering --dense --repeats 1" epoch; do \
+	for name in memory augment train_step "clustering --dense"; do \
 		$(PY) -m benchmarks.bench_$$name || exit 1; done
 
 # On a machine with a GPU, at most 8 minutes: its tests, a short demo, times and limits of every part (docs/gpu.md).
 gpu: .venv/installed
 	$(PY) -m benchmarks.gpu
-
-# Kills and resumes of the demo for SOAK_MINUTES; prints what happened and fails if a result differs.
-SOAK_MINUTES ?= 20
-soak: .venv/installed
-	$(PY) tools/dev/soak.py --minutes $(SOAK_MINUTES)
 
 # Checks a data set in ROOT, caches it, and runs CLIP's download, training, tests and table: sysu and llcm three seeds,
 # regdb ten trials. OPTIONS go to tools/experiments.py: OPTIONS="--at_once 2", "--cluster slurm", "TEST.EVERY 10".

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.bench_clustering import CASES, DIM, EPS, HARD, K1, K2, MIN_SAMPLES, draw
-from benchmarks.harness import Results, Row, seconds, start_method, take_step
+from benchmarks.harness import Results, Row, seconds, start_method
 from clustering.jaccard import distances_of
 from clustering.labels import dbscan
 from clustering.neighbours import neighbours_of
@@ -33,6 +33,7 @@ from model.towers.registry import load_tower
 from processor.features import embed
 from processor.run.state import TrainState
 from processor.setup import train_settings
+from processor.train import train_step
 from utils.distributed import join_processes
 from utils.modality import Modality
 
@@ -69,7 +70,7 @@ def training(processes):
     def steps():
         wrapped.train()
         for step in range(STEPS):
-            take_step(wrapped, state.optimizer, method, batches[step], "fp32")
+            train_step(wrapped, state.optimizer, method, batches[step], None, "fp32")
 
     def embedding():
         embed(model, banks[Modality.RGB], Modality.RGB, batch_size=64, precision="fp32", processes=processes)

@@ -1,14 +1,13 @@
-"""Shared by the benchmarks: repeated timing, peak memory, a training step, and a table that every script adds rows to.
+"""Shared by the benchmarks: repeated timing, a training step, and a table that every script adds rows to.
 
-    results = Results("sampler")
-    results.compare("epoch set-up", ours=lambda: ..., reference=lambda: ..., target=0.1)
+    results = Results("memory")
+    results.compare("step", lambda: ours(), lambda: reference(), target=">= 2 x")
     results.save()
 
-Rows land in benchmarks/results/<device>.json, one section per subject, and the Markdown table beside it is
+Rows land in benchmarks/results/<device>.json, one section per subject, and the Markdown tables beside it are
 written anew from all sections.
 """
 import json
-import multiprocessing
 import os
 import platform
 import re
@@ -24,53 +23,79 @@ import sklearn
 import torch
 
 from loss.method import EpochStart
-from processor.train import train_step
 
 FOLDER = Path(__file__).parent / "results"
-HEAD = ("what", "ours", "reference", "ratio", "bound", "ours / bound", "target", "note")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One line of the table; times in seconds, None where there is none."""
+    """One line of a table; times in seconds, None where there is none; shares are fractions of 1."""
 
     what: str
-    ours: float = None
-    reference: float = None
-    bound: float = None         # the least time the hardware allows, measured
+    ours: float | None = None
+    reference: float | None = None
+    bound: float | None = None          # the least time the hardware allows, measured
     target: str = ""
     note: str = ""
+    per_epoch: float = 0.0              # calls in an epoch; 0: it is no part of one
+    precision: str = ""                 # "" where it is the same in all
+    of_epoch: float | None = None       # share of an epoch's time
+    arithmetic: float | None = None     # share of the device's FLOP/s
+    host: float | None = None           # share of the time in which the host launches kernels
 
-    def cells(self):
-        """The line as strings, in the order of HEAD."""
-        ratio = f"{self.reference / self.ours:.1f} x" if self.ours and self.reference else ""
-        share = f"{self.ours / self.bound:.2f}" if self.ours and self.bound else ""
-        return (self.what, *map(seconds, (self.ours, self.reference)), ratio, seconds(self.bound), share, self.target,
-                self.note)
+
+COLUMNS = {
+    "what": lambda row: row.what,
+    "ours": lambda row: seconds(row.ours),
+    "reference": lambda row: seconds(row.reference),
+    "reference / ours": lambda row: f"{row.reference / row.ours:.1f} x" if row.ours and row.reference else "",
+    "bound": lambda row: seconds(row.bound),
+    "share of an epoch": lambda row: percent(row.of_epoch),
+    "arithmetic": lambda row: percent(row.arithmetic),
+    "host": lambda row: percent(row.host),
+    "target": lambda row: row.target,
+    "note": lambda row: row.note,
+}
 
 
 def seconds(value):
-    """A time with a fitting unit."""
-    if value is None:
+    """Write a time with a fitting unit; "" for none."""
+    if not value:
         return ""
-    for unit, size in (("s", 1), ("ms", 1e-3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-6:.3g} us"
+    unit, size = next(((unit, size) for unit, size in (("s", 1), ("ms", 1e-3)) if value >= size), ("us", 1e-6))
+    return f"{value / size:.3g} {unit}"
+
+
+def percent(share):
+    """Write a share in percent; "" for none."""
+    return "" if share is None else f"{share:.0%}"
 
 
 def measure(function, repeats=5, warmup=1):
-    """Median seconds of a call, finished on the GPU too; the machine's noise shows as the spread of `repeats`."""
+    """Return the median seconds of a call, finished on the GPU too."""
     for _ in range(warmup):
         function()
     times = []
     for _ in range(repeats):
-        _finish()
+        synchronize()
         started = time.perf_counter()
         function()
-        _finish()
+        synchronize()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def synchronize():
+    """Wait until a GPU has done its work, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def bandwidth(device):
+    """Measure the bytes per second of a copy that does not fit the caches."""
+    source = torch.ones(1 << 26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / measure(lambda: target.copy_(source))
 
 
 def start_method(settings, prototypes, epoch):
@@ -84,63 +109,26 @@ def start_method(settings, prototypes, epoch):
     return method
 
 
-def take_step(model, optimizer, method, batch, precision):
-    """Take one step of train_prepare.py: its losses and numbers. Args: as `processor.train.train_step`."""
-    return train_step(model, optimizer, method, batch, None, precision)
-
-
-def _finish():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def peak_memory(function, *arguments):
-    """Bytes of host memory that function(*arguments) needs above what its process held before, in a process of its own.
-
-    The process is started afresh, so function must be importable; its arguments are small ones such as sizes.
-    It is called as function(*arguments) and returns the callable to measure.
-    """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_of, (function, arguments))
-
-
-def _peak_of(function, arguments):
-    prepared = function(*arguments)
-    Path("/proc/self/clear_refs").write_text("5")       # the high-water mark falls to what is held now
-    before = _status("VmHWM")
-    prepared()
-    return _status("VmHWM") - before
-
-
-def _status(name):
-    """A size of this process in bytes, from the kernel's own record."""
-    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-
 def device_name():
-    """The GPU, or the CPU and its number of threads."""
+    """Name the GPU, or the CPU with its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    try:
-        model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        model = platform.processor() or platform.machine()
-    return f"{model} ({torch.get_num_threads()} threads)"
+    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    return f"{found[1] if found else platform.machine()} ({torch.get_num_threads()} threads)"
 
 
 def device_stem():
-    """The device's name as the stem of a file's name."""
+    """Write the device's name as the stem of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
 
 
 def environment():
-    """Versions, device, commit and load, saved with every section."""
+    """Return versions, device, commit and load, which are saved with every section."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
                          cwd=Path(__file__).parent)
     return {"device": device_name(), "commit": git.stdout.strip(), "torch": torch.__version__,
-            "numpy": np.__version__, "scipy": scipy.__version__, "sklearn": sklearn.__version__,
-            "python": platform.python_version(), "load": round(os.getloadavg()[0], 1),
+            "cuda": torch.version.cuda or "none", "numpy": np.__version__, "scipy": scipy.__version__,
+            "sklearn": sklearn.__version__, "python": platform.python_version(), "load": round(os.getloadavg()[0], 1),
             "time": time.strftime("%Y-%m-%d %H:%M")}
 
 
@@ -151,35 +139,40 @@ class Results:
         self.subject = subject
         self.rows = []
 
-    def add(self, row):
-        """Keep and print a `Row`."""
-        self.rows.append(row)
-        print("  ".join(f"{name} {cell}" for name, cell in zip(HEAD, row.cells()) if cell), flush=True)
+    def add(self, *rows):
+        """Keep and print rows."""
+        for row in rows:
+            self.rows.append(row)
+            print("  ".join(f"{name} {cell(row)}" for name, cell in COLUMNS.items() if cell(row)), flush=True)
 
     def compare(self, what, ours, reference=None, bound=None, target="", note="", repeats=5):
-        """Time callables `ours`, `reference` and `bound`, and keep the row; returns it."""
-        row = Row(what, *(f and measure(f, repeats) for f in (ours, reference, bound)), target, note)
-        self.add(row)
-        return row
+        """Time callables `ours` and `reference`, and keep the row. Args: bound: seconds."""
+        self.add(Row(what, *(f and measure(f, repeats) for f in (ours, reference)), bound, target, note))
+
+    def section(self):
+        """Return what is written: {"environment", "rows"}."""
+        return {"environment": environment(), "rows": [asdict(row) for row in self.rows]}
 
     def save(self):
-        """Write this subject's section, and the table of all sections of this device."""
-        FOLDER.mkdir(exist_ok=True)
+        """Write this subject's section and keep the others of this device."""
         path = FOLDER / f"{device_stem()}.json"
-        sections = json.loads(path.read_text()) if path.is_file() else {}
-        sections[self.subject] = {"environment": environment(), "rows": [asdict(row) for row in self.rows]}
-        path.write_text(json.dumps(sections, indent=1) + "\n")
-        path.with_suffix(".md").write_text(_markdown(sections))
+        write(path, {**(json.loads(path.read_text()) if path.is_file() else {}), self.subject: self.section()})
 
 
-def _markdown(sections):
-    lines = [f"# {next(iter(sections.values()))['environment']['device']}", "",
-             "`ratio` is reference / ours; `bound` is the least time the hardware allows.", ""]
+def write(path, sections, notes=()):
+    """Write sections as JSON, and as tables into the Markdown file beside it.
+
+    Args: sections: subject -> `Results.section`; notes: sentences below the tables.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(sections, indent=1) + "\n")
+    lines = [f"# {next(iter(sections.values()))['environment']['device']}" if sections else "# Nothing measured", "",
+             "`bound` is the least time the hardware allows; `arithmetic` is the share of the measured FLOP/s of a "
+             "large matrix product, `host` that of the time in which the host launches kernels.", ""]
     for subject, section in sections.items():
-        about = section["environment"]
-        lines += [f"## {subject}", "",
-                  f"Commit {about['commit']}, torch {about['torch']}, load {about['load']} at the end, "
-                  f"{about['time']}.", "",
-                  f"| {' | '.join(HEAD)} |", "|" + " --- |" * len(HEAD),
-                  *(f"| {' | '.join(Row(**row).cells())} |" for row in section["rows"]), ""]
-    return "\n".join(lines)
+        about, rows = section["environment"], [Row(**row) for row in section["rows"]]
+        shown = {name: cell for name, cell in COLUMNS.items() if any(cell(row) for row in rows)}
+        lines += [f"## {subject}", "", f"Commit {about['commit']}, torch {about['torch']}, load {about['load']} at the "
+                  f"end, {about['time']}.", "", f"| {' | '.join(shown)} |", "|" + " --- |" * len(shown),
+                  *(f"| {' | '.join(cell(row) for cell in shown.values())} |" for row in rows), ""]
+    path.with_suffix(".md").write_text("\n".join([*lines, *notes]) + "\n")
