@@ -5,18 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tools import demo
-from tools.dev import mutants, ranking_picture, trace
-from utils.errors import UserError
+from tools.dev import mutants, trace
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"bounds": "labels", "demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
          "evaluate": "--rerank", "experiments": "--seeds", "process": "--allow_partial", "search": "--query",
          "dev/method_figure": "--output", "dev/mutants": "--sample", "dev/ranking_picture": "--ranks",
          "dev/settings_page": "--output", "dev/trace": "--list",
-         "dev/train_demo_clip": "--people"}
+         "dev/train_demo_clip": "--steps"}
 
 
 def run(words, folder):
@@ -47,11 +45,6 @@ def test_the_released_name_of_process_runs_it(tmp_path):
     assert code == 2 and err.startswith("error: the command line is not understood: ") and err.count("\n") == 1
 
 
-def test_the_demos_clip_needs_as_many_people_as_a_batch():
-    _, _, err = run([ROOT / "tools/dev/train_demo_clip.py", "--people", "4"], ROOT)
-    assert "--batch-size 128 is more than --people 4" in err and err.count("\n") == 1
-
-
 def test_the_demo_tabulates_seeds():
     def results(value):
         return [{"rank1": stage * value, "rank10": 1.0, "mAP": 0.5, "mINP": 0.25} for stage in (1, 2, 3)]
@@ -62,23 +55,6 @@ def test_the_demo_tabulates_seeds():
     assert clip.split()[2:] == ["30.0", "100.0", "50.0", "25.0"]
     lines = demo.table([results(0.1), results(0.2)]).splitlines()
     assert lines[1].split()[2:5] == ["15.0", "±", "7.1"] and lines[2].split()[2:5] == ["30.0", "±", "14.1"]
-
-
-def test_ranking_picture(tmp_path, monkeypatch):
-    for name, colour in (("q.png", "blue"), ("g.png", "green")):
-        Image.new("RGB", (12, 24), colour).save(tmp_path / name)
-    ranking, picture = tmp_path / "ranking_all.csv", tmp_path / "out.png"
-    ranking.write_text("trial,query,rank,gallery,match\n0,q.png,1,g.png,1\n0,q.png,2,g.png,0\n")
-    monkeypatch.setattr(sys, "argv", ["ranking_picture.py", str(ranking), str(tmp_path), str(picture), "--ranks", "2"])
-    ranking_picture.main()
-    with Image.open(picture) as image:
-        framed = ranking_picture.WIDTH + 2 * ranking_picture.FRAME + ranking_picture.GAP
-        row, first = ranking_picture.GAP, 3 * ranking_picture.GAP + framed
-        colours = [image.convert("RGB").getpixel((x, row)) for x in (first, first + framed)]
-    assert colours == [ranking_picture.RIGHT, ranking_picture.WRONG]
-    ranking.unlink()
-    with pytest.raises(UserError, match="cannot be read"):
-        ranking_picture.main()
 
 
 def test_mutants_names_tests_as_pytest_does():

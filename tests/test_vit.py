@@ -237,7 +237,7 @@ def test_the_scale_has_bounds(clusters, least):
 
 def test_the_position_grid_of_the_demos_clip_survives_the_square_format(tmp_path):
     small = train_demo_clip.build_model(8, 0, "vit").eval()
-    torch.save(train_demo_clip.openai_state(small, torch.arange(8), 20, 0), tmp_path / "small.pt")
+    torch.save(train_demo_clip.openai_state(small, torch.arange(8), 0), tmp_path / "small.pt")
     height, width = train_demo_clip.IMAGE_SIZE
     tower = load_tower(str(tmp_path / "small.pt"), height=height, width=width, stride=16)
     assert torch.equal(tower.positional_embedding, small.visual.positional_embedding.half().float())

@@ -6,8 +6,9 @@
 An interrupted download resumes where it stopped when the same command is run again.
 """
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
@@ -16,20 +17,18 @@ from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
 FILE_URL = "https://drive.google.com/uc?id={id}"                   # for programs
 FILE_PAGE = "https://drive.google.com/file/d/{id}/view"            # for people
 FOLDER_PAGE = "https://drive.google.com/drive/folders/{id}"
-CHECKPOINT_NAME = "model_best.pth"
-LABEL_NAMES = {m: f"train_{m}_resized_pseudo_label.npy" for m in ("rgb", "ir")}
+LABEL_NAMES = tuple(f"train_{m}_resized_pseudo_label.npy" for m in ("rgb", "ir"))
 RETRIES = 3                  # of an interrupted transfer, before the user is told
 TIMEOUT = 60                 # seconds without a byte
 
 
-@dataclass(frozen=True)
-class Asset:
+class Asset(NamedTuple):
     """A released checkpoint, or a released folder of pseudo labels."""
 
     id: str
     what: str
-    root: str = ""                  # folder of the data set that pseudo labels belong to
-    images: dict | None = None      # name of each file of pseudo labels -> number of labels
+    root: str = ""              # folder of the data set that pseudo labels belong to
+    images: tuple = ()          # labels in each of LABEL_NAMES
 
     @property
     def page(self):
@@ -37,23 +36,21 @@ class Asset:
         return (FOLDER_PAGE if self.images else FILE_PAGE).format(id=self.id)
 
 
-SYSU_LABELS = {LABEL_NAMES["rgb"]: 22258, LABEL_NAMES["ir"]: 11909}
-REGDB_LABELS = {LABEL_NAMES["rgb"]: 2060, LABEL_NAMES["ir"]: 2060}
 ASSETS = {
     "sysu-prepare": Asset("1mK41qVbKmWHQLgfSPijk0RYDrWVJdOsG", "SYSU-MM01, train_prepare"),
     "sysu-clip-2023-11": Asset("1-qniQHrgmVYxERh62hacV0Kt07y_sZuU", "SYSU-MM01, train_clip, 2023-11"),
     "sysu-clip-2024-03": Asset("1ga6ZCLFDRUbebsisvRXkqR2dc1kV-gH-", "SYSU-MM01, train_clip, 2024-03"),
     "regdb-clip-trial1": Asset("1F8Hh-6J4Va0YI8uA7HWpi-oLC2CW7-MS", "RegDB trial 1, train_clip"),
     "sysu-labels": Asset("1Ysl8tHZ1ZmKlFXnuJHWBZJ9Giel0Q6nZ", "SYSU-MM01, pseudo labels", "dataset/SYSU-MM01",
-                         SYSU_LABELS),
-    "regdb-labels": Asset("1porzH8N5rVPB-7R2xo3AEdD3whly0w8Z", "RegDB, pseudo labels", "dataset/RegDB", REGDB_LABELS),
+                         (22258, 11909)),
+    "regdb-labels": Asset("1porzH8N5rVPB-7R2xo3AEdD3whly0w8Z", "RegDB, pseudo labels", "dataset/RegDB", (2060, 2060)),
 }
 
 
 def parse_arguments(arguments=None):
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("name", nargs="?", help=", ".join(ASSETS))
+    parser.add_argument("name", nargs="?", choices=ASSETS, metavar="NAME", help=", ".join(ASSETS))
     parser.add_argument("--root", help="folder of the data set, for pseudo labels")
     parser.add_argument("--output_dir", default="runs/released", help="where checkpoints go")
     parser.add_argument("--list", action="store_true", help="print the names")
@@ -79,39 +76,37 @@ def download(name, root=None, output_dir="runs/released"):
         name: of ASSETS; root: folder of the data set, for pseudo labels (they go to ROOT/pseudo_labels);
         output_dir: checkpoints go to OUTPUT_DIR/NAME/model_best.pth.
     Raises:
-        UserError: unknown name; the file is moved, blocked, damaged, or not what it should be.
+        UserError: the file is moved, blocked, damaged, or not what it should be.
     """
-    if name not in ASSETS:
-        raise UserError(f"released asset {name!r} is unknown; choose {', '.join(ASSETS)}")
     asset = ASSETS[name]
-    if asset.images is None:
-        return [_fetch(asset.id, Path(output_dir) / name / CHECKPOINT_NAME, asset)]
+    if not asset.images:
+        return [_fetch(asset, asset.id, Path(output_dir) / name / "model_best.pth", check_checkpoint)]
     folder = Path(root or asset.root) / "pseudo_labels"
-    ids = dict.fromkeys(asset.images)
-    if not all((folder / name).is_file() for name in ids):
+    ids = dict.fromkeys(LABEL_NAMES)
+    if not all((folder / file).is_file() for file in LABEL_NAMES):
         ids = _list_folder(asset, folder)
-    return [_fetch(file_id, folder / name, asset) for name, file_id in ids.items()]
+    return [_fetch(asset, ids[file], folder / file, partial(check_labels, images=images))
+            for file, images in zip(LABEL_NAMES, asset.images)]
 
 
 def _list_folder(asset, folder):
-    """List the .npy files in a Drive folder, subfolders included: path below the folder -> file id."""
+    """Find the files of pseudo labels in a Drive folder, subfolders included: name -> file id."""
     try:
         listed = gdown.download_folder(id=asset.id, skip_download=True, quiet=True, timeout=TIMEOUT)
     except Exception as error:          # gdown passes on what its libraries raise
         raise UserError(_by_hand(asset, folder, f"cannot be listed ({_short(error)})"))
-    files = {file.path: file.id for file in listed or () if file.path.endswith(".npy")}
-    names = {Path(path).name for path in files}
-    if not names >= set(LABEL_NAMES.values()) or any(".." in Path(path).parts for path in files):
-        raise UserError(_by_hand(asset, folder, f"holds {', '.join(sorted(names)) or 'no .npy file'} instead of "
-                                                f"{' and '.join(LABEL_NAMES.values())}"))
+    files = {Path(file.path).name: file.id for file in listed or ()}
+    if not files.keys() >= set(LABEL_NAMES):
+        raise UserError(_by_hand(asset, folder, f"holds {', '.join(sorted(files)) or 'no file'} instead of "
+                                                f"{' and '.join(LABEL_NAMES)}"))
     return files
 
 
-def _fetch(file_id, path, asset):
+def _fetch(asset, file_id, path, check):
     """Download a file beside path, check it and rename it: a file appears under its name only when it is complete."""
     if path.is_file():
         try:
-            check(path, path.name, asset)
+            check(path)
         except ValueError as error:
             raise UserError(f"{path} is there, but {error}; delete it and run the same command again")
         return path
@@ -121,12 +116,12 @@ def _fetch(file_id, path, asset):
         gdown.download(url=FILE_URL.format(id=file_id), output=str(arriving), resume=True, retries=RETRIES,
                        timeout=TIMEOUT)
     except Exception as error:          # gdown passes on what its libraries raise
-        partial = [p.name for p in path.parent.glob(f"{arriving.name}*.part") if p.stat().st_size]
-        kept = f"; {partial[0]} is kept: run the same command again to resume, or delete it to start anew" if partial \
+        partly = [p.name for p in path.parent.glob(f"{arriving.name}*.part") if p.stat().st_size]
+        kept = f"; {partly[0]} is kept: run the same command again to resume, or delete it to start anew" if partly \
             else ""
         raise UserError(_by_hand(asset, path, f"could not be downloaded ({_short(error)}){kept}"))
     try:
-        check(arriving, path.name, asset)
+        check(arriving)
     except ValueError as error:
         arriving.unlink()
         raise UserError(_by_hand(asset, path, f"arrived, but {error}; what arrived was deleted"))
@@ -143,19 +138,16 @@ def _short(error):
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def check(path, name, asset):
-    """Raise ValueError unless a file is what it should be. Args: name: its name when it is complete."""
+def check_no_page(path):
+    """Raise ValueError if a file is a web page, which Drive sends in place of some files."""
     with open(path, "rb") as file:
         if file.read(512).lstrip().startswith(b"<"):
             raise ValueError("it is a web page instead of the file (moved, not public, or downloaded too often today)")
-    if asset.images:
-        check_labels(path, asset.images.get(name))
-    else:
-        check_checkpoint(path)
 
 
 def check_checkpoint(path):
     """Raise ValueError unless a file is a whole checkpoint in the released format."""
+    check_no_page(path)
     try:
         state = released_state(load_checkpoint(path)) or {}
     except UserError as error:
@@ -166,23 +158,18 @@ def check_checkpoint(path):
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or not torch.isfinite(value).all():
             raise ValueError(f"its {name} is no tensor of finite numbers")
-    channels, shape = len(state["base_resnet.base.layer4.0.conv3.weight"]), tuple(state["bottleneck.weight"].shape)
-    if shape != (channels,):
-        raise ValueError(f"its bottleneck.weight has shape {shape} instead of ({channels},)")
 
 
 def check_labels(path, images):
-    """Raise ValueError unless a .npy file holds integers (N,) from -1 on; images: N, or None if it is unknown."""
+    """Raise ValueError unless a .npy file holds a label from -1 on for each of some images. Args: images: how many."""
+    check_no_page(path)
     try:
         labels = load_array(path)
     except ValueError as error:
         raise ValueError(f"it is no readable .npy array ({error})")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError("it holds something else than one row of integers")
-    if labels.size == 0 or labels.min() < -1:
-        raise ValueError("it is empty or holds labels below -1")
-    if images is not None and len(labels) != images:
-        raise ValueError(f"it holds {len(labels)} labels instead of {images}, one per training image")
+    if labels.shape != (images,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < -1:
+        raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}; expected {images} integers from -1 on, one "
+                         "per training image")
 
 
 def main(arguments=None):

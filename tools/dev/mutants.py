@@ -8,18 +8,16 @@ at the end a table of killed and survived changes per file. Hours for all of it:
 of `make test`.
 """
 import fnmatch
-import importlib
 import itertools
-import multiprocessing
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
@@ -53,10 +51,6 @@ EXCLUDED = re.compile("core/(" + "|".join((
     r"ReplaceComparisonOperator_(Is|IsNot|\w+_Is|\w+_IsNot)", r"ReplaceComparisonOperator_(Eq|NotEq)_(Lt|Gt)E?$",
     r"ReplaceComparisonOperator_(Lt_(Eq|NotEq|GtE)|LtE_(Eq|NotEq|Gt)|Gt_(Eq|NotEq|LtE)|GtE_(Eq|NotEq|Lt))",
     "ExceptionReplacer", "VariableReplacer", "VariableInserter")) + ")")
-# Loaded once; the process of every change is forked with them. Nothing of the project is among them.
-SLOW_IMPORTS = ("torch", "torchvision", "torch.utils.tensorboard", "scipy.optimize", "scipy.io", "sklearn.cluster",
-                "sklearn.manifold", "faiss", "open_clip", "timm.scheduler", "hypothesis", "matplotlib.figure", "pytest",
-                "yacs.config", "PIL.Image", "coverage")
 
 
 def main():
@@ -71,21 +65,28 @@ def main():
     parser.add_argument("--output", help="write the table there too, in Markdown")
     options = parser.parse_args()
     try:
-        for name in ("cosmic_ray", *SLOW_IMPORTS):
-            importlib.import_module(name)
+        import coverage  # noqa: F401 the tests by line need it
+        changes = {file: changes_of((ROOT / file).read_text()) for file in options.only}
     except ImportError as error:
         raise UserError(f"{error.name} is not installed beside this Python; run `make mutants`")
-    changes = {file: changes_of((ROOT / file).read_text()) for file in options.only}
     changes = {file: random.Random(0).sample(found, round(len(found) * options.sample))
                for file, found in changes.items()}
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(
-            options.jobs, clone, (folder,)) as workers:
-        seen = dict(zip(options.only, workers.map(tests_by_line, options.only, 1)))
-        failing = [file for file, lines in seen.items() if lines is None]
-        if failing:         # every change would count as noticed
-            raise UserError(f"the tests of {failing[0]} fail without any change: {tests_of(failing[0])}; mend them")
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        clones = SimpleQueue()                  # one of the repository for each job that runs at the same time
+        for number in range(options.jobs):
+            clones.put(Path(folder) / str(number))
+            subprocess.run(["git", "clone", "-q", ROOT, Path(folder) / str(number)], check=True)
+
+        def in_a_clone(function, *arguments):
+            clone = clones.get()
+            try:
+                return function(clone, *arguments)
+            finally:
+                clones.put(clone)
+
+        seen = dict(zip(options.only, pool.map(lambda file: in_a_clone(tests_by_line, file), options.only)))
         jobs = [(file, *change, seen[file], options.timeout) for file, found in changes.items() for change in found]
-        text = table(changes, list(workers.imap(try_change, jobs)))
+        text = table(changes, list(pool.map(lambda job: in_a_clone(try_change, *job), jobs)))
     print(text)
     if options.output:
         Path(options.output).write_text(text)
@@ -108,33 +109,30 @@ def changes_of(text):
     return found
 
 
-def clone(folder):
-    """Make this worker's copy of the repository its working directory."""
-    copy = tempfile.mkdtemp(dir=folder)
-    subprocess.run(["git", "clone", "-q", ROOT, copy], check=True)
-    os.chdir(copy)
-
-
 def tests_of(file):
     """List the paths of a file's tests."""
     names = next(names for pattern, names in TESTS.items() if fnmatch.fnmatch(file, pattern))
     return [f"tests/{name}.py" for name in names.split()]
 
 
-def tests_by_line(file):
-    """Run a file's tests unchanged: {line: the tests to run for a change there}; None if they fail.
+def tests_by_line(clone, file):
+    """Run a file's tests unchanged in a clone: {line: the tests to run for a change there}.
 
     Those are the tests that ran the line, or all where something else ran it too, such as an import or a fixture.
+
+    Raises: UserError: they fail; every change would count as noticed.
     """
-    with tempfile.NamedTemporaryFile(suffix=".coverage") as data:
-        if not tests_pass(tests_of(file), 3600, (os.path.abspath(file), data.name)):
-            return None
-        import coverage
-        found = coverage.CoverageData(data.name)
-        found.read()
-        lines = found.contexts_by_lineno(os.path.abspath(file))
+    import coverage
+
+    (clone / "watch.ini").write_text("[run]\ndynamic_context = test_function\ndata_file = watched\n")
+    watch = ["coverage", "run", "--rcfile", "watch.ini", "--include", file, "-m"]
+    if not tests_pass(clone, tests_of(file), 3600, watch):
+        raise UserError(f"the tests of {file} fail without any change: {tests_of(file)}; mend them")
+    found = coverage.CoverageData(str(clone / "watched"))
+    found.read()
+    (measured,) = found.measured_files()
     return {line: tests_of(file) if "" in contexts else sorted(map(node_id, contexts))
-            for line, contexts in lines.items()}
+            for line, contexts in found.contexts_by_lineno(measured).items()}
 
 
 def node_id(context):
@@ -142,57 +140,33 @@ def node_id(context):
     return "tests/{}.py::{}".format(*context.split(".")[-2:])
 
 
-def tests_pass(tests, timeout, watched=None):
-    """Run tests in a forked process of the working directory; one that takes too long has failed.
+def tests_pass(clone, tests, timeout, watch=()):
+    """Run tests in a clone; those that take too long have failed.
 
-    Args: tests: as pytest takes them; watched: (file, where coverage writes which test ran each line of it), or None.
+    Args: tests: as pytest takes them; timeout: seconds; watch: words of the module that runs pytest, or ().
     """
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        sys.dont_write_bytecode = True
-        sys.path[:] = [os.getcwd(), *(path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tools"))]
-        for module in [name for name in sys.modules if name.split(".")[0] in ("utils", "tools")]:
-            del sys.modules[module]
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nothing, stream)
-        import coverage
-        import pytest
-        if watched:
-            watch = coverage.Coverage(data_file=watched[1], config_file=False, include=[watched[0]])
-            watch.set_option("run:dynamic_context", "test_function")
-            watch.start()
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
-        if watched:
-            watch.stop()
-            watch.save()
-        os._exit(int(code))
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        finished, status = os.waitpid(child, os.WNOHANG)
-        if finished:
-            return status == 0
-        time.sleep(0.1)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    try:
+        return subprocess.run([sys.executable, "-m", *watch, "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+                              cwd=clone, capture_output=True, timeout=timeout,
+                              env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
-def try_change(job):
+def try_change(clone, file, operator, line, changed, lines, timeout):
     """Run the tests of a changed line: (file, None), or of a survivor (file, (line, operator, new line)).
 
-    Args: job: file, operator, line, changed text, `tests_by_line` of the file, seconds.
+    Args: operator, line, changed: of `changes_of`; lines: `tests_by_line` of the file; timeout: seconds.
     """
-    file, operator, line, changed, lines, timeout = job
-    before = Path(file).read_text()
+    path = clone / file
+    before = path.read_text()
     # a line that coverage does not name belongs to the statement above it
     tests = lines.get(max((known for known in lines if known <= line), default=0), tests_of(file))
-    Path(file).write_text(changed)
+    path.write_text(changed)
     try:
-        survived = tests_pass(tests, timeout)
+        survived = tests_pass(clone, tests, timeout)
     finally:
-        Path(file).write_text(before)
+        path.write_text(before)
     print(f"{'survived' if survived else 'noticed'} {file}:{line} {operator}", flush=True)
     return file, (line, operator, changed.split("\n")[line - 1].strip()) if survived else None
 

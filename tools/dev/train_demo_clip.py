@@ -2,45 +2,33 @@
 
 The people, the cameras and their random streams are others than those of the demo's data sets.
 
-    python tools/dev/train_demo_clip.py [--kind resnet|vit] [--output FILE]
+    python tools/dev/train_demo_clip.py [--kind resnet|vit] [--steps 1200] [--output FILE]
 """
-import argparse
 import math
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))     # the tool lies one folder below the imports
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, exit_on_user_error, real_number, whole_number  # noqa: E402
+from utils.errors import Parser, exit_on_user_error, whole_number  # noqa: E402
 
 FILES = {"resnet": "demo_clip.pt", "vit": "demo_vit_clip.pt"}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+def parse_arguments():
+    """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("--kind", choices=FILES, default="resnet", help="of the image tower (default: resnet)")
-    parser.add_argument("--output", type=Path, help="the file to write; default: "
-                        + ", ".join(f"assets/{file} for a {kind}" for kind, file in FILES.items()))
-    number = whole_number(1, 1_000_000)
-    for name, kind, default, what in (
-            ("people", number, 600, ""), ("images", number, 8, "of each person and modality"),
-            ("cameras", number, 12, "of each modality"), ("steps", number, 1200, ""), ("batch-size", number, 128, ""),
-            ("lr", real_number(0, 1000), 1e-3, ""), ("seed", whole_number(0, 2 ** 63 - 1), 0, ""),
-            ("threads", whole_number(1, 10_000), 2, "")):
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: {default})")
-    args = parser.parse_args(argv)
-    if args.batch_size > args.people:
-        parser.error(f"--batch-size {args.batch_size} is more than --people {args.people}, each of whom a batch shows "
-                     "once at most; lower the first or raise the second")
-    return args
+    parser.add_argument("--kind", choices=FILES, default="resnet", help="of the image tower; default: resnet")
+    parser.add_argument("--output", type=Path, help="the file to write; default: that of the kind in assets/")
+    parser.add_argument("--steps", type=whole_number(1, 1_000_000), default=1200, help="default: 1200")
+    parser.add_argument("--threads", type=whole_number(1, 10_000), default=2, help="default: 2")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    exit_on_user_error(lambda: parse(None))     # --help and mistakes are answered before the slow imports
+    exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
 import numpy as np  # noqa: E402
 import open_clip  # noqa: E402
@@ -49,13 +37,15 @@ import torch.nn.functional as F  # noqa: E402
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # noqa: E402
 from open_clip.modified_resnet import AttentionPool2d  # noqa: E402
 from PIL import Image  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data.augment import LUMA, normalise  # noqa: E402
-from data.demo import HEIGHT, WIDTH, Person, caption, draw_camera, draw_people, render  # noqa: E402
+from data.demo import HEIGHT, WIDTH, caption, draw_camera, draw_people, render  # noqa: E402
 
 STREAM = 7_000_000  # first word of every seed here; the demo's data sets have a small number there
+PEOPLE, IMAGES, CAMERAS = 600, 8, 12        # images of each person, cameras of each modality
+BATCH, LR, WARM_UP, SEED = 128, 1e-3, 100, 0
 IMAGE_SIZE = (96, 48)  # pixels, height and width
 EMBED_DIM, IMAGE_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 128, 16, 64, 2
 VIT_WIDTH, VIT_LAYERS, PATCH = 128, 3, 16
@@ -68,90 +58,76 @@ IMAGE_NORM, TEXT_NORM = 3.0, 3.0
 class ResizedAttentionPool(AttentionPool2d):
     """Attention pool whose square position grid is resized bilinearly to the map it gets."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, E)."""
+    def forward(self, x):
+        """Pool a map (B, D, h, w): (B, E)."""
         first, grid = self.positional_embedding[:1], self.positional_embedding[1:]
         side = math.isqrt(len(grid))
-        grid = grid.T.reshape(1, -1, side, side)
-        grid = F.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)
-        position = torch.cat([first, grid.flatten(2)[0].T])
+        grid = F.interpolate(grid.T.reshape(1, -1, side, side), x.shape[-2:], mode="bilinear", align_corners=False)
         tokens = x.flatten(2).permute(2, 0, 1)
-        tokens = torch.cat([tokens.mean(0, keepdim=True), tokens]) + position[:, None]
+        tokens = torch.cat([tokens.mean(0, keepdim=True), tokens])
+        tokens = tokens + torch.cat([first, grid.flatten(2)[0].T])[:, None]
         bias = torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])
-        pooled, _ = F.multi_head_attention_forward(
+        return F.multi_head_attention_forward(
             tokens[:1], tokens, tokens, tokens.shape[-1], self.num_heads, None, bias, None, None, False, 0.0,
             self.c_proj.weight, self.c_proj.bias, training=self.training, need_weights=False,
-            use_separate_proj_weight=True, q_proj_weight=self.q_proj.weight,
-            k_proj_weight=self.k_proj.weight, v_proj_weight=self.v_proj.weight,
-        )  # fmt: skip
-        return pooled[0]
+            use_separate_proj_weight=True, q_proj_weight=self.q_proj.weight, k_proj_weight=self.k_proj.weight,
+            v_proj_weight=self.v_proj.weight)[0][0]
 
 
-def build_model(words: int, seed: int, kind: str) -> CLIP:
-    """A small CLIP of a kind of FILES whose token table holds only the `words` tokens that the captions use."""
-    if kind == "vit":
-        vision = CLIPVisionCfg(layers=VIT_LAYERS, width=VIT_WIDTH, patch_size=PATCH, image_size=IMAGE_SIZE)
-    else:
-        vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=IMAGE_WIDTH, image_size=224)
+def build_model(words, seed, kind, longest=CONTEXT):
+    """Build a small CLIP.
+
+    Args: words: tokens that the captions use, all that its table holds; kind: of FILES; longest: tokens of a text.
+    """
+    vision = (CLIPVisionCfg(layers=VIT_LAYERS, width=VIT_WIDTH, patch_size=PATCH, image_size=IMAGE_SIZE)
+              if kind == "vit" else CLIPVisionCfg(layers=(1, 1, 1, 1), width=IMAGE_WIDTH, image_size=224))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        text = CLIPTextCfg(CONTEXT, words, width=TEXT_WIDTH, heads=1, layers=TEXT_LAYERS)
+        text = CLIPTextCfg(longest, words, width=TEXT_WIDTH, heads=1, layers=TEXT_LAYERS)
         model = CLIP(EMBED_DIM, vision, text, quick_gelu=True)
-    if kind == "vit":
-        return model
-    model.visual.attnpool.__class__ = ResizedAttentionPool
-    block = model.visual.layer4[0]
-    block.avgpool = nn.Identity()
-    block.downsample[0] = nn.Identity()
+    if kind == "resnet":        # its layer4 at stride 1, as CCLNet runs it
+        model.visual.attnpool.__class__ = ResizedAttentionPool
+        model.visual.layer4[0].avgpool = model.visual.layer4[0].downsample[0] = nn.Identity()
     return model
 
 
-def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
-    """CLIP's text tower on captions cut behind the longest one's end, (B, T) -> (B, E)."""
-    length = tokens.shape[1]
-    hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
-    hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:length, :length]))
-    return hidden[torch.arange(len(tokens)), tokens.argmax(1)] @ model.text_projection
-
-
-def photograph(job: tuple[Person, int, int, int, int]) -> np.ndarray:
-    """Photos of one person, visible ones first: (2 * images, H, W, 3) uint8."""
-    person, identity, images, cameras, seed = job
-    rng = np.random.default_rng([STREAM, seed, 2, identity])
+def photograph(job):
+    """Take photos of one person, visible ones first: (2 * IMAGES, H, W, 3) uint8. Args: job: person, its number."""
+    person, identity = job
+    rng = np.random.default_rng([STREAM, SEED, 2, identity])
     photos = []
     for infrared in (False, True):
-        for _ in range(images):
-            camera = draw_camera(np.random.default_rng([STREAM, seed, 1, rng.integers(cameras)]), infrared)
+        for _ in range(IMAGES):
+            camera = draw_camera(np.random.default_rng([STREAM, SEED, 1, rng.integers(CAMERAS)]), infrared)
             photo = Image.fromarray(render(person, camera, rng, HEIGHT, WIDTH))
             photos.append(np.asarray(photo.resize(IMAGE_SIZE[::-1], Image.Resampling.LANCZOS)))
     return np.stack(photos)
 
 
-def draw_photos(people: list[Person], args: argparse.Namespace) -> Tensor:
-    """All photos, (people, modality, images, 3, H, W) uint8; modality 0 is visible, 1 infrared."""
-    jobs = [(person, i, args.images, args.cameras, args.seed) for i, person in enumerate(people)]
-    with ProcessPoolExecutor(args.threads) as pool:
-        photos = list(tqdm(pool.map(photograph, jobs, chunksize=8), "drawing", len(jobs)))
+def draw_photos(people, processes):
+    """Draw all photos: (people, modality, IMAGES, 3, H, W) uint8; modality 0 is visible, 1 infrared."""
+    with ProcessPoolExecutor(processes) as pool:
+        jobs = zip(people, range(len(people)))
+        photos = list(tqdm(pool.map(photograph, jobs, chunksize=8), "drawing", len(people)))
     stacked = torch.from_numpy(np.stack(photos)).permute(0, 1, 4, 2, 3).contiguous()
-    return stacked.unflatten(1, (2, args.images))
+    return stacked.unflatten(1, (2, IMAGES))
 
 
-def tokenise(people: list[Person]) -> tuple[Tensor, Tensor]:
-    """Captions (people, 3, 2, T) as positions in the second value, the sorted token ids in use.
+def tokenise(people):
+    """Write captions (people, 3, 2, T) as positions in the second value, the sorted token ids in use.
 
     The three: visible, visible without colour, infrared; of each a sentence and a row of words.
     """
-    kinds = ((False, True), (False, False), (True, False))
-    texts = [caption(p, infrared, coloured, brief) for p in people for infrared, coloured in kinds
-             for brief in (False, True)]  # fmt: skip
+    texts = [caption(person, infrared, coloured, brief) for person in people
+             for infrared, coloured in ((False, True), (False, False), (True, False)) for brief in (False, True)]
     tokens = open_clip.tokenizer.SimpleTokenizer()(texts, CONTEXT)
-    tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
+    tokens = tokens[:, :int(tokens.argmax(1).max()) + 1]
     used, positions = tokens.unique(return_inverse=True)
     return positions.view(len(people), 3, 2, -1), used
 
 
-def augment(photos: Tensor, rng: torch.Generator) -> Tensor:
-    """Flip, shift and erase; (B, 3, H, W) uint8 -> normalised float32."""
+def augment(photos, rng):
+    """Flip, shift and erase: (B, 3, H, W) uint8 -> normalised float32."""
     count, _, height, width = photos.shape
     images = normalise(photos)
     flip = torch.rand(count, generator=rng) < 0.5
@@ -168,43 +144,41 @@ def augment(photos: Tensor, rng: torch.Generator) -> Tensor:
     return images.masked_fill(erased[..., None], 0.0).permute(0, 3, 1, 2)
 
 
-def draw_batch(photos: Tensor, texts: Tensor, size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
-    """Different people, every other one infrared: images (B, 3, H, W), captions (B, T), their names (B,)."""
-    person = torch.randperm(len(photos), generator=rng)[:size]
-    infrared = torch.arange(size) % 2
-    images = photos[person, infrared, torch.randint(photos.shape[2], (size,), generator=rng)]
-    grey = (torch.rand(size, generator=rng) < 0.4) & (infrared == 0)
+def draw_batch(photos, texts, rng):
+    """Draw different people, every other one infrared: images (B, 3, H, W), captions (B, T), their names (B,)."""
+    person = torch.randperm(len(photos), generator=rng)[:BATCH]
+    infrared = torch.arange(BATCH) % 2
+    images = photos[person, infrared, torch.randint(IMAGES, (BATCH,), generator=rng)]
+    grey = (torch.rand(BATCH, generator=rng) < 0.4) & (infrared == 0)
     luma = (images[grey].float() * torch.tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     images[grey] = luma.to(torch.uint8).expand(-1, 3, -1, -1)
-    uncoloured = grey | ((torch.rand(size, generator=rng) < 0.4) & (infrared == 0))
+    uncoloured = grey | ((torch.rand(BATCH, generator=rng) < 0.4) & (infrared == 0))
     kind = infrared * 2 + uncoloured.long()
-    brief = torch.randint(2, (size,), generator=rng)
+    brief = torch.randint(2, (BATCH,), generator=rng)
     name = texts[person, kind, 0].unique(dim=0, return_inverse=True)[1]
     return augment(images, rng), texts[person, kind, brief], name
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, names: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric loss of (B, E) features; all pairs with the same caption name (B,) are positives."""
+def contrastive_loss(images, texts, names, scale):
+    """Compute CLIP's symmetric loss of (B, E) features; pairs with the same caption name (B,) are all positives."""
     logits = scale * F.normalize(images) @ F.normalize(texts).T
     target = (names[:, None] == names).float()
     target = target / target.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train(model: CLIP, photos: Tensor, texts: Tensor, args: argparse.Namespace) -> None:
+def train(model, photos, texts, steps):
     """Fit the model in place."""
-    rng = torch.Generator().manual_seed(args.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.02)
-    warm_up = 100
+    rng = torch.Generator().manual_seed(SEED)
+    optimiser = torch.optim.AdamW(model.parameters(), LR, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / warm_up, (1 + math.cos(math.pi * i / args.steps)) / 2)
-    )
+        optimiser, lambda i: min((i + 1) / WARM_UP, (1 + math.cos(math.pi * i / steps)) / 2))
     model.train().to(memory_format=torch.channels_last)
-    progress = tqdm(range(args.steps), "training")
+    progress = tqdm(range(steps), "training")
     for step in progress:
-        images, captions, names = draw_batch(photos, texts, args.batch_size, rng)
+        images, captions, names = draw_batch(photos, texts, rng)
         scale = model.logit_scale.exp().clamp(max=100)
-        image, text = model.visual(images), encode_text(model, captions)
+        image, text = model.visual(images), model.encode_text(captions)
         # each modality by itself: "visible" and "infrared" must not be what tells captions apart
         loss = sum(contrastive_loss(image[i::2], text[i::2], names[i::2], scale) for i in (0, 1)) / 2
         optimiser.zero_grad()
@@ -216,22 +190,21 @@ def train(model: CLIP, photos: Tensor, texts: Tensor, args: argparse.Namespace) 
 
 
 @torch.no_grad()
-def scale_outputs(model: CLIP, photos: Tensor, texts: Tensor) -> None:
+def scale_outputs(model, photos, texts):
     """Bring the mean norms of projections and text features to IMAGE_NORM and TEXT_NORM, in place."""
     model.eval()
     images = normalise(photos[:, :, 0].flatten(0, 1)[:512])
     image_factor = IMAGE_NORM / model.visual(images).norm(dim=1).mean()
-    text_factor = TEXT_NORM / encode_text(model, texts.flatten(0, 2)[:512]).norm(dim=1).mean()
     last = model.visual.attnpool.c_proj.parameters() if hasattr(model.visual, "attnpool") else [model.visual.proj]
     for parameter in last:
         parameter *= image_factor
-    model.text_projection *= text_factor
+    model.text_projection *= TEXT_NORM / model.encode_text(texts.flatten(0, 2)[:512]).norm(dim=1).mean()
 
 
-def openai_state(model: CLIP, used: Tensor, longest: int, seed: int) -> dict[str, Tensor]:
-    """The state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows.
+def openai_state(model, used, seed):
+    """Return the state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows.
 
-    Args: used: sorted token ids of the captions; longest: tokens of the longest caption.
+    Args: used: sorted token ids of the captions.
     """
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     table = torch.randn(VOCABULARY, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.02
@@ -239,28 +212,24 @@ def openai_state(model: CLIP, used: Tensor, longest: int, seed: int) -> dict[str
         name, (rows, columns) = "visual.positional_embedding", model.visual.grid_size
         grid = state[name][1:].view(rows, columns, -1).repeat_interleave(rows // columns, dim=1)
         state[name] = torch.cat([state[name][:1], grid.flatten(0, 1)])
-        state["positional_embedding"] = state["positional_embedding"][:longest]     # those behind never learned
     table[used] = model.token_embedding.weight.detach()
     state["token_embedding.weight"] = table.half()
     return {k: v.contiguous() for k, v in state.items()}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main():
     """Train and save as the command line says."""
-    args = parse(argv)
-    torch.set_num_threads(args.threads)
-    started = time.perf_counter()
-    people = draw_people(np.random.default_rng([STREAM, args.seed, 0]), args.people)
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    people = draw_people(np.random.default_rng([STREAM, SEED, 0]), PEOPLE)
     texts, used = tokenise(people)
-    photos = draw_photos(people, args)
-    model = build_model(len(used), args.seed, args.kind)
-    train(model, photos, texts, args)
+    photos = draw_photos(people, options.threads)
+    model = build_model(len(used), SEED, options.kind, texts.shape[-1])
+    train(model, photos, texts, options.steps)
     scale_outputs(model, photos, texts)
-    output = args.output or REPOSITORY / "assets" / FILES[args.kind]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(openai_state(model, used, texts.shape[-1], args.seed), output)
-    size = output.stat().st_size / 1e6
-    print(f"{output}: {size:.2f} MB after {time.perf_counter() - started:.0f} s")
+    output = options.output or ROOT / "assets" / FILES[options.kind]
+    torch.save(openai_state(model, used, SEED), output)
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
