@@ -10,7 +10,6 @@ train_clip.py, then test.py on the last and the best checkpoint of both; with `-
 The same command again resumes; what is finished is skipped, a failed run does not stop the others. `table` reads the
 folders of runs, or of grids.
 """
-import json
 import re
 import sys
 import time
@@ -27,13 +26,14 @@ KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or 
 
 
 def parse_arguments(arguments=None):
-    """Read the command line: options, with `overrides` the KEY VALUE words. Raises UserError: it is not understood."""
+    """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
     parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
-    parser.add_argument("--seeds", default="", help="one run for each, as in 1 2 3 or 1-3")
-    parser.add_argument("--trials", default="", help="RegDB: one run for each split, as in 1-10")
-    parser.add_argument("--vary", action="append", default=[], metavar="KEY VALUE VALUE ...",
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE | FOLDER", help="settings of all runs, or folders")
+    parser.add_argument("--seeds", nargs="+", default=[], help="one run for each, as in 1 2 3 or 1-3")
+    parser.add_argument("--trials", nargs="+", default=[], help="RegDB: one run for each split, as in 1-10")
+    parser.add_argument("--vary", nargs="+", action="append", default=[], metavar="KEY VALUE VALUE ...",
                         help="one run for each value; may be given several times")
     parser.add_argument("--baseline", action="store_true", help="test baseline CLIP too")
     parser.add_argument("--only", choices=("prepare",), help="train and test with train_prepare.py alone")
@@ -51,42 +51,35 @@ def parse_arguments(arguments=None):
                              "may be given several times")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")
-    options, overrides = parser.parse_known_args(join_values(sys.argv[1:] if arguments is None else arguments))
-    strange = [word for word in overrides if word.startswith("--")]
-    if strange:
-        parser.error(f"unknown option {strange[0]}")
+    options = parser.parse_intermixed_args(arguments)
     if options.csv and options.latex:
         parser.error("--csv and --latex are two forms of the table; choose one")
     if not options.hours:
         raise UserError("--hours is 0; expected a number above 0")
-    options.seeds, options.trials = json.loads(options.seeds or "[]"), json.loads(options.trials or "[]")
-    options.vary, options.overrides = [json.loads(words) for words in options.vary], overrides
+    keys = flat(as_dict(load_config()))
+    for name in ("seeds", "trials"):
+        numbers, behind = split(f"--{name}", getattr(options, name), RANGE.match)
+        setattr(options, name, expand(numbers))
+        options.overrides += behind
+    for i, (key, *words) in enumerate(options.vary):
+        if key not in keys:
+            load_config(None, [key, "0"])       # says which key is nearest
+        values, behind = split(f"--vary {key}", words, lambda word: not (word in keys or KEY.match(word)), True)
+        options.vary[i] = key, values
+        options.overrides += behind
     return options
 
 
-def join_values(words):
-    """Join --seeds, --trials and --vary with their values to one word each; what follows are KEY VALUE words.
+def split(name, words, belongs, required=False):
+    """Split the words of an option: its values, and the KEY VALUE words behind them.
 
-    Raises UserError: a value is missing or no number, or a key is unknown.
+    Args: belongs: word -> whether it is a value. Raises UserError: there is none.
     """
-    known, words, joined = flat(as_dict(load_config())), list(words), []
-    while words:
-        name, equals, value = words.pop(0).partition("=")
-        if name not in ("--seeds", "--trials", "--vary"):
-            joined.append(f"{name}{equals}{value}")
-            continue
-        words = [value, *words] if equals else words
-        key = words.pop(0) if name == "--vary" and words else ""
-        belongs = RANGE.match if not key else lambda word: not (word in known or KEY.match(word) or word[:2] == "--")
-        count = next((i for i, word in enumerate(words) if not belongs(word)), len(words))
-        values, words = words[:count], words[count:]
-        if key not in known and name == "--vary":
-            load_config(None, [key, "0"])       # says which key is nearest
-        if not values:
-            raise UserError(f"{name} {key or ' '.join(words[:1])} names no {'value' if key else 'number'}; expected "
-                            "some, as in --seeds 1 2 3, --trials 1-10 or --vary CLUSTER.EPS 0.5 0.6")
-        joined.append(f"{name}={json.dumps([key, values] if key else expand(values))}")
-    return joined
+    count = next((i for i, word in enumerate(words) if not belongs(word)), len(words))
+    if not count and (words or required):
+        raise UserError(f"{' '.join([name, *words[:1]])} names no value; expected some, as in --seeds 1 2 3, "
+                        "--trials 1-10 or --vary CLUSTER.EPS 0.5 0.6")
+    return words[:count], words[count:]
 
 
 def expand(ranges):

@@ -1,5 +1,6 @@
 """Run the experiments of a grid: here, several at once, or as jobs of a cluster."""
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -144,14 +145,7 @@ def submit(experiments, executor):
     """Queue a job for each experiment: the jobs. Args: executor: of submitit, with its parameters set."""
     for experiment in experiments:
         experiment.note()
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = _import_path()       # jobs inherit it
-    try:
-        return [executor.submit(Job(experiment)) for experiment in experiments]
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+    return [executor.submit(Job(experiment)) for experiment in experiments]
 
 
 def slurm_executor(folder, name, partition, gpus, cpus, hours):
@@ -170,5 +164,6 @@ def slurm_executor(folder, name, partition, gpus, cpus, hours):
                         "installed, or leave --cluster out to run here")
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(name=name, timeout_min=int(60 * hours), gpus_per_node=gpus, nodes=1, tasks_per_node=1,
-                               cpus_per_task=cpus, **({"slurm_partition": partition} if partition else {}))
+                               cpus_per_task=cpus, slurm_setup=[f"export PYTHONPATH={shlex.quote(_import_path())}"],
+                               **({"slurm_partition": partition} if partition else {}))
     return executor

@@ -2,7 +2,7 @@
 import csv
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,50 +23,37 @@ NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
 SHOWN = {"rank1": "Rank-1", "mAP": "mAP", "mINP": "mINP"}       # in text and LaTeX; CSV holds all
 STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "finetune": "train_clip"}
 STAGE_OF = {name: stage for stage, name in MODEL_FILES.items()}     # start of a checkpoint's name -> stage
-LAST, BEST = "last epoch", "best on test"
+LAST, BEST, UNSTATED, LOGGED = "last epoch", "best on test", "not stated", "logged"     # kinds of numbers
+KINDS = {"last": LAST, "best": BEST}        # end of a checkpoint's name -> of which epoch its numbers are
 DEFAULTS = flat(as_dict(load_config()))
 
 
-class Spread(NamedTuple):
-    """A mean, and the standard deviation of the sample (n - 1); None for a single value."""
+class Row(NamedTuple):
+    """A line of the table. `numbers`: (kind, name) -> mean and standard deviation (n - 1; None for a single value).
 
-    mean: float
-    deviation: float | None = None
-
-    @classmethod
-    def of(cls, values):
-        """Return that of a list of numbers."""
-        return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table; numbers are name -> `Spread`, in percent but for those that were logged."""
+    They are in percent but for those that were logged.
+    """
 
     method: str
     stage: str
     mode: str
+    numbers: dict
     protocol: str = ""
     n: int = 1              # runs
-    last: dict = field(default_factory=dict)        # of the last epoch
-    best: dict = field(default_factory=dict)        # of the epoch that was best on test data
-    unstated: dict = field(default_factory=dict)    # published without saying of which epoch
-    logged: dict = field(default_factory=dict)      # of metrics.jsonl
     source: str = ""        # of published figures; "" for our runs
 
 
-def _published(source, stage, mode, **numbers):
-    """Make a `Row` of published figures. Args: numbers: "last", "best" or "unstated" -> {number: percent}."""
-    return Row(source, stage, mode, source=source, **{
-        selection: {name: Spread(value) for name, value in found.items()} for selection, found in numbers.items()})
+def _published(source, stage, mode, kind, **numbers):
+    """Make a `Row` of published figures in percent."""
+    return Row(source, stage, mode, {(kind, name): (value, None) for name, value in numbers.items()}, source=source)
 
 
 README, ABSTRACT = "README of the released code", "abstract of the paper"
 PUBLISHED = {       # data set -> rows. Nothing else is the authors' number.
-    "SYSU-MM01": (_published(README, "train_prepare", "all", best={"rank1": 50.02, "mAP": 45.52}),
-                  _published(README, "train_clip", "all", best={"rank1": 55.31, "mAP": 50.38}),
-                  _published(ABSTRACT, "train_clip", "not stated", unstated={"rank1": 54.0})),
-    "RegDB": (_published(README, "train_clip", "trial 1, direction not stated", best={"rank1": 71.94, "mAP": 67.63}),),
+    "SYSU-MM01": (_published(README, "train_prepare", "all", BEST, rank1=50.02, mAP=45.52),
+                  _published(README, "train_clip", "all", BEST, rank1=55.31, mAP=50.38),
+                  _published(ABSTRACT, "train_clip", "not stated", UNSTATED, rank1=54.0)),
+    "RegDB": (_published(README, "train_clip", "trial 1, direction not stated", BEST, rank1=71.94, mAP=67.63),),
 }
 
 
@@ -94,9 +81,8 @@ def read_runs(folders, protocol):
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; expected that of a run or of a grid of runs")
-        below = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)
-                 and not path.name.startswith("old-")]      # what --fresh kept
-        if below and _is_run(folder):
+        below = [path for path in sorted(folder.iterdir()) if _is_run(path) and not path.name.startswith("old-")]
+        if below and _is_run(folder):       # "old-" is what --fresh kept
             raise UserError(f"{folder} is the folder of a run and holds others ({below[0].name}"
                             f"{', ...' if below[1:] else ''}); expected one or the other. Name those that you mean, as "
                             f"in {below[0]}")
@@ -133,8 +119,7 @@ def _read_run(folder, protocol):
 
 def _refuse_mixtures(runs):
     """Refuse runs whose numbers do not compare. Raises UserError."""
-    first = runs[0]
-    protocols = {}
+    first, protocols = runs[0], {}
     for run in runs:
         name, expected = run.settings.get("DATASET.NAME"), first.settings.get("DATASET.NAME")
         if name != expected:
@@ -159,26 +144,29 @@ def _protocol(record):
 def summarise(runs, logged=()):
     """Average over the runs of each method, stage and mode, and add the published figures of the data set: [`Row`].
 
-    Args: logged: names of numbers in metrics.jsonl that are averaged too. Raises: UserError: no run has such a number.
+    Args: logged: names of numbers in metrics.jsonl that are averaged too, where all runs of a row have them.
+    Raises: UserError: no row has such a number.
     """
     varied = {key for run in runs for key in run.varied} - set(REPEATS)
     names, groups = group_names([run.settings for run in runs], DEFAULTS, varied), {}
     for method, run in zip(names, runs):
         for (checkpoint, mode), record in run.tests.items():
             name, _, which = checkpoint.rpartition("_")
-            stage, which = (BASELINE, "last") if checkpoint == BASELINE else (STAGE_OF[name], which)
-            key = method, mode, list(STAGES).index(stage)
-            groups.setdefault(key, {"last": [], "best": []})[which].append((record, run.logged.get(stage, {})))
+            stage, kind = (BASELINE, LAST) if checkpoint == BASELINE else (STAGE_OF[name], KINDS[which])
+            group = groups.setdefault((method, mode, list(STAGES).index(stage)), {LAST: [], BEST: []})
+            group[kind].append((record, run.logged.get(stage, {})))
     rows = []
     for (method, mode, stage), found in sorted(groups.items()):
-        records, lines = zip(*(found["last"] or found["best"]))
-        numbers = {which: {name: Spread.of([100 * record[name] for record, _ in found[which]]) for name in NUMBERS}
-                   for which in found if found[which]}
-        rows.append(Row(method, list(STAGES.values())[stage], mode, _protocol(records[0]), len(records), **numbers,
-                        logged={name: Spread.of([line[name] for line in lines]) for name in logged
-                                if all(name in line for line in lines)}))
+        records, lines = zip(*(found[LAST] or found[BEST]))
+        values = {(kind, name): [100 * record[name] for record, _ in found[kind]]
+                  for kind in found if found[kind] for name in NUMBERS}
+        values |= {(LOGGED, name): [line[name] for line in lines] for name in logged
+                   if all(name in line for line in lines)}
+        numbers = {key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None)
+                   for key, v in values.items()}
+        rows.append(Row(method, list(STAGES.values())[stage], mode, numbers, _protocol(records[0]), len(records)))
     for name in logged:
-        if not any(name in row.logged for row in rows):
+        if not any((LOGGED, name) in row.numbers for row in rows):
             known = sorted({key for run in runs for line in run.logged.values() for key, value in line.items()
                             if isinstance(value, (int, float))})
             raise UserError(f"--logged names {name}, which is no number of all runs' metrics.jsonl; expected one of "
@@ -199,33 +187,21 @@ def missing(runs):
     return lines or [f"no run of {len(runs)} is missing"]
 
 
-def _logged(rows):
-    """List the names of logged numbers that rows have."""
-    return list(dict.fromkeys(name for row in rows for name in row.logged))
+def _columns(rows, names, kinds=(LAST, BEST)):
+    """List the (kind, name) pairs of a table's columns; what was logged stands last."""
+    logged = dict.fromkeys(key for row in rows for key in row.numbers if key[0] == LOGGED)
+    return [*((kind, name) for kind in kinds for name in names), *logged]
 
 
-def _cells(row, between, nothing, logged):
-    """Write the numbers of a row as text: last epoch, best on test, what was logged."""
-    for numbers, names in ((row.last, SHOWN), (row.best, SHOWN), (row.logged, logged)):
-        for name in names:
-            mean, deviation = numbers.get(name, (None, None))
-            yield nothing if mean is None else f"{mean:.2f}" + (f"{between}{deviation:.2f}" if deviation is not None
-                                                                else "")
-
-
-def as_text(rows):
-    """Format the table for a console."""
-    logged = _logged(rows)
-    head = ("method", "stage", "mode", "n", *SHOWN.values(), *SHOWN.values(), *logged)
-    lines = [(row.method, row.stage, row.mode, str(row.n), *_cells(row, " ± ", "–", logged))
-             for row in rows if not row.unstated]
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    group = sum(widths[4:7]) + 4
-    above = " " * (sum(widths[:4]) + 8) + "".join(f"{title:^{group}}  " for title in (LAST, BEST))
-    text = ["  ".join(f"{cell:{'<' if i < 3 else '>'}{width}}" for i, (cell, width) in enumerate(zip(line, widths)))
-            for line in (head, *lines)]
-    return "\n".join([above.rstrip(), *text, "", "percent, mean ± standard deviation (n - 1) over n runs",
-                      *_protocols(rows), *_notes(rows), ""])
+def _lines(rows, columns, between, nothing):
+    """Write rows as lists of text, without those that have no number in a column."""
+    for row in rows:
+        cells = []
+        for mean, deviation in (row.numbers.get(key, (None, None)) for key in columns):
+            cells.append(nothing if mean is None else f"{mean:.2f}" if deviation is None else
+                         f"{mean:.2f}{between}{deviation:.2f}")
+        if row.numbers.keys() & set(columns):
+            yield [row.method, row.stage, row.mode, str(row.n), *cells]
 
 
 def _protocols(rows):
@@ -235,40 +211,51 @@ def _protocols(rows):
 
 def _notes(rows):
     """Write the published figures that have no place in a column."""
-    return [f"{row.source}: " + ", ".join(f"{SHOWN[name]} {found.mean}" for name, found in row.unstated.items())
-            + f" ({row.stage}; mode and selection not stated)" for row in rows if row.unstated]
+    return [f"{row.source}: {SHOWN[name]} {mean} ({row.stage}; mode and selection not stated)"
+            for row in rows for (kind, name), (mean, _) in row.numbers.items() if kind == UNSTATED]
+
+
+def as_text(rows):
+    """Format the table for a console."""
+    columns = _columns(rows, SHOWN)
+    head = ["method", "stage", "mode", "n", *(SHOWN.get(name, name) for _, name in columns)]
+    lines = [head, *_lines(rows, columns, " ± ", "–")]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    group = sum(widths[4:7]) + 4
+    above = " " * (sum(widths[:4]) + 8) + "".join(f"{title:^{group}}  " for title in (LAST, BEST))
+    text = ["  ".join(f"{cell:{'<' if i < 3 else '>'}{width}}" for i, (cell, width) in enumerate(zip(line, widths)))
+            for line in lines]
+    return "\n".join([above.rstrip(), *text, "", "percent, mean ± standard deviation (n - 1) over n runs",
+                      *_protocols(rows), *_notes(rows), ""])
 
 
 def as_latex(rows):
     """Format the table for LaTeX with booktabs."""
-    def escape(text):
-        return "".join({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}.get(c, c) for c in text)
+    def line(*cells):
+        return " & ".join("".join(rf"\{c}" if c in "_%&#" else c for c in cell) for cell in cells)
 
-    logged, span = _logged(rows), len(SHOWN)
-    columns = 2 * span + len(logged)
-    names = " & ".join([*SHOWN.values(), *SHOWN.values(), *map(escape, logged)])
-    titles = " & ".join([*(rf"\multicolumn{{{span}}}{{c}}{{{title}}}" for title in (LAST, BEST)), *[""] * len(logged)])
-    notes = [rf"\multicolumn{{{4 + columns}}}{{l}}{{\footnotesize {escape(line)}}} \\" for line in _protocols(rows)]
-    body = [" & ".join((escape(row.method), escape(row.stage), escape(row.mode), str(row.n),
-                        *_cells(row, r" $\pm$ ", "--", logged))) + r" \\" for row in rows if not row.unstated]
-    return "\n".join([*(f"% {note}" for note in _notes(rows)),
-                      rf"\begin{{tabular}}{{lllr{'r' * columns}}}", r"\toprule", rf" & & & & {titles} \\",
-                      rf"Method & Stage & Mode & $n$ & {names} \\", r"\midrule", *body,
-                      r"\midrule", *notes, r"\bottomrule", r"\end{tabular}", ""])
+    columns, span = _columns(rows, SHOWN), len(SHOWN)
+    titles = " & ".join([*(rf"\multicolumn{{{span}}}{{c}}{{{title}}}" for title in (LAST, BEST)),
+                         *[""] * (len(columns) - 2 * span)])
+    head = line("Method", "Stage", "Mode", "$n$", *(SHOWN.get(name, name) for _, name in columns))
+    notes = [rf"\multicolumn{{{4 + len(columns)}}}{{l}}{{\footnotesize {line(text)}}}" for text in _protocols(rows)]
+    body = [line(*cells) for cells in _lines(rows, columns, r" $\pm$ ", "--")]
+    ended = [f"{text} \\\\" for text in (f" & & & & {titles}", head, *body, *notes)]
+    return "\n".join([*(f"% {note}" for note in _notes(rows)), rf"\begin{{tabular}}{{lllr{'r' * len(columns)}}}",
+                      r"\toprule", *ended[:2], r"\midrule", *ended[2:2 + len(body)], r"\midrule",
+                      *ended[2 + len(body):], r"\bottomrule", r"\end{tabular}", ""])
 
 
 def as_csv(rows):
     """Format all numbers as CSV: a mean and a standard deviation each."""
-    text = io.StringIO()
+    text, columns = io.StringIO(), _columns(rows, NUMBERS, (LAST, BEST, UNSTATED))
     table = csv.writer(text, lineterminator="\n")
-    kinds = {LAST: NUMBERS, BEST: NUMBERS, "not stated": NUMBERS, "logged": _logged(rows)}
     table.writerow(["method", "stage", "mode", "protocol", "n", "source",
-                    *(f"{kind} {name}{part}" for kind in kinds for name in kinds[kind] for part in ("", " sd"))])
+                    *(f"{kind} {name}{part}" for kind, name in columns for part in ("", " sd"))])
     for row in rows:
-        numbers = [value for found, names in zip((row.last, row.best, row.unstated, row.logged), kinds.values())
-                   for name in names for value in found.get(name, (None, None))]
         table.writerow([row.method, row.stage, row.mode, row.protocol, row.n, row.source,
-                        *("" if value is None else f"{value:.4f}" for value in numbers)])
+                        *("" if value is None else f"{value:.4f}" for key in columns
+                          for value in row.numbers.get(key, (None, None)))])
     return text.getvalue()
 
 
