@@ -204,17 +204,15 @@ def test_reranked_numbers_are_labelled(data, tmp_path, capsys):
 
 @pytest.mark.parametrize("change, sentence", [
     ({"rgb_paths": None}, "holds no rgb_paths"),
-    ({"rgb_persons": np.arange(3)}, r"rgb_persons has shape \(3,\), but there are 96 rgb_features"),
-    ({"ir_paths": np.array(["a", "b"])}, r"ir_paths has shape \(2,\), but there are 48 ir_features"),
-    ({"ir_paths": np.arange(48)}, "ir_paths are int64; expected text"),
+    ({"rgb_persons": np.arange(3)}, r"rgb_persons are int64 of shape \(3,\); expected integers .* of the 96"),
+    ({"ir_paths": np.arange(48)}, "ir_paths are int64 .* expected text"),
     ({"ir_paths": np.array(["a"] * 48)}, "ir_paths name an image twice"),
     ({"ir_features": np.zeros((48, 8))}, "features of 48 images are not finite or all 0, such as cam3/0003/0001.jpg"),
     ({"ir_features": np.ones((48, 8))}, "rgb_features have 16 numbers an image, ir_features 8"),
     ({"ir_features": np.ones(48)}, r"ir_features are float64 of shape \(48,\); expected numbers"),
-    ({"all_query": np.arange(3), "all_protocol": "x", "all_rule": "sysu"}, "holds queries of all and no gallery"),
     ({"all_query": np.arange(3)}, "holds no all_protocol"),
-    ({"all_query": np.array([99]), "all_protocol": "x", "all_rule": "sysu", "all_gallery_0": np.arange(3)},
-     "are no rows of the 48 ir_features")])
+    *(({"all_query": np.array([row]), "all_protocol": "x", "all_rule": "sysu", **gallery}, "of all are no rows")
+      for row, gallery in ((3, {}), (99, {"all_gallery_0": np.arange(3)})))])
 def test_wrong_files_are_one_sentence(data, tmp_path, change, sentence):
     arrays = {**arrays_of(data, 1.0), **change}
     path = save(tmp_path / "bad.npz", {name: array for name, array in arrays.items() if array is not None})

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.records import Retrieval
 from processor.evaluate import rank_features
-from processor.ranking import rank_trial, save_ranked_lists, save_rankings
+from processor.ranking import rank_trial, save_rankings
 from report.content import retrieval_content
 from utils.modality import Modality
 
@@ -81,30 +81,16 @@ def test_as_files(tested, tmp_path):
         assert [arrays["rgb_paths"][i] for i in np.argsort(distance[1], kind="stable")] == found[1]
 
 
-def framed_right(picture, rows, columns, left=0, together=None):
-    """Whether the frames of a picture's gallery images are greener than red. Args: together: rows without a gap."""
+def framed_right(picture, rows, left=0):
+    """Whether the frames of a picture's first gallery images are greener than red. Args: rows: two of each query."""
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    tops = [GAP + row * STEP_Y + (row // together * GAP if together else 0) for row in range(rows)]
-    corners = [[pixels[top + 1, left + 3 * GAP + (column + 1) * STEP_X + 20] for column in range(columns)]
-               for top in tops]
-    return [[bool(corner[1] > corner[0]) for corner in row] for row in corners]
-
-
-def test_as_a_picture(tested, tmp_path, monkeypatch):
-    """Frames tell right from wrong."""
-    save_ranked_lists(tmp_path, tested[0], [tested[1]], [tested[2]])
-    for m in Modality:
-        (tmp_path / m.value).mkdir()
-        for i in range(len(PERSONS[m])):
-            Image.new("RGB", (8, 16), "white").save(tmp_path / m.value / f"{i}.png")
-    monkeypatch.chdir(tmp_path)
-    assert scripts.call(TOOL, ["ranking_all.csv", ".", "out.png", "--ranks", "2", "--queries", "3"]) == 0
-    assert framed_right("out.png", 3, 2) == [[False, True], [True, True], [False, False]]
+    corners = [pixels[GAP + row * STEP_Y + row // 2 * GAP + 1, left + 3 * GAP + STEP_X + 20] for row in range(rows)]
+    return [bool(corner[1] > corner[0]) for corner in corners]
 
 
 def test_a_picture_of_two_tests(tmp_path, monkeypatch):
-    """The baseline's row stands above its query's; queries run from the greatest gain to the greatest loss."""
+    """Frames tell right from wrong. The baseline's row stands above its query's, the greatest gain comes first."""
     head, gains = "trial,query,rank,gallery,match\n", {"a": (0, 1), "b": (1, 0), "c": (1, 1), "d": (0, 1), "e": (1, 0)}
     for index, name in enumerate(("baseline", "ours")):
         (tmp_path / f"{name}.csv").write_text(head + "".join(
@@ -115,8 +101,8 @@ def test_a_picture_of_two_tests(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["ours.csv", ".", "out.png", "--ranks", "1", "--queries", "3", "--baseline"]
     assert scripts.call(TOOL, [*words, "baseline.csv"]) == 0
-    rows = framed_right("out.png", 6, 1, TOOL.NAME_WIDTH, 2)
-    assert [gains[query] for query in "ace"] == [(above, below) for (above,), (below,) in zip(rows[::2], rows[1::2])]
+    rows = framed_right("out.png", 6, TOOL.NAME_WIDTH)
+    assert [gains[query] for query in "ace"] == list(zip(rows[::2], rows[1::2]))
     assert scripts.call(TOOL, [*words, "other.csv"]) == 2
     assert TOOL.shown_precision([("a", True), ("b", False), ("c", True)]) == (1 + 2 / 3) / 2
 

@@ -25,6 +25,9 @@ PROTOCOLS = {"sysu": (SysuDataSet, "SYSU-MM01", "python"), "sysu-original-1": (S
              "sysu-original-10": (SysuDataSet, "SYSU-MM01", "original-10"), "regdb": (RegDBDataSet, "RegDB", "python"),
              "llcm": (LLCMDataSet, "LLCM", "python")}
 GALLERY = re.compile(r"(?P<mode>\w+?)_gallery_(?P<trial>\d+)$")
+ARRAYS = {        # kinds of numpy, dimensions, in words
+    "features": ("f", 2, "numbers (N, D)"), "persons": ("iu", 1, "integers (N,)"),
+    "cameras": ("iu", 1, "integers (N,)"), "paths": ("U", 1, "text (N,)")}
 ADVICE = "tools/evaluate.py --help says what it should hold"
 
 
@@ -57,41 +60,31 @@ def read_features(path):
     Raises: UserError: it is missing or damaged, an array is missing, of another kind or length than the others, or
         features are not finite or 0.
     """
-    arrays = _read_arrays(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"features {path} cannot be read ({' '.join(str(error).split())[:120]}); expected a .npz file "
+                        f"of arrays. {ADVICE}")
     images, features = {}, {}
     for m in Modality:
-        values, persons, cameras, paths = (_array(arrays, f"{m.value}_{what}", path) for what in (
-            "features", "persons", "cameras", "paths"))
-        if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
-            raise UserError(f"{path}: {m.value}_features are {values.dtype} of shape {values.shape}; expected numbers "
-                            f"(N, D). {ADVICE}")
-        for what, array, kinds in (("persons", persons, "iu"), ("cameras", cameras, "iu"), ("paths", paths, "U")):
-            if array.shape != values.shape[:1]:
-                raise UserError(f"{path}: {m.value}_{what} has shape {array.shape}, but there are {len(values)} "
-                                f"{m.value}_features; expected one for each. {ADVICE}")
-            if array.dtype.kind not in kinds:
-                raise UserError(f"{path}: {m.value}_{what} are {array.dtype}; expected "
-                                f"{'text' if kinds == 'U' else 'integers'}. {ADVICE}")
+        count = len(np.atleast_1d(_array(arrays, f"{m.value}_features", path)))
+        for what, (kinds, dimensions, expected) in ARRAYS.items():
+            array = _array(arrays, f"{m.value}_{what}", path)
+            if array.dtype.kind not in kinds or array.ndim != dimensions or len(array) != count or not array.size:
+                raise UserError(f"{path}: {m.value}_{what} are {array.dtype} of shape {array.shape}; expected "
+                                f"{expected}, one for each of the {count} {m.value}_features. {ADVICE}")
+        values, persons, cameras, paths = (arrays[f"{m.value}_{what}"] for what in ARRAYS)
         if len(set(paths.tolist())) < len(paths):
             raise UserError(f"{path}: {m.value}_paths name an image twice; expected each once. {ADVICE}")
         images[m] = ImageSet(m, tuple(paths.tolist()), persons.astype(np.int64), cameras.astype(np.int64))
         features[m] = _normalised(torch.from_numpy(values.astype(np.float32)), f"{path}: {m.value}_features", paths)
-    widths = {m: values.shape[1] for m, values in features.items()}
-    if len(set(widths.values())) > 1:
-        raise UserError(f"{path}: rgb_features have {widths[Modality.RGB]} numbers an image, ir_features "
-                        f"{widths[Modality.IR]}; expected the same. {ADVICE}")
+    rgb, ir = (features[m].shape[1] for m in Modality)
+    if rgb != ir:
+        raise UserError(f"{path}: rgb_features have {rgb} numbers an image, ir_features {ir}; expected the same. "
+                        f"{ADVICE}")
     return FeatureFile(Path(path), images, features, _stored(arrays, images, path),
                        str(arrays.get("dataset", FeatureFile.dataset)))
-
-
-def _read_arrays(path):
-    """Read all arrays of a .npz file. Raises UserError: it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"features {path} cannot be read ({' '.join(str(error).split())[:120]}); expected a .npz file "
-                        f"of arrays. {ADVICE}")
 
 
 def _array(arrays, name, path):
@@ -118,13 +111,10 @@ def _stored(arrays, images, path):
         found = sorted((int(match["trial"]), arrays[match[0]]) for match in map(GALLERY.match, arrays)
                        if match and match["mode"] == mode)
         query, m = arrays[f"{mode}_query"], Modality.RGB if mode == "v2t" else Modality.IR
-        for modality, rows in ((m, query), *((m.other, gallery) for _, gallery in found)):
-            if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or (
-                    rows.max() >= len(images[modality])):
-                raise UserError(f"{path}: the queries or galleries of {mode} are no rows of the "
-                                f"{len(images[modality])} {modality.value}_features; {ADVICE}")
-        if not found:
-            raise UserError(f"{path} holds queries of {mode} and no gallery; {ADVICE}")
+        fits = all(rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows) and 0 <= rows.min() <= rows.max() < count
+                   for rows, count in ((query, len(images[m])), *((rows, len(images[m.other])) for _, rows in found)))
+        if not found or not fits:
+            raise UserError(f"{path}: the queries and galleries of {mode} are no rows of the features; {ADVICE}")
         retrievals.append(Retrieval(protocol, mode, rule, m, query, tuple(gallery for _, gallery in found),
                                     tuple(trial for trial, _ in found)))
     return tuple(retrievals)
