@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, is_unicode, quoted, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, quoted, whole_number  # noqa: E402
 
 
 def parse_arguments():
@@ -55,7 +55,7 @@ from utils.runtime import pick_device, print_line, unused_gpu_warning  # noqa: E
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 OTHER_QUERY = "name another query"
 OTHER_GALLERY = "take it out of the gallery, or replace it"
-DECODED_AT_ONCE = 512       # images held in memory
+AT_ONCE = 512               # images held in memory
 PICTURE = 112, 184          # width and height in pixels that a picture on the page fits into
 
 
@@ -71,12 +71,13 @@ def main():
     if arguments.device == "auto" and unused_gpu_warning():
         print_line(f"warning: {unused_gpu_warning()}")
     searcher = Searcher(arguments.checkpoint, pick_device(arguments.device))
-    paths, features, cached = searcher.gallery(arguments.gallery, modality.other, arguments.output)
+    paths = image_files(arguments.gallery)
+    features, cached = searcher.gallery(paths, modality.other, arguments.output)
     print(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
           + (", features from the last search" if cached else ""))
-    nearest_images = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
-    found = [[(paths[p], float(d)) for p, d in zip(*row)] for row in zip(*nearest_images)]
-    for query, images in zip(arguments.query, found):
+    rows = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
+    found = {query: [(paths[i], float(d)) for i, d in zip(*row)] for query, row in zip(arguments.query, zip(*rows))}
+    for query, images in found.items():
         print(f"\n{query}\n" + "\n".join(f"{rank:4} {d:8.4f}  {path}" for rank, (path, d) in enumerate(images, 1)))
     print(f"\npictures: {write_search_page(arguments, found)}")
 
@@ -96,38 +97,28 @@ class Searcher:
         self.normalisation = checkpoint_normalisation(content)
         self.model = model.to(device, memory_format=torch.channels_last)
 
-    def embed_files(self, paths, modality, batch_size=64):
+    def embed_files(self, paths, modality):
         """Embed image files: features (N, D) float32, L2-normalised. Raises UserError: a file is missing or broken."""
         parts = []
-        with tqdm(total=len(paths), desc=f"embedding {modality.value} images", unit="image", disable=None) as bar:
-            for start in range(0, len(paths), DECODED_AT_ONCE):
-                some = paths[start:start + DECODED_AT_ONCE]
-                images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY), some,
-                                              "decoding"))
-                parts.append(embed(self.model, ImageBank(images, self.device, normalisation=self.normalisation),
-                                   modality, batch_size=batch_size, precision="released")["feature"].cpu())
-                bar.update(len(some))
+        for start in tqdm(range(0, len(paths), AT_ONCE), f"embedding {modality.value} images", disable=None):
+            images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY),
+                                          paths[start:start + AT_ONCE], "decoding"))
+            bank = ImageBank(images, self.device, normalisation=self.normalisation)
+            parts.append(embed(self.model, bank, modality, batch_size=64, precision="released")["feature"].cpu())
         return torch.cat(parts).numpy()
 
-    def gallery(self, folder, modality, cache_dir):
-        """Embed the images in a folder and below, or read their features if cache_dir has them from the last search.
-
-        Returns: paths, features (N, D), whether they came from the cache.
-        Raises: UserError: the folder is not there or holds no image, or an image is broken.
-        """
-        paths = image_files(folder)
-        stats = [file_stat(path) for path in paths]
-        made_from = [f"{self.digest} {modality.value} {self.size} {self.normalisation}",
-                     *(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}" for path, stat in zip(paths, stats))]
-        digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
+    def gallery(self, paths, modality, cache_dir):
+        """Embed image files, or read their features if cache_dir has them: features (N, D), whether it had them."""
+        stats = [(path.resolve(), file_stat(path)) for path in paths]
+        made_from = [self.digest, modality.value, self.size, self.normalisation,
+                     *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
+        digest = hashlib.sha256("\n".join(map(str, made_from)).encode()).hexdigest()
         cache = Path(cache_dir) / f"features-{digest[:16]}.npy"
         with contextlib.suppress(ValueError):       # it is missing or broken, and made again
-            features = load_array(cache)
-            if len(features) == len(paths):
-                return paths, features, True
+            return load_array(cache), True
         features = self.embed_files(paths, modality)
         save_array(cache, features)
-        return paths, features, False
+        return features, False
 
 
 def image_files(folder):
@@ -142,9 +133,6 @@ def image_files(folder):
                    and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not paths:
         raise UserError(f"gallery {quoted(folder)} holds no image; expected files ending in {', '.join(IMAGE_ENDINGS)}")
-    for path in paths:
-        if not is_unicode(str(path)):
-            raise UserError(f"image {quoted(path)} has bytes in its name that are no UTF-8; rename it")
     return paths
 
 
@@ -160,7 +148,7 @@ def nearest(query, gallery, count):
 
 
 def write_search_page(arguments, found):
-    """Write OUTPUT/search.html with the pictures: its path. Args: found: per query a list of (path, distance)."""
+    """Write OUTPUT/search.html with the pictures: its path. Args: found: query -> list of (path, distance)."""
     images = {}
 
     def shown(path, *lines):
@@ -168,11 +156,9 @@ def write_search_page(arguments, found):
         images[name] = jpeg_text(decode_image(path)[0], *PICTURE)
         return {"image": name, "path": str(path), "lines": lines}
 
-    sections = []
-    for number, (query, nearest_images) in enumerate(zip(arguments.query, found), 1):
-        content = {"query": shown(query, "query"),
-                   "found": [shown(path, f"{d:.3f}", path.parent.name) for path, d in nearest_images]}
-        sections.append(Section(f"query{number}", query, "search_results.html", content))
+    sections = [Section(f"query{number}", query, "search_results.html", {
+        "query": shown(query, "query"), "found": [shown(path, f"{d:.3f}", path.parent.name) for path, d in nearest]})
+        for number, (query, nearest) in enumerate(found.items(), 1)]
     return write_page(Path(arguments.output) / "search.html", f"Search in {arguments.gallery}",
                       f"{arguments.checkpoint}; the number is the cosine distance", sections, images)
 
