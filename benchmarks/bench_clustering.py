@@ -11,7 +11,7 @@ import time
 import numpy as np
 import torch
 
-from benchmarks import harness, reference
+from benchmarks import reference
 from benchmarks.harness import Results, Row
 from clustering.labels import cluster
 from clustering.quality import cluster_quality
@@ -75,7 +75,7 @@ def flat_search(x):
 
 
 def run(results, n, case, searched, dense):
-    """Add the rows of one case, measured in a process of its own: seconds, peak of host memory in bytes.
+    """Add the rows of one case, measured in a process of its own.
 
     Args: searched: whether the reference is a bare search; dense: whether the dense way runs too.
     """
@@ -92,21 +92,6 @@ def run(results, n, case, searched, dense):
         same = len(set(zip(labels.tolist(), found.tolist()))) == len(set(labels.tolist())) == len(set(found.tolist()))
         results.add(Row(f"{case}: reference: search + dense N x N, row by row + DBSCAN", seconds, slow + search,
                         note=f"same partition: {same}"))
-    return seconds, peak
-
-
-def plot(measured):
-    """Save time (s) and memory (GB) over N; measured: N -> seconds, bytes."""
-    from matplotlib.figure import Figure  # which a machine for `make gpu` may lack
-
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
-    seconds, peaks = zip(*measured.values())
-    for axes, values, name in zip(figure.subplots(1, 2), (seconds, [peak / 1e9 for peak in peaks]),
-                                  ("time, s", "peak of host memory, GB")):
-        axes.plot(list(measured), values, "o-")
-        axes.set(xlabel="images", title=name, xlim=0, ylim=0)
-        axes.grid(alpha=0.3)
-    figure.savefig(harness.FOLDER / f"clustering_sizes-{harness.device_stem()}.svg", metadata={"Date": None})
 
 
 def main():
@@ -117,7 +102,8 @@ def main():
     arguments = parser.parse_args()
     results = Results("clustering sizes" if arguments.sizes else "clustering")
     if arguments.sizes:
-        plot({n: run(results, n, HARD, False, False) for n in sorted(arguments.sizes)})
+        for n in arguments.sizes:
+            run(results, n, HARD, False, False)
     else:
         for case in CASES:
             run(results, SIZE, case, True, arguments.dense)

@@ -1,4 +1,4 @@
-"""Embedding, clustering, training steps and messages by one process and by several, one thread each.
+"""Embedding, clustering and training steps by one process and by several, one thread each.
 
     python -m benchmarks.bench_processes                        # 20,000 images to cluster, by 1 and 2 processes
     python -m benchmarks.bench_processes --clustered 100000     # minutes
@@ -38,8 +38,7 @@ from utils.distributed import join_processes
 from utils.modality import Modality
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES, PERSONS, STEPS, MESSAGES = 768, 32, 10, 20
-RN50_GRADIENTS = 38_579_136         # numbers: CLIP's RN50 as CCLNet trains it in train_clip.py
+IMAGES, PERSONS, STEPS = 768, 32, 10
 
 
 def timed(function, repeats=1):
@@ -78,13 +77,6 @@ def training(processes):
     return steps, embedding
 
 
-def messages(processes):
-    """Prepare the messages of a step at RN50's size: name -> a function."""
-    gradients, features = torch.ones(RN50_GRADIENTS), torch.ones(64 // processes.size, DIM)
-    return {f"sum of RN50's {RN50_GRADIENTS:,} gradients": lambda: torch.distributed.all_reduce(gradients),
-            "features of 64 images put together": lambda: processes.gather(features, 64)}
-
-
 def work(folder, clustered):
     """Measure in one of several processes that torchrun has started: FOLDER/RANK.json."""
     processes, found = join_processes("cpu"), {}
@@ -92,10 +84,6 @@ def work(folder, clustered):
     steps()                         # warm
     found[f"{STEPS} training steps of the demo"] = timed(steps, 3)
     found[f"embedding of {IMAGES} images of the demo's size"] = timed(embedding, 3)
-    if processes.size > 1:
-        for name, send in messages(processes).items():
-            send()
-            found[name] = [value / MESSAGES for value in timed(lambda send=send: [send() for _ in range(MESSAGES)])]
     x = torch.from_numpy(draw(clustered, CASES[HARD])[0])
     search, rest = (f"{part} of the pseudo labels of {clustered:,} x {DIM}" for part in ("neighbours", "rest"))
     for rows in (x[:500], x):           # the first is warm-up
@@ -134,11 +122,10 @@ def main():
     results = Results("processes")
     for what, ranks in several.items():
         clock, processor = (max(values) for values in zip(*ranks))
-        note = f"processor: {seconds(processor)} in the process that took most"
-        if what in one:
-            note += f", {seconds(one[what][0][1])} alone: {processor / one[what][0][1]:.2f} of it"
-        results.add(Row(f"{what}; ours: {size} processes, reference: one", clock,
-                        one[what][0][0] if what in one else None, note=note,
+        alone, alone_processor = one[what][0]
+        results.add(Row(f"{what}; ours: {size} processes, reference: one", clock, alone,
+                        note=f"processor: {seconds(processor)} in the process that took most, "
+                             f"{seconds(alone_processor)} alone: {processor / alone_processor:.2f} of it",
                         target="<= 0.65 of one" if what.endswith(": pseudo labels") else ""))
     results.save()
 

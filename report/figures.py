@@ -29,7 +29,6 @@ OTHERS = "#9aa3ad"                      # persons beyond those with a colour
 MODALITY_COLOURS = {"rgb": SERIES[0], "ir": SERIES[1]}
 MODALITY_NAMES = {"rgb": "visible", "ir": "infrared"}
 NAMED = re.compile(r'<g id="(?:curve |histogram |(?=person ))([^"]*)">')
-REFERRED = r"(?:[mph][0-9a-f]{10}|C[0-9a-f]+_)"     # ids of shapes and clips that matplotlib refers to
 
 
 @dataclass(frozen=True)
@@ -241,8 +240,7 @@ def svg(figure, prefix):
     text = text[text.index("<svg"):]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = NAMED.sub(r'<g class="named" data-name="\1">', text)
-    text = re.sub(rf'\bid="(?!{REFERRED})[^"]*"', "", text)
-    text = re.sub(rf'(id="|href="#|url\(#)(?={REFERRED})', rf"\g<1>{prefix}-", text)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     hover = html.escape(json.dumps(figure.hover, separators=(",", ":")))

@@ -273,15 +273,15 @@ def test_jobs_of_a_cluster_are_queued_again_when_their_time_is_over(tmp_path, mo
     assert (run.folder / "starts").read_text() == "first first second "
 
 
-def record(folder, mode="all", protocol="SYSU-MM01 all-search", value=0.5, checkpoint="model_last", seed=1, **settings):
+def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", of_this_run=True,
+           **settings):
     """Write a run's folder as a script leaves it, with one test."""
-    settings = {"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yml").write_text(json.dumps(settings))
+    (folder / "config.yml").write_text(json.dumps({"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}))
     path = results_file(folder, checkpoint, "python")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"dataset": "SYSU-MM01", "mode": mode, "protocol": protocol, "dataset_trial": 1,
-                                **{name: value for name in summary.NUMBERS}}))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"dataset": "SYSU-MM01", "mode": "all", "protocol": protocol, "dataset_trial": 1,
+                                "of_this_run": of_this_run, **{name: value for name in summary.NUMBERS}}))
 
 
 def ours(folder, *logged):
@@ -316,19 +316,13 @@ def test_table_of_two_methods(tmp_path, capsys):
     assert r"\multicolumn{10}{l}{\footnotesize all: SYSU-MM01 all-search} \\" in latex
 
 
-def test_a_run_that_is_older_than_a_key_is_of_the_same_method(tmp_path):
-    record(tmp_path / "old", seed=1)
-    record(tmp_path / "new", seed=2, INPUT={"CHANNEL": 0.0})
-    record(tmp_path / "other", seed=1, INPUT={"CHANNEL": 0.5})
-    assert {row.method: row.n for row in ours(tmp_path)} == {"INPUT.CHANNEL 0.0": 2, "INPUT.CHANNEL 0.5": 1}
-
-
 @pytest.mark.parametrize("changes, names", [
     ([{"SEED": 1, "DEVICE": "cpu"}, {"SEED": 2, "OUTPUT_DIR": "x", "TEST.EVERY": 9}], ["all runs"] * 2),
     # a key of one method alone says nothing more than the method's name, unless nothing else tells them apart
     ([{"METHOD.NAME": "pgm", "METHOD.GRADIENTS": "exact"}, {"METHOD.SWAP_SCALE": 0.1}],
      ["METHOD.NAME pgm", "METHOD.NAME cclnet"]),
     ([{"METHOD.OWN": 2}, {}], ["METHOD.OWN 2", "METHOD.OWN –"]),
+    ([{}, {"CLUSTER.K1": 30}, {"CLUSTER.K1": 20}], ["CLUSTER.K1 30", "CLUSTER.K1 30", "CLUSTER.K1 20"]),    # a default
     ([{"PSEUDO_LABEL": ""}, {"PSEUDO_LABEL": "x"}], ["PSEUDO_LABEL (not set)", "PSEUDO_LABEL x"])])
 def test_which_runs_belong_together(changes, names):
     assert group_names(changes, {"METHOD.NAME": "cclnet", "CLUSTER.K1": 30, "DEVICE": "auto"}) == names
@@ -344,11 +338,8 @@ def test_what_a_grid_varied_tells_runs_apart(tmp_path):
 
 def test_a_checkpoint_of_elsewhere_is_no_result_of_the_run(tmp_path):
     for number, facts in enumerate(({"of_this_run": False}, {"of_this_run": True}, {}), start=1):
-        record(tmp_path / f"seed{number}", seed=number, checkpoint="model_best", value=number / 4)
-        path = results_file(tmp_path / f"seed{number}", "model_best", "python")
-        path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
-    runs = summary.read_runs([tmp_path], "python")
-    assert [run.tests and run.tests["model_best", "all"]["rank1"] for run in runs] == [{}, 0.5, 0.75]
+        record(tmp_path / f"seed{number}", seed=number, checkpoint="model_best", **facts)
+    assert [len(run.tests) for run in summary.read_runs([tmp_path], "python")] == [0, 1, 1]
 
 
 def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):

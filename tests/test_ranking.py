@@ -81,11 +81,12 @@ def test_as_files(tested, tmp_path):
         assert [arrays["rgb_paths"][i] for i in np.argsort(distance[1], kind="stable")] == found[1]
 
 
-def framed_right(picture, rows, left=0):
+def framed_right(picture, rows):
     """Whether the frames of a picture's first gallery images are greener than red. Args: rows: two of each query."""
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    corners = [pixels[GAP + row * STEP_Y + row // 2 * GAP + 1, left + 3 * GAP + STEP_X + 20] for row in range(rows)]
+    left = TOOL.NAME_WIDTH + 3 * GAP + STEP_X + 20
+    corners = [pixels[GAP + row * STEP_Y + row // 2 * GAP + 1, left] for row in range(rows)]
     return [bool(corner[1] > corner[0]) for corner in corners]
 
 
@@ -101,7 +102,7 @@ def test_a_picture_of_two_tests(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["ours.csv", ".", "out.png", "--ranks", "1", "--queries", "3", "--baseline"]
     assert scripts.call(TOOL, [*words, "baseline.csv"]) == 0
-    rows = framed_right("out.png", 6, TOOL.NAME_WIDTH)
+    rows = framed_right("out.png", 6)
     assert [gains[query] for query in "ace"] == list(zip(rows[::2], rows[1::2]))
     assert scripts.call(TOOL, [*words, "other.csv"]) == 2
     assert TOOL.shown_precision([("a", True), ("b", False), ("c", True)]) == (1 + 2 / 3) / 2
@@ -115,6 +116,6 @@ def test_mistakes_of_the_picture_are_one_sentence(words, message, tmp_path, monk
     (tmp_path / "all.csv").write_text("trial,query,rank,gallery,match\n0,q.png,1,g.png,1\n")
     (tmp_path / "bad.csv").write_text("trial,query\n1,2\n")
     monkeypatch.chdir(tmp_path)
-    assert scripts.call(TOOL, words) == 2
+    assert scripts.call(TOOL, [*words, "--baseline", "all.csv"]) == 2
     found = capsys.readouterr().err
     assert message in found and found.count("\n") == 1 and not (tmp_path / "out.png").exists()

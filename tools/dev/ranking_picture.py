@@ -2,11 +2,10 @@
 
     python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking
     python test.py --config_file configs/demo.yml OUTPUT_DIR runs/demo/seed1 --save_ranking
-    python tools/dev/ranking_picture.py RANKING.csv dataset/demo assets/ranking.png [--baseline BASELINE.csv]
+    python tools/dev/ranking_picture.py RANKING.csv dataset/demo assets/ranking.png --baseline BASELINE.csv
 
-Queries are taken at equal steps through their sorted names. With --baseline each query has two rows: its list in the
-other file above, in the first one below, both named; queries are taken at equal steps from the one that gained most
-to the one that lost most, by average precision among the images shown.
+Each query has two rows: its list in the baseline's file above, in the first one below, both named. Queries are taken
+at equal steps from the one that gained most to the one that lost most, by average precision among the images shown.
 """
 import csv
 import sys
@@ -25,7 +24,7 @@ def parse_arguments():
     parser.add_argument("picture", help=".png to write")
     parser.add_argument("--queries", type=whole_number(1, 100), default=6, help="how many lists; default: 6")
     parser.add_argument("--ranks", type=whole_number(1, 100), default=8, help="gallery images in each; default: 8")
-    parser.add_argument("--baseline", help="another CSV of the same test, drawn above")
+    parser.add_argument("--baseline", required=True, help="another CSV of the same test, drawn above")
     return parser.parse_args()
 
 
@@ -46,18 +45,16 @@ RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
 def main():
     """Draw the lists that the command line names, and save. Raises UserError: a file is missing or broken."""
     arguments = parse_arguments()
-    lists = read_lists(arguments.ranking, arguments.ranks)
-    ordered, tests = sorted(lists), [("", lists)]
-    if arguments.baseline:
-        tests = [("baseline CLIP", read_lists(arguments.baseline, arguments.ranks)), ("after training", lists)]
-        if set(lists) != set(tests[0][1]):
-            raise UserError(f"{quoted(arguments.baseline)} ranks other queries than {quoted(arguments.ranking)}; "
-                            "expected two tests of the same data set, protocol and mode")
-        ordered.sort(key=lambda query: shown_precision(tests[0][1][query]) - shown_precision(lists[query]))
-    chosen = [ordered[int((number + 0.5) * len(ordered) / arguments.queries)]
-              for number in range(arguments.queries)] if len(ordered) > arguments.queries else ordered
-    image = draw([(name, query, found[query]) for query in chosen for name, found in tests], Path(arguments.root),
-                 arguments.ranks, len(tests))
+    before, after = (read_lists(path, arguments.ranks) for path in (arguments.baseline, arguments.ranking))
+    if set(before) != set(after):
+        raise UserError(f"{quoted(arguments.baseline)} ranks other queries than {quoted(arguments.ranking)}; expected "
+                        "two tests of the same data set, protocol and mode")
+    ordered = sorted(sorted(after), key=lambda query: shown_precision(before[query]) - shown_precision(after[query]))
+    count = min(arguments.queries, len(ordered))
+    chosen = [ordered[int((number + 0.5) * len(ordered) / count)] for number in range(count)]
+    image = draw([(name, query, lists[query]) for query in chosen
+                  for name, lists in (("baseline CLIP", before), ("after training", after))],
+                 Path(arguments.root), arguments.ranks)
     write_atomically(arguments.picture, lambda file: image.quantize(256).save(file, "PNG", optimize=True))
 
 
@@ -87,21 +84,17 @@ def shown_precision(found):
     return sum(number / rank for number, rank in enumerate(ranks, 1)) / max(len(ranks), 1)
 
 
-def draw(rows, root, ranks, together):
-    """Draw rows of framed images.
-
-    Args: rows: (name, query, its list); root: folder of their paths; together: rows of each query.
-    """
-    left = NAME_WIDTH if together > 1 else 0
-    height = len(rows) * STEP_Y + (len(rows) // together - 1) * GAP * (together > 1) + GAP
-    sheet = Image.new("RGB", (left + (ranks + 1) * STEP_X + 3 * GAP, height), "white")
+def draw(rows, root, ranks):
+    """Draw rows of framed images, two of each query. Args: rows: (name, query, its list); root: of their paths."""
+    height = len(rows) * STEP_Y + len(rows) // 2 * GAP
+    sheet = Image.new("RGB", (NAME_WIDTH + (ranks + 1) * STEP_X + 3 * GAP, height), "white")
     pen = ImageDraw.Draw(sheet)
     for number, (name, query, gallery) in enumerate(rows):
-        top = GAP + number * STEP_Y + number // together * GAP * (together > 1)
+        top = GAP + number * STEP_Y + number // 2 * GAP
         pen.text((GAP, top + STEP_Y // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(size=15))
-        sheet.paste(framed(root / query, NEUTRAL), (left + GAP, top))
+        sheet.paste(framed(root / query, NEUTRAL), (NAME_WIDTH + GAP, top))
         for column, (path, right) in enumerate(gallery, 1):
-            sheet.paste(framed(root / path, RIGHT if right else WRONG), (left + 3 * GAP + column * STEP_X, top))
+            sheet.paste(framed(root / path, RIGHT if right else WRONG), (NAME_WIDTH + 3 * GAP + column * STEP_X, top))
     return sheet
 
 

@@ -25,47 +25,43 @@ def work(experiment, environment=None, quiet=False):
     Returns: the sentence of a failure, kept in the run's folder too; "" if all is finished.
     """
     experiment.note()
-    error = yield from _work(experiment, {**os.environ, "PYTHONPATH": _import_path(), **(environment or {})}, quiet)
+    environment, title = {**os.environ, "PYTHONPATH": _import_path(), **(environment or {})}, None
+    try:
+        while step := next((step for step in experiment.steps() if not step.is_finished()), None):
+            if step.title == title:
+                raise UserError(f"{title} ended without an error and left its work undone; look at "
+                                f"{experiment.folder / 'log.txt'}")
+            title = step.title
+            print(f"{experiment.name}: {title} starts", flush=True)
+            yield from _script(step, experiment.folder / ERRORS, environment, quiet)
+        error = ""
+    except UserError as found:
+        error = str(found)
     experiment.note(error)
     print(f"{experiment.name}: {f'failed, {error}' if error else 'finished'}", flush=True)
     return error
 
 
-def _work(experiment, environment, quiet):
-    title, errors = "", experiment.folder / ERRORS
-    while True:
-        try:
-            step = next((step for step in experiment.steps() if not step.is_finished()), None)
-        except UserError as error:
-            return str(error)
-        if step is None:
-            return ""
-        if step.title == title:
-            return f"{title} ended without an error and left its work undone; look at {experiment.folder / 'log.txt'}"
-        title = step.title
-        print(f"{experiment.name}: {title} starts", flush=True)
-        with open(errors, "wb") as file:
-            # a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the script
-            process = subprocess.Popen([sys.executable, *step.command], env=environment, stderr=file,
-                                       stdout=subprocess.DEVNULL if quiet else None, start_new_session=True)
-        try:
-            while process.poll() is None:
-                yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        if process.returncode:
-            return _sentence(title, process.returncode, errors)
-
-
-def _sentence(title, code, errors):
-    """Say how a script failed. Args: code: its exit code, negative: by a signal; errors: path of its stderr."""
+def _script(step, errors, environment, quiet):
+    """Run one script, as `work`. Args: errors: path of its stderr. Raises UserError: it failed."""
+    with open(errors, "wb") as file:
+        # a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the script
+        process = subprocess.Popen([sys.executable, *step.command], env=environment, stderr=file,
+                                   stdout=subprocess.DEVNULL if quiet else None, start_new_session=True)
+    try:
+        while process.poll() is None:
+            yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    code = process.returncode
     if code < 0:
-        return f"{title} was ended by signal {-code}; was memory exhausted?"
-    lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
-    said = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
-    return f"{title}: {said}" + ("" if code == 2 else f" (see {errors})")
+        raise UserError(f"{step.title} was ended by signal {-code}; was memory exhausted?")
+    if code:
+        lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+        said = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+        raise UserError(f"{step.title}: {said}" + ("" if code == 2 else f" (see {errors})"))
 
 
 def run_here(experiments, at_once=1):
