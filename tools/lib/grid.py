@@ -78,9 +78,8 @@ class Experiment:
                 and all((self.folder / "pseudo_labels" / name).is_file() for name in FILE_NAMES.values()))
 
     def _clip_is_finished(self):
-        last = "model_last"
-        return (self._has_reached(last, self.config.FINETUNE.EPOCHS)
-                and not _is_missing_or_older(self._checkpoint(last), self._checkpoint("prepare_last")))
+        return (self._has_reached("model_last", self.config.FINETUNE.EPOCHS)
+                and not _is_missing_or_older(self._checkpoint("model_last"), self._checkpoint("prepare_last")))
 
     def _has_reached(self, name, epochs):
         """Tell whether a checkpoint is of the last epoch and of these settings; the script refuses other ones."""
@@ -126,7 +125,11 @@ def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TES
         pairs = [word for pair in chosen.items() for word in pair]
         experiments.append(Experiment(name, parent / name, chosen, config_file,
                                       (*words, *pairs, "OUTPUT_DIR", str(parent / name)), tested))
-    _refuse_twins(experiments)
+    kinds = [{**flat(as_dict(experiment.config)), "OUTPUT_DIR": ""} for experiment in experiments]
+    for number, experiment in enumerate(experiments):
+        if kinds[number] in kinds[:number]:
+            raise UserError(f"the runs {experiments[kinds.index(kinds[number])].name} and {experiment.name} would have "
+                            "the same settings; give every value once")
     return experiments
 
 
@@ -150,18 +153,6 @@ def read_record(folder):
 def _label(key, value):
     """Name a value in a folder's name: "seed1", "trial3", "CLUSTER.EPS=0.5"."""
     return NOT_IN_NAMES.sub("_", f"{OWN_OPTION[key]}{value}" if key in OWN_OPTION else f"{key}={value}")
-
-
-def _refuse_twins(experiments):
-    """Refuse runs with the same settings or the same folder. Raises UserError."""
-    seen = {}
-    for experiment in experiments:
-        settings = {key: value for key, value in flat(as_dict(experiment.config)).items() if key != "OUTPUT_DIR"}
-        for what, kind in ((repr(settings), "settings"), (experiment.name, "folder")):
-            if what in seen:
-                raise UserError(f"the runs {seen[what]} and {experiment.name} would have the same {kind}; give every "
-                                "value once")
-            seen[what] = experiment.name
 
 
 def _is_missing_or_older(path, than):
