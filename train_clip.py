@@ -28,7 +28,8 @@ def main():
     model = setup.model_to_train()
     check_needs(settings, model.tower, "finetune")
     text, images, tester = setup.text(), setup.banks("train"), setup.tester()
-    with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels), texts=weights_digest(text)) as run:
+    made_from = {"pseudo_labels": labels_digest(labels), "texts": weights_digest(text)}
+    with setup.training("clip", arguments.fresh, **made_from) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
         log_scale(model, text, images, labels, setup.clip.logit_scale.exp().item(), settings, run)
