@@ -8,6 +8,7 @@ import numpy as np
 from configs.defaults import load_config
 from data.images import ImageBank
 from data.records import DataSet, ImageSet, Retrieval
+from loss.method import EpochStart
 from processor.evaluate import Tester
 from processor.run.folder import Run
 from processor.setup import prompt_settings, train_settings
@@ -75,6 +76,20 @@ def one_of(size, rank=0):
     processes = Processes()
     processes.rank, processes.size = rank, size
     return processes
+
+
+def epoch_of(rows):
+    """An `EpochStart` with an image per cluster, so that memories start from its rows. Args: Modality -> (K, D)."""
+    return EpochStart({"feature": rows}, {m: np.arange(len(of)) for m, of in rows.items()},
+                      {m: np.zeros(len(of), np.int64) for m, of in rows.items()})
+
+
+def linked_by(method, links, **settings):
+    """A method whose epochs have the links given. Args: method: a class; links: `Links`."""
+    class Linked(method):
+        def link(self, start):
+            return links
+    return Linked(**settings)
 
 
 class TinyRun(Run):
