@@ -163,7 +163,7 @@ ROWS = {
     "FINETUNE.RESTART_AT_CROSS": row(True, lambda b: (b.prepare.restart_epoch, b.finetune.restart_epoch), (None, 2)),
     "TEST.MODE": row("both", lambda b: [retrieval.mode for retrieval in b.setup.retrievals], ["all", "indoor"]),
     "TEST.PROTOCOL": row("original-1", lambda b: b.setup.retrievals[0].protocol,
-                         "SYSU-MM01 all-search single-shot, original permutations"),
+                         "SYSU-MM01 all-search single-shot, original permutations 1-2"),
     "TEST.TRIALS": row(3, lambda b: len(b.setup.retrievals[0].trials)),
     "TEST.EVERY": row(2, lambda b: [e for e in range(1, 8) if b.setup.tester().is_due(e, 7)], [2, 4, 6, 7]),
     "TEST.BATCH_SIZE": row(7, lambda b: (b.prepare.embed_batch_size, b.prompt.embed_batch_size,
