@@ -63,7 +63,8 @@ def test_a_file_is_read_as_it_was_typed(yml):
     ("OPTIM: {FACTORS: [[neck., -1]]}", "expected pairs of"), ("OPTIM: {FACTORS: [neck.]}", "expected pairs of"),
     ("TEST: {PROTOCOL: x}", "TEST.PROTOCOL is x; expected python or original-1 or original-10"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none"),
-    ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"), ("OUTPUT_DIR: ''", "OUTPUT_DIR is empty; expected a folder"),
+    ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"),
+    ("OUTPUT_DIR: ''", "OUTPUT_DIR is empty; expected a folder"),
     ("SEED: __import__('os')", "sets SEED to __import__")])
 def test_what_a_file_may_not_say(yml, text, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)) as error:

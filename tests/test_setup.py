@@ -185,7 +185,7 @@ def test_train_prepare(words, handed, tmp_path):
 
 
 def test_train_clip_builds_the_fine_tune_from_what_was_learned(words, handed, tmp_path, monkeypatch, data):
-    """Texts are those of the learned prompts, which checkpoints hold too; labels those of the folder, not an epoch's."""
+    """Texts are those of the learned prompts, which checkpoints hold too; labels are those of the folder."""
     labels, learned, folder = {Modality.RGB: np.arange(24) % 3, Modality.IR: np.arange(12) % 3 - 1}, {}, tmp_path / "l"
 
     def learn_prompts(model, text, images, given, settings, run):

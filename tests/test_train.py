@@ -94,7 +94,7 @@ def test_the_image_side_alone_learns(model, text, banks, tester, tmp_path, stage
         assert torch.equal(start[name], weight) == still, name
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tiny_clip_file, model, banks, tester, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits(model, banks, tester, tmp_path):
     """After epoch 2 of 3, of which the last begins with a new optimiser and a new warm-up."""
     def new(settings, run):
         model.load_state_dict(start)
@@ -111,7 +111,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_clip_file, model, banks, tes
     assert same(new(tiny_settings(3, **changes), second), expected)
     for ours, theirs in zip(second.history, whole.history, strict=True):
         assert all(ours[k] == theirs[k] for k in theirs if not re.search("second|memory|test", k))
-    assert not same(new(tiny_settings(3, SEED=2, **changes), TinyRun(tmp_path / "other")), expected)
 
 
 def test_what_an_epoch_gives_its_steps_and_its_record(model, banks, tester, tmp_path, steps):

@@ -169,7 +169,7 @@ def test_what_may_change_is_said(changes, lines):
 @pytest.mark.parametrize("key, value, sentence", [
     ("weights", "w2", "with other weights than"), ("pseudo_labels", "p2", "with other pseudo labels than"),
     ("format", "cclnet-2", "of another version of this project"),
-    ("manifest", {"train": {"rgb": {"images": 4}}, "test": {}}, "on other images: here are 3 train rgb images instead ")])
+    ("manifest", {"train": {"rgb": {"images": 4}}, "test": {}}, "other images: here are 3 train rgb images instead")])
 def test_other_weights_labels_or_images_are_refused(key, value, sentence):
     with pytest.raises(UserError, match=sentence):
         check_resumable(content_of(**{key: value}), facts_of(), "here")
