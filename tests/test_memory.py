@@ -124,40 +124,21 @@ def test_a_swap_that_is_due_is_done_before_the_next_losses():
     assert all(torch.equal(losses[name], same[name]) for name in losses)
 
 
-def test_prototypes_of_an_epoch_are_copies():
-    start = dict(zip(Modality, prototypes()))
-    kept, method = {m: rows.clone() for m, rows in start.items()}, CCLNet(cross_epoch=1)
-    method.start(epoch_of(start), 1)
-    method.update(*draw())
-    method.prototypes()
-    assert all(torch.equal(start[m], kept[m]) for m in Modality)
-
-
 @ORDERS
 def test_links_need_not_be_one_to_one(order):
     """Each cluster of the batch is mixed with its own partner, whoever else has that partner or is its own."""
     rgb, ir = prototypes(4, 3)
-    links = Links(np.array([1, 1, 0, -1]), np.array([3, 0, 2]))     # RGB 0 and 1 share IR 1, whose own partner is RGB 0
+    links = Links(np.array([1, 1, 0, -1]), np.array([3, 0, -1]))    # RGB 0 and 1 share IR 1, whose own partner is RGB 0
     labels = {Modality.RGB: np.array([0, 1, 1, 3, 0]), Modality.IR: np.array([2, 1, 0, 0, 1])}
     mixed = {0: 1, 1: 1}                                            # 2 is not in the batch, 3 has no partner
     new_rgb = torch.stack([F.normalize(SCALE * row + (1 - SCALE) * ir[mixed[r]], dim=0) if r in mixed else row
                            for r, row in enumerate(rgb)])
     source = new_rgb if order == "released" else rgb.clone()
-    new_ir = torch.stack([F.normalize(SCALE * row + (1 - SCALE) * source[partner], dim=0)
+    new_ir = torch.stack([F.normalize(SCALE * row + (1 - SCALE) * source[partner], dim=0) if partner >= 0 else row
                           for row, partner in zip(ir, links.ir_to_rgb)])
     swap(rgb, ir, links, labels, SCALE, order)
     torch.testing.assert_close(rgb, new_rgb)
     torch.testing.assert_close(ir, new_ir)
-
-
-@ORDERS
-def test_clusters_without_a_link_do_not_change(order):
-    rgb, ir = prototypes()
-    kept, labels = (rgb.clone(), ir.clone()), {Modality.RGB: np.arange(7), Modality.IR: np.arange(5)}
-    swap(rgb, ir, Links(np.full(7, -1), np.full(5, -1)), labels, SCALE, order)
-    assert torch.equal(rgb, kept[0]) and torch.equal(ir, kept[1])
-    swap(rgb, ir, Links(np.array([-1, -1, 3, -1, -1, -1, -1]), np.full(5, -1)), labels, SCALE, order)     # one way only
-    assert (rgb != kept[0]).any(1).tolist() == [r == 2 for r in range(7)] and torch.equal(ir, kept[1])
 
 
 def test_hungarian_links_are_mutual_and_maximise_the_sum():
