@@ -27,7 +27,7 @@ lint: .venv/installed
 
 # The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
 bench: .venv/installed
-	for name in sampler memory augment metrics train_step "clustering --dense --repeats 1" epoch; do \
+	for name in memory augment train_step "clustering --dense --repeats 1" epoch; do \
 		$(PY) -m benchmarks.bench_$$name || exit 1; done
 
 # On a machine with a GPU, at most 8 minutes: its tests, a short demo, times and limits of every part (docs/gpu.md).
@@ -51,9 +51,8 @@ reproduce: .venv/installed
 		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial $(CHECK) --check && \
 		$(PY) tools/process.py --dataset $(DATASET) --root "$(ROOT)" --trial $$trial $(CHECK) || exit 1; done
 	$(PY) -c "from model.clip import load_clip; load_clip('$(CLIP)')"
-	for action in plan run; do \
-		$(PY) tools/experiments.py $$action --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" \
-			MODEL.CLIP_WEIGHTS "$(CLIP)" $(OPTIONS) || exit 1; done
+	$(PY) tools/experiments.py run --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" \
+		MODEL.CLIP_WEIGHTS "$(CLIP)" $(OPTIONS)
 
 # Breaks the method's core line by line and counts what the tests notice: hours. MUTANTS="--only FILE --sample 0.3".
 mutants: .venv/installed

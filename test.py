@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 from configs.command_line import parse_arguments
-from configs.defaults import load_config
 from utils.errors import UserError, exit_on_user_error
 
 
@@ -20,7 +19,7 @@ def main():
         __doc__, resume_path="checkpoint of train_prepare.py or train_clip.py, or a released one",
         switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on",
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
-    load_config(arguments.config_file, arguments.overrides)     # mistakes are found before the slow imports
+    from configs.defaults import load_config  # slow: after the command line was read
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
     from processor.ranking import rank_trial, save_rankings
@@ -42,7 +41,7 @@ def main():
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
     folder = results_folder(config.OUTPUT_DIR, path, f"{config.TEST.PROTOCOL}-{mode}")
-    with setup.holding(folder, of_run=config.OUTPUT_DIR):
+    with setup.holding(folder):
         log = setup.start(folder)
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")

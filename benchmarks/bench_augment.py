@@ -22,14 +22,14 @@ def main():
     bank, transform = ImageBank(images, device), reference.sysu_transform(HEIGHT, WIDTH)
     positions, rng = np.random.default_rng(1).permutation(256)[:BATCH], np.random.default_rng(2)
     batch = bank.batch(positions)
-    policies = {f"SYSU-MM01 {m.name}": policy for m, policy in train_settings(load_config(), 1).augmentation.items()}
+    policies = train_settings(load_config(), "prepare").augmentation
     bound = BATCH * HEIGHT * WIDTH * 3 * 5 / bandwidth(device)          # a byte read and a float written
     chosen = images[positions]
     slow = measure(lambda: reference.augment(chosen, transform)) / BATCH
     results = Results("augmentation")
-    for name, policy in policies.items():
+    for m, policy in policies.items():
         fast = measure(lambda p=policy: apply(batch, draw(p, BATCH, (HEIGHT, WIDTH), rng)), 15) / BATCH
-        results.add(Row(f"{name}, per image on one thread", fast, slow, bound / BATCH, ">= 2 x",
+        results.add(Row(f"SYSU-MM01 {m.name}, per image on one thread", fast, slow, bound / BATCH, ">= 2 x",
                         "the reference is the RGB one"))
     plain = measure(lambda: normalise(batch), 15) / BATCH
     results.add(Row("normalise alone, per image", plain, None, bound / BATCH))

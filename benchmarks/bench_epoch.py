@@ -7,14 +7,15 @@ import numpy as np
 import torch
 
 from benchmarks.bench_train_step import HEIGHT, WIDTH, embedding, rn50, training
-from benchmarks.harness import Results, Row, measure
+from benchmarks.harness import Results, Row, measure, take_step
 from clustering.labels import make_pseudo_labels
 from configs.defaults import load_config
+from data.batches import Batches
 from data.images import ImageBank, pick_cache
-from data.pseudo_labels import cluster_means
-from processor.features import embed
+from loss.method import EpochStart
+from processor.features import embed_all
+from processor.run.state import TrainState
 from processor.setup import train_settings
-from processor.train import Batches, TrainState, train_step
 from utils.modality import Modality
 
 SIZES, PERSONS = {Modality.RGB: 22258, Modality.IR: 11909}, 395
@@ -51,25 +52,24 @@ def timed(function):
     return measure(lambda: found.append(function()), repeats=1, warmup=0), found[0]
 
 
-def take_steps(state, memory, batches, count):
+def take_steps(state, method, batches, count):
     """Train on the first batches of an epoch."""
     state.model.train()
     for step in range(count):
-        train_step(state.model, state.optimizer, memory, batches[step], None, precision=state.settings.precision)
+        take_step(state.model, state.optimizer, method, batches[step], state.settings.precision)
 
 
 def run_epoch(state, banks, epoch):
-    """Run an epoch as `processor.train.train` does: {part: seconds}, the memory, the batches."""
+    """Run an epoch as `processor.train.train` does: {part: seconds}, the method, the batches."""
     s, seconds = state.settings, {}
-    seconds["embedding all images"], features = timed(lambda: {m: embed(
-        state.model, bank, m, batch_size=s.embed_batch_size, precision=s.precision)["feature"]
-        for m, bank in banks.items()})
+    method, cameras = s.method(**s.of_method), {m: bank.cameras for m, bank in banks.items()}
+    seconds["embedding all images"], features = timed(lambda: embed_all(state.model, banks, method, s))
     seconds["clustering both modalities"], labels = timed(lambda: {
-        m: make_pseudo_labels(features[m], m, s.cluster) for m in Modality})
-    seconds["clusters' means"], start = timed(lambda: {m: cluster_means(features[m], labels[m]) for m in Modality})
-    memory, batches = s.new_memory(start, epoch), Batches(banks, labels, s, epoch)
-    seconds["training"], _ = timed(lambda: take_steps(state, memory, batches, len(batches)))
-    return seconds, memory, batches
+        m: make_pseudo_labels(features["feature"][m], m, s.cluster) for m in Modality})
+    seconds["start of the method"], labels = timed(lambda: method.start(EpochStart(features, labels, cameras), epoch))
+    batches = Batches(banks, labels, s, epoch, method.views)
+    seconds["training"], _ = timed(lambda: take_steps(state, method, batches, len(batches)))
+    return seconds, method, batches
 
 
 def bounds(state, banks, batches, device):
@@ -81,10 +81,10 @@ def bounds(state, banks, batches, device):
     return {"embedding all images": tower, "training": step * len(batches)}
 
 
-def profile(state, memory, batches, device):
+def profile(state, method, batches, device):
     """Print where the time of some training steps goes."""
     with torch.profiler.profile() as found:
-        take_steps(state, memory, batches, min(PROFILED, len(batches)))
+        take_steps(state, method, batches, min(PROFILED, len(batches)))
     print(found.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20, max_name_column_width=60))
 
 
@@ -102,13 +102,13 @@ def main():
         sys.exit(0)
     settings = train_settings(load_config(None, [
         "PRECISION", arguments.precision, "SAMPLER.INSTANCES", str(arguments.instances), "METHOD.CROSS_EPOCH", "1",
-        "TEST.BATCH_SIZE", str(EMBED_BATCH)]), epochs=2)
+        "TEST.BATCH_SIZE", str(EMBED_BATCH)]), "prepare")
     banks = open_banks(arguments.images, device)
     state = TrainState(rn50().to(device, memory_format=torch.channels_last), settings)
     run_epoch(state, banks, 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    parts, memory, batches = run_epoch(state, banks, 2)
+    parts, method, batches = run_epoch(state, banks, 2)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0
     results = Results("epoch of prepare at SYSU size")
     results.add(Row("whole epoch", sum(parts.values()), target=f"< {TARGET_SECONDS} s",
@@ -123,7 +123,7 @@ def main():
         results.add(Row(what, seconds, None, least.get(what), note=notes.get(what, "")))
     results.add(Row("of it augmented batches", measure(lambda: batches[0]) * len(batches),
                     note="overlaps with the steps on a GPU"))
-    profile(state, memory, batches, device)
+    profile(state, method, batches, device)
     if arguments.images == 1:
         results.save()
 

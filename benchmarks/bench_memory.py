@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks import reference
-from benchmarks.harness import Results, Row, measure
+from benchmarks.harness import Results, Row, measure, start_method
 from configs.defaults import load_config
+from data.batches import Batch
 from processor.setup import train_settings
 from utils.modality import Modality
 
@@ -29,26 +30,28 @@ def batch(clusters, seed, per_cluster=16):
 
 def steps(device, with_swap):
     """Prepare one step of ours and of the reference: two callables, which a first call has shown to agree."""
-    settings = train_settings(load_config(), 120)
+    settings = train_settings(load_config(), "prepare")
     start = [p.to(device) for p in draw(*CLUSTERS.values(), DIM)]
     batches = {m: batch(k, seed) for seed, (m, k) in enumerate(CLUSTERS.items(), 1)}
     features, labels = {m: x.to(device) for m, (x, _) in batches.items()}, {m: y for m, (_, y) in batches.items()}
-    memory = settings.new_memory(dict(zip(Modality, start)), settings.memory.swap_epoch if with_swap else 1)
+    method = start_method(settings, dict(zip(Modality, start)), settings.of_method["cross_epoch"] if with_swap else 1)
+    numbers, images = method.settings, Batch({}, labels, {}, {})
     plain = [p.clone() for p in start]
 
     def ours():
-        memory.update(features, labels)
+        method.update(features, images)
+        method.prototypes()         # a swap that was put off is done
 
     def released():
         for m, prototypes in zip(Modality, plain):
-            reference.memory_update(prototypes, features[m], labels[m], settings.memory.momentum)
+            reference.memory_update(prototypes, features[m], labels[m], numbers.momentum)
         if with_swap:
-            reference.memory_swap(*plain, *labels.values(), settings.memory.swap_scale)
+            reference.memory_swap(*plain, *labels.values(), numbers.swap_scale)
 
     ours()
     released()
     for m, prototypes in zip(Modality, plain):
-        torch.testing.assert_close(memory.memories[m].prototypes, prototypes)
+        torch.testing.assert_close(method.memories[m].prototypes, prototypes)
     return ours, released
 
 
@@ -57,25 +60,6 @@ def bandwidth(device):
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / measure(lambda: target.copy_(source))
-
-
-def solvers(results):
-    """Compare scipy's assignment with lapx where it is installed."""
-    try:
-        import lap
-    except ImportError:
-        lap = None
-    for k in (600, 2000, 10000):
-        rgb, ir = draw(k, k * 3 // 4, 256)
-        similarity = (rgb @ ir.T).numpy()
-        repeats = 3 if k < 10000 else 1
-
-        def jonker(cost=similarity):
-            return lap.lapjv(1 - cost, extend_cost=True)
-
-        results.compare(f"assignment {k} x {k * 3 // 4}: scipy, lapx as reference",
-                        lambda s=similarity: linear_sum_assignment(s, maximize=True), jonker if lap else None,
-                        repeats=repeats, note="" if lap else "lapx is not installed")
 
 
 def main():
@@ -92,7 +76,6 @@ def main():
     similarity = (rgb @ ir.T).cpu().numpy()
     results.compare("of it all inner products", lambda: rgb @ ir.T, repeats=21)
     results.compare("of it the assignment (host)", lambda: linear_sum_assignment(similarity, maximize=True), repeats=21)
-    solvers(results)
     results.save()
 
 

@@ -17,20 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from benchmarks.bench_clustering import CASES, DIM, EPS, HARD, K1, K2, MIN_SAMPLES, draw
-from benchmarks.harness import Results, Row, seconds
+from benchmarks.harness import Results, Row, seconds, start_method, take_step
 from clustering.jaccard import distances_of
 from clustering.labels import dbscan
 from clustering.neighbours import neighbours_of
 from configs.defaults import load_config
+from data.batches import Batches
 from data.images import ImageBank
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
 from processor.features import embed
+from processor.run.state import TrainState
 from processor.setup import train_settings
-from processor.train import Batches, TrainState, heads_of, train_step
 from utils.distributed import join_processes
 from utils.modality import Modality
 
@@ -52,22 +54,22 @@ def timed(function, repeats=1):
 def training(processes):
     """Prepare the demo's training: a function that takes STEPS steps, one that embeds all images of a modality."""
     config = load_config("configs/demo.yml", ["PRECISION", "fp32", "METHOD.CROSS_EPOCH", "1"])
-    settings = train_settings(config, 2)
+    settings = train_settings(config, "prepare")
     rng, shape = np.random.default_rng(0), (IMAGES, config.INPUT.HEIGHT, config.INPUT.WIDTH, 3)
     banks = {m: ImageBank(rng.integers(0, 256, shape, dtype=np.uint8)) for m in Modality}
     labels = {m: np.arange(IMAGES) % PERSONS for m in Modality}
     model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, height=shape[1], width=shape[2]))
     spread_batch_norm(model, 1, processes)
     state, generator = TrainState(model, settings), torch.Generator().manual_seed(0)
-    wrapped = processes.wrap(model, lambda: model.parameters_without(heads_of(None)))
-    memory = settings.new_memory({m: torch.randn(PERSONS, model.feature_dim, generator=generator) for m in Modality}, 1,
-                                 processes=processes)
-    batches = Batches(banks, labels, settings, 1, processes)
+    wrapped = processes.wrap(model, lambda: model.parameters_without(("feature",)))
+    prototypes = {m: torch.randn(PERSONS, model.feature_dim, generator=generator) for m in Modality}
+    method = start_method(settings, {m: F.normalize(rows, dim=1) for m, rows in prototypes.items()}, 1)
+    batches = Batches(banks, labels, settings, 1, processes=processes)
 
     def steps():
         wrapped.train()
         for step in range(STEPS):
-            train_step(wrapped, state.optimizer, memory, batches[step], None, "fp32", processes)
+            take_step(wrapped, state.optimizer, method, batches[step], "fp32")
 
     def embedding():
         embed(model, banks[Modality.RGB], Modality.RGB, batch_size=64, precision="fp32", processes=processes)
@@ -79,8 +81,7 @@ def messages(processes):
     """Prepare the messages of a step at RN50's size: name -> a function."""
     gradients, features = torch.ones(RN50_GRADIENTS), torch.ones(64 // processes.size, DIM)
     return {f"sum of RN50's {RN50_GRADIENTS:,} gradients": lambda: torch.distributed.all_reduce(gradients),
-            "features of 64 images put together": lambda: processes.gather(features, 64),
-            "agreement on stopping": lambda: processes.largest(0)}
+            "features of 64 images put together": lambda: processes.gather(features, 64)}
 
 
 def work(folder, clustered):

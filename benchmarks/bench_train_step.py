@@ -12,6 +12,8 @@ from benchmarks.harness import Results, Row, measure, peak_memory, start_method,
 from configs.defaults import load_config
 from data.batches import Batch
 from model.cclnet import CCLNet
+from model.towers.clip_resnet import ClipResNet
+from model.towers.clip_vit import ClipViT
 from processor.optim import image_optimizer
 from processor.setup import train_settings
 from utils.modality import Modality
@@ -26,9 +28,11 @@ EMBEDDED_ONCE = 3803 + 2800         # queries once, and at most so many images a
 def build(backbone):
     """Build a `CCLNet` of a backbone's size with random weights: the arithmetic is the same. Args: of BACKBONES."""
     torch.manual_seed(0)
-    visual = (ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64) if backbone == "RN50"
-              else VisionTransformer(224, 16, 768, 12, 12, 4.0, output_dim=512, act_layer=QuickGELU))
-    return CCLNet(visual, HEIGHT, WIDTH, BACKBONES[backbone])
+    if backbone == "RN50":
+        visual = ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64)
+        return CCLNet(ClipResNet(visual, HEIGHT, WIDTH))
+    visual = VisionTransformer(224, 16, 768, 12, 12, 4.0, output_dim=512, act_layer=QuickGELU)
+    return CCLNet(ClipViT(visual, HEIGHT, WIDTH, BACKBONES[backbone]))
 
 
 def rn50():
@@ -36,16 +40,16 @@ def rn50():
     return build("RN50")
 
 
-def training(model, device, precision, size, channels_last, backend=None):
+def training(model, device, precision, size, channels_last, compiled=False):
     """Prepare a training step without swapping: a callable.
 
-    Args: model: is moved and trained; size: images of each modality; backend: of torch.compile, None: not compiled.
+    Args: model: is moved and trained; size: images of each modality; compiled: by torch.compile.
     """
     settings = train_settings(load_config(), "prepare")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
-    if backend:
-        compile_parts(model.tower, torch.device(device), backend)
+    if compiled:
+        compile_parts(model.tower, torch.device(device))
     optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
     method = start_method(settings, {m: F.normalize(torch.randn(CLUSTERS, model.feature_dim, device=device), dim=1)
                                      for m in Modality}, 1)

@@ -11,21 +11,22 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.modified_resnet import ModifiedResNet
 from scipy.optimize import linear_sum_assignment
 
-from benchmarks import bench_clustering, bench_epoch, bench_memory, bench_metrics, roofline
+from benchmarks import bench_clustering, bench_epoch, bench_memory, roofline
 from benchmarks.bench_train_step import embedding, training
-from benchmarks.harness import measure
+from benchmarks.harness import measure, start_method
 from clustering.labels import make_pseudo_labels
 from clustering.neighbours import k_nearest, k_nearest_by_torch
 from configs.defaults import load_config
 from data.augment import apply, draw
+from data.batches import Batch
 from data.images import ImageBank
 from model.cclnet import CCLNet
 from model.clip import TextTower
 from model.towers.clip_resnet import ClipResNet
 from processor.metrics import rank_metrics
-from processor.prompt import PromptState, prompt_step
+from processor.prompt import prompt_step
+from processor.run.state import PromptState, TrainState
 from processor.setup import prompt_settings, train_settings
-from processor.train import TrainState
 from utils.errors import is_out_of_memory
 from utils.modality import Modality
 
@@ -93,7 +94,7 @@ class Bench:
         """Return the released recipe's `TrainSettings` in a precision, swapping from the first epoch on."""
         batch = self.sizes.batch // 4
         return train_settings(load_config(None, ["PRECISION", precision, "METHOD.CROSS_EPOCH", "1",
-                                                 "SAMPLER.INSTANCES", str(batch)]), 2)
+                                                 "SAMPLER.INSTANCES", str(batch)]), "prepare")
 
     def row(self, what, function, per_epoch=0, precision="", counted=None):
         """Time a call and say what bounds it. Args: counted: `roofline.Work` of it, counted here if None."""
@@ -137,12 +138,12 @@ def steps(bench):
     return rows
 
 
-def compiled_step(bench, precision, backend="inductor"):
+def compiled_step(bench, precision):
     """Time the training step with a compiled tower."""
     size = bench.sizes.batch
     work = bench.work.get(precision) or roofline.count(training(copy.deepcopy(bench.model), bench.device, precision,
                                                                 size, True))
-    step = training(copy.deepcopy(bench.model), bench.device, precision, size, True, backend)
+    step = training(copy.deepcopy(bench.model), bench.device, precision, size, True, compiled=True)
     first = measure(step, repeats=1, warmup=0)
     row = bench.row(f"training step 2 x {size}, {precision}, compiled", step, 0, precision, work)
     row.note += f"; the first step took {first:.0f} s; shares as if nothing were fused"
@@ -219,14 +220,14 @@ def memories(bench):
     """Time a step of the memories, and its matching on the host."""
     rows, k = [], bench.sizes.prototypes
     start = [p.to(bench.device) for p in bench_memory.draw(*k.values(), bench.model.feature_dim)]
-    labels = {m: np.repeat(np.arange(4), bench.sizes.batch // 4) for m in Modality}
+    batch = Batch({}, {m: np.repeat(np.arange(4), bench.sizes.batch // 4) for m in Modality}, {}, {})
     features = {m: torch.randn(bench.sizes.batch, bench.model.feature_dim, device=bench.device) for m in Modality}
     for epoch, name in ((0, "without"), (1, "with")):
-        memory = bench.settings.new_memory(dict(zip(Modality, start)), epoch)
+        method = start_method(bench.settings, dict(zip(Modality, start)), epoch)
 
-        def step(memory=memory):
-            memory.update(features, labels)
-            return memory.memories      # a swap that was put off is done
+        def step(method=method):
+            method.update(features, batch)
+            return method.prototypes()      # a swap that was put off is done
 
         rows.append(bench.row(f"memories {' x '.join(map(str, k.values()))}, {name} swap", step,
                               bench.steps if epoch else 0))
@@ -236,9 +237,17 @@ def memories(bench):
     return rows
 
 
+def sysu_trial(seed, queries):
+    """Draw a trial of SYSU-MM01's all-search: distance, query and gallery ids, query and gallery cameras."""
+    rng = np.random.default_rng(seed)
+    query_ids, gallery_ids = rng.integers(0, 96, queries), np.arange(301) % 96
+    distance = rng.random((queries, 301), dtype=np.float32) - np.float32(0.3) * (query_ids[:, None] == gallery_ids)
+    return distance, query_ids, gallery_ids, rng.choice([3, 6], queries), rng.choice([1, 2, 4, 5], 301)
+
+
 def metrics(bench):
     """Time the metrics of ten trials, on the host."""
-    trials = [bench_metrics.sysu_trial(seed, queries=bench.sizes.queries) for seed in range(bench_metrics.TRIALS)]
+    trials = [sysu_trial(seed, bench.sizes.queries) for seed in range(10)]
     return [Row(f"metrics, ten trials of {bench.sizes.queries} x 301", measure(
         lambda: [rank_metrics(*trial, "sysu") for trial in trials], 1, 0), 1 / load_config().TEST.EVERY)]
 

@@ -25,7 +25,6 @@ import torch
 
 from loss.method import EpochStart
 from processor.train import train_step
-from utils.distributed import ALONE
 
 FOLDER = Path(__file__).parent / "results"
 HEAD = ("what", "ours", "reference", "ratio", "bound", "ours / bound", "target", "note")
@@ -85,9 +84,9 @@ def start_method(settings, prototypes, epoch):
     return method
 
 
-def take_step(model, optimizer, method, batch, precision, processes=ALONE):
+def take_step(model, optimizer, method, batch, precision):
     """Take one step of train_prepare.py: its losses and numbers. Args: as `processor.train.train_step`."""
-    return train_step(model, optimizer, method, batch, None, precision, processes)
+    return train_step(model, optimizer, method, batch, None, precision)
 
 
 def _finish():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from data.hashes import content_hashes, hash_of_lines, in_parallel
+from data.manifest import file_hashes, hash_of_lines, in_parallel
 from utils.checkpoint import open_lock, save_array, save_json
 from utils.errors import UserError, explained, quoted
 from utils.runtime import to_device
@@ -97,9 +97,9 @@ def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", ca
                             f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
         return ImageBank(images, device, image_set.paths, cache, normalisation, image_set.cameras)
     files = CacheFiles(Path(cache_dir), split, image_set.modality.value)
-    contents = zip(image_set.paths, content_hashes(image_set, root, split, files.folder))
+    contents = zip(image_set.paths, file_hashes(image_set, root, split, files.folder))
     manifest = {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF",
-                "sha256": hash_of_lines(f"{path}\0{content}" for path, content in contents)}
+                "sha256": hash_of_lines(f"{path}\0{content}" for path, (_, content) in contents)}
     if not files.is_current(manifest, shape):
         if announce:
             announce(f"decoding {len(image_set):,} {split} {image_set.modality.value} images once into "

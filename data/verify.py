@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.hashes import file_hash, in_parallel
 from data.images import decode_image
+from data.manifest import file_hash, in_parallel
 from utils.errors import UserError
 
 SHOWN = 5       # examples per finding

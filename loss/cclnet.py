@@ -62,7 +62,7 @@ class CCLNet(Method):
             return
         (labels, found), self.due = self.due, None
         links, s = self.epoch_links or assign(found()), self.settings
-        swap(*self._rows(), links, labels, s.swap_scale, s.swap_order)
+        swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)
 
     def links(self):
         """Link the prototypes as the last step did, before its swap: `LinkedClusters`."""
@@ -74,12 +74,9 @@ class CCLNet(Method):
         self.swap_what_is_due()
         return {m.value: memory.prototypes for m, memory in self.memories.items()}
 
-    def _rows(self):
-        return [memory.prototypes for memory in self.memories.values()]
-
     def _similarity(self):
         """Begin to fetch the cosines of all prototypes (K_rgb, K_ir): a function that returns the array."""
-        return to_host(similarity(*self._rows()))
+        return to_host(similarity(*(memory.prototypes for memory in self.memories.values())))
 
 
 def swap(rgb, ir, links, labels, scale, order):

@@ -93,13 +93,14 @@ MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> 
 def cluster_means(features, labels):
     """Average the features of each cluster, in the order of the images, so that every device and process agrees.
 
-    Args: features: (N, D) tensor; labels: (N,) int64 array of clusters 0 to K - 1; -1 is left out. Returns: (K, D).
+    Args: features: (N, D) tensor; labels: (N,) int64 array of clusters 0 to K - 1; -1 is left out.
+    Returns: (K, D); 0 for a cluster without images.
     """
     order = np.argsort(labels, kind="stable")
     order = order[labels[order] >= 0]
     counts = torch.from_numpy(np.bincount(labels[order])).to(features.device)
     rows = features[to_device(order, features.device)]
-    return torch.segment_reduce(rows, "sum", lengths=counts, axis=0) / counts[:, None]
+    return torch.segment_reduce(rows, "sum", lengths=counts, axis=0) / counts.clamp(min=1)[:, None]
 
 
 def cross_entropy(x, prototypes, labels, temperature, before=None):

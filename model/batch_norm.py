@@ -1,15 +1,13 @@
 """Batch norm over the batch of all processes, or over parts of it (BATCH_NORM.SPLITS).
 
-With n splits, statistics are those of n equal parts of the batch, in the order in which torch's DataParallel would have
-scattered it over n GPUs: part i holds the i-th of n pieces of the visible images and the i-th of the infrared ones.
-Process r of N has the r-th piece of each modality. So
+With n splits, statistics are those of n equal parts of the batch, as torch's DataParallel would have scattered it over
+n GPUs: part i holds the i-th of n pieces of each modality. Process r of N has the r-th piece of each modality. So
 
     n = N:  each process is a part: torch's own batch norm, also for n = N = 1, where nothing is replaced
     n > N:  each process has n / N parts: `PartBatchNorm`
     n < N:  N / n processes share a part: torch's SyncBatchNorm on GPUs, `SharedBatchNorm` on CPUs
 
-Running statistics are those of the first part, as under DataParallel, whose first replica's are kept. In evaluation
-mode nothing differs.
+Running statistics are those of the first part, as under DataParallel. In evaluation mode nothing differs.
 """
 import torch
 import torch.distributed as dist
@@ -95,43 +93,34 @@ class SharedBatchNorm(_LikeBatchNorm):
         self.group = group
 
     def _train(self, x):
-        out, mean, var = _Normalise.apply(x.to(self.weight.dtype), self.weight, self.bias, self.eps, self.group)
-        count = x.numel() // x.shape[1] * self.group.size()
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
-        return out.to(x.dtype)
+        dims, given = (0, *range(2, x.ndim)), x
+        x = x.to(self.weight.dtype)
+        mean = _MeanOfAll.apply(x.mean(dims), self.group)
+        x = x - _along(mean, x)
+        var = _MeanOfAll.apply(x.square().mean(dims), self.group)
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * self.group.size()
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        x = x * _along((var + self.eps).rsqrt() * self.weight, x) + _along(self.bias, x)
+        return x.to(given.dtype)
 
 
-class _Normalise(torch.autograd.Function):
-    """Batch normalisation (Ioffe and Szegedy, ICML 2015) whose sums go over all processes of a group."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps, group):
-        """Normalise x (B, C, ...): the result, mean (C,) and biased variance (C,) of all processes' rows."""
-        ctx.group, ctx.dims = group, (0, *range(2, x.ndim))
-        var, mean = torch.var_mean(x, ctx.dims, correction=0)
-        found = [torch.empty_like(torch.stack([mean, var])) for _ in range(group.size())]
-        dist.all_gather(found, torch.stack([mean, var]), group=group)
-        means, variances = torch.stack(found, dim=1)
-        mean = means.mean(0)
-        var = (variances + (means - mean).square()).mean(0)
-        scale = (var + eps).rsqrt()
-        normal = (x - _along(mean, x)) * _along(scale, x)
-        ctx.save_for_backward(normal, weight, scale)
-        ctx.mark_non_differentiable(mean, var)
-        return normal * _along(weight, x) + _along(bias, x), mean, var
+class _MeanOfAll(torch.autograd.Function):
+    """The mean of a tensor over the processes of a group; its gradient is the mean of theirs."""
 
     @staticmethod
-    def backward(ctx, grad, *_):
-        """Return the gradients by x, weight and bias; those of the last two are of this process's rows alone."""
-        normal, weight, scale = ctx.saved_tensors
-        of_bias, of_weight = grad.sum(ctx.dims), (grad * normal).sum(ctx.dims)
-        means = torch.stack([of_bias, of_weight])
-        dist.all_reduce(means, group=ctx.group)
-        means /= grad.numel() // grad.shape[1] * ctx.group.size()
-        by_x = (grad - _along(means[0], grad) - normal * _along(means[1], grad)) * _along(weight * scale, grad)
-        return by_x, of_weight, of_bias, None, None
+    def forward(ctx, values, group):
+        """Return the mean, the same on all processes."""
+        ctx.group, total = group, values.clone()
+        dist.all_reduce(total, group=group)
+        return total / group.size()
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Return the gradient by the values."""
+        return _MeanOfAll.apply(grad, ctx.group), None
 
 
 def _along(values, x):

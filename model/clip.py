@@ -15,7 +15,7 @@ from utils.errors import UserError, explained, quoted
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
 DEFAULT_NAME = "RN50"               # of MODEL.NAME, which beside a file says nothing
 TEXT_KEYS = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
-SIZE_KEYS = ("input_resolution", "context_length", "vocab_size")   # facts beside the weights in OpenAI's archives
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")     # what archives hold beside weights
 HEAD_WIDTH = 64                     # numbers of an attention head, in all of OpenAI's CLIPs
 
 
@@ -31,7 +31,7 @@ def load_clip(weights="openai", name=DEFAULT_NAME):
 
     path = _download(name) if weights == "openai" else weights
     state = {key: value.float() if value.is_floating_point() else value
-             for key, value in read_state_dict(path).items() if key not in SIZE_KEYS}
+             for key, value in read_state_dict(path).items() if key not in NO_WEIGHTS}
     if "visual.conv1.weight" not in state:
         raise UserError(f"weights {quoted(path)} hold no image tower of CLIP; expected OpenAI's names, of a ResNet or "
                         f"a vision transformer. {OTHER_WEIGHTS}")
@@ -39,12 +39,15 @@ def load_clip(weights="openai", name=DEFAULT_NAME):
         raise UserError(f"weights {quoted(path)} lack the text tower ({', '.join(missing)}); expected a whole CLIP. "
                         f"{OTHER_WEIGHTS}")
     kinds = {True: "a vision transformer", False: "a ResNet"}
-    found, named = "visual.proj" in state, name.startswith("ViT")
+    found, named = "visual.class_embedding" in state, name.startswith("ViT")
     if name != DEFAULT_NAME and named != found:
         raise UserError(f"MODEL.NAME is {name}, {kinds[named]}, but the weights {quoted(path)} hold {kinds[found]}; "
                         "leave MODEL.NAME out, for a file's kind is read from its weights, or set MODEL.CLIP_WEIGHTS "
                         "to another file")
     with explained(f"weights {quoted(path)} do not fit together", f"expected those of one CLIP. {OTHER_WEIGHTS}"):
+        if found and (width := len(state["visual.class_embedding"])) % HEAD_WIDTH:
+            raise UserError(f"weights {quoted(path)} hold a vision transformer of width {width}; expected a multiple "
+                            f"of {HEAD_WIDTH}, the width of a head in OpenAI's format. {OTHER_WEIGHTS}")
         model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32).float()
     check_state_dict(state, model.state_dict(), f"the file {quoted(path)}", OTHER_WEIGHTS)
     model.load_state_dict(state)        # open_clip has cast them to fp16

@@ -1,4 +1,4 @@
-"""From a checkpoint's content to a model, and the released checkpoint format: our weights under its names."""
+"""From a checkpoint's content to a model, and the released format: the weights of a `ClipResNet` under its names."""
 import math
 
 import numpy as np
@@ -55,9 +55,9 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
         if asked[key] not in (None, "", told.get(key, asked[key])):
             raise UserError(f"{what} was trained with {setting} {told[key]}, now it is {asked[key]}. Use the "
                             "configuration of the training run")
-    size = checkpoint_size(content)
-    told = {**(dict(zip(("height", "width"), size)) if size else {}), **{key: value for key, value in asked.items()
-                                                                         if value not in (None, "")}, **told}
+    told = {**{key: value for key, value in asked.items() if value not in (None, "")}, **told}
+    if "height" not in told:
+        told.update(zip(("height", "width"), checkpoint_size(content) or ()))
     if "height" not in told:
         raise UserError(f"{what} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
     with explained(f"{what} does not fit together", f"expected a model of kind {chosen.kind}. {DAMAGED}"):
@@ -68,10 +68,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
 
 
 def checkpoint_size(content):
-    """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say.
-
-    From its description or, in the released format, from its position embedding.
-    """
+    """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say."""
     if (released := released_state(content)) is not None:
         return released_input_size(released)
     told = content.get("model") if isinstance(content.get("model"), dict) else {}
@@ -109,7 +106,7 @@ def released_name(our_name):
 
 
 def our_name(released_name):
-    """Our name of a released weight; None for those that the image side does not use."""
+    """Translate a released name to ours; None for the weights that the image side does not use."""
     return _translated(released_name, [(released, ours, starts) for ours, released, starts in MAPPING])
 
 
@@ -123,12 +120,12 @@ def _translated(name, mapping):
 
 
 def from_released(state):
-    """The state dict of a `CCLNet` in a released one (`released_state`); the rest is left out."""
+    """Pick the state dict of a `CCLNet` out of a released one (`released_state`)."""
     return {our_name(name): value for name, value in state.items() if our_name(name)}
 
 
 def released_input_size(state):
-    """(height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
+    """Find (height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
     positions = state.get("base_resnet.base.attnpool.positional_embedding")
     cells = len(positions) - 1 if isinstance(positions, torch.Tensor) and positions.dim() else 0
     columns = math.isqrt(max(cells, 0) // 2)
@@ -136,7 +133,7 @@ def released_input_size(state):
 
 
 def describe_released(content):
-    """A sentence for the log: what of a released checkpoint is used, and the numbers that it states."""
+    """Say for the log what of a released checkpoint is used, and which numbers it states."""
     state = released_state(content)
     used = len(from_released(state))
     prompts = ", ".join(f"{len(state[name])} {m.value}" for m in Modality
@@ -151,7 +148,7 @@ def describe_released(content):
 
 
 def first_number(value):
-    """The first entry of a number, an array or a list as a float; None if there is none."""
+    """Return the first entry of a number, an array or a list as a float; None if there is none."""
     try:
         number = float(np.ravel(value)[0])
     except (TypeError, ValueError, IndexError, OverflowError):
@@ -160,7 +157,7 @@ def first_number(value):
 
 
 def to_released(content, model, weights, name):
-    """The released format of one of our checkpoints: {"state_dict", "cmc", "mAP", "mINP", "epoch"}.
+    """Write one of our checkpoints in the released format: {"state_dict", "cmc", "mAP", "mINP", "epoch"}.
 
     What our training does not touch is CLIP's: the unused copies of the image tower and the text encoder. A
     checkpoint without prompts (train_prepare.py) gets one per modality, with CLIP's own embeddings of "X X X X".

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from processor.features import embed
-from processor.metrics import rank_metrics
+from processor.metrics import hidden_images, rank_metrics
 from processor.ranking import rank_trial
 from utils.distributed import ALONE, Processes
 from utils.errors import UserError
@@ -97,14 +97,14 @@ def check_matches(data, retrieval):
     """
     m = retrieval.query_modality
 
-    def persons_and_cameras(images, positions):
-        return np.unique(np.stack([images.persons[positions], images.cameras[positions]]), axis=1)
-
-    query_ids, query_cams = persons_and_cameras(data.test[m], retrieval.query)
     for trial in retrieval.galleries:
-        gallery_ids, gallery_cams = persons_and_cameras(data.test[m.other], trial)
-        _scored(np.zeros((len(query_ids), len(gallery_ids))), query_ids, gallery_ids, query_cams, gallery_cams, data,
-                retrieval)
+        (query_ids, query_cams), (gallery_ids, gallery_cams) = (
+            np.unique(np.stack([images.persons[positions], images.cameras[positions]]), axis=1)
+            for images, positions in ((data.test[m], retrieval.query), (data.test[m.other], trial)))
+        hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, query_cams, gallery_cams)
+        if not ((query_ids[:, None] == gallery_ids) & ~hidden).any():
+            raise UserError(f"the {retrieval.protocol} test of {data.root} cannot be scored: no query has a match in "
+                            "the gallery; expected test persons with images of both modalities. Check the test ids")
 
 
 def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, retrieval):

@@ -14,12 +14,12 @@ from processor.features import embed_all
 from processor.optim import set_lr, warmup_step_factor
 from processor.run.epoch import end_epoch
 from processor.run.state import TrainState
-from utils.distributed import ALONE
 from utils.finite import RunningMeans
 from utils.modality import Modality
 from utils.runtime import autocast, gpu_rounding
 
 CHECK_EVERY = 20        # steps between looks at the losses, for which a GPU is waited for
+HEADS = (("feature",), ("feature", "projection"))       # of the model that are trained: without texts, with texts
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def train(stage, model, images, settings, run, tester, guidance=None):
     s, p, method = settings, run.processes, settings.method(**settings.of_method)
     state = run.restore(stage, TrainState(model, s))
     cameras = {m: bank.cameras for m, bank in images.items()}
-    trained = p.wrap(model, lambda: model.parameters_without(heads_of(guidance)))
+    trained = p.wrap(model, lambda: model.parameters_without(HEADS[guidance is not None]))
     for epoch in run.epochs_left(stage, state, s.epochs):
         if epoch == s.restart_epoch:
             state.renew_optimizer()
@@ -81,34 +81,24 @@ def train(stage, model, images, settings, run, tester, guidance=None):
         trained.train()
         run.training_begins()
         for batch in tqdm(batches, f"{stage} epoch {epoch}", leave=False, disable=p.hides_bars, unit="batch"):
-            means.add(train_step(trained, state.optimizer, method, batch, guidance, s.precision, p))    # 4 P x K images
+            means.add(train_step(trained, state.optimizer, method, batch, guidance, s.precision))       # 4 P x K images
             if means.steps % CHECK_EVERY == 0 or means.steps == len(batches):
                 means.check(f"epoch {epoch}", batches.names)
         end_epoch(stage, epoch, state, method, labels, means, batches.size, run, tester)        # 5 log, test, save
     return state
 
 
-def heads_of(guidance):
-    """Name the heads of the model that are trained. Args: guidance: `TextGuidance` or None."""
-    return ("feature", "projection") if guidance else ("feature",)
-
-
-def train_step(model, optimizer, method, batch, guidance=None, precision="released", processes=ALONE):
+def train_step(model, optimizer, method, batch, guidance=None, precision="released"):
     """Take one step of the optimiser on a batch, then let the method follow.
 
-    Each of several processes computes the features of its share of the batch; then all have all of them, so that the
-    losses are those of the whole batch.
-
-    Args: method: `Method` that has started the epoch; batch: `Batch`; guidance: `TextGuidance` or None; precision: of
-        `utils.runtime`; processes: of `utils.distributed`.
+    Args: model: `CCLNet`, wrapped where several processes share a batch; method: `Method` that has started the epoch;
+        batch: `Batch`; guidance: `TextGuidance` or None; precision: of `utils.runtime`.
     Returns: {"loss_NAME": scalar tensor} of every loss, and the numbers of the method's update.
     """
     rgb, ir = (batch.images[m] for m in Modality)
     with gpu_rounding(precision):
         with autocast(precision, rgb.device):
-            out = model(rgb, ir, heads_of(guidance))
-        out = {head: {m: processes.whole(rows[m], len(batch.labels[m])) for m in Modality}
-               for head, rows in out.items()}
+            out = model(rgb, ir, HEADS[guidance is not None])
         losses = method.losses(out["feature"], batch)
         if guidance:
             losses |= guidance.losses(out["projection"], batch)

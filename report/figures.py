@@ -191,11 +191,11 @@ def distance_figure(title, edges, same, different):
 
 
 @_style()
-def map_figure(points, persons, modalities, perplexity=None, cameras=None, tiles=None):
+def map_figure(points, persons, modalities, cameras, perplexity, tiles):
     """Draw a map of embeddings, coloured by person: a disc for each visible image, a triangle for each infrared one.
 
-    Args: points: (N, 2); persons: (N,) identities; modalities: (N,) "rgb" or "ir"; perplexity: of the t-SNE;
-        cameras: (N,), or None; tiles: of `content`, only for the page's script.
+    Args: points: (N, 2); persons, cameras: (N,) numbers; modalities: (N,) "rgb" or "ir"; perplexity: of the t-SNE;
+        tiles: of `report.content`, only for the page's script.
     """
     from matplotlib.lines import Line2D
 
@@ -203,8 +203,8 @@ def map_figure(points, persons, modalities, perplexity=None, cameras=None, tiles
     known, counts = np.unique(persons, return_counts=True)
     coloured = dict(zip(known[np.argsort(-counts, kind="stable")].tolist(), PERSONS))
     markers = {"rgb": "o", "ir": "^"}
-    how = f"t-SNE, seed 0{f', perplexity {perplexity:.3g}' if perplexity else ''}"
-    figure, axes = _axes("Test embeddings", f"{how}; {len(coloured)} of {len(known)} persons in colour", SQUARE)
+    figure, axes = _axes("Test embeddings", f"t-SNE, seed 0, perplexity {perplexity:.3g}; {len(coloured)} of "
+                         f"{len(known)} persons in colour", SQUARE)
     axes.set_position((0.01, 0.01, 0.98, 0.87))
     for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
         for name, marker in markers.items():
@@ -222,8 +222,8 @@ def map_figure(points, persons, modalities, perplexity=None, cameras=None, tiles
             [Line2D([], [], marker=marker, linestyle="", color=MUTED, label=MODALITY_NAMES[name])
              for name, marker in markers.items()])
     figure.hover = {"images": [
-        [*place, f"person {person}, {MODALITY_NAMES[name]}" + (f", camera {cameras[index]}" if cameras else "")]
-        for index, (place, person, name) in enumerate(zip(_places(axes, *points.T).tolist(), persons, modalities))]}
+        [*place, f"person {person}, {MODALITY_NAMES[name]}, camera {camera}"]
+        for place, person, name, camera in zip(_places(axes, *points.T).tolist(), persons, modalities, cameras)]}
     return figure
 
 
@@ -245,7 +245,7 @@ def svg(figure, prefix):
     text = re.sub(rf'(id="|href="#|url\(#)(?={REFERRED})', rf"\g<1>{prefix}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
-    hover = html.escape(json.dumps(getattr(figure, "hover", {}), separators=(",", ":")))
+    hover = html.escape(json.dumps(figure.hover, separators=(",", ":")))
     text = text.replace("<svg ", f'<svg role="img" data-hover="{hover}" ', 1)
     return re.sub(r'(?:width|height)="[\d.]+pt" ', "", text, count=2)
 

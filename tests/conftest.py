@@ -130,10 +130,8 @@ def either_clip(either_clip_file):
 @pytest.fixture
 def model(tiny_clip_file):
     """A new network of the tiny CLIP, for images of tiny.py's size."""
-    from model.cclnet import CCLNet
-    from model.towers.registry import load_tower
-    from tests.tiny import HEIGHT, WIDTH
-    return CCLNet(load_tower(tiny_clip_file, height=HEIGHT, width=WIDTH))
+    from tests.tiny import tiny_model
+    return tiny_model(tiny_clip_file)
 
 
 @pytest.fixture(scope="session")

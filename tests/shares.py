@@ -40,6 +40,7 @@ def train_two_epochs(clip_file, folder, splits, guided, changes, device="cpu"):
     dtype, kind = torch.float32, CCLNet
     if device.type == "cpu":
         dtype, kind = torch.float64, DoubleCCLNet
+        torch.set_default_dtype(dtype)
         torch.Tensor.float = torch.Tensor.double        # the code computes losses in fp32 on purpose
         clustering.clustering.faiss = None              # which searches in fp32 alone
     settings, banks = tiny_settings(epochs=2, **SETTINGS, **changes), tiny_banks()

@@ -1,5 +1,4 @@
 """The synthetic data set: same seed same files, the layout of SYSU-MM01, grey infrared, all or nothing."""
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,32 +21,23 @@ def files(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def ids(root, split):
-    return {int(word) for word in (root / "exp" / f"{split}_id.txt").read_text().split(",")}
-
-
 def test_seed_decides_every_byte(small, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         demo.draw_dataset(tmp_path / name, seed)
     a, b, c = (files(tmp_path / name) for name in "abc")
-    assert a == b
-    assert a.keys() == c.keys()
+    assert a == b and a.keys() == c.keys()
     assert all(a[name] != c[name] for name in a if name.endswith(".jpg"))
 
 
 def test_layout(small, tmp_path):
+    """That of SYSU-MM01; infrared images are grey, visible ones are not."""
     root = tmp_path / "set"
     demo.draw_dataset(root)
-    splits = [ids(root, split) for split in ("train", "val", "test")]
-    assert [len(split) for split in splits] == [3, 1, 2]
-    assert len(set.union(*splits)) == 6
+    splits = [{int(word) for word in (root / "exp" / f"{split}_id.txt").read_text().split(",")}
+              for split in ("train", "val", "test")]
+    assert [len(split) for split in splits] == [3, 1, 2] and len(set.union(*splits)) == 6
     names = {f"cam{c}/{i:04d}/{n:04d}.jpg" for c in range(1, 7) for i in set.union(*splits) for n in (1, 2)}
     assert names == {name for name in files(root) if name.endswith(".jpg")}
-
-
-def test_infrared_images_are_grey_and_visible_ones_are_not(small, tmp_path):
-    root = tmp_path / "set"
-    demo.draw_dataset(root)
     for path in root.rglob("*.jpg"):
         spread = np.ptp(np.asarray(Image.open(path)).astype(int), axis=2).max()
         assert (spread == 0) == (path.parts[-3] in ("cam3", "cam6"))
@@ -109,7 +99,6 @@ def test_another_trial_has_people_of_its_own(small, tmp_path):
     open_dataset("demo", tmp_path / "set", 1)
 
 
-def test_the_demo_is_not_drawn_where_sysu_belongs():
-    assert load_config(None, ["DATASET.NAME", "demo"]).DATASET.ROOT == "dataset/demo"
-    assert load_config(None, ["DATASET.NAME", "demo", "DATASET.ROOT", "mine"]).DATASET.ROOT == "mine"
-    assert load_config(None, ["DATASET.NAME", "sysu"]).DATASET.ROOT == "dataset/SYSU-MM01"
+@pytest.mark.parametrize("words, root", [([], "dataset/demo"), (["DATASET.ROOT", "mine"], "mine")])
+def test_the_demo_is_not_drawn_where_sysu_belongs(words, root):
+    assert load_config(None, ["DATASET.NAME", "demo", *words]).DATASET.ROOT == root

@@ -1,6 +1,7 @@
 """README and docs: their examples run, and what they name (files, tests, commands, keys, messages) is there."""
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,23 +10,21 @@ import numpy as np
 import pytest
 import scripts
 import torch
+import torchvision
 from PIL import Image
 from trees import people_tree
 
 from configs.defaults import as_dict, load_config
 from data import registry
-from model.cclnet import CCLNet
-from model.clip import load_clip
 from model.published import load_checkpoint
 from model.released import model_from_checkpoint
 from model.towers.registry import TOWERS
 from processor.run.folder import MODEL_FILES
 from processor.train import train_step
-from tests.tiny import tiny_banks
-from tools import demo, export_released
+from tests.tiny import tiny_banks, tiny_model
+from tools import demo
 from tools.dev import method_figure, settings_page
 from tools.lib import summary
-from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import flat
 
@@ -178,16 +177,14 @@ def blocks(page):
 @pytest.fixture(scope="module")
 def examples():
     """The names that the blocks of docs/extending.md define, run in their order, and what they changed is undone."""
-    names, path, registries = {}, list(sys.path), [(kept, dict(kept)) for kept in (registry.OPENERS, TOWERS)]
+    names, path, openers = {}, list(sys.path), dict(registry.OPENERS)
     for block in blocks(ROOT / "docs/extending.md"):
-        exec(compile(block, "docs/extending.md", "exec"), names)
-    sys.modules["averaging"] = SimpleNamespace(AveragingTower=names["AveragingTower"])      # the file averaging.py
+        if not block.startswith("#"):       # the name of a file of its own
+            exec(compile(block, "docs/extending.md", "exec"), names)
     yield names
-    del sys.modules["averaging"]
     sys.path[:] = path
-    for kept, before in registries:
-        kept.clear()
-        kept.update(before)
+    registry.OPENERS.clear()
+    registry.OPENERS.update(openers)
 
 
 def test_the_data_set_of_the_example_is_trained_on(examples, tmp_path, tiny_clip_file, monkeypatch):
@@ -214,27 +211,29 @@ def test_the_association_of_the_example(examples):
     assert links.rgb_to_ir.tolist() == [0, -1, 1] and links.ir_to_rgb.tolist() == [0, 2]
 
 
-def test_the_backbone_of_the_example_is_trained_and_tested(examples, tmp_path, tiny_clip_file, monkeypatch):
-    """The checkpoint is tested as what it is, and not exported as what it is not."""
+def test_the_backbone_of_the_example_is_trained_and_tested(tmp_path, monkeypatch):
+    """Its two files as they stand on the page: the tower's, and the script that calls train_prepare.py."""
+    files = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text_of(ROOT / "docs/extending.md"), re.DOTALL))
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     scripts.without_report(monkeypatch)
-    words = scripts.settings(DATASET__ROOT=people_tree(tmp_path / "data"), MODEL__CLIP_WEIGHTS=tiny_clip_file,
-                             OUTPUT_DIR=tmp_path / "run", MODEL__TOWER="averaging")
-    assert scripts.call(scripts.load("train_prepare"), words) == 0
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(TOWERS, "imagenet_resnet18", None)      # what the script adds is taken out again
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, scripts.settings(
+        DATASET__ROOT=people_tree(tmp_path / "data"), MODEL__CLIP_WEIGHTS=tmp_path / "resnet18.pth",
+        OUTPUT_DIR=tmp_path / "run", MODEL__TOWER="imagenet_resnet18"))])
+    runpy.run_path(str(tmp_path / "train_imagenet_resnet.py"), run_name="__main__")
     checkpoint = tmp_path / "run/prepare_last.pth"
     content = load_checkpoint(checkpoint)
-    assert type(model_from_checkpoint(content, checkpoint).tower) is examples["AveragingTower"]
+    assert model_from_checkpoint(content, checkpoint).describe()["kind"] == "imagenet_resnet18"
     assert scripts.call(scripts.load("test"), ["--resume_path", checkpoint]) == 0
-    tested = json.loads((tmp_path / "run/tests/prepare_last-python-all/metrics.json").read_text())
+    tested = json.loads(next(tmp_path.glob("run/**/metrics.json")).read_text())
     assert tested["mAP"] == pytest.approx(content["metrics"]["mAP"], abs=1e-6)
-    assert scripts.call(scripts.load("test"), ["--resume_path", checkpoint, "MODEL.TOWER", "resnet"]) == 2
-    with pytest.raises(UserError, match="MODEL.TOWER averaging, and the released format knows resnet alone"):
-        export_released.main([str(checkpoint), str(tmp_path / "out.pth")])
-    with pytest.raises(UserError, match="MODEL.TOWER is vit, but the CLIP weights hold a resnet; choose resnet or ave"):
-        CCLNet(load_clip(tiny_clip_file).visual, 32, 16, tower="vit")
 
 
-def test_the_loss_and_the_backbone_of_the_examples_take_a_step(examples, tiny_clip_file):
-    model = CCLNet(load_clip(tiny_clip_file).visual, 32, 16, tower="averaging")
+def test_the_loss_of_the_example_takes_a_step(examples, model):
     images = torch.rand(2, 3, 32, 16)
     memory = SimpleNamespace(needs_whole_batch=False,
                              losses=lambda features, *rest: {"loss_rgb": features[Modality.RGB].sum()},
@@ -249,10 +248,7 @@ def test_the_loss_and_the_backbone_of_the_examples_take_a_step(examples, tiny_cl
     assert set(losses) == {"loss_rgb", "loss_i2t_rgb", "loss_length_rgb", "loss_length_ir"}
     assert losses["loss_length_ir"] > 0
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
-    assert "tower.attnpool.c_proj.weight" in changed and "tower.layers.layer4.0.conv1.weight" in changed
-    feature, plain = (m.eval().encode_image(images, "rgb").feature
-                      for m in (model, CCLNet(load_clip(tiny_clip_file).visual, 32, 16)))
-    assert not torch.allclose(feature, plain)
+    assert "tower.attnpool.c_proj.weight" in changed
 
 
 def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
@@ -260,7 +256,7 @@ def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
     (code,) = blocks(ROOT / "README.md")
     assert len(code.strip().splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
-    model = CCLNet(load_clip(tiny_clip_file).visual, 32, 16).eval()
+    model = tiny_model(tiny_clip_file).eval()
     checkpoint, *pictures = re.findall(r'"([\w/]+\.(?:pth|jpg|png))"', code)
     for name in (checkpoint, *pictures):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scripts as scripts_of_runs
 from PIL import Image
 
+from configs.groups import group_names
 from tools import experiments
 from tools.lib import schedule, summary
 from tools.lib.grid import Experiment, Step, make_grid, read_record, results_file
 from utils.errors import SIGNALS, Stopped, UserError
-from utils.settings import group_names
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,6 @@ class InThisProcess:
         errors, self.returncode = io.StringIO(), 0
         with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
-            scripts_of_runs.without_report(patch)
             patch.setattr("report.write.save_report", lambda *_: None)
             try:
                 if words[0] == "-m":
@@ -367,13 +365,12 @@ def test_what_a_grid_varied_tells_runs_apart(tmp_path):
 
 
 def test_a_checkpoint_of_elsewhere_is_no_result_of_the_run(tmp_path):
-    for number, facts in enumerate(({"selection": "as released"}, {"of_this_run": False}, {"of_this_run": True},
-                                    {"selection": "best Rank-1 on test data"}), start=1):
+    for number, facts in enumerate(({"of_this_run": False}, {"of_this_run": True}, {}), start=1):
         record(tmp_path / f"seed{number}", seed=number, checkpoint="model_best", value=number / 4)
         path = results_file(tmp_path / f"seed{number}", "model_best", "python")
         path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
     runs = summary.read_runs([tmp_path], "python")
-    assert [run.tests and run.tests["model_best", "all"]["rank1"] for run in runs] == [{}, {}, 0.75, 1]
+    assert [run.tests and run.tests["model_best", "all"]["rank1"] for run in runs] == [{}, 0.5, 0.75]
 
 
 def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):

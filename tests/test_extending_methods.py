@@ -10,11 +10,9 @@ import torch
 from loss.linking import start_memory
 
 from loss.methods import METHODS, method_class
-from model.cclnet import CCLNet
-from model.clip import load_clip
 from processor.guidance import TextGuidance
 from processor.train import train
-from tests.tiny import EACH, HEIGHT, IMAGES, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from tests.tiny import EACH, IMAGES, PEOPLE, TinyRun, tiny_banks, tiny_model, tiny_settings, tiny_tester
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -47,7 +45,7 @@ def test_the_pages_method_trains(page, tiny_clip_file, tmp_path):
     banks, run = tiny_banks(), TinyRun(tmp_path)
     settings = tiny_settings(epochs=2, METHOD__NAME="nearest", METHOD__CROSS_EPOCH=2)
     assert settings.method is method_class("nearest") is sys.modules["loss.nearest"].Nearest
-    model = CCLNet(load_clip(tiny_clip_file).visual, HEIGHT, WIDTH)
+    model = tiny_model(tiny_clip_file)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     train("prepare", model, banks, settings, run, tiny_tester(banks))
     first, second = run.rows("prepare")

@@ -1,11 +1,9 @@
 """A device test without a GPU: PyTorch's fake tensors have a device and a shape, but no values.
 
-A tensor that was left on the host raises where it meets one on the GPU, as it would there. What depends on values (a
-matching, clusters, distinct labels) and backward passes need a real GPU: REAL_GPU_TESTS names the test of each.
+A tensor that was left on the host raises where it meets one on the GPU, as it would there. What depends on values
+(links, clusters, distinct labels) and backward passes need a real GPU: test_gpu.py.
 """
-import ast
 import contextlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import processor.features
-from data import augment
 from data.images import ImageBank
 from data.pseudo_labels import cluster_means
 from loss.cclnet import CCLNetMemory, swap
@@ -49,13 +46,6 @@ from utils.checkpoint import on_host
 from utils.finite import RunningMeans
 from utils.modality import Modality
 
-REAL_GPU_TESTS = {      # what fake tensors cannot run -> where it is tested on a real GPU
-    "backward, optimiser, Hungarian matching and linked pairs": "test_gpu.py::test_training_steps_on_a_gpu",
-    "backward of the prompts": "test_gpu.py::test_prompt_step_on_a_gpu",
-    "the search for features that are not finite, distances to the host": "test_gpu.py::test_retrieval_on_a_gpu",
-    "a whole run: clusters, page's numbers, state files, resuming": "test_gpu.py::test_training_on_a_gpu",
-    "clustering.clustering: nonzero, unique, boolean indices": "test_golden_functions.py::test_clustering_on_gpu",
-}
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}
 LINKS = Links(np.array([1, -1, 2, 0, 4]), np.array([3, 0, 2, -1, 4]))
@@ -138,26 +128,6 @@ def test_the_image_side(model, training):
         assert on_gpu(tuple(model.encode_image(images[Modality.IR], "ir")))
 
 
-def test_texts_and_prompts(text):
-    with fake_cuda():
-        text.to("cuda")
-        prompts = {m: PromptLearner(PEOPLE, m, text, torch.Generator()).to("cuda") for m in Modality}
-        assert on_gpu(text(prompts[Modality.RGB](torch.tensor([1, 2], device="cuda"))))
-        assert on_gpu(text_features(text, prompts))
-        state = PromptState(text, LABELS, tiny_prompt_settings())
-        assert on_gpu([state.prompts[m].state_dict() for m in Modality])
-
-
-@pytest.mark.parametrize("cache", ["mmap", "device"])
-def test_batches_and_augmentation(cache):
-    with fake_cuda():
-        batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
-        assert on_gpu(batches[0].images)
-        images = fake_banks(cache)[Modality.RGB].batch(np.arange(4))
-        plan = augment.draw(augment.Augmentation(1.0, 1.0, 3, 1.0), 4, (HEIGHT, WIDTH), np.random.default_rng(0))
-        assert on_gpu([images, augment.apply(images, plan), augment.normalise(images)])
-
-
 @pytest.fixture
 def memory_of_gpu(monkeypatch):
     """A GPU's answers about its memory: every question finds a megabyte more given; 100 MB are free."""
@@ -176,21 +146,15 @@ def memory(swaps=True, dim=64):
     return CCLNetMemory(random(PEOPLE, dim), 1, memory_settings(swap_epoch=1 if swaps else 2))
 
 
-def test_prototypes_and_their_losses():
-    with fake_cuda():
-        start = {m: cluster_means(x, LABELS[m] - 1) for m, x in random(IMAGES, 64).items()}
-        assert on_gpu(start)
-        assert on_gpu(memory().losses(random(4, 64), BATCH))
-
-
 @pytest.mark.parametrize("order", ["released", "simultaneous"])
 def test_updates_and_swaps(order):
     with fake_cuda():
+        start = {m: cluster_means(x, LABELS[m] - 1) for m, x in random(IMAGES, 64).items()}
         both, features = memory(), random(4, 64)
         for m, of_modality in both.memories.items():
             of_modality.update(features[m], BATCH[m])
         swap(*(of_modality.prototypes for of_modality in both.memories.values()), LINKS, BATCH, 0.1, order)
-        assert on_gpu(both.state_dict())
+        assert on_gpu([start, both.state_dict()])
 
 
 def test_the_whole_update_with_given_links(monkeypatch):
@@ -217,7 +181,9 @@ def test_the_other_methods_with_given_links(method, gradients):
 def test_losses_between_images_and_texts(text):
     with fake_cuda():
         text.to("cuda")
-        prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
+        state = PromptState(text, LABELS, tiny_prompt_settings())
+        assert on_gpu([state.prompts[m].state_dict() for m in Modality])
+        prompts = {m: PromptLearner(PEOPLE, m, text, torch.Generator()).to("cuda") for m in Modality}
         projections, labels = random(4, 32), {m: torch.tensor([0, 0, 3, 1]).to("cuda") for m in Modality}
         assert on_gpu(prompt_loss(text, prompts, projections, BATCH))
         assert on_gpu(supervised_contrast(projections[Modality.RGB], labels[Modality.RGB], projections[Modality.IR],
@@ -253,11 +219,3 @@ def test_a_state_from_the_host_comes_back_to_the_gpu(either_clip):
         state = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
         state.load_state_dict(content)
         assert on_gpu(state.model.state_dict())
-
-
-def test_what_fake_tensors_cannot_run_has_a_test_on_a_gpu():
-    for name in REAL_GPU_TESTS.values():
-        file, test = name.split("::")
-        found = [node for node in ast.parse((Path(__file__).parent / file).read_text()).body
-                 if isinstance(node, ast.FunctionDef) and node.name == test]
-        assert len(found) == 1 and "pytest.mark.gpu" in map(ast.unparse, found[0].decorator_list), name

@@ -1,5 +1,4 @@
-"""`make gpu` on a CPU at small size, and its forward parts on fake CUDA tensors: no number here says anything."""
-import copy
+"""`make gpu` on a CPU at small size: no number here says anything."""
 import json
 
 import numpy as np
@@ -7,17 +6,9 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_parts, roofline
-from benchmarks.bench_train_step import embedding, training
-from tests.test_fake_cuda import fake_cuda, on_gpu
 from utils.errors import UserError
-from utils.modality import Modality
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def bench():
-    return gpu_parts.Bench(CPU, gpu_parts.SMALL)
 
 
 def run(monkeypatch, tmp_path, parts, *words):
@@ -28,17 +19,17 @@ def run(monkeypatch, tmp_path, parts, *words):
 
 
 def test_the_measurement_runs_on_a_cpu(monkeypatch, tmp_path):
-    """All parts but the subprocesses; in bf16 a CPU without it would take most of the time."""
+    """All parts but the subprocesses and torch.compile; bf16 takes long on a CPU without it."""
     monkeypatch.setattr(gpu_parts, "PRECISIONS", ("released", "fp32"))
     monkeypatch.setattr(gpu, "SHARED_BY", "released")
-    eager = gpu.Part("compiled", gpu.measured(gpu_parts.compiled_step, "released", "eager"), 0)
-    parts = (*(part for part in gpu.PARTS if part.name not in ("tests", "demo") and "compiled" not in part.name), eager)
+    parts = [part for part in gpu.PARTS if part.name not in ("tests", "demo", "compiled", "compiled-released")]
     content, text = run(monkeypatch, tmp_path, parts)
     assert set(content["parts"]) == {part.name for part in parts} and not content["failed"] + content["left_out"]
     rows = {row["what"]: row for part in content["parts"].values() for row in part}
     assert all(np.isfinite(row["seconds"]) and row["seconds"] > 0 for row in rows.values())
     step = rows["training step 2 x 8, released"]
     assert step["per_epoch"] == 300 // 8 + 1 and step["shares"]["arithmetic"] > 0
+    assert gpu_parts.Bench(CPU, gpu_parts.FULL).steps == 348        # of SYSU-MM01
     whole, *pieces = (row["seconds"] for row in content["parts"]["epoch"])
     assert len(pieces) == 4 and sum(pieces) == pytest.approx(whole)
     assert set(content["epoch_seconds"]) == {"released", "fp32"}
@@ -80,19 +71,6 @@ def test_without_a_gpu_it_says_so(monkeypatch):
         gpu.main([])
 
 
-def test_forward_parts_on_fake_cuda_tensors(bench, monkeypatch):
-    """Model, images, memories and losses of the measured step, without its backward pass; the embedding."""
-    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
-    first, second = (copy.deepcopy(bench.model) for _ in range(2))
-    with fake_cuda():
-        device = torch.device("cuda")
-        losses, numbers = training(first, device, "released", 8, True)()
-        assert on_gpu(losses) and numbers == {}
-        assert on_gpu(embedding(second, device, "released", 8, True)())
-        a = torch.randn(4, 3, device=device)
-        assert roofline.count(lambda: a @ a.T) == roofline.Work(2 * 4 * 3 * 4, 4 * (12 + 12 + 16))
-
-
 def test_work_is_counted_and_bounded():
     """A product of 4 x 3 with 3 x 5 and a sum: operations, bytes, and the larger share."""
     a, b = torch.randn(4, 3), torch.randn(3, 5)
@@ -111,8 +89,3 @@ def test_hours_add_up_the_fastest_way_of_each_precision():
             "embedding": [row(0.5, 8, "bf16"), row(0.5, 6, "bf16")], "clustering": [row(4, 1), row(3, 1), row(9, 0)],
             "metrics": [row(5, 0.2)]}
     assert gpu.epoch_seconds(rows) == {"bf16": 10 + 3 + 7 + 1}
-
-
-def test_the_sizes_are_those_of_sysu():
-    assert gpu_parts.FULL.images == {Modality.RGB: 22258, Modality.IR: 11909}
-    assert gpu_parts.Bench(CPU, gpu_parts.FULL).steps == 348

@@ -1,4 +1,5 @@
 """Decoding of every kind of image, the cache, and the manifest of a data set."""
+import json
 import os
 
 import numpy as np
@@ -6,19 +7,11 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-import data.pseudo_labels
 from data import images as module
 from data import sysu
 from data.images import decode_image, open_bank, pick_cache, read_image
 from data.manifest import data_manifest, manifest_differences
-from data.pseudo_labels import (
-    FILE_NAMES,
-    ClusterSettings,
-    find_pseudo_labels,
-    load_pseudo_labels,
-    make_pseudo_labels,
-    save_pseudo_labels,
-)
+from data.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError
 from utils.modality import Modality
@@ -26,27 +19,18 @@ from utils.modality import Modality
 GREY = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (32, 1))       # (32, 16), dark to bright
 
 
-def save(folder, mode, ending):
-    path = folder / f"{mode.replace(';', '')}{ending}"
-    if mode == "I;16":
-        Image.fromarray(GREY.astype(np.uint16) * 257).save(path)
-    else:
-        Image.fromarray(GREY).convert(mode).save(path)
-    return path
-
-
 @pytest.mark.parametrize("mode, ending", [
     ("RGB", ".png"), ("RGB", ".jpg"), ("L", ".bmp"), ("L", ".jpg"), ("LA", ".png"), ("RGBA", ".png"), ("P", ".png"),
     ("I;16", ".png"), ("CMYK", ".jpg")])
 def test_every_mode_becomes_rgb(tmp_path, mode, ending):
-    image = read_image(save(tmp_path, mode, ending), 32, 16)
+    path = tmp_path / f"image{ending}"
+    grey = Image.fromarray(GREY.astype(np.uint16) * 257 if mode == "I;16" else GREY)
+    (grey if mode == "I;16" else grey.convert(mode)).save(path)
+    image = read_image(path, 32, 16)
     assert image.shape == (32, 16, 3) and image.dtype == np.uint8
     assert np.abs(image.astype(int) - GREY[..., None]).max() <= 8
-
-
-def test_content_decides_where_the_ending_is_wrong(tmp_path):
-    save(tmp_path, "RGB", ".png").rename(tmp_path / "a.jpg")
-    assert np.array_equal(read_image(tmp_path / "a.jpg", 32, 16), np.repeat(GREY[..., None], 3, axis=2))
+    path.rename(tmp_path / "image")         # content decides, not the ending
+    assert np.array_equal(read_image(tmp_path / "image", 32, 16), image)
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp"])
@@ -77,24 +61,17 @@ def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path, kind, m
         read_image(tmp_path / "a.jpg", 32, 16)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def link_to_itself(path):
+def become(path, make):
     path.unlink()
-    path.symlink_to(path.name)
-
-
-def become_folder(path):
-    path.unlink()
-    path.mkdir()
+    make(path)
 
 
 @pytest.mark.parametrize("damage, sentence", [
-    (truncate, "does not decode"), (lambda path: path.write_bytes(b""), "does not decode"),
-    (link_to_itself, "does not decode|cannot be reached"), (become_folder, "does not decode"),
-    (lambda path: path.unlink(), "is missing")], ids=["truncated", "empty", "link loop", "folder", "missing"])
+    (lambda path: path.write_bytes(path.read_bytes()[:-200]), "does not decode"),
+    (lambda path: path.write_bytes(b""), "does not decode"),
+    (lambda path: become(path, lambda path: path.symlink_to(path.name)), "cannot be reached"),
+    (lambda path: become(path, os.mkdir), "does not decode"), (lambda path: become(path, os.mkfifo), "does not decode"),
+    (os.unlink, "is missing")], ids=["truncated", "empty", "link loop", "folder", "pipe", "missing"])
 def test_damaged_files_are_named(tmp_path, damage, sentence):
     root = sysu_tree(tmp_path / "SYSU")
     images = sysu.load(root, check_counts=False).train[Modality.RGB]
@@ -135,7 +112,6 @@ def test_batches_are_the_same_wherever_the_images_are_held(tmp_path, monkeypatch
     bank.batch([0]).zero_()                                             # a batch is its taker's
     assert torch.equal(bank.batch([0]).cpu(), mapped.batch([0]))
     assert np.array_equal(bank.images[5], mapped.images[5])             # the report reads single images
-    assert bank._copy.device.type == device and mapped._copy is None
 
 
 def test_auto_holds_images_where_they_leave_room(monkeypatch):
@@ -172,29 +148,24 @@ def test_manifest_tells_other_data(two):
 
 
 def test_images_that_were_swapped_are_other_images(two):
-    here, (one, other) = data_manifest(two[0]), (two[1].root / f"cam1/0001/000{n}.jpg" for n in (1, 2))
-    content = one.read_bytes()
-    padded = content + bytes(max(0, other.stat().st_size - len(content)))
-    for path in (one, other, two[0].root / "cam1/0001/0001.jpg", two[0].root / "cam1/0001/0002.jpg"):
-        path.write_bytes(path.read_bytes().ljust(len(padded) + 99, b"0"))       # of one size, as RegDB's are
-    here, times = data_manifest(two[0]), one.stat()
+    pairs = [[data.root / f"cam1/0001/000{n}.jpg" for n in (1, 2)] for data in two]
+    for path in sum(pairs, []):
+        path.write_bytes(path.read_bytes().ljust(9999, b"0"))       # of one size, as RegDB's are
+    here, (one, other) = data_manifest(two[0]), pairs[1]
     assert manifest_differences(data_manifest(two[1]), here) == []
-    first = one.rename(two[1].root / "aside")
+    times, first = one.stat(), one.rename(two[1].root / "aside")
     other.rename(one)
     first.rename(other)
     for path in (one, other):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert manifest_differences(data_manifest(two[1]), here) == ["train rgb images of other contents"]
-    old = {split: {m: {k: v for k, v in facts.items() if k != "contents"} for m, facts in sets.items()}
-           for split, sets in here.items()}
-    assert manifest_differences(data_manifest(two[1]), old) == []       # of earlier versions, which knew sizes alone
 
 
 def test_hashes_are_remembered_and_never_in_a_file_of_others(two, monkeypatch):
     data, memory = two[0], two[0].root / "train_rgb_hashes.json"
     first = data_manifest(data)
     assert memory.is_file()
-    monkeypatch.setattr("data.hashes.file_hash", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("data.manifest.file_hash", lambda path: pytest.fail("read again"))
     assert data_manifest(data) == first
     monkeypatch.undo()
     for text in ("theirs", "[]", '{"format": "x", "files": {}}'):
@@ -204,90 +175,77 @@ def test_hashes_are_remembered_and_never_in_a_file_of_others(two, monkeypatch):
     memory.symlink_to(data.root / "exp/train_id.txt")
     assert data_manifest(data) == first and "," in (data.root / "exp/train_id.txt").read_text()
     memory.unlink()
-    monkeypatch.setattr("data.hashes.write_atomically", lambda *_: (_ for _ in ()).throw(UserError("read-only")))
+    monkeypatch.setattr("data.manifest.write_atomically", lambda *_: (_ for _ in ()).throw(UserError("read-only")))
     assert data_manifest(data) == first and not memory.exists()
 
 
-def labels_of(data, folder, manifest):
+def save_labels(data, folder, manifest, unified=False):
+    """Save labels of a data set whose images are in pairs, the first two outliers. Returns: numbers of images."""
     sizes = {m: len(images) for m, images in data.train.items()}
-    save_pseudo_labels(folder, {m: np.arange(n) // 2 - 1 for m, n in sizes.items()}, manifest)
+    save_pseudo_labels(folder, {m: np.arange(n) // 2 - 1 for m, n in sizes.items()}, manifest, unified)
     return sizes
 
 
-def test_pseudo_labels_are_saved_without_gaps(tmp_path):
-    save_pseudo_labels(tmp_path, {m: np.array([3, -1, 0, 3, 5]) for m in Modality}, {})
-    for name in FILE_NAMES.values():
-        assert np.load(tmp_path / name).tolist() == [1, -1, 0, 1, 2]
+@pytest.mark.parametrize("unified, rgb, ir", [(False, [1, -1, 0, 1, 2], [0, -1, 1]),
+                                              (True, [1, -1, 0, 1, 3], [2, -1, 3])])
+def test_saved_labels_keep_their_numbers(two, tmp_path, unified, rgb, ir):
+    """Apart, each modality counts from 0; in one range, a number is the same person in both."""
+    manifest = data_manifest(two[0])
+    given = {Modality.RGB: np.array([3, -1, 0, 3, 9]), Modality.IR: np.array([7, -1, 9], np.int32)}
+    save_pseudo_labels(tmp_path, given, manifest, unified)
+    assert [np.load(tmp_path / FILE_NAMES[m]).tolist() for m in Modality] == [rgb, ir]
+    assert json.loads((tmp_path / "manifest.json").read_text())["unified"] is unified
+    labels, known = load_pseudo_labels(tmp_path, {Modality.RGB: 5, Modality.IR: 3}, manifest)
+    assert known and [labels[m].tolist() for m in Modality] == [rgb, ir] and labels[Modality.IR].dtype == np.int64
 
 
 def test_pseudo_labels_of_other_images_are_refused(two, tmp_path):
-    data = two[0]
-    manifest = data_manifest(data)
-    sizes = labels_of(data, tmp_path, manifest)
-    labels, known = load_pseudo_labels(tmp_path, sizes, manifest)
-    assert known and labels[Modality.IR].tolist() == [-1, -1, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    manifest = data_manifest(two[0])
+    sizes = save_labels(two[0], tmp_path, manifest)
+    assert load_pseudo_labels(tmp_path, sizes, {**manifest, "test": {"rgb": {}, "ir": {}}})[1]
     other = {**manifest, "train": {**manifest["train"], "rgb": {**manifest["train"]["rgb"], "paths": "another"}}}
     with pytest.raises(UserError, match="made on other images: this data set has train rgb images of other names"):
         load_pseudo_labels(tmp_path, sizes, other)
-    test_only = {**manifest, "test": {"rgb": {}, "ir": {}}}
-    assert load_pseudo_labels(tmp_path, sizes, test_only)[1]
-
-
-def test_pseudo_labels_without_a_manifest_are_accepted_by_length(two, tmp_path):
-    manifest = data_manifest(two[0])
-    sizes = labels_of(two[0], tmp_path, manifest)
-    (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(UserError, match="manifest.json is no manifest"):
+    np.save(tmp_path / FILE_NAMES[Modality.IR], np.arange(sizes[Modality.IR]))      # beside our manifest
+    with pytest.raises(UserError, match="are not those that the manifest.json beside them was written for"):
         load_pseudo_labels(tmp_path, sizes, manifest)
-    (tmp_path / "manifest.json").unlink()
-    assert not load_pseudo_labels(tmp_path, sizes, manifest)[1]
-    with pytest.raises(UserError, match="hold 24 labels, but the data set has 25"):
-        load_pseudo_labels(tmp_path, {Modality.RGB: 25, Modality.IR: 12}, manifest)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"train": 1}', "no JSON"])
+def test_a_manifest_of_others_is_refused(two, tmp_path, text):
+    sizes = save_labels(two[0], tmp_path, {})
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="manifest.json is no manifest"):
+        load_pseudo_labels(tmp_path, sizes, data_manifest(two[0]))
+
+
+@pytest.mark.parametrize("array, expected", [
+    ([-1, 0, 0, -1], [-1, 0, 0, -1]), ([7, -1, 3, 7], [1, -1, 0, 1]),
+    ([0, 1, 2, np.iinfo(np.int64).max], [0, 1, 2, 3])])
+def test_labels_of_others_are_numbered_without_gaps(tmp_path, array, expected):
+    for m in Modality:
+        np.save(tmp_path / FILE_NAMES[m], np.array(array))
+    labels, known = load_pseudo_labels(tmp_path, {m: 4 for m in Modality}, {})
+    assert not known and [found.tolist() for found in labels.values()] == [expected] * 2
 
 
 @pytest.mark.parametrize("array, words", [
     (np.zeros((4, 1), int), "int64 of shape"), (np.zeros(4), "float64 of shape"),
-    (np.array([-2, 0, 1, 1]), "from -1 on"), (np.full(4, -1), "are all -1"),
+    (np.array([-2, 0, 1, 1]), "from -1 on"), (np.full(4, -1), "are all -1"), (np.zeros(0, int), "hold 0 labels"),
     (np.zeros(5, int), "hold 5 labels, but the data set has 4"),
-    (np.array([0, 1, 2, np.iinfo(np.int64).max]), "expected cluster numbers"),
-    (np.array([0, 1, 2, 2 ** 64 - 1], np.uint64), "expected cluster numbers")])
-def test_damaged_pseudo_labels_are_refused(tmp_path, array, words):
-    good = np.arange(4)
-    for broken in Modality:
-        for m in Modality:
-            np.save(tmp_path / FILE_NAMES[m], array if m is broken else good)
-        with pytest.raises(UserError, match=words):
-            load_pseudo_labels(tmp_path, {m: 4 for m in Modality}, {})
-
-
-@pytest.mark.parametrize("labels, accepted", [([-1, -1], False), ([0, 0], True), ([-1, 0], True), ([1, 0], True)])
-def test_a_clustering_of_outliers_alone_ends_the_run(monkeypatch, labels, accepted):
-    monkeypatch.setattr(data.pseudo_labels, "cluster", lambda *_, **__: np.array(labels))
-    settings = ClusterSettings(k1=12, k2=4, eps=0.5, min_samples=4)
-    if accepted:
-        assert make_pseudo_labels(torch.zeros(2, 3), Modality.IR, settings).tolist() == labels
-    else:
-        with pytest.raises(UserError, match="all 2 ir images are outliers: no 4 of them lie within CLUSTER.EPS 0.5"):
-            make_pseudo_labels(torch.zeros(2, 3), Modality.IR, settings)
-
-
-@pytest.mark.parametrize("array, expected", [
-    ([-1, 0, 0, -1], [-1, 0, 0, -1]), ([7, -1, 3, 7], [1, -1, 0, 1]), ([0, 1, 2, 3], [0, 1, 2, 3]),
-    ([0, 1, 2, np.iinfo(np.int64).max - 1], [0, 1, 2, 3]), ([4, 4, 4, 4], [0, 0, 0, 0])])
-def test_pseudo_labels_are_numbered_without_gaps(tmp_path, array, expected):
+    (np.array([0, 1, 2, 2 ** 64 - 1], np.uint64), "expected integers")])
+@pytest.mark.parametrize("broken", Modality)
+def test_damaged_pseudo_labels_are_refused(tmp_path, broken, array, words):
     for m in Modality:
-        np.save(tmp_path / FILE_NAMES[m], np.array(array, np.int64))
-    labels, known = load_pseudo_labels(tmp_path, {m: 4 for m in Modality}, {})
-    assert not known
-    for found in labels.values():
-        assert found.dtype == np.int64 and found.tolist() == expected
+        np.save(tmp_path / FILE_NAMES[m], array if m is broken else np.arange(4))
+    with pytest.raises(UserError, match=words):
+        load_pseudo_labels(tmp_path, {m: 4 for m in Modality}, {})
 
 
 def test_pseudo_labels_beside_the_images_come_last(two, tmp_path):
-    data = two[0]
+    data, manifest = two[0], data_manifest(two[0])
     with pytest.raises(UserError, match="were looked for in .*run/pseudo_labels and .*SYSU/pseudo_labels"):
         find_pseudo_labels("", tmp_path / "run", data.label_dirs())
-    labels_of(data, data.root / "pseudo_labels", data_manifest(data))
-    assert find_pseudo_labels("", tmp_path / "run", data.label_dirs()) == data.root / "pseudo_labels"
-    labels_of(data, tmp_path / "run" / "pseudo_labels", data_manifest(data))
-    assert find_pseudo_labels("", tmp_path / "run", data.label_dirs()) == tmp_path / "run" / "pseudo_labels"
+    for folder in (data.root / "pseudo_labels", tmp_path / "run" / "pseudo_labels"):
+        save_labels(data, folder, manifest)
+        assert find_pseudo_labels("", tmp_path / "run", data.label_dirs()) == folder

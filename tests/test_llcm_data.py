@@ -44,14 +44,11 @@ def test_galleries_are_those_of_a_seeded_module(root, mode, query, gallery, came
     random.setstate(state)
 
 
-def test_other_counts_warn(root):
+def test_other_counts_and_persons_in_both_splits_warn(root, tmp_path):
     note, = llcm.load(root).notes
     assert "3 training persons instead of 713; 12 training RGB images instead of 16,946" in note
     assert load(root).notes == ()
-
-
-def test_person_folders_in_both_splits_warn(tmp_path):
-    note, = load(llcm_tree(tmp_path / "LLCM", test=(3, 4))).notes
+    note, = load(llcm_tree(tmp_path / "again", test=(3, 4))).notes
     assert "share 1 person folders, such as 0003" in note
 
 

@@ -1,17 +1,10 @@
-"""Weights as safetensors: written with a model card, read by test.py and tools/search.py, from file or Hub."""
-import http.server
+"""Weights as safetensors: written with a model card, read by test.py, from file or Hub."""
 import json
-import os
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import pytest
 import scripts
 import torch
 import trees
-from PIL import Image
 from safetensors import safe_open
 
 from configs.defaults import as_dict, load_config
@@ -22,7 +15,6 @@ from model.towers.registry import load_tower
 from tools.export_released import main as export
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4125, "mINP": 0.3}
 
 
@@ -109,58 +101,18 @@ def test_what_is_refused(folder, tmp_path, checkpoint):
         load_checkpoint("hf://owner")
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The Hub's download of files: /OWNER/NAME/resolve/REVISION/FILE."""
+def test_from_the_hub(folder, monkeypatch):
+    """hf://OWNER/NAME is fetched by huggingface_hub; a model that is not there ends in one sentence."""
+    asked = []
 
-    files, asked = {}, []
+    def download(repository, file):
+        asked.append((repository, file))
+        if repository != "lab/ours":
+            raise OSError("404 Client Error.\nRepository Not Found")
+        return str(folder / FILE_NAME)
 
-    def do_HEAD(self):
-        data = self.files.get(self.path.rpartition("/resolve/main/")[2] if "/lab/ours/" in self.path else None)
-        self.asked.append((self.command, self.path))
-        self.send_response(404 if data is None else 200)
-        if data is None:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        else:
-            self.send_header("ETag", '"1234"')
-            self.send_header("X-Repo-Commit", "a" * 40)
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.end_headers()
-        return data
-
-    def do_GET(self):
-        self.wfile.write(self.do_HEAD() or b"")
-
-    def log_message(self, *words):
-        pass
-
-
-@pytest.fixture
-def hub(folder):
-    """A server on this machine that speaks as the Hub does: the environment that leads to it."""
-    Hub.files, Hub.asked = {FILE_NAME: (folder / FILE_NAME).read_bytes()}, []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
-           "NO_PROXY": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "20"}
-    server.shutdown()
-
-
-def test_from_the_hub(hub, tmp_path):
-    """tools/search.py fetches a model once; a model that is not there ends in one sentence."""
-    (tmp_path / "gallery").mkdir()
-    for name in ("gallery/a.png", "query.png"):
-        Image.new("RGB", (16, 32), "red").save(tmp_path / name)
-    environment = {**os.environ, **hub, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-
-    def search(address):
-        return subprocess.run([sys.executable, ROOT / "tools/search.py", "--checkpoint", address, "--device", "cpu",
-                               "--gallery", "gallery", "--query", "query.png", "--output", "found"], cwd=tmp_path,
-                              env=environment, capture_output=True, text=True, timeout=240)
-
-    found = search("hf://lab/ours")
-    assert found.returncode == 0 and "0.0000  gallery/a.png" in found.stdout, found.stderr
-    fetched = [path for command, path in Hub.asked if command == "GET" and "resolve" in path]
-    assert fetched == [f"/lab/ours/resolve/main/{FILE_NAME}"]
-    missing = search("hf://lab/ours/other.safetensors")
-    assert missing.returncode == 2 and missing.stderr.startswith("error: hf://lab/ours/other.safetensors cannot be")
-    assert missing.stderr.count("\n") == 1
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert load_checkpoint("hf://lab/ours")["epoch"] == load_checkpoint("hf://lab/ours/other.safetensors")["epoch"] == 7
+    with pytest.raises(UserError, match="hf://lab/none cannot be fetched .OSError: 404 Client Error. Repository Not F"):
+        load_checkpoint("hf://lab/none")
+    assert asked == [("lab/ours", FILE_NAME), ("lab/ours", "other.safetensors"), ("lab/none", FILE_NAME)]

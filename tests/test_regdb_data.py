@@ -55,14 +55,6 @@ def test_each_trial_has_its_own_folders(root):
     assert load_config("configs/regdb.yml", ["DATASET.TRIAL", "7"]).OUTPUT_DIR == "runs/regdb/trial7"
 
 
-def test_released_settings():
-    config = load_config("configs/regdb.yml")
-    assert (config.CLUSTER.K1, config.CLUSTER.K2, config.CLUSTER.EPS, config.CLUSTER.MIN_SAMPLES) == (10, 6, 0.6, 4)
-    assert (config.SAMPLER.CLUSTERS, config.SAMPLER.INSTANCES) == (4, 8)
-    assert (config.PROMPT.BATCH_SIZE, config.TEST.BATCH_SIZE) == (32, 128)
-    assert (config.INPUT.FLIP, config.INPUT.PAD, config.INPUT.GREY, config.INPUT.ERASE) == (0, 0, 0.5, 0.5)
-
-
 def test_published_counts(root, monkeypatch):
     with pytest.raises(UserError, match="2 training persons instead of 206; 4 training RGB images instead of 2,060; .*"
                                         "4 test IR images instead of 2,060. Unpack"):
@@ -92,19 +84,12 @@ def into_test(root):
     (lambda root: relabel(root, lambda lines: lines + lines[:1]), "lists 1 of its 5 images twice"),
     (lambda root: relabel(root, lambda lines: [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]),
      "2 labels to 2 person folders in 4 combinations"),
-    (into_test, r"\(1 in all\) are in the training and test lists of trial 1"),
-], ids=["no list", "empty list", "no label", "twice", "label order", "overlap"])
+    (into_test, r"\(1 in all\) are in the training and test lists of trial 1")],
+    ids=["no list", "empty list", "no label", "twice", "label order", "overlap"])
 def test_broken_trees_are_refused(root, break_tree, sentence):
     break_tree(root)
     with pytest.raises(UserError, match=sentence):
         load(root)
-
-
-def test_missing_image_is_named(root):
-    data = load(root)
-    (root / data.train[Modality.RGB].paths[0]).unlink()
-    with pytest.raises(UserError, match=f"{data.train[Modality.RGB].paths[0]} is missing"):
-        open_bank(data.train[Modality.RGB], root, data.cache_dir(), "train", 32, 16)
 
 
 @pytest.mark.parametrize("trial", [0, 11])

@@ -1,6 +1,5 @@
 """Released checkpoints: read from files of exactly their keys and shapes, written from ours, tested with test.py."""
 import json
-import os
 import zipfile
 
 import numpy as np
@@ -150,24 +149,11 @@ def test_numpy_values_of_numpy_1_and_2(core, exported, tmp_path):
     assert content["mAP"] == 0.4 and content["cmc"][0] == 0.5 and content["epoch"] == 7
 
 
-def test_pickled_code_is_not_run(tmp_path):
-    class Attack:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    torch.save({"state_dict": {}, "cmc": Attack()}, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match="cannot be read safely"):
-        load_checkpoint(tmp_path / "bad.pth")
-    assert not (tmp_path / "ran").exists()
-
-
 def test_wrong_files_are_refused(exported, ours, golden, tmp_path):
     content = load_checkpoint(exported)["state_dict"]
-    nan = {**content, "bottleneck.weight": torch.full((512,), float("nan"))}
     lacking = {name: value for name, value in content.items() if name != "bottleneck.running_mean"}
     for state, size, sentence in ((content, (288, 144), r"positional_embedding has shape \(19, 512\); expected \(163,"),
                                   (lacking, (None, None), "x.pth does not fit the model: neck.running_mean is missing"),
-                                  (nan, (None, None), "neck.weight holds NaN or Inf"),
                                   (None, (None, None), "holds no image side")):
         with pytest.raises(UserError, match=sentence):
             model_from_checkpoint({"state_dict": state}, "x.pth", *size)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 import torch
+import trees
 import yaml
 
 from processor.evaluate import rank_features
-from processor.ranking import rank_trial, save_rankings
+from processor.ranking import rank_trial
 from report import __main__ as command
 from report.compare import group_runs, write_comparison_page
 from report.content import retrieval_content, stage_content
@@ -134,6 +136,26 @@ def test_a_stage_without_links_or_identities(runs):
     assert found["links"] == [] and not found["known"] and "right" not in json.dumps(found)
 
 
+def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
+    """The scripts themselves, with nothing left out; the page holds what each of them was to add."""
+    run, tested = tmp_path / "run", tmp_path / "tested"
+    words = scripts.settings(DATASET__ROOT=trees.people_tree(tmp_path / "data"), MODEL__CLIP_WEIGHTS=tiny_clip_file)
+    for script in ("train_prepare", "train_clip"):
+        assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
+    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", tested]) == 0
+    metrics = torch.load(run / "model_last.pth", weights_only=True)["metrics"]
+    for folder, pages in ((run, 2), (next(tested.rglob("report.html")).parent, 1)):
+        log, text = ((folder / name).read_text() for name in ("log.txt", "report.html"))
+        assert log.count("page to look at: ") == pages and "warning: the report" not in log
+        assert all(len(line) <= 160 or line.startswith("page to look at") for line in log.splitlines())
+        assert text.count("<h4>Best queries</h4>") == text.count("<dt>Hardware</dt>") == 1
+        assert ("<h4>Largest clusters, visible</h4>" in text) == (folder == run)
+        assert f"{100 * metrics['mAP']:.1f}" in text and metrics["protocol"] in text
+    for anchor in ("results", "lists", "map", "clusters", "training", "details", "data", "settings"):
+        assert f'<section id="{anchor}">' in (run / "report.html").read_text(), anchor
+    assert write_run_page(run, all_stages=True).read_text().count("<h4>Best queries</h4>") == 2
+
+
 ATTACK = """</title></script><script>alert(1)</script>"><img src=x onerror='alert("2")'>"""
 
 
@@ -193,31 +215,25 @@ class Tags(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("name", ["report.html", "report_data/test.json", "ranking_v2t.csv", "figures/cmc_1.png"])
+@pytest.mark.parametrize("name", ["report.html", "report_data/test.json", "figures/cmc_1.png"])
 def test_killed_half_way(runs, tmp_path, monkeypatch, name):
     """What is under a name stays whole until the new file is."""
-    folder, data, evaluations = tmp_path / "run", *runs[1:]
-    shutil.copytree(runs[0] / "first", folder)
-    (folder / "figures").mkdir()
-    (folder / name).write_text("the old one")
-    real = os.fsync
+    shutil.copytree(runs[0] / "first", tmp_path / "run")
+    content = json.loads((tmp_path / "run/report_data/test.json").read_text())
+    path = tmp_path / "run" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("the old one")
 
-    def killed(handle):
-        if f"/.{name.rpartition('/')[2]}." in os.readlink(f"/proc/self/fd/{handle}"):
+    def killed(handle, real=os.fsync):
+        if f"/.{path.name}." in os.readlink(f"/proc/self/fd/{handle}"):
             raise KeyboardInterrupt
         real(handle)
 
     monkeypatch.setattr("os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        if name.startswith("ranking"):
-            save_rankings(folder, data, retrievals(data), evaluations)
-        elif name.startswith("figures"):
-            write_run_page(folder, folder / "figures")
-        else:
-            save_report(folder, logging.getLogger("test"), "test", lambda: json.loads(
-                (runs[0] / "first/report_data/test.json").read_text()))
-    assert (folder / name).read_text() == "the old one"
-    assert not list(folder.rglob(".*"))
+        save_report(tmp_path / "run", logging.getLogger("test"), "test", lambda: content)
+        write_run_page(tmp_path / "run", tmp_path / "run/figures")
+    assert path.read_text() == "the old one" and not list((tmp_path / "run").rglob(".*"))
 
 
 def test_any_name_of_a_run(tmp_path):
@@ -232,24 +248,23 @@ def test_any_name_of_a_run(tmp_path):
 
 def test_figures_as_files(tmp_path, monkeypatch, capsys):
     """The command writes page and figures of a run that has had one epoch so far."""
+    def report(*words):
+        monkeypatch.setattr("sys.argv", ["report", str(tmp_path), *words])
+        command.main()
+        return sorted(path.name for path in figures.glob("*"))
+
+    figures = tmp_path / "figures"
     tmp_path.joinpath("metrics.jsonl").write_text('{"stage": "prepare", "epoch": 1, "loss_rgb": 3.5, "lr": 1e-4}\n')
-    words = ["report", str(tmp_path), "--figures", str(tmp_path / "figures")]
-    monkeypatch.setattr("sys.argv", [*words, "--only", "lr"])
-    command.main()
-    assert sorted(path.name for path in tmp_path.glob("figures/*")) == ["prepare_lr.pdf", "prepare_lr.png"]
+    assert report("--figures", str(figures), "--only", "lr") == ["prepare_lr.pdf", "prepare_lr.png"]
     capsys.readouterr()
-    monkeypatch.setattr("sys.argv", words)
-    command.main()
-    assert capsys.readouterr().out == (f"written to {tmp_path / 'report.html'}\n"
-                                       f"figures written to {tmp_path / 'figures'}\n")
-    assert (tmp_path / "figures/prepare_loss.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "figures/prepare_lr.pdf").read_bytes().startswith(b"%PDF")
-    assert len(list(tmp_path.glob("figures/*"))) == 4
-    for wrong, sentence in ((["--only", "cmc", "--figures", "x"], "prepare_loss, prepare_lr"),
-                            (["--only", "lr"], "--figures")):
-        monkeypatch.setattr("sys.argv", ["report", str(tmp_path), *wrong])
-        with pytest.raises(UserError, match=sentence):
-            command.main()
+    assert len(report("--figures", str(figures))) == 4
+    assert capsys.readouterr().out == f"written to {tmp_path / 'report.html'}\nfigures written to {figures}\n"
+    assert (figures / "prepare_loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (figures / "prepare_lr.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(UserError, match="prepare_loss, prepare_lr"):
+        report("--only", "cmc", "--figures", "x")
+    with pytest.raises(UserError, match="--figures"):
+        report("--only", "lr")
 
 
 def rows_of(text, heading):
@@ -259,13 +274,17 @@ def rows_of(text, heading):
             for row in table.split("<tr")[2:]]
 
 
-def test_results_are_rows_with_gain_and_spread(runs):
-    """Baseline, prepare, finetune, each once; what test.py tested again is not said twice."""
-    rows = rows_of((runs[0] / "first/report.html").read_text(), "Small numbers below")
+def test_results_and_settings_are_rows(runs):
+    """Baseline, prepare, finetune, each once; what test.py tested again is not said twice. Differences come first."""
+    text = (runs[0] / "first/report.html").read_text()
+    rows = rows_of(text, "Small numbers below")
     assert [row[:2] for row in rows] == [
         ["baseline CLIP", "4.0 ± 1.4"], ["train_prepare.py, epoch 3", "30.0 ± 1.4 +26.0"],
         ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"]]
-    assert "+26.0 to baseline CLIP" in (runs[0] / "first/report.html").read_text()
+    assert "+26.0 to baseline CLIP" in text and "the gain over baseline CLIP" in text
+    assert rows_of(text, "Settings that differ from the defaults")[:2] == [
+        ["CLUSTER.K1", "21", "30"], ["DATASET.NAME", "tiny", "sysu"]]
+    assert ["CLUSTER.K1", "21"] in rows_of(text, "All settings")
 
 
 def test_best_epochs_and_other_tests_have_rows_of_their_own(runs, tmp_path):
@@ -282,13 +301,6 @@ def test_best_epochs_and_other_tests_have_rows_of_their_own(runs, tmp_path):
         ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"],
         ["train_clip.py, epoch 1, best Rank-1 on test data", "90.0 ± 1.4 +86.0"],
         ["elsewhere: other.pth", "1.0 ± 1.4 −3.0"], ["x-model_last: model_last.pth", "1.0 ± 1.4 −3.0"]]
-
-
-def test_settings_that_differ_come_first(runs):
-    text = (runs[0] / "first/report.html").read_text()
-    assert rows_of(text, "Settings that differ from the defaults") [:2] == [
-        ["CLUSTER.K1", "21", "30"], ["DATASET.NAME", "tiny", "sysu"]]
-    assert ["CLUSTER.K1", "21"] in rows_of(text, "All settings")
 
 
 def test_lists_reach_the_first_right_image(runs):

@@ -12,10 +12,10 @@ import pytest
 import scripts
 import torch
 import trees
-from forks import Forks
 
 import utils.checkpoint
 from processor.run.resume import StateFile, lock_folder
+from tests.workers import Workers, script
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 EPOCHS = {"PREPARE__EPOCHS": 3, "PROMPT__EPOCHS": 3, "FINETUNE__EPOCHS": 3}
@@ -26,12 +26,6 @@ STRIKES = {"train_prepare": (("prepare 1/", signal.SIGTERM), ("prepare 2/", sign
                              ("prepare 2/", signal.SIGUSR2)),
            "train_clip": (("prompt 1/", signal.SIGINT), ("prompt 2/", signal.SIGKILL), ("finetune 1/", signal.SIGUSR1),
                           ("finetune 2/", signal.SIGKILL))}
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +40,11 @@ def words(tiny_clip_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(forks, words, tmp_path_factory):
+def whole(words, tmp_path_factory):
     """The folder of a run of all stages that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    for script in ("train_prepare", "train_clip"):
-        assert forks.run(script, words(folder), folder.with_name(f"{script}.out")) == 0
+    for name in ("train_prepare", "train_clip"):
+        assert Workers(1, folder.parent, script, name, words(folder)).codes() == [0]
     return folder
 
 
@@ -95,32 +89,32 @@ def assert_same_result(folder, expected, stages=("prepare", "model")):
     assert rows[0] == rows[1] and len(rows[0]) == sum(3 * len(of_stages[stage]) for stage in stages)
 
 
-def strike(number, forks, script, words, line, out, seconds=60):
-    """Start a run and send it a signal as soon as it has said a line: its exit code."""
-    out.unlink(missing_ok=True)
-    pid, end = forks.start(script, words, out), time.monotonic() + seconds
-    while line not in (out.read_text() if out.exists() else ""):
-        assert time.monotonic() < end and forks.is_alive(pid), "the run ended before the moment to strike"
+def strike(number, name, words, line, out):
+    """Start a script and send it a signal as soon as it has said a line: its exit code, and its last line."""
+    run, end = Workers(1, out, script, name, words), time.monotonic() + 60
+    while line not in run.said()[0]:
+        assert time.monotonic() < end and run.processes[0].is_alive(), "the run ended before the moment to strike"
         time.sleep(0.001)
-    os.kill(pid, number)
-    return forks.wait(pid)
+    os.kill(run.processes[0].pid, number)
+    return run.codes()[0], run.said()[0].splitlines()[-1]
 
 
-def test_kills_and_signals_in_every_stage_change_nothing(forks, words, whole, tmp_path):
+def test_kills_and_signals_in_every_stage_change_nothing(words, whole, tmp_path):
     folder, out = tmp_path / "run", tmp_path / "out"
     folder.mkdir()
     (folder / ".mine.123.partial").write_text("mine")
     (folder / ".prepare_last.pth.123.partial").write_text("what a killed run has left")
-    for script, strikes in STRIKES.items():
+    for name, strikes in STRIKES.items():
         for line, number in strikes:
-            code = strike(number, forks, script, words(folder), line, out)
+            code, last = strike(number, name, words(folder), line, out)
             if number == signal.SIGKILL:
                 assert code == -number
                 continue
             stage, epoch = line.rstrip("/").split()
-            assert code == 128 + number and out.read_text().splitlines()[-1] in [
+            assert code == 128 + number and last in [
                 f"stopped; the same command resumes with epoch {n} of {stage}" for n in (int(epoch), int(epoch) + 1)]
-        assert forks.run(script, words(folder), out) == 0, out.read_text()
+        run = Workers(1, out, script, name, words(folder))
+        assert run.codes() == [0], run.said()
     log = (folder / "log.txt").read_text()
     assert all(f"{stage}: resuming with epoch" in log for stage in ("prepare", "prompt", "finetune"))
     assert [path.name for path in folder.glob(".*.partial")] == [".mine.123.partial"]
@@ -137,8 +131,8 @@ def test_a_living_run_holds_its_folder(tmp_path, here, words, capsys):
 def test_finished_stage_is_not_run_twice(whole, words, tmp_path, here, capsys):
     folder = copy_of(whole, tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth*")}
-    for script in ("train_prepare", "train_clip"):
-        assert here(script, words(folder)) == 0
+    for name in ("train_prepare", "train_clip"):
+        assert here(name, words(folder)) == 0
         assert "all 3 epochs were trained already; add --fresh to start over" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth*")} == before
 

@@ -88,32 +88,28 @@ def test_original_galleries_are_the_first_numbers_of_each_permutation(root, shot
 def test_original_protocol_skips_cameras_without_images_of_a_person(root):
     permutation_file(root)
     shutil.rmtree(root / "cam4" / "0005")
-    data = load(root)
-    gallery = data.retrieval("all", 1, "original-1").galleries[0]
-    assert len(gallery) == 11 and not any("cam4/0005" in path for path in shown(data, Modality.RGB, gallery))
+    assert len(load(root).retrieval("all", 1, "original-1").galleries[0]) == 11
 
 
-def test_original_protocol_refuses_what_it_cannot_do(root):
-    with pytest.raises(UserError, match="rand_perm_cam.mat is missing"):
-        load(root).retrieval("all", 1, "original-1")
-    (root / "exp" / "rand_perm_cam.mat").write_text("nothing of the kind")
-    with pytest.raises(UserError, match="cannot be read"):
-        load(root).retrieval("all", 1, "original-1")
-    permutation_file(root, persons=5)
-    with pytest.raises(UserError, match="no permutations for person 6 in camera 1"):
-        load(root).retrieval("all", 1, "original-1")
-    permutation_file(root, images=3)
-    with pytest.raises(UserError, match="permutes 3 images of person 4 in camera 1, but the folder holds 2"):
-        load(root).retrieval("all", 1, "original-1")
-    permutation_file(root)
-    with pytest.raises(UserError, match="holds 3 trials; TEST.TRIALS is 4"):
-        load(root).retrieval("all", 4, "original-1")
-    with pytest.raises(UserError, match="TEST.PROTOCOL is 'original-5'; SYSU-MM01 has python and original-1 and orig"):
-        load(root).retrieval("all", 1, "original-5")
+@pytest.mark.parametrize("prepare, protocol, sentence", [
+    (lambda root: None, "original-1", "rand_perm_cam.mat is missing"),
+    (lambda root: (root / "exp" / "rand_perm_cam.mat").write_text("nothing of the kind"), "original-1", "cannot be re"),
+    (lambda root: permutation_file(root, trials=4, persons=5), "original-1",
+     "no permutations for person 6 in camera 1"),
+    (lambda root: permutation_file(root, trials=4, images=3), "original-1",
+     "permutes 3 images of person 4 in camera 1, but the folder holds 2"),
+    (permutation_file, "original-1", "holds 3 trials; TEST.TRIALS is 4"),
+    (permutation_file, "original-5", "TEST.PROTOCOL is 'original-5'; SYSU-MM01 has python and original-1 and orig")])
+def test_original_protocol_refuses_what_it_cannot_do(root, prepare, protocol, sentence):
+    prepare(root)
+    with pytest.raises(UserError, match=sentence):
+        load(root).retrieval("all", 4, protocol)
 
 
 def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
     data = load(root)
+    assert "SYSU-MM01 train ir: 3 persons, 12 images (camera 3: 6, 6: 6)" in data.counts()
+    assert sysu.load(root, "own people", kind=sysu.OtherPeople).name == "own people"        # no counts are published
     monkeypatch.setattr(sysu.SysuDataSet, "published", data.measured())
     assert len(sysu.load(root).train[Modality.IR]) == 12
     monkeypatch.setattr(sysu.SysuDataSet, "published", {**data.measured(), "training persons": 395,
@@ -121,10 +117,6 @@ def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
     with pytest.raises(UserError, match="holds 3 training persons instead of 395; 12 training IR images instead of "
                                         "11,909. Unpack"):
         sysu.load(root)
-
-
-def test_counts_name_cameras(root):
-    assert "SYSU-MM01 train ir: 3 persons, 12 images (camera 3: 6, 6: 6)" in load(root).counts()
 
 
 @pytest.mark.parametrize("break_tree, sentence", [
@@ -137,16 +129,12 @@ def test_counts_name_cameras(root):
      "holds no ir training image"),
     (lambda root: [path.rename(path.with_suffix(".gif")) for path in root.glob("cam*/000[456]/*.jpg")],
      "holds no rgb test image"),
-], ids=["camera", "id file", "empty ids", "words", "overlap", "no training images", "wrong extension"])
+    (lambda root: root.rename(root.with_name("elsewhere")), "data root .* is missing"),
+], ids=["camera", "id file", "empty ids", "words", "overlap", "no training images", "wrong extension", "root"])
 def test_broken_trees_are_refused(root, break_tree, sentence):
     break_tree(root)
     with pytest.raises(UserError, match=sentence):
         load(root)
-
-
-def test_missing_root(tmp_path):
-    with pytest.raises(UserError, match="data root .* is missing"):
-        load(tmp_path / "nowhere")
 
 
 def test_hidden_and_foreign_files_are_no_images(root):
@@ -171,7 +159,7 @@ def shared(root):
     return root, data
 
 
-def test_training_from_shared_arrays(shared):
+def test_training_from_shared_arrays(shared, tmp_path):
     root, before = shared
     after = load(root)
     for m in Modality:
@@ -180,19 +168,10 @@ def test_training_from_shared_arrays(shared):
         bank = open_bank(after.train[m], root, root, "train", 32, 16)
         assert bank.batch([0, 3]).shape == (2, 3, 32, 16)
     assert len(after.notes) == 2 and "rgb training images come from" in after.notes[0]
+    whole = data_manifest(load(sysu_tree(tmp_path / "whole")))
+    assert manifest_differences(data_manifest(after), whole) == []
     with pytest.raises(UserError, match="INPUT.HEIGHT 96 and INPUT.WIDTH 48. Set them to 32 and 16"):
         open_bank(after.train[Modality.RGB], root, root, "train", 96, 48)
-
-
-def test_shared_arrays_are_the_same_data_as_their_folders(shared, tmp_path):
-    root, _ = shared
-    whole = data_manifest(load(sysu_tree(tmp_path / "whole")))
-    assert manifest_differences(data_manifest(load(root)), whole) == []
-
-
-def rewrite(root, name, change):
-    path = root / f"train_ir_resized_{name}.npy"
-    np.save(path, change(np.load(path)))
 
 
 @pytest.mark.parametrize("name, change, sentence", [
@@ -207,20 +186,18 @@ def rewrite(root, name, change):
     ("path", lambda a: np.char.replace(a, "cam6", "cam5"), "1 cameras that are not ir|expected paths sorted"),
 ], ids=["type", "shape", "images", "labels", "label order", "path order", "paths", "test person", "camera"])
 def test_shared_arrays_are_checked(shared, name, change, sentence):
-    root, _ = shared
-    rewrite(root, name, change)
+    path = shared[0] / f"train_ir_resized_{name}.npy"
+    np.save(path, change(np.load(path)))
     with pytest.raises(UserError, match=sentence):
-        load(root)
+        load(shared[0])
 
 
-def test_shared_arrays_come_in_threes(shared):
-    root, _ = shared
-    (root / "train_ir_resized_path.npy").write_bytes(b"broken")
-    with pytest.raises(UserError, match="cannot be read"):
-        load(root)
-    (root / "train_ir_resized_path.npy").unlink()
-    with pytest.raises(UserError, match="path.npy is missing beside"):
-        load(root)
+@pytest.mark.parametrize("damage, sentence", [(lambda path: path.write_bytes(b"broken"), "cannot be read"),
+                                              (lambda path: path.unlink(), "path.npy is missing beside")])
+def test_shared_arrays_come_in_threes(shared, damage, sentence):
+    damage(shared[0] / "train_ir_resized_path.npy")
+    with pytest.raises(UserError, match=sentence):
+        load(shared[0])
 
 
 def test_folders_win_over_arrays(root):
@@ -229,9 +206,3 @@ def test_folders_win_over_arrays(root):
     write_image(root / "cam1" / "0001" / "0003.jpg", np.random.default_rng(9))
     data = load(root)
     assert len(data.train[Modality.RGB]) == 25 and not data.notes
-
-
-def test_other_people_in_the_layout_have_no_published_counts(tmp_path):
-    sysu_tree(tmp_path / "own")
-    data = sysu.load(tmp_path / "own", "own people", kind=sysu.OtherPeople)
-    assert data.name == "own people" and not data.differences()

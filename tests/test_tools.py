@@ -1,4 +1,4 @@
-"""Every tool runs from any folder, and so do its old spellings; mistakes end in one sentence and exit code 2."""
+"""Every tool runs from any folder; mistakes end in one sentence and exit code 2; small pictures and tables."""
 import os
 import subprocess
 import sys
@@ -8,60 +8,54 @@ import pytest
 from PIL import Image
 
 from tools import demo
-from tools.dev import mutants, ranking_picture
+from tools.dev import mutants, ranking_picture, trace
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"bounds": "labels", "demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
-         "evaluate": "--rerank", "experiments": "--seeds", "method_figure": "--output", "mutants": "--sample",
-         "process": "--allow_partial", "ranking_picture": "--ranks", "settings_page": "--output", "soak": "--minutes",
-         "train_demo_clip": "--people"}
-OLD = {("-m", "utils.download"): "download", ("-m", "model.released"): "export_released",
-       (str(ROOT / "data" / "process.py"),): "process"}
+         "evaluate": "--rerank", "experiments": "--seeds", "process": "--allow_partial", "search": "--query",
+         "dev/method_figure": "--output", "dev/mutants": "--sample", "dev/ranking_picture": "--ranks",
+         "dev/settings_page": "--output", "dev/soak": "--minutes", "dev/trace": "--list",
+         "dev/train_demo_clip": "--people"}
 
 
-def start(words, folder):
+def run(words, folder):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
-
-
-def end(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    ended = subprocess.run([sys.executable, *map(str, words)], cwd=folder, env=environment, text=True,
+                           capture_output=True, timeout=120)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_tools_explain_themselves_from_any_folder(name, tmp_path):
-    code, out, err = end(start([str(ROOT / "tools" / f"{name}.py"), "--help"], tmp_path))
+    code, out, err = run([ROOT / "tools" / f"{name}.py", "--help"], tmp_path)
     assert (code, err) == (0, "") and TOOLS[name] in out and f"python tools/{name}.py" in out
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", OLD, ids=" ".join)
-def test_old_spellings_run_the_tool(words, tmp_path):
-    folder = ROOT if words[0] == "-m" else tmp_path
-    code, out, err = end(start([*words, "--help"], folder))
-    assert (code, err) == (0, "") and f"python tools/{OLD[words]}.py" in out
+def test_every_tool_is_tried():
+    found = {path.relative_to(ROOT / "tools").with_suffix("").as_posix() for pattern in ("*.py", "dev/*.py")
+             for path in (ROOT / "tools").glob(pattern) if path.stat().st_size}
+    assert found == set(TOOLS)
 
 
-@pytest.mark.parametrize("words", [[str(ROOT / "tools" / "soak.py")], [str(ROOT / "data" / "process.py")],
-                                   ["-m", "model.released"]], ids=" ".join)
-def test_a_mistake_is_one_sentence(words):
-    code, _, err = end(start([*words, "--no_such"], ROOT))
+def test_the_released_name_of_process_runs_it(tmp_path):
+    """A mistake is one sentence."""
+    code, out, _ = run([ROOT / "data/process.py", "--help"], tmp_path)
+    assert code == 0 and "python tools/process.py" in out
+    code, _, err = run([ROOT / "data/process.py", "--no_such"], tmp_path)
     assert code == 2 and err.startswith("error: the command line is not understood: ") and err.count("\n") == 1
 
 
 def test_the_demos_clip_needs_as_many_people_as_a_batch():
-    _, _, err = end(start([str(ROOT / "tools" / "train_demo_clip.py"), "--people", "4"], ROOT))
+    _, _, err = run([ROOT / "tools/dev/train_demo_clip.py", "--people", "4"], ROOT)
     assert "--batch-size 128 is more than --people 4" in err and err.count("\n") == 1
 
 
-def results(value):
-    return [{"rank1": stage * value, "rank10": 1.0, "mAP": 0.5, "mINP": 0.25} for stage in (1, 2, 3)]
-
-
 def test_the_demo_tabulates_seeds():
+    def results(value):
+        return [{"rank1": stage * value, "rank10": 1.0, "mAP": 0.5, "mINP": 0.25} for stage in (1, 2, 3)]
+
     head, baseline, _, clip = demo.table([results(0.1)]).splitlines()
     assert head.split() == ["Rank-1", "Rank-10", "mAP", "mINP"]
     assert baseline.split() == ["baseline", "CLIP", "10.0", "100.0", "50.0", "25.0"]
@@ -80,19 +74,18 @@ def test_ranking_picture(tmp_path, monkeypatch):
     with Image.open(picture) as image:
         framed = ranking_picture.WIDTH + 2 * ranking_picture.FRAME + ranking_picture.GAP
         row, first = ranking_picture.GAP, 3 * ranking_picture.GAP + framed
-        page = image.convert("RGB")
-        assert [page.getpixel((x, row)) for x in (first, first + framed)] == [ranking_picture.RIGHT,
-                                                                              ranking_picture.WRONG]
-    ranking.write_text("")
-    with pytest.raises(UserError, match="holds no list"):
-        ranking_picture.main()
+        colours = [image.convert("RGB").getpixel((x, row)) for x in (first, first + framed)]
+    assert colours == [ranking_picture.RIGHT, ranking_picture.WRONG]
     ranking.unlink()
     with pytest.raises(UserError, match="cannot be read"):
         ranking_picture.main()
 
 
-def test_a_change_is_tried_by_the_tests_that_run_its_line():
-    x, y, other = "tests/test_a.py::test_x[1]", "tests/test_b.py::test_y", "tests/test_b.py::test_z"
-    seen = {"lines": {"3": [x, y], "7": ["", y]}, "seconds": {x: 2.0, y: 0.1, other: 1.0}}
-    assert mutants.tests_of(3, **seen) == mutants.tests_of(5, **seen) == [y, x]
-    assert mutants.tests_of(7, **seen) == mutants.tests_of(1, **seen) == [y, other, x]
+def test_mutants_names_tests_as_pytest_does():
+    assert mutants.node_id("tests.test_a.test_x") == mutants.node_id("test_a.test_x") == "tests/test_a.py::test_x"
+    assert all((ROOT / path).is_file() for names in mutants.TESTS for path in mutants.tests_of(names))
+
+
+def test_calls_are_counted():
+    calls = [("a.py", "f"), ("a.py", "g"), ("b.py", "f"), ("a.py", "f")]
+    assert trace.count(calls) == (3, 2, 2)

@@ -164,14 +164,6 @@ def test_names(monkeypatch):
     assert asked == [url("ViT-B-16", "openai")] and asked[0].endswith("/ViT-B-16.pt")
 
 
-def test_a_named_kind_must_be_the_files(tiny_vit_file, tiny_clip_file):
-    assert load_clip(tiny_vit_file, "ViT-L-14").visual.class_embedding.shape == (128,)
-    load_clip(tiny_clip_file, "RN101")
-    for file, name in ((tiny_clip_file, "ViT-B-16"), (tiny_vit_file, "RN101")):
-        with pytest.raises(UserError, match=f"MODEL.NAME is {name}, a .* hold a "):
-            load_clip(file, name)
-
-
 # ---- Optimiser
 
 def test_groups_without_factors_are_the_released_ones(model):

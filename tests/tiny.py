@@ -8,6 +8,8 @@ import numpy as np
 from configs.defaults import load_config
 from data.images import ImageBank
 from data.records import DataSet, ImageSet, Retrieval
+from model.cclnet import CCLNet
+from model.towers.registry import load_tower
 from processor.evaluate import Tester
 from processor.run.folder import Run
 from processor.setup import prompt_settings, train_settings
@@ -45,6 +47,11 @@ def tiny_banks():
     looks = rng.integers(0, 256, (PEOPLE, HEIGHT // 4, WIDTH // 4, 3)).repeat(4, 1).repeat(4, 2)
     images = np.clip(looks.repeat(EACH, 0) + rng.normal(0, 8, (IMAGES, HEIGHT, WIDTH, 3)), 0, 255)
     return {m: ImageBank(images.astype(np.uint8)) for m in Modality}
+
+
+def tiny_model(clip_file):
+    """A new network of a CLIP's file, for images of this size."""
+    return CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
 
 
 def tiny_config(**changes):

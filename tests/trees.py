@@ -1,4 +1,6 @@
 """Miniature trees of each data set's layout, with tiny images of random pixels; tests break them one way each."""
+from itertools import chain, product
+
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
@@ -8,23 +10,42 @@ SYSU_IDS = {"train": (1, 2), "val": (3,), "test": (4, 5, 6)}
 SYSU_CAMERAS = range(1, 7)
 
 
+def save_image(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def write_image(path, rng, mode="RGB"):
     """A file of random pixels that differ from every other file's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = SIZE[::-1] + ((3,) if mode == "RGB" else ())
-    Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    save_image(path, rng.integers(0, 256, SIZE[::-1] + ((3,) if mode == "RGB" else ()), dtype=np.uint8))
+
+
+def write_ids(root, ids):
+    (root / "exp").mkdir(parents=True)
+    for split, persons in ids.items():
+        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, persons)) + "\n")
 
 
 def sysu_tree(root, images=2, ids=SYSU_IDS):
     """SYSU-MM01: every person in every camera, `images` files each."""
     rng = np.random.default_rng(0)
-    (root / "exp").mkdir(parents=True)
-    for split, persons in ids.items():
-        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, persons)) + "\n")
-        for person in persons:
-            for camera in SYSU_CAMERAS:
-                for number in range(1, images + 1):
-                    write_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg", rng)
+    write_ids(root, ids)
+    for person in chain(*ids.values()):
+        for camera, number in product(SYSU_CAMERAS, range(1, images + 1)):
+            write_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg", rng)
+    return root
+
+
+def people_tree(root, images=2, ids=SYSU_IDS):
+    """SYSU-MM01 with people who can be told apart: a pattern per person, with noise; infrared images are grey."""
+    rng = np.random.default_rng(0)
+    write_ids(root, ids)
+    for person in chain(*ids.values()):
+        look = rng.integers(0, 256, (SIZE[1] // 4, SIZE[0] // 4, 3)).repeat(4, 0).repeat(4, 1)
+        for camera, number in product(SYSU_CAMERAS, range(1, images + 1)):
+            pixels = look.mean(2, keepdims=True).repeat(3, 2) if camera in (3, 6) else look
+            noisy = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+            save_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.png", noisy)
     return root
 
 
@@ -34,10 +55,9 @@ def permutation_file(root, trials=3, persons=6, images=2):
     rows = [[[rng.permutation(images) + 1 for _ in range(trials)] for _ in range(persons)] for _ in SYSU_CAMERAS]
     cells = np.empty((len(SYSU_CAMERAS), 1), dtype=object)
     for camera, of_camera in enumerate(rows):
-        inner = np.empty((persons, 1), dtype=object)
+        cells[camera, 0] = np.empty((persons, 1), dtype=object)
         for person, of_person in enumerate(of_camera):
-            inner[person, 0] = np.array(of_person, dtype=np.uint8)
-        cells[camera, 0] = inner
+            cells[camera, 0][person, 0] = np.array(of_person, dtype=np.uint8)
     savemat(root / "exp" / "rand_perm_cam.mat", {"rand_perm_cam": cells})
     return rows
 
@@ -84,21 +104,3 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-
-
-def people_tree(root, images=2, ids=SYSU_IDS):
-    """SYSU-MM01 with people who can be told apart: a pattern per person, with noise; infrared images are grey."""
-    rng = np.random.default_rng(0)
-    (root / "exp").mkdir(parents=True)
-    for split, persons in ids.items():
-        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, persons)) + "\n")
-        for person in persons:
-            look = rng.integers(0, 256, (SIZE[1] // 4, SIZE[0] // 4, 3)).repeat(4, 0).repeat(4, 1)
-            for camera in SYSU_CAMERAS:
-                for number in range(1, images + 1):
-                    pixels = look.mean(2, keepdims=True).repeat(3, 2) if camera in (3, 6) else look
-                    noisy = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
-                    path = root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(noisy).save(path)
-    return root

@@ -5,10 +5,12 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
 import scripts
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.workers", "processor.setup", "tests.tiny", "tests.shares"])
+_context.set_forkserver_preload(["tests.workers", "processor.setup", "tests.tiny", "tests.shares",
+                                  "torch.utils.tensorboard"])
 
 
 def free_port():
@@ -29,7 +31,8 @@ class Workers:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.processes = [_context.Process(target=_work, args=(rank, size, port, self.folder, function, arguments))
                           for rank in range(size)]
-        for process in self.processes:
+        for rank, process in enumerate(self.processes):
+            (self.folder / f"{rank}.out").unlink(missing_ok=True)
             process.start()
 
     def codes(self, seconds=300):
@@ -43,7 +46,8 @@ class Workers:
 
     def said(self):
         """What each process has printed."""
-        return [(self.folder / f"{rank}.out").read_text() for rank in range(len(self.processes))]
+        files = [self.folder / f"{rank}.out" for rank in range(len(self.processes))]
+        return [file.read_text() if file.exists() else "" for file in files]
 
 
 def _work(rank, size, port, folder, function, arguments):
@@ -66,6 +70,5 @@ def _work(rank, size, port, folder, function, arguments):
 
 def script(name, words):
     """Call one of the three scripts without the page at its end: its exit code."""
-    import processor.run.folder
-    processor.run.folder.save_report = lambda *arguments: None
+    scripts.without_report(pytest.MonkeyPatch())
     return scripts.call(scripts.load(name), words)

@@ -67,8 +67,9 @@ import gdown  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from model.published import load_checkpoint  # noqa: E402
 from model.released import LANDMARKS, released_state  # noqa: E402
-from utils.checkpoint import load_array, load_checkpoint  # noqa: E402
+from utils.checkpoint import load_array  # noqa: E402
 
 
 def download(name, root=None, output_dir="runs/released"):

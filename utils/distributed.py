@@ -50,18 +50,6 @@ class Processes:
         """Put all processes' shares (of `share`) together in order: (count, ...), without gradients."""
         return rows
 
-    def whole(self, rows, count):
-        """Put all processes' shares together, for losses of which every process computes the whole.
-
-        Gradients flow into this process's own rows, times the number of processes, since gradients of the weights are
-        averaged over them.
-        """
-        return rows
-
-    def mean(self, values):
-        """Average name -> scalar tensor over the processes."""
-        return values
-
     def same(self, tensor):
         """Copy the first process's tensor into everyone's, which is returned."""
         return tensor
@@ -79,9 +67,10 @@ class Processes:
         yield
 
     def wrap(self, model, unused):
-        """Return the model so that its gradients are averaged over all processes.
+        """Return the model so that every process calls it with its share of a batch and gets the output of the whole.
 
-        Args: unused: a function that returns the names of the parameters which get no gradient.
+        Args: model: whose output is {name: {key: (B, ·) tensor}}; unused: a function that returns the names of the
+            parameters which get no gradient.
         """
         return model
 
@@ -141,20 +130,6 @@ class TorchProcesses(Processes):
                 dist.broadcast(part, src=rank)
         return whole
 
-    def whole(self, rows, count):
-        """Gather the rows, and put this process's own ones, with their gradient, in their place."""
-        own, others = self.share(count), self.gather(rows, count)
-        rows = rows.view_as(rows)
-        if rows.requires_grad:
-            rows.register_hook(lambda gradient: self.size * gradient)
-        return torch.cat([others[:own.start], rows, others[own.stop:]])
-
-    def mean(self, values):
-        """Average scalars over the processes, in one message."""
-        total = torch.stack([value.detach().double() for value in values.values()])
-        dist.all_reduce(total)
-        return dict(zip(values, (total / self.size).unbind()))
-
     def same(self, tensor):
         dist.broadcast(tensor, src=0)
         return tensor
@@ -178,7 +153,7 @@ class TorchProcesses(Processes):
         """Wrap the model in DistributedDataParallel, which leaves parameters without a gradient alone."""
         left_alone = [*unused(), *(name for name, _ in model.named_buffers())]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+        return WholeBatch(DistributedDataParallel(model, gradient_as_bucket_view=True), self)
 
     def neighbours(self, count):
         """Make the groups of `count` consecutive processes; every process makes all of them."""
@@ -198,6 +173,30 @@ class TorchProcesses(Processes):
     def leave(self):
         self._wait_for_all()
         dist.destroy_process_group()
+
+
+class WholeBatch(torch.nn.Module):
+    """Called with a process's share of a batch, returns the output of all shares, in all processes.
+
+    Gradients flow into a process's own rows, times the number of processes, since DistributedDataParallel averages
+    those of the weights. Args: model: so wrapped; processes: `TorchProcesses`, whose shares are equal.
+    """
+
+    def __init__(self, model, processes):
+        super().__init__()
+        self.model, self.processes = model, processes
+
+    def forward(self, *batch):
+        """Return the model's {name: {key: (B, ·)}} with the rows of all processes."""
+        return {name: {key: self._whole(rows) for key, rows in of.items()} for name, of in self.model(*batch).items()}
+
+    def _whole(self, rows):
+        size = self.processes.size
+        own, others = self.processes.share(size * len(rows)), self.processes.gather(rows, size * len(rows))
+        rows = rows.view_as(rows)
+        if rows.requires_grad:
+            rows.register_hook(lambda gradient: size * gradient)
+        return torch.cat([others[:own.start], rows, others[own.stop:]])
 
 
 def join_processes(device_type):

@@ -42,28 +42,20 @@ def autocast(name, device):
 @contextlib.contextmanager
 def gpu_rounding(name):
     """Run a block, forward or backward, with a GPU's fp32 arithmetic of a precision: a name of FP32_ON_GPU."""
-    switches = _fp32_switches()
-    before = [getattr(owner, switch) for owner, switch, _ in switches]
-    for (owner, switch, spelling), wanted in zip(switches, FP32_ON_GPU[name]):
-        setattr(owner, switch, spelling[wanted])
+    # PyTorch 2.9 brought new switches and warns where the older are used beside them.
+    owners, switch = (torch.backends.cuda.matmul, torch.backends.cudnn.conv), "fp32_precision"
+    wanted = FP32_ON_GPU[name]
+    if not hasattr(owners[0], switch):
+        owners, switch = (torch.backends.cuda.matmul, torch.backends.cudnn), "allow_tf32"
+        wanted = [kind == "tf32" for kind in wanted]
+    before = [getattr(owner, switch) for owner in owners]
+    for owner, value in zip(owners, wanted):
+        setattr(owner, switch, value)
     try:
         yield
     finally:
-        for (owner, switch, _), value in zip(switches, before):
+        for owner, value in zip(owners, before):
             setattr(owner, switch, value)
-
-
-def _fp32_switches():
-    """Find PyTorch's switches for matrix products and convolutions: two of (owner, attribute, value by our name).
-
-    PyTorch 2.9 brought new ones and warns where the older are used beside them.
-    """
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        spelling = {"ieee": "ieee", "tf32": "tf32"}
-        return ((torch.backends.cuda.matmul, "fp32_precision", spelling),
-                (torch.backends.cudnn.conv, "fp32_precision", spelling))
-    spelling = {"ieee": False, "tf32": True}
-    return ((torch.backends.cuda.matmul, "allow_tf32", spelling), (torch.backends.cudnn, "allow_tf32", spelling))
 
 
 def print_line(line):

@@ -47,9 +47,6 @@ class ClipViT(Tower):
         if not hasattr(visual, "class_embedding"):
             raise UserError(f"MODEL.TOWER is {cls.kind}, but the weights {weights} hold a ResNet; leave MODEL.TOWER "
                             "out, or choose the weights of a vision transformer")
-        if len(visual.class_embedding) % HEAD_WIDTH:
-            raise UserError(f"weights {weights} hold a vision transformer of width {len(visual.class_embedding)}; "
-                            f"expected a multiple of {HEAD_WIDTH}, the width of a head in OpenAI's format")
         return cls(visual, height, width, stride)
 
     @classmethod

@@ -49,7 +49,7 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
         run.save_labels(labels, method.unified)
     state.epoch += 1
     run.save_state(stage, state)
-    if epoch == 1:
+    if epoch == 1 < epochs:
         run.log.info(_estimate(stage, epochs, numbers, run))
     if stage == "prepare":
         refuse_collapse(run, state.settings)

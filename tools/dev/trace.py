@@ -91,6 +91,7 @@ def trace():
     """Run the miniature training: `Trace`. Raises UserError: as train_prepare.py."""
     import processor.setup  # noqa: F401 imported here, so that no import is counted
     import processor.train  # noqa: F401
+    import report.write  # noqa: F401
     import train_prepare
 
     noted = Trace()

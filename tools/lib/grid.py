@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs.defaults import as_dict, load_config
+from configs.groups import may_change
 from data.pseudo_labels import FILE_NAMES
-from utils.checkpoint import load_checkpoint, save_json
+from model.published import load_checkpoint
+from utils.checkpoint import save_json
 from utils.errors import UserError
-from utils.settings import flat, may_change
+from utils.settings import flat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORD = "experiment.json"      # in the folder of a run: its place in the grid, and why it failed

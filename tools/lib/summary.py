@@ -10,13 +10,14 @@ import numpy as np
 import yaml
 
 from configs.defaults import as_dict, load_config
+from configs.groups import REPEATS, group_names
 from processor.evaluate import RANKS
 from processor.run.folder import MODEL_FILES
 from report.results import is_of_run
 from report.run_files import read_rows
 from tools.lib.grid import ALL_TESTED, BASELINE, RECORD, read_record, results_file
 from utils.errors import UserError
-from utils.settings import REPEATS, flat, group_names
+from utils.settings import flat
 
 NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
 SHOWN = {"rank1": "Rank-1", "mAP": "mAP", "mINP": "mINP"}       # in text and LaTeX; CSV holds all
