@@ -24,9 +24,9 @@ def main():
     config = load_config(arguments.config_file, arguments.overrides)
     setup, settings = Setup(config, "train_clip"), train_settings(config, "finetune")
     folder, labels, known = setup.pseudo_labels()
-    model, text = setup.model_to_train(), setup.text()
+    model = setup.model_to_train()
     check_needs(settings, model.tower, "finetune")
-    images, tester = setup.banks("train"), setup.tester()
+    text, images, tester = setup.text(), setup.banks("train"), setup.tester()
     with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))

@@ -242,6 +242,9 @@ def check_needs(settings, tower, stage):
 
     Args: settings: `TrainSettings`; tower: `Tower`. Raises: UserError.
     """
+    if stage == "finetune" and not tower.has_text:
+        raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
+                        "has trained, or choose a CLIP")
     needs = settings.method(**settings.of_method).needs
     if "text" in needs and stage == "prepare":
         raise UserError("METHOD.LINK_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
