@@ -197,7 +197,7 @@ def test_losses_between_images_and_texts(text):
         assert on_gpu(supervised_contrast(projections[Modality.RGB], labels[Modality.RGB], projections[Modality.IR],
                                           labels[Modality.IR]))
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
-        assert on_gpu(guidance.losses(projections, BATCH))
+        assert on_gpu(guidance.losses(projections, labelled()))
 
 
 def test_the_search_for_neighbours():
@@ -224,8 +224,8 @@ def test_a_state_from_the_host_comes_back_to_the_gpu(tiny_clip_file):
     """A state file is read onto the host."""
     saved = TrainState(tiny_model(tiny_clip_file), tiny_settings())
     saved.labels = LABELS
-    content = on_host(saved.state_dict())
+    content, other = on_host(saved.state_dict()), tiny_model(tiny_clip_file)
     with fake_cuda():
-        state = TrainState(tiny_model(tiny_clip_file).to("cuda"), tiny_settings())
+        state = TrainState(other.to("cuda"), tiny_settings())
         state.load_state_dict(content)
         assert on_gpu(state.model.state_dict())
