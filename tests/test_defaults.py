@@ -64,7 +64,7 @@ def test_a_file_is_read_as_it_was_typed(yml):
     ("TEST: {PROTOCOL: x}", "sets TEST.PROTOCOL to x; expected python or original-1 or"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none"),
     ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"),
-    ("OUTPUT_DIR: ''", "sets OUTPUT_DIR to ; expected a folder"),
+    ("OUTPUT_DIR: ''", "sets OUTPUT_DIR to ''; expected a folder"),
     ("SEED: __import__('os')", "sets SEED to __import__")])
 def test_what_a_file_may_not_say(yml, text, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)) as error:
