@@ -241,6 +241,9 @@ def check_needs(settings, tower, stage):
 
     Args: settings: `TrainSettings`; tower: `Tower`. Raises: UserError.
     """
+    if stage == "finetune" and not tower.has_text:
+        raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
+                        "has trained, or choose a CLIP")
     needs = settings.method(**settings.of_method).needs
     if stage == "finetune" and not tower.has_text:
         raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns and compares with; train "

@@ -58,13 +58,13 @@ def test_a_file_is_read_as_it_was_typed(yml):
     ("EPS: 0.5", "unknown key EPS; did you mean CLUSTER.EPS?"), ("sead: 1", "did you mean SEED?"),
     ("CLUSTER: {K1: 1}\nCLUSTER: {K1: 2}", "the key CLUSTER stands twice"), ("CLUSTER: {K1: }", "CLUSTER.K1"),
     ("CLUSTER: 3", "unknown key CLUSTER; did you mean CLUSTER."), ("[1, 2]", "holds a list"),
-    ("CLUSTER: {EPS: .nan}", "CLUSTER.EPS"), ("CLUSTER: {EPS: 1.5}", "CLUSTER.EPS is 1.5; expected a number from 0"),
-    ("OPTIM: {STEPS: [a]}", "OPTIM.STEPS is ['a']; expected a list of epochs"),
+    ("CLUSTER: {EPS: .nan}", "CLUSTER.EPS"), ("CLUSTER: {EPS: 1.5}", "CLUSTER.EPS to 1.5; expected a number from 0 to"),
+    ("OPTIM: {STEPS: [a]}", "sets OPTIM.STEPS to ['a']; expected a list of epochs"),
     ("OPTIM: {FACTORS: [[neck., -1]]}", "expected pairs of"), ("OPTIM: {FACTORS: [neck.]}", "expected pairs of"),
-    ("TEST: {PROTOCOL: x}", "TEST.PROTOCOL is x; expected python or original-1 or original-10"),
+    ("TEST: {PROTOCOL: x}", "sets TEST.PROTOCOL to x; expected python or original-1 or"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none"),
     ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"),
-    ("OUTPUT_DIR: ''", "OUTPUT_DIR is empty; expected a folder"),
+    ("OUTPUT_DIR: ''", "sets OUTPUT_DIR to ; expected a folder"),
     ("SEED: __import__('os')", "sets SEED to __import__")])
 def test_what_a_file_may_not_say(yml, text, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)) as error:

@@ -103,7 +103,7 @@ def test_the_log_begins_with_what_runs(new_setup, of_two, tmp_path, monkeypatch)
     assert "idle" not in text and all(line in text for line in (*setup.data.counts(), *setup.data.notes))
     assert load_config(folder / "config.yml").SEED == 7
     facts = json.loads((folder / "report_data/run-train_prepare.json").read_text())
-    assert facts["method"] == "cclnet" and facts["defaults"]["SEED"] == 1 and "torch" in json.dumps(facts)
+    assert facts["method"] == "CCLNet" and "torch" in json.dumps(facts)
     new_setup(DEVICE="auto").start(folder)
     assert "warning: a GPU lies idle" in (folder / "log.txt").read_text()
     of_two(0)
@@ -133,7 +133,7 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
         with pytest.raises(UserError, match="another run is writing to"), setup.holding(folder):
             pass
         run.states = {"prepare": None}
-        run.save_state("prepare", SimpleNamespace(state_dict=lambda: {"epoch": 2}))
+        run.save_state("prepare", SimpleNamespace(epoch=2, state_dict=lambda: {"epoch": 2}))
     text = (folder / "log.txt").read_text()
     assert not made and "None" not in text and "old files" not in text
     with setup.training("prepare", fresh=False, more="fact") as run:
@@ -150,11 +150,12 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("space, stage, has_text, sentence", [
     ("text", "prepare", True, "METHOD.LINK_BY is text, but train_prepare.py has no texts"),
-    ("projection", "prepare", False, "METHOD.LINK_BY is projection, but this network has no side of texts"),
+    ("projection", "prepare", False, "METHOD.LINK_BY is projection, but MODEL.TOWER tiny has no texts to project to"),
+    ("prototype", "finetune", False, "MODEL.TOWER tiny has no texts, which train_clip.py learns"),
     ("text", "finetune", True, None), ("projection", "prepare", True, None), ("prototype", "prepare", False, None)])
 def test_methods_that_need_what_is_not_there(space, stage, has_text, sentence):
     settings = train_settings(load_config(None, ["METHOD.LINK_BY", space]), stage)
-    tower = SimpleNamespace(has_text=has_text)
+    tower = SimpleNamespace(has_text=has_text, kind="tiny")
     if sentence is None:
         check_needs(settings, tower, stage)
     else:

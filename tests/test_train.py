@@ -23,6 +23,7 @@ from processor.prompt import learn_prompts, text_features
 from processor.run.state import PromptState
 from processor.train import train
 from tests.tiny import EACH, IMAGES, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
+from utils.distributed import ALONE
 from utils.finite import NonFinite
 from utils.modality import Modality
 
@@ -58,7 +59,7 @@ def steps(monkeypatch):
 
     steps = Steps()
 
-    def step(model, optimizer, method, batch, guidance, precision, processes):
+    def step(model, optimizer, method, batch, guidance, precision):
         steps.append(SimpleNamespace(rates=[group["lr"] for group in optimizer.param_groups], batch=batch,
                                      guidance=guidance, precision=precision, training=model.training))
         return {"loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(steps.numbers.pop(0) if steps.numbers else 1.0)}
@@ -272,7 +273,7 @@ def test_norms_are_means_over_some_images_and_both_templates(model, text, banks,
             images.append(float(found.norm(dim=1).mean()))
             tokens = tokenize(TEMPLATES[m], text.context_length)
             texts.append(float(text(text.token_embedding(tokens[:, :int((tokens != 0).sum())])).norm()))
-    run = SimpleNamespace(log=SimpleNamespace(info=lines.append), processes=processor.train.ALONE)
+    run = SimpleNamespace(log=SimpleNamespace(info=lines.append), processes=ALONE)
     log_scale(model, text, banks, LABELS, 100.0, tiny_settings(), run)
     assert lines == describe_scale(sum(images) / 2, sum(texts) / 2, PEOPLE, 100.0)
     assert abs(images[0] - images[1]) > 0.02 and abs(texts[0] - texts[1]) > 0.02    # so that a mean is not one of them
