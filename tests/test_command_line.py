@@ -33,7 +33,7 @@ def test_nothing_slow_is_imported(script, words, code, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("tool", sorted({path.name for path in (ROOT / "tools").glob("*.py")} 
+@pytest.mark.parametrize("tool", sorted({path.name for path in (ROOT / "tools").glob("*.py")}
                                          - {"__init__.py", "experiments.py"}))
 def test_tools_answer_before_anything_slow_is_imported(tool, tmp_path):
     program = PROGRAM.format(slow=("torch", "torchvision", "sklearn", "faiss", "open_clip", "timm", "matplotlib"))
