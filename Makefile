@@ -49,7 +49,7 @@ reproduce: .venv/installed
 	$(PY) tools/experiments.py run --config_file configs/$(DATASET).yml $(GRID) DATASET.ROOT "$(ROOT)" \
 		MODEL.CLIP_WEIGHTS "$(CLIP)" $(OPTIONS)
 
-# Breaks the method's core line by line and counts what the tests notice: hours. MUTANTS="--only FILE --sample 0.3".
+# Breaks the method's core line by line and counts what the tests notice; takes hours. MUTANTS="--only FILE --sample 0.3".
 mutants: .venv/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4" "coverage>=7.6"
 	OMP_NUM_THREADS=1 $(PY) tools/dev/mutants.py --jobs 2 $(MUTANTS)

@@ -14,6 +14,7 @@ def main():
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     from configs.defaults import load_config  # slow: after the command line was read
     from data.pseudo_labels import labels_digest
+    from model.state_dict import weights_digest
     from processor.guidance import TextGuidance, log_scale
     from processor.prompt import learn_prompts, text_features
     from processor.run.epoch import finish_stage
@@ -24,10 +25,11 @@ def main():
     config = load_config(arguments.config_file, arguments.overrides)
     setup, settings = Setup(config, "train_clip"), train_settings(config, "finetune")
     folder, labels, known = setup.pseudo_labels()
-    model, text = setup.model_to_train(), setup.text()
+    model = setup.model_to_train()
     check_needs(settings, model.tower, "finetune")
-    images, tester = setup.banks("train"), setup.tester()
-    with setup.training("clip", arguments.fresh, pseudo_labels=labels_digest(labels)) as run:
+    text, images, tester = setup.text(), setup.banks("train"), setup.tester()
+    made_from = {"pseudo_labels": labels_digest(labels), "texts": weights_digest(text)}
+    with setup.training("clip", arguments.fresh, **made_from) as run:
         run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
                      "as many as training images; no manifest says which images they were made on"))
         log_scale(model, text, images, labels, setup.clip.logit_scale.exp().item(), settings, run)

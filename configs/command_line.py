@@ -1,4 +1,4 @@
-"""The command line of the three scripts. Imports nothing slow, so that --help and a misspelt key answer at once."""
+"""The command line of the three scripts. Imports nothing slow, so that --help and a misspelt flag answer at once."""
 from utils.errors import Parser, UserError
 
 

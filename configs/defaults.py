@@ -38,9 +38,9 @@ def load_config(config_file=None, overrides=(), base=None):
             if name not in known:
                 raise UserError(f"{source} has the unknown key {name}; did you mean {_nearest(name, known)}? "
                                 "docs/settings.md lists all keys")
-            values[name] = _typed(known[name], value, f"{source} sets {name} to {value}")
+            values[name] = _typed(known[name], value, f"{source} sets {name} to {quoted(value)}")
             if expected := _expected(known[name], values[name]):
-                raise UserError(f"{source} sets {name} to {value}; expected {expected}")
+                raise UserError(f"{source} sets {name} to {quoted(value)}; expected {expected}")
     if values["DATASET.NAME"] == "demo" and values["DATASET.ROOT"] == known["DATASET.ROOT"].default:
         values["DATASET.ROOT"] = "dataset/demo"     # never drawn, nor read, where SYSU-MM01 belongs
     values["OUTPUT_DIR"] = values["OUTPUT_DIR"].replace("{trial}", str(values["DATASET.TRIAL"]))

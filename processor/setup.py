@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from clustering.labels import ClusterSettings
-from configs.defaults import as_dict, load_config
+from configs.defaults import as_dict
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
@@ -34,7 +34,6 @@ from utils.distributed import join_processes
 from utils.errors import UserError, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
-from utils.settings import flat
 
 
 class Setup:
@@ -148,7 +147,7 @@ class Setup:
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
         save_json(Path(folder) / "report_data" / f"run-{self.script}.json", {
-            "method": self.config.METHOD.NAME, **provenance(self.device), "defaults": flat(as_dict(load_config()))})
+            "method": METHODS[self.config.METHOD.NAME].__name__, **provenance(self.device)})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
@@ -242,13 +241,19 @@ def check_needs(settings, tower, stage):
 
     Args: settings: `TrainSettings`; tower: `Tower`. Raises: UserError.
     """
+    if stage == "finetune" and not tower.has_text:
+        raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
+                        "has trained, or choose a CLIP")
     needs = settings.method(**settings.of_method).needs
+    if stage == "finetune" and not tower.has_text:
+        raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns and compares with; train "
+                        "it with train_prepare.py alone, or choose a tower of CLIP")
     if "text" in needs and stage == "prepare":
         raise UserError("METHOD.LINK_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
                         "prototype, centroid or projection")
     if "projection" in needs and not tower.has_text:
-        raise UserError("METHOD.LINK_BY is projection, but this network has no side of texts to project to; choose "
-                        "prototype or centroid")
+        raise UserError(f"METHOD.LINK_BY is projection, but MODEL.TOWER {tower.kind} has no texts to project to; "
+                        "choose prototype or centroid")
 
 
 def prompt_settings(config):

@@ -1,15 +1,16 @@
 """The shipped training loop in fp64, which several processes share, for tests/test_distributed.py."""
-import clustering.clustering
 import numpy as np
 import torch
 
+import clustering.neighbours
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import load_clip
+from model.towers.registry import load_tower
 from processor.guidance import TextGuidance
 from processor.train import train
 from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.distributed import join_processes
+from utils.errors import UserError
 from utils.modality import Modality
 
 KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3, np.arange(PEOPLE).repeat(EACH), -1) for m in Modality}
@@ -27,7 +28,7 @@ class DoubleCCLNet(CCLNet):
 
 def new_model(clip_file, kind=CCLNet):
     """A `CCLNet` of a small CLIP."""
-    return kind(load_clip(clip_file).visual, HEIGHT, WIDTH)
+    return kind(load_tower(clip_file, height=HEIGHT, width=WIDTH))
 
 
 def train_two_epochs(clip_file, folder, splits, guided, changes, device="cpu"):
@@ -42,7 +43,7 @@ def train_two_epochs(clip_file, folder, splits, guided, changes, device="cpu"):
         dtype, kind = torch.float64, DoubleCCLNet
         torch.set_default_dtype(dtype)
         torch.Tensor.float = torch.Tensor.double        # the code computes losses in fp32 on purpose
-        clustering.clustering.faiss = None              # which searches in fp32 alone
+        clustering.neighbours.faiss = None              # which searches in fp32 alone
     settings, banks = tiny_settings(epochs=2, **SETTINGS, **changes), tiny_banks()
     for bank in banks.values():
         bank.device = device
@@ -59,7 +60,6 @@ def train_two_epochs(clip_file, folder, splits, guided, changes, device="cpu"):
 
 def differing_weights(folder):
     """Compare states, first the same ones, then others in every process; write what is said about them."""
-    from utils.errors import UserError
     processes = join_processes("cpu")
     try:
         processes.compare("epoch 1", memories={"rgb": torch.ones(3)}, weights={"w": torch.ones(2)})

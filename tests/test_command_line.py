@@ -1,4 +1,4 @@
-"""What answers at once: help and mistakes in settings, before anything slow is imported."""
+"""What answers at once: help and mistakes on the command line, before anything slow is imported."""
 import re
 import subprocess
 import sys
@@ -23,20 +23,18 @@ finally:
 @pytest.mark.parametrize("script", ["train_prepare.py", "train_clip.py", "test.py"])
 @pytest.mark.parametrize("words, code, said", [
     (["--help"], 0, "KEY VALUE"),
-    (["SEEED", "2"], 2, "unknown key SEEED; did you mean SEED?"),
-    (["CLUSTER.EPS", "2"], 2, "CLUSTER.EPS is 2.0; expected a number from 0 to 1"),
-    (["--config_file", "no.yml"], 2, "no.yml is missing"),
     (["--fesh"], 2, "the command line is not understood"),
 ])
 def test_nothing_slow_is_imported(script, words, code, said, tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(slow=SLOW), str(ROOT / script), *words], cwd=tmp_path,
                           env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == code and said in done.stdout + done.stderr
+    assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].strip() == "imported:"
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("tool", sorted({path.name for path in (ROOT / "tools").glob("*.py")} - {"regdb_trials.py"}))
+@pytest.mark.parametrize("tool", sorted({path.name for path in (ROOT / "tools").glob("*.py")}
+                                         - {"__init__.py", "experiments.py"}))
 def test_tools_answer_before_anything_slow_is_imported(tool, tmp_path):
     program = PROGRAM.format(slow=("torch", "torchvision", "sklearn", "faiss", "open_clip", "timm", "matplotlib"))
     for words, code in ((["--help"], 0), (["--no_such_flag"], 2)):

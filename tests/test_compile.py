@@ -90,6 +90,8 @@ def test_the_scripts_train_a_compiled_tower_if_asked(wanted, tmp_path, tiny_clip
     called, root = [], trees.people_tree(tmp_path / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
     monkeypatch.setattr(processor.setup, "compile_parts", lambda tower, device: called.append((type(tower), device)))
     monkeypatch.setattr("processor.train.train", lambda *_: None)
+    monkeypatch.setattr("processor.run.epoch.finish_stage", lambda *_: None)
+    monkeypatch.setattr("report.write.save_stage_page", lambda *_: None)
     words = scripts.settings(DATASET__ROOT=root, MODEL__CLIP_WEIGHTS=tiny_clip_file, COMPILE=wanted,
                              OUTPUT_DIR=tmp_path / "run")
     assert scripts.call(scripts.load("train_prepare"), words) == 0

@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import clustering.clustering as clustering
 import numpy as np
 import pytest
 import scripts
 import torch
 import trees
 
+from clustering import neighbours
 from model.batch_norm import spread_batch_norm
 from tests import shares
 from tests.tiny import HEIGHT, WIDTH, one_of
@@ -51,7 +51,7 @@ def difference(a, b):
 def test_two_processes_train_as_one(case, tiny_clip_file, tmp_path):
     """Embedding, clusters, links and all steps of the shipped loop."""
     [(expected, their_rows)], ours = (trained(tmp_path / str(size), size, tiny_clip_file, *case) for size in (1, 2))
-    assert their_rows[-1]["links" if "links" in their_rows[-1] else "matched"] > 0
+    assert their_rows[-1]["links"] > 0
     start = shares.new_model(tiny_clip_file).state_dict()
     assert difference(expected, {name: value.double() for name, value in start.items()}) > 1e-3     # it has trained
     for state, found_rows in ours:
@@ -87,11 +87,11 @@ def test_parts_are_those_of_data_parallel(tiny_clip_file, parts, views):
 @pytest.mark.parametrize("faiss", [True, False])
 def test_search_by_shares_is_the_same_to_the_bit(monkeypatch, faiss):
     if not faiss:
-        monkeypatch.setattr(clustering, "faiss", None)
+        monkeypatch.setattr(neighbours, "faiss", None)
     x = torch.nn.functional.normalize(torch.randn(9000, 512, generator=torch.Generator().manual_seed(0)), dim=1)
-    whole = clustering.k_nearest(x, 20)
+    whole = neighbours.k_nearest(x, 20)
     for size in (2, 5):
-        parts = [clustering.k_nearest(x, 20, one_of(size, rank).share(len(x), clustering.SEARCH_UNIT))
+        parts = [neighbours.k_nearest(x, 20, one_of(size, rank).share(len(x), neighbours.SEARCH_UNIT))
                  for rank in range(size)]
         for name in ("index", "similarity"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

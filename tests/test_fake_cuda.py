@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clustering.clustering import k_nearest
-from loss.association import Links
-from loss.cross_memory import CrossMemory
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -19,26 +16,29 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import processor.features
+from clustering.neighbours import k_nearest
+from data.batches import Batch, Batches
 from data.images import ImageBank
-from data.pseudo_labels import cluster_means
-from loss.cclnet import CCLNetMemory, swap
+from loss.cclnet import swap
 from loss.image_text import supervised_contrast
-from loss.methods import method_class
-from model.cclnet import CCLNet
+from loss.links import Links
+from loss.method import EpochStart
+from loss.methods import METHODS
 from model.clip import TextTower
 from model.prompt import PromptLearner
 from processor.features import embed
 from processor.guidance import TextGuidance
-from processor.prompt import PromptState, prompt_loss, text_features
-from processor.train import Batches, TrainState, train_step
+from processor.prompt import prompt_loss, text_features
+from processor.run.state import PromptState, TrainState
+from processor.train import train_step
 from tests.tiny import (
     EACH,
     HEIGHT,
     IMAGES,
     PEOPLE,
     WIDTH,
-    memory_settings,
     tiny_banks,
+    tiny_model,
     tiny_prompt_settings,
     tiny_settings,
 )
@@ -48,6 +48,8 @@ from utils.modality import Modality
 
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}
+POSITIONS = {m: np.array([0, 1, 18, 6]) for m in Modality}
+CAMERAS = {m: np.arange(IMAGES) % 2 for m in Modality}
 LINKS = Links(np.array([1, -1, 2, 0, 4]), np.array([3, 0, 2, -1, 4]))
 BOTH = ("feature", "projection")
 AUGMENTATION = {"INPUT__GREY": 0.5, "INPUT__PAD": 3, "INPUT__ERASE": 1.0}
@@ -90,9 +92,31 @@ def random(*shape):
     return {m: torch.randn(*shape, device="cuda") for m in Modality}
 
 
+def labelled(images=None):
+    """A batch of four images of each modality."""
+    return Batch(images, BATCH, POSITIONS, {m: CAMERAS[m][POSITIONS[m]] for m in Modality})
+
+
+def started(name="cclnet", dim=64, epoch=2, **settings):
+    """A method in an epoch in which the modalities meet, with random features on the GPU."""
+    method = METHODS[name](cross_epoch=1, **settings)
+    method.start(EpochStart({"feature": random(IMAGES, dim)}, LABELS, CAMERAS), epoch)
+    return method
+
+
 @pytest.fixture
-def model(either_clip):
-    return CCLNet(either_clip.visual, HEIGHT, WIDTH)
+def given_links(monkeypatch):
+    """Links and calibrated labels: they depend on values, of which there are none here."""
+    monkeypatch.setattr("loss.cclnet.assign", lambda _: LINKS)
+    monkeypatch.setattr("loss.cclnet.to_host", lambda tensor: lambda: None)
+    for module in ("pgm", "rpnr"):
+        monkeypatch.setattr(f"loss.{module}.links_of_epoch", lambda *_: LINKS)
+    monkeypatch.setattr("loss.rpnr.calibrate", lambda features, labels, top: labels)
+
+
+@pytest.fixture
+def model(either_clip_file):
+    return tiny_model(either_clip_file)
 
 
 @pytest.fixture
@@ -142,40 +166,24 @@ def test_embedding(model, memory_of_gpu):
         assert on_gpu(out) and {len(rows) for rows in out.values()} == {IMAGES}
 
 
-def memory(swaps=True, dim=64):
-    return CCLNetMemory(random(PEOPLE, dim), 1, memory_settings(swap_epoch=1 if swaps else 2))
-
-
 @pytest.mark.parametrize("order", ["released", "simultaneous"])
-def test_updates_and_swaps(order):
+def test_swaps(order):
     with fake_cuda():
-        start = {m: cluster_means(x, LABELS[m] - 1) for m, x in random(IMAGES, 64).items()}
-        both, features = memory(), random(4, 64)
-        for m, of_modality in both.memories.items():
-            of_modality.update(features[m], BATCH[m])
-        swap(*(of_modality.prototypes for of_modality in both.memories.values()), LINKS, BATCH, 0.1, order)
-        assert on_gpu([start, both.state_dict()])
+        rows = random(PEOPLE, 64)
+        swap(*rows.values(), LINKS, BATCH, 0.1, order)
+        assert on_gpu(rows)
 
 
-def test_the_whole_update_with_given_links(monkeypatch):
-    monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
+@pytest.mark.parametrize("name, settings", [
+    ("none", {}), ("cclnet", {}), ("cclnet", {"renewal": "hard"}), ("pgm", {}), ("pgm", {"gradients": "released"}),
+    ("rpnr", {}), ("rpnr", {"gradients": "released"})])
+def test_a_step_of_each_method(name, settings, given_links):
     with fake_cuda():
-        both = memory()
-        numbers = both.update(random(4, 64), BATCH)
-        assert on_gpu(both.losses(random(4, 64), BATCH))
-        assert numbers["matched"] == 4 and on_gpu([numbers, both.state_dict()])
-
-
-@pytest.mark.parametrize("gradients", ["exact", "released"])
-@pytest.mark.parametrize("method", ["pgm", "rpnr"])
-def test_the_other_methods_with_given_links(method, gradients):
-    with fake_cuda():
-        both = method_class(method)(random(PEOPLE, 64), 2, memory_settings(swap_epoch=1, gradients=gradients), LINKS,
-                                    LABELS)
-        losses = both.losses(random(4, 64), BATCH)
-        assert len(losses) == {"pgm": 3, "rpnr": 5}[method] and on_gpu(losses)
-        both.update(random(4, 64), BATCH)
-        assert on_gpu({name: memory.state_dict() for name, memory in both.named.items()})
+        method = started(name, **settings)
+        losses = method.losses(random(4, 64), labelled())
+        method.update(random(4, 64), labelled())
+        assert len(losses) == {"none": 2, "cclnet": 2, "pgm": 3, "rpnr": 5}[name] and on_gpu([losses])
+        assert on_gpu(method.prototypes())
 
 
 def test_losses_between_images_and_texts(text):
@@ -189,7 +197,7 @@ def test_losses_between_images_and_texts(text):
         assert on_gpu(supervised_contrast(projections[Modality.RGB], labels[Modality.RGB], projections[Modality.IR],
                                           labels[Modality.IR]))
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
-        assert on_gpu(guidance.losses(projections, BATCH))
+        assert on_gpu(guidance.losses(projections, labelled()))
 
 
 def test_the_search_for_neighbours():
@@ -197,7 +205,7 @@ def test_the_search_for_neighbours():
         assert on_gpu(tuple(k_nearest(torch.randn(IMAGES, 64, device="cuda"), 5)))
 
 
-def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch):
+def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch, given_links):
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     with fake_cuda():
         text.to("cuda")
@@ -205,17 +213,19 @@ def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch):
         prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
         batch = Batches(fake_banks(), LABELS, tiny_settings(**AUGMENTATION), 1)[0]
-        both, means = memory(swaps=False, dim=model.feature_dim), RunningMeans()
-        losses, numbers = train_step(model.train(), state.optimizer, both, batch, guidance, "released")
-        means.add({**losses, **numbers})
-        assert len(losses) == 4 and on_gpu([losses, both.state_dict(), means.sums, means.broken])
+        method, means = started(dim=model.feature_dim), RunningMeans()
+        numbers = train_step(model.train(), state.optimizer, method, batch, guidance, "released")
+        means.add(numbers)
+        assert {"loss_rgb", "loss_ir", "loss_i2t_rgb", "loss_i2t_ir"} <= set(numbers)
+        assert on_gpu([numbers, method.prototypes(), means.sums, means.broken])
 
 
-def test_a_state_from_the_host_comes_back_to_the_gpu(either_clip):
+def test_a_state_from_the_host_comes_back_to_the_gpu(tiny_clip_file):
     """A state file is read onto the host."""
-    settings = tiny_settings()
-    content = on_host(TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH), settings).state_dict())
+    saved = TrainState(tiny_model(tiny_clip_file), tiny_settings())
+    saved.labels = LABELS
+    content, other = on_host(saved.state_dict()), tiny_model(tiny_clip_file)
     with fake_cuda():
-        state = TrainState(CCLNet(either_clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
+        state = TrainState(other.to("cuda"), tiny_settings())
         state.load_state_dict(content)
         assert on_gpu(state.model.state_dict())

@@ -1,47 +1,78 @@
 """Embedding images: batch sizes, shares of processes, mirrored images, embeddings that are not finite."""
-import re
-
 import numpy as np
 import pytest
 import torch
 
 import processor.features
 from data.augment import normalise
-from data.images import ImageBank
 from model.cclnet import CCLNet
-from processor.features import embed, grown_batch
-from tests.tiny import IMAGES, one_of, tiny_banks, tiny_model
+from processor.features import embed, embed_all, grown_batch
+from processor.guidance import TextGuidance
+from tests.tiny import IMAGES, one_of, tiny_settings
 from utils.finite import NonFinite
 from utils.modality import Modality
+
+RGB, IR = Modality
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What `CCLNet.encode` was given, and whether the model was in training mode; `fails` may raise an error first."""
+    class Calls(list):
+        @staticmethod
+        def fails(images):
+            return None
+
+    calls = Calls()
+
+    def encode(self, images, *rest, real=CCLNet.encode):
+        calls.append((images, self.training))
+        calls.fails(images)
+        return real(self, images, *rest)
+
+    monkeypatch.setattr(CCLNet, "encode", encode)
+    return calls
+
+
+def features(model, bank, batch_size=64, **more):
+    return embed(model, bank, IR, batch_size=batch_size, precision="fp32", **more)["feature"]
 
 
 @pytest.mark.parametrize("count, rank, rows", [(3, 0, slice(0, 0)), (3, 1, slice(0, 4)), (3, 2, slice(4, 6)),
                                                (4, 2, slice(4, 4))])
-def test_a_process_embeds_its_share(model, banks, monkeypatch, count, rank, rows):
+def test_a_process_embeds_its_share(model, banks, watched, count, rank, rows):
     """Two batches for three or four processes; a process without a batch embeds an image in vain."""
-    bank, indices = banks[Modality.RGB], np.array([7, 3, 9, 1, 0, 8])
-    processes, sizes = one_of(count, rank), []
-    expected = embed(model, bank, Modality.RGB, indices=indices, batch_size=4, precision="fp32")["feature"]
-
-    def encode(self, images, *rest, real=CCLNet.encode):
-        sizes.append(len(images))
-        return real(self, images, *rest)
-
-    monkeypatch.setattr(CCLNet, "encode", encode)
-    found = embed(model, bank, Modality.RGB, indices=indices, batch_size=4, precision="fp32",
-                  processes=processes)["feature"]
+    indices = np.array([7, 3, 9, 1, 0, 8])
+    expected = features(model, banks[IR], 4, indices=indices)
+    watched.clear()
+    found = features(model, banks[IR], 4, indices=indices, processes=one_of(count, rank))
     torch.testing.assert_close(found, expected[rows])
-    assert sizes == [max(rows.stop - rows.start, 1)]
+    assert [len(images) for images, _ in watched] == [max(rows.stop - rows.start, 1)]
 
 
-def test_mirrored_features_are_means_over_both_images(tiny_clip_file, banks):
-    model, bank = tiny_model(tiny_clip_file), banks[Modality.IR]
-    found = embed(model, bank, Modality.IR, batch_size=8, precision="fp32", mirrored=True)["feature"]
-    images = normalise(bank.batch(np.arange(IMAGES)))
+def test_images_are_not_augmented_and_the_model_evaluates(model, banks, watched):
+    """In the order of the data set, and their mirror images if the method takes means over both."""
+    found = features(model.train(), banks[IR], 8, mirrored=True)
+    images = normalise(banks[IR].batch(np.arange(IMAGES)))
+    given = [torch.cat([batch for batch, _ in watched][part::2]) for part in (0, 1)]
+    assert torch.equal(given[0], images) and torch.equal(given[1], images.flip(3))
+    assert not any(training for _, training in watched) and model.training
     with torch.no_grad():
-        one, other = (model.eval().encode_image(x, Modality.IR).feature for x in (images, images.flip(3)))
+        one, other = (model.eval().encode(x, IR)["feature"] for x in given)
     torch.testing.assert_close(found, (one + other) / 2)
     assert float(found.norm(dim=1).max()) < 1 - 1e-4
+
+
+@pytest.mark.parametrize("method, space, heads", [
+    ("cclnet", "prototype", {"feature"}), ("rpnr", "projection", {"feature", "projection"}),
+    ("cclnet", "text", {"feature", "text"})])
+def test_what_a_method_needs(model, banks, watched, method, space, heads):
+    settings = tiny_settings(METHOD__NAME=method, METHOD__LINK_BY=space)
+    guidance = TextGuidance({m: torch.eye(3) for m in Modality}, {m: np.arange(IMAGES) % 3 for m in Modality}, 0.1)
+    found = embed_all(model, banks, settings.method(**settings.of_method), settings, guidance)
+    assert set(found) == heads and all(len(rows[m]) == IMAGES for rows in found.values() for m in Modality)
+    assert len(watched) == 2 * (2 if method == "rpnr" else 1)
+    torch.testing.assert_close(found["feature"][IR], features(model, banks[IR], mirrored=method == "rpnr"))
 
 
 def test_batches_grow_with_the_memory():
@@ -51,48 +82,38 @@ def test_batches_grow_with_the_memory():
     assert grown_batch(64, 100, 0) == 64 and grown_batch(64, 1, 10**12) == 1024 and grown_batch(2000, 1, 10**12) == 2000
 
 
-def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, monkeypatch):
+def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, banks, watched, monkeypatch):
     """A GPU is played by the CPU: 2 MB are given for every image of the first batch; more than 9 images do not fit."""
-    sizes, real, given = [], CCLNet.encode, iter((92 * 10**6, 100 * 10**6))
-    expected = embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=64, precision="fp32")["feature"]
+    given, expected = iter((92 * 10**6, 100 * 10**6)), features(model, banks[IR])
     monkeypatch.setattr(processor.features, "bytes_given", lambda device: next(given, 0))
     monkeypatch.setattr(processor.features, "bytes_free", lambda device: 50 * 10**6)
 
-    def encode(self, images, *rest):
+    def fails(images):
         if len(images) > 9:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        sizes.append(len(images))
-        return real(self, images, *rest)
 
-    monkeypatch.setattr(CCLNet, "encode", encode)
-    found = embed(model, ImageBank(tiny_banks()[Modality.IR].images), Modality.IR, batch_size=4, precision="fp32")
-    assert sizes == [4, 8, 8, 8, 2]
-    torch.testing.assert_close(found["feature"], expected)
-    assert np.isfinite(found["feature"].numpy()).all()
+    watched.clear()
+    watched.fails = fails
+    torch.testing.assert_close(features(model, banks[IR], 4), expected)
+    assert [len(images) for images, _ in watched if len(images) <= 9] == [4, 8, 8, 8, 2]
 
 
-def test_one_image_that_does_not_fit_is_an_error(model, monkeypatch):
-    sizes = []
-
-    def encode(self, images, *_):
-        sizes.append(len(images))
+def test_one_image_that_does_not_fit_is_an_error(model, banks, watched):
+    def fails(images):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(CCLNet, "encode", encode)
+    watched.fails = fails
     with pytest.raises(torch.OutOfMemoryError):
-        embed(model, tiny_banks()[Modality.IR], Modality.IR, batch_size=4, precision="fp32")
-    assert sizes == [4, 2, 1]
+        features(model, banks[IR], 4)
+    assert [len(images) for images, _ in watched] == [4, 2, 1]
 
 
-@pytest.mark.parametrize("broken, words", [([3], "feature of 1 ir image$"), ([3, 9], "feature of 2 ir images$")])
-def test_broken_embeddings_are_counted(model, monkeypatch, broken, words):
-    def encode(self, images, *rest, real=CCLNet.encode):
-        found = real(self, images, *rest)
-        found["feature"][broken] = torch.nan
-        return found
+@pytest.mark.parametrize("broken, words", [([3], "feature of 1 ir image"), ([3, 9], "feature of 2 ir images")])
+def test_broken_embeddings_are_counted_and_named(model, banks, watched, broken, words):
+    def fails(images):
+        images[broken] = torch.nan
 
-    monkeypatch.setattr(CCLNet, "encode", encode)
-    bank = tiny_banks()[Modality.IR]
+    watched.fails = fails
     with pytest.raises(NonFinite) as error:
-        embed(model, bank, Modality.IR, batch_size=64, precision="fp32")
-    assert re.search(words, error.value.term) and error.value.images == bank.names(np.array(broken))
+        features(model, banks[IR])
+    assert error.value.term.endswith(words) and error.value.images == banks[IR].names(broken)

@@ -28,7 +28,7 @@ from utils.modality import Modality
 FOLDER = Path(os.environ.get("CCLNET_GOLDEN_EPOCH", Path(__file__).parent / "golden_epoch"))
 EPOCHS = (1, 2)
 # The files call some keys by their names of that time.
-KEYS = {"METHOD.CROSS_EPOCH": "METHOD.CROSS_EPOCH", "METHOD.NAME": "METHOD.NAME"}
+KEYS = {"MEMORY.SWAP_EPOCH": "METHOD.CROSS_EPOCH", "MEMORY.METHOD": "METHOD.NAME"}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

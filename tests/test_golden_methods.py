@@ -1,25 +1,22 @@
 """PGM and RPNR: equal to the numbers of their released code, through the classes and functions that training uses."""
-import dataclasses
+from types import SimpleNamespace
 
-import loss.association
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from loss.association import Links, link, matching_cost, optimal_transport, progressive, sinkhorn
 
 import loss.calibration
-import loss.rpnr as rpnr
-from configs.defaults import load_config
-from data.pseudo_labels import cluster_means
+import loss.links
+from loss import rpnr
 from loss.calibration import calibrate, dense_means, density
-from loss.cluster_memory import ClusterMemory, HardMemory
-from loss.methods import method_class
-from loss.rpnr import MeanHardMemory, hybrid_means, relation_loss
-from processor.setup import train_settings
+from loss.cluster_memory import MEMORIES, cluster_means
+from loss.links import Links, link, matching_cost, optimal_transport, progressive, sinkhorn
+from loss.pgm import PGM
+from loss.rpnr import RPNR, MeanHardMemory, hybrid_means, relation_loss
+from tests.tiny import epoch_of, linked_by
 from utils.modality import Modality
 
-MEMORIES = {"hard": HardMemory, "plain": ClusterMemory}
 KINDS = [f"{parity}{plain}" for parity in ("odd", "even", "unmatched") for plain in ("", "_plain")]
 
 
@@ -39,10 +36,15 @@ def rows(g, name):
     return torch.from_numpy(g[name])
 
 
-def settings(g, **changes):
-    """`MemorySettings` with a file's numbers; the modalities meet from epoch 1 on, which is epoch 0 there."""
-    numbers = {"temperature": float(g["temp"]), "momentum": float(g["momentum"]), "swap_epoch": 1}
-    return dataclasses.replace(train_settings(load_config(), 120).memory, **numbers, **changes)
+def begun(g, method, kind, links, **settings):
+    """A method at the start of an epoch of a file; the modalities meet from epoch 1 on, which is epoch 0 there."""
+    found = linked_by(method, links, temperature=float(g["temp"]), momentum=float(g["momentum"]), cross_epoch=1,
+                      cross_weight=float(g["cross_weight"]), **settings)
+    start = {m: rows(g, f"memory_{m.value}") for m in Modality}
+    if method is RPNR:          # two prototypes of each cluster; `refill` sets both
+        start = {m: both.chunk(2)[0] for m, both in start.items()}
+    found.start(epoch_of(start), int(g[f"{kind}_epoch"]) + 1)
+    return found
 
 
 @pytest.mark.parametrize("kind", MEMORIES)
@@ -60,15 +62,20 @@ def test_pgm_memory(golden_methods, kind):
         close(memory.prototypes, g[f"{kind}_memory_after{step}"], 2e-5)
 
 
-def step_of(memory, g):
-    """Take a step of a method: its losses, the gradients of both batches; the memories are renewed."""
+def step_of(method, g, kind, gradients):
+    """Take a step: its losses by name; gradients of both batches and the order of the visits are compared here."""
     x = {m: rows(g, f"features_{m.value}").requires_grad_() for m in Modality}
-    labels = {m: g[f"labels_{m.value}"] for m in Modality}
-    losses = memory.losses(x, labels)
+    batch = SimpleNamespace(labels={m: g[f"labels_{m.value}"] for m in Modality})
+    losses = method.losses(x, batch)
     sum(losses.values()).backward()
-    order = [f"{visit.memory} memory, {visit.batch.value} batch" for visit in memory.visits(labels)]
-    memory.update(x, labels)
-    return {name: float(loss.detach()) for name, loss in losses.items()}, {m: x[m].grad for m in Modality}, order
+    name = {"released": "gradient", "exact": "exact_gradient"}[gradients]
+    for m in Modality:
+        close(x[m].grad, g[f"{kind}_{name}_{m.value}"], 1e-4)
+    assert [f"{visit.memory} memory, {visit.batch.value} batch" for visit in method.visits] == g[
+        f"{kind}_backward_order"].tolist()
+    method.update(x, batch)
+    same_loss(sum(losses.values()), g[f"{kind}_loss"])
+    return losses
 
 
 @pytest.mark.parametrize("gradients", ["released", "exact"])
@@ -78,20 +85,14 @@ def test_pgm_step(golden_methods, kind, gradients):
     links = Links(g["r2i"], g["i2r"])
     if kind.startswith("unmatched"):
         links = Links(*(np.full_like(side, -1) for side in links))
-    s = settings(g, method="pgm", renewal="plain" if kind.endswith("_plain") else "", gradients=gradients,
-                 cross_weight=float(g["cross_weight"]))
-    start = {m: rows(g, f"memory_{m.value}") for m in Modality}
-    memory = method_class("pgm")(start, int(g[f"{kind}_epoch"]) + 1, s, links)
-    losses, found, order = step_of(memory, g)
-    same_loss(sum(losses.values()), g[f"{kind}_loss"])
+    renewal = "plain" if kind.endswith("_plain") else PGM().settings.renewal
+    method = begun(g, PGM, kind, links, renewal=renewal, gradients=gradients)
+    losses = step_of(method, g, kind, gradients)
     for m in Modality:
-        same_loss(losses[f"loss_{m.value}"], g[f"{kind}_loss_{m.value}"])
-        name = {"released": "gradient", "exact": "exact_gradient"}[gradients]
-        close(found[m], g[f"{kind}_{name}_{m.value}"], 1e-4)
-        close(memory.memories[m].prototypes, g[f"{kind}_memory_{m.value}_after"], 2e-5)
-    same_loss(losses.get("loss_cross", 0) / s.cross_weight, g[f"{kind}_loss_cross"])
-    assert ("loss_cross" in losses) != kind.startswith("unmatched")
-    assert order == g[f"{kind}_backward_order"].tolist()
+        same_loss(losses[m.value], g[f"{kind}_loss_{m.value}"])
+        close(method.prototypes()[m.value], g[f"{kind}_memory_{m.value}_after"], 2e-5)
+    same_loss(losses.get("cross", 0) / method.settings.cross_weight, g[f"{kind}_loss_cross"])
+    assert ("cross" in losses) != kind.startswith("unmatched")
 
 
 def test_pgm_matching(golden_methods):
@@ -121,7 +122,7 @@ def test_rpnr_calibration(golden_methods, monkeypatch):
 def test_rpnr_optimal_transport(golden_methods, monkeypatch):
     g = golden_methods.load("rpnr_ot")
     numbers = float(g["reg"]), int(g["max_iterations"]), float(g["stop_threshold"])
-    monkeypatch.setattr(loss.association, "SINKHORN", numbers)
+    monkeypatch.setattr(loss.links, "SINKHORN", numbers)
     for case in g["cases"]:
         means = [rows(g, f"centroids_{m.value}_{case}") for m in Modality]
         plan, iterations = sinkhorn(matching_cost(*(F.normalize(x, dim=1) for x in means)), *numbers)
@@ -132,11 +133,9 @@ def test_rpnr_optimal_transport(golden_methods, monkeypatch):
         np.testing.assert_array_equal(links.rgb_to_ir, g[f"r2i_{case}"])
 
 
-def mean_hard(g, name):
-    """A memory whose 2 K rows are those of a file."""
-    mean, hard = rows(g, name).chunk(2)
-    memory = MeanHardMemory(mean, float(g["temp"]), float(g["momentum"]), float(g["relu_margin"]), float(g["half"]))
-    memory.load_state_dict({"prototypes": mean, "hard": hard})
+def refill(memory, g, name):
+    """Give a memory the 2 K rows of a file."""
+    memory.prototypes, memory.hard = (half.clone() for half in rows(g, name).chunk(2))
     return memory
 
 
@@ -146,7 +145,8 @@ def both(memory):
 
 def test_rpnr_memory(golden_methods):
     g = golden_methods.load("rpnr_memory")
-    memory = mean_hard(g, "memory")
+    memory = refill(MeanHardMemory(rows(g, "memory").chunk(2)[0], float(g["temp"]), float(g["momentum"]),
+                                   float(g["relu_margin"]), float(g["half"])), g, "memory")
     for step in range(int(g["steps"])):
         x, labels = rows(g, f"features{step}").requires_grad_(), g[f"labels{step}"]
         hard, mean = memory.cross_entropies(x, labels)
@@ -191,29 +191,22 @@ def released_numbers(golden_methods, monkeypatch):
 @pytest.mark.parametrize("kind", ["odd", "even"])
 def test_rpnr_step(released_numbers, kind, gradients):
     g = released_numbers
-    s = settings(g, method="rpnr", gradients=gradients, cross_weight=float(g["cross_weight"]),
-                 hybrid_weight=float(g["hybrid_weight"]), relation="released", relation_weight=float(g["rc_weight"]))
-    start = {m: rows(g, f"memory_{m.value}").chunk(2)[0] for m in Modality}
-    memory = method_class("rpnr")(start, int(g[f"{kind}_epoch"]) + 1, s, Links(g["r2i"], g["i2r"]),
-                             {m: np.arange(len(start[m])) for m in Modality})
-    memory.load_state_dict({name: dict(zip(("prototypes", "hard"), rows(g, f"memory_{name}").chunk(2)))
-                            for name in ("rgb", "ir", "hybrid")})
-    losses, found, order = step_of(memory, g)
-    same_loss(sum(losses.values()), g[f"{kind}_loss"])
+    method = begun(g, RPNR, kind, Links(g["r2i"], g["i2r"]), gradients=gradients, relation="released",
+                   hybrid_weight=float(g["hybrid_weight"]), relation_weight=float(g["rc_weight"]))
+    for name, memory in method.memories.items():
+        refill(memory, g, f"memory_{name}")
+    losses, s = step_of(method, g, kind, gradients), method.settings
     for name, weight in (("ir", 1), ("rgb", 1), ("cross", s.cross_weight), ("hybrid", s.hybrid_weight)):
-        same_loss(losses[f"loss_{name}"] / weight, g[f"{kind}_loss_{name}"])
-    same_loss(losses["loss_relation"] / s.relation_weight, g[f"{kind}_loss_rc_rgb"] + g[f"{kind}_loss_rc_ir"])
-    for m in Modality:
-        name = {"released": "gradient", "exact": "exact_gradient"}[gradients]
-        close(found[m], g[f"{kind}_{name}_{m.value}"], 1e-4)
-    for name, rows_after in memory.named.items():
-        close(both(rows_after), g[f"{kind}_memory_{name}_after"], 2e-5)
-    assert order == g[f"{kind}_backward_order"].tolist()
+        same_loss(losses[name] / weight, g[f"{kind}_loss_{name}"])
+    same_loss(losses["relation"] / s.relation_weight, g[f"{kind}_loss_rc_rgb"] + g[f"{kind}_loss_rc_ir"])
+    assert set(method.memories) == {"rgb", "ir", "hybrid"}
+    for name, memory in method.memories.items():
+        close(both(memory), g[f"{kind}_memory_{name}_after"], 2e-5)
 
 
 def test_the_methods_own_numbers_are_the_released_ones(golden_methods):
     g, transport = golden_methods.load("rpnr_step"), golden_methods.load("rpnr_ot")
     assert (rpnr.MARGIN, rpnr.SHARE, rpnr.SIGMA, rpnr.DELTA) == tuple(
         float(g[key]) for key in ("relu_margin", "half", "sigma", "delta"))
-    assert loss.association.SINKHORN == tuple(float(transport[k]) for k in ("reg", "max_iterations", "stop_threshold"))
+    assert loss.links.SINKHORN == tuple(float(transport[k]) for k in ("reg", "max_iterations", "stop_threshold"))
     assert loss.calibration.SIMILAR == float(golden_methods.load("rpnr_calibration")["threshold"])

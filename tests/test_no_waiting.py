@@ -2,18 +2,29 @@
 import numpy as np
 import pytest
 import torch
-from loss.cross_memory import CrossMemory
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import loss.cclnet
+from data.batches import Batches
 from data.images import ImageBank
-from model.cclnet import CCLNet
+from loss.method import EpochStart
 from model.clip import TextTower
 from model.prompt import PromptLearner
 from processor.guidance import TextGuidance
-from processor.prompt import PromptState, prompt_step, text_features
-from processor.train import Batches, TrainState, train_step
-from tests.test_fake_cuda import AUGMENTATION, BATCH, LABELS, LINKS, fake_banks, fake_cuda, memory
-from tests.tiny import HEIGHT, PEOPLE, WIDTH, tiny_banks, tiny_prompt_settings, tiny_settings
+from processor.prompt import prompt_step, text_features
+from processor.run.state import PromptState, TrainState
+from processor.train import train_step
+from tests.test_fake_cuda import (  # noqa: F401 - a fixture
+    AUGMENTATION,
+    BATCH,
+    CAMERAS,
+    LABELS,
+    fake_banks,
+    fake_cuda,
+    given_links,
+    started,
+)
+from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.finite import RunningMeans
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -56,22 +67,20 @@ def test_what_waits_is_seen():
 
 
 @pytest.mark.parametrize("cache", ["mmap", "device"])
-def test_a_step_waits_for_nothing(clip, cache, monkeypatch):
+def test_a_step_waits_for_nothing(clip, model, cache, monkeypatch, given_links):  # noqa: F811
     """All of it but the backward pass: batch, losses, memories, the swap with links that are given, running means."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
-    monkeypatch.setattr(CrossMemory, "links", lambda self: LINKS)
     with fake_cuda():
         text = TextTower(clip).to("cuda")
-        state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), tiny_settings())
+        state = TrainState(model.to("cuda"), tiny_settings())
         prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
         batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
-        both, means = memory(swaps=True, dim=state.model.feature_dim), RunningMeans()
-        state.model.train()
+        method, means = started(dim=model.feature_dim), RunningMeans()
+        model.train()
         with Waits():
             for step in range(2):
-                losses, numbers = train_step(state.model, state.optimizer, both, batches[step], guidance, "released")
-                means.add({**losses, **numbers})
+                means.add(train_step(model, state.optimizer, method, batches[step], guidance, "released"))
         with pytest.raises(AssertionError, match="waits"), Waits():
             means.check("epoch 1", batches.names)       # every CHECK_EVERY steps
 
@@ -88,32 +97,37 @@ def test_a_prompt_step_waits_for_nothing(clip, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache", ["mmap", "device"])
-def test_steps_wait_for_nothing_on_a_gpu(clip, cache):
+def test_steps_wait_for_nothing_on_a_gpu(model, cache, monkeypatch):
     """PyTorch itself raises where it would wait; the links of a swap are exempt."""
     settings = tiny_settings(METHOD__CROSS_EPOCH=1, **AUGMENTATION)
     banks = {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
-    state = TrainState(CCLNet(clip.visual, HEIGHT, WIDTH).to("cuda"), settings)
+    state = TrainState(model.to("cuda"), settings)
     guidance = TextGuidance({m: torch.randn(PEOPLE, 32, device="cuda") for m in Modality}, LABELS, 0.1)
-    both = settings.new_memory({m: torch.randn(PEOPLE, state.model.feature_dim, device="cuda") for m in Modality}, 1)
-    batches, means, matched = Batches(banks, LABELS, settings, 1), RunningMeans(), CrossMemory.links
+    method = settings.method(**settings.of_method)
+    method.start(EpochStart({"feature": {m: torch.randn(IMAGES, model.feature_dim, device="cuda") for m in Modality}},
+                            LABELS, CAMERAS), 1)
+    batches, means, to_host = Batches(banks, LABELS, settings, 1), RunningMeans(), loss.cclnet.to_host
 
-    def links(self):
-        torch.cuda.set_sync_debug_mode("default")
-        found = matched(self)
-        torch.cuda.set_sync_debug_mode("error")
-        return found
+    def exempt(tensor):
+        copy = to_host(tensor)
 
-    state.model.train()
-    train_step(state.model, state.optimizer, both, batches[0], guidance, "fp32")        # sets things up
-    torch.cuda.synchronize()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CrossMemory, "links", links)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for step in (1, 2):
-                losses, numbers = train_step(state.model, state.optimizer, both, batches[step], guidance, "fp32")
-                means.add({**losses, **numbers})
-        finally:
+        def wait():
             torch.cuda.set_sync_debug_mode("default")
+            found = copy()
+            torch.cuda.set_sync_debug_mode("error")
+            return found
+        return wait
+
+    model.train()
+    train_step(model, state.optimizer, method, batches[0], guidance, "fp32")        # sets things up
+    torch.cuda.synchronize()
+    monkeypatch.setattr(loss.cclnet, "to_host", exempt)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in (1, 2):
+            means.add(train_step(model, state.optimizer, method, batches[step], guidance, "fp32"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    monkeypatch.undo()
     means.check("epoch 1", batches.names)
-    assert both.pairs() and means.means()["matched"] > 0
+    assert len(method.links().rgb) > 0

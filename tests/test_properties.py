@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustering.labels import cluster
+from data.batches import Batch
 from data.sampler import cluster_batches, iterations_per_epoch
-from loss.cclnet import CCLNetMemory
-from tests.tiny import memory_settings
+from loss.method import EpochStart
+from loss.methods import CCLNet
 from utils.modality import Modality
 
 always_the_same = settings(derandomize=True, database=None, deadline=None, max_examples=60)
@@ -58,9 +59,9 @@ def test_labels_count_from_zero_without_gaps(seed, people, k1, eps, min_samples)
     assert set(labels[labels >= 0].tolist()) == set(range(labels.max() + 1))
 
 
-def rows_of(memory):
+def rows_of(method):
     """Copy the prototypes of both modalities."""
-    return [memory.memories[m].prototypes.clone() for m in Modality]
+    return [rows.clone() for rows in method.prototypes().values()]
 
 
 @always_the_same
@@ -71,16 +72,20 @@ def test_memory_rows_are_unit_and_clusters_outside_the_batch_stay(seed, rgb, ir,
     start = {m: torch.randn(k, 8, generator=generator) for m, k in zip(Modality, (rgb, ir))}
     features = {m: torch.randn(batch, 8, generator=generator) for m in Modality}
     labels = {m: torch.randint(0, k, (batch,), generator=generator).numpy() for m, k in zip(Modality, (rgb, ir))}
-    plain, swapped = (CCLNetMemory(start, 1, memory_settings(momentum=momentum, swap_epoch=swap_epoch, swap_scale=scale,
-                                                             swap_order=order)) for swap_epoch in (2, 1))
+    clusters = {m: np.arange(len(rows)) for m, rows in start.items()}
+    plain, swapped = (CCLNet(cross_epoch=epoch, momentum=momentum, swap_scale=scale, swap_order=order)
+                      for epoch in (2, 1))
+    for method in (plain, swapped):
+        method.start(EpochStart({"feature": start}, clusters, clusters), 1)
     before = rows_of(swapped)
-    for memory in (plain, swapped):
-        memory.update(features, labels)
+    for method in (plain, swapped):
+        method.update(features, Batch(None, labels, labels, labels))
     links = plain.links()
-    for m, partner, first, between, last in zip(Modality, links, before, rows_of(plain), rows_of(swapped)):
+    for m, linked, first, between, last in zip(Modality, links, before, rows_of(plain), rows_of(swapped)):
         outside = np.setdiff1d(np.arange(len(first)), labels[m])
         assert torch.equal(last[outside], first[outside])       # swapping, too, asks for the batch
-        assert torch.equal(last[partner < 0], between[partner < 0])
+        alone = np.setdiff1d(np.arange(len(first)), linked)
+        assert torch.equal(last[alone], between[alone])
         torch.testing.assert_close(last.norm(dim=1), torch.ones(len(first)))
 
 

@@ -73,7 +73,7 @@ def test_pseudo_labels(trap, tmp_path):
                                   "OUTPUT_DIR: !!python/name:os.system"])
 def test_configuration(text, trap, tmp_path):
     (tmp_path / "bad.yml").write_text(text.format(trap))
-    with pytest.raises(UserError, match="expected YAML"):
+    with pytest.raises(UserError, match="SEED|OUTPUT_DIR"):
         load_config(tmp_path / "bad.yml")
 
 
@@ -145,6 +145,6 @@ def test_torchscript_is_not_run(tmp_path):
     torch.jit.load(archive)
     assert target.exists()          # the attack is one
     target.write_text("mine")
-    with pytest.raises(UserError, match=r"CLIP weights .*bad.pt"):
+    with pytest.raises(UserError, match="bad.pt are a TorchScript archive.*nothing of it was run"):
         load_clip(archive)
     assert target.read_text() == "mine"

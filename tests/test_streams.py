@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from data.batches import Batches, PromptBatches
 from data.images import ImageBank
 from model.clip import TextTower, load_clip
 from model.prompt import PromptLearner
-from processor.prompt import PromptBatches, PromptState
-from processor.train import Batches
-from tests.tiny import EACH, PEOPLE, tiny_banks, tiny_prompt_settings, tiny_settings
+from processor.run.state import PromptState
+from tests.tiny import EACH, IMAGES, PEOPLE, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng, torch_rng
 
@@ -21,80 +21,72 @@ NAMES = [(1,), (2,), (1, "sampler"), (1, "augment"), (1, "sampler", "rgb", 1), (
          (1, "augment", "rgb", 1, 1), (1, "augment", "rgb", 11), (1, "augment", "rgb", 2, 0), (0, "prompts", "rgb"),
          (1, "prompts", "rgb"), (1, "prompts", "ir"), (1, "rgb", "prompts")]
 LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+RGB, IR = Modality
 
 
 @pytest.mark.parametrize("draw", [lambda *name: numpy_rng(*name).random(4).tolist(),
                                   lambda *name: torch.rand(4, generator=torch_rng(*name)).tolist()],
                          ids=["numpy", "torch"])
 def test_every_name_has_a_stream_of_its_own(draw):
+    """Drawing from one leaves the global random states of NumPy and PyTorch alone."""
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     drawn = [draw(*name) for name in NAMES]
     assert drawn == [draw(*name) for name in NAMES]
     assert all(a != b for a, b in itertools.combinations(drawn, 2))
+    assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
-def test_streams_are_local():
-    """Drawing from a stream leaves the global random states of NumPy and PyTorch alone."""
-    np.random.seed(0)
-    torch.manual_seed(0)
-    expected = np.random.random(), torch.rand(1).item()
-    np.random.seed(0)
-    torch.manual_seed(0)
-    numpy_rng(1, "sampler").random(9)
-    torch.rand(9, generator=torch_rng(1, "prompts"))
-    assert (np.random.random(), torch.rand(1).item()) == expected
+def test_streams_of_every_version_are_the_same():
+    """Runs of this version are repeated by the next: the streams of a name are fixed numbers."""
+    assert torch_rng(1, "prompts", "rgb").initial_seed() == 2603918767720312279
+    assert numpy_rng(1, "sampler", "rgb", 3).integers(0, 1000, 4).tolist() == [61, 213, 551, 882]
 
 
-def same_images(count=PEOPLE * EACH):
+@pytest.fixture(scope="module")
+def same_images():
     """Banks in which all images are one image, so that batches differ by their augmentation alone."""
-    one = tiny_banks()[Modality.RGB].images[:1]
-    return {m: ImageBank(np.repeat(one, count, axis=0)) for m in Modality}
+    return {m: ImageBank(np.repeat(tiny_banks()[RGB].images[:1], IMAGES, axis=0)) for m in Modality}
 
 
-def batches(seed=1, epoch=1):
-    settings = tiny_settings(SEED=seed, INPUT__PAD=4, INPUT__GREY=0.5, INPUT__ERASE=0.5, SAMPLER__INSTANCES=4)
-    return Batches(same_images(), LABELS, settings, epoch)
+def test_batches_differ_between_epochs_seeds_and_modalities(same_images):
+    def positions(seed=1, epoch=1):
+        return Batches(same_images, LABELS, tiny_settings(SEED=seed), epoch).positions
+
+    assert differ_alike(positions)
 
 
-def test_batches_differ_between_epochs_seeds_and_modalities():
-    base, again, epoch, seed = (b.positions for b in (batches(), batches(), batches(epoch=2), batches(seed=2)))
-    for m in Modality:
-        np.testing.assert_array_equal(base[m], again[m])
-        assert (base[m] != epoch[m]).any() and (base[m] != seed[m]).any()
-    assert (base[Modality.RGB] != base[Modality.IR]).any()
+def test_prompt_batches_differ_between_epochs_seeds_and_modalities():
+    def order(seed=1, epoch=1):
+        return PromptBatches(None, LABELS, tiny_prompt_settings(SEED=seed), epoch).order
+
+    assert differ_alike(order)
 
 
-def test_augmentation_differs_between_steps_epochs_seeds_and_modalities():
-    settings = dataclasses.replace(batches().settings, augmentation={
-        m: batches().settings.augmentation[Modality.RGB] for m in Modality})      # grey in both: the same policy
+def differ_alike(draw):
+    """Tell whether the same name draws the same, and another epoch, seed or modality something else."""
+    base, again, epoch, seed = draw(), draw(), draw(epoch=2), draw(seed=2)
+    return (base[RGB] != base[IR]).any() and all((base[m] == again[m]).all() and (base[m] != epoch[m]).any() and (
+        base[m] != seed[m]).any() for m in Modality)
+
+
+def test_augmentation_differs_between_steps_epochs_seeds_and_modalities(same_images):
+    settings = tiny_settings(INPUT__PAD=4, INPUT__GREY=0.5, INPUT__ERASE=0.5, SAMPLER__INSTANCES=4)
+    settings = dataclasses.replace(settings, augmentation=dict.fromkeys(Modality, settings.augmentation[RGB]))
 
     def images(modality, step, seed=1, epoch=1):
-        return Batches(same_images(), LABELS, dataclasses.replace(settings, seed=seed), epoch)[step].images[modality]
+        return Batches(same_images, LABELS, dataclasses.replace(settings, seed=seed), epoch)[step].images[modality]
 
-    base = images(Modality.RGB, 0)
-    assert torch.equal(base, images(Modality.RGB, 0))
-    for other in (images(Modality.RGB, 1), images(Modality.RGB, 0, epoch=2), images(Modality.RGB, 0, seed=2),
-                  images(Modality.IR, 0)):
+    base = images(RGB, 0)
+    assert torch.equal(base, images(RGB, 0))
+    for other in (images(RGB, 1), images(RGB, 0, epoch=2), images(RGB, 0, seed=2), images(IR, 0)):
         assert not torch.equal(base, other)
     assert not torch.equal(base[0], base[1])        # nor are two images of a batch augmented alike
 
 
-def prompt_batches(seed=1, epoch=1):
-    return PromptBatches(tiny_banks(), LABELS, tiny_prompt_settings(SEED=seed), epoch).order
-
-
-def test_prompt_batches_differ_between_epochs_seeds_and_modalities():
-    base, again, epoch, seed = prompt_batches(), prompt_batches(), prompt_batches(epoch=2), prompt_batches(seed=2)
-    for m in Modality:
-        np.testing.assert_array_equal(base[m], again[m])
-        assert (base[m] != epoch[m]).any() and (base[m] != seed[m]).any()
-    assert (base[Modality.RGB] != base[Modality.IR]).any()
-
-
 def test_repeats_of_the_smaller_modality_are_drawn_alike():
-    labels = {Modality.RGB: np.zeros(6000, int), Modality.IR: np.array([0, -1, 0, 0])}
-    order = PromptBatches(tiny_banks(), labels, tiny_prompt_settings(), 1).order
-    counts = np.bincount(order[Modality.IR])
-    assert len(order[Modality.IR]) == 6000 and counts[1] == 0
+    labels = {RGB: np.zeros(6000, int), IR: np.array([0, -1, 0, 0])}
+    counts = np.bincount(PromptBatches(None, labels, tiny_prompt_settings(), 1).order[IR])
+    assert counts.sum() == 6000 and counts[1] == 0
     assert chisquare(counts[[0, 2, 3]]).pvalue > 0.01
 
 
@@ -104,22 +96,20 @@ def text(tiny_clip_file):
 
 
 def test_prompts_start_from_a_normal_distribution_of_deviation_0_02(text):
-    start = PromptLearner(400, Modality.RGB, text, torch_rng(1, "prompts", "rgb")).context.detach()
+    prompts = PromptLearner(400, RGB, text, torch_rng(1, "prompts", "rgb"))
+    start = prompts.context.detach()
     assert start.shape == (400, 4, text.positional_embedding.shape[1])
     error = 0.02 / start.numel() ** 0.5
     assert abs(float(start.mean())) < 4 * error
     assert float(start.std()) == pytest.approx(0.02, abs=4 * error)
     shares = [(start.abs() < n * 0.02).float().mean().item() for n in (1, 2, 3)]
     assert shares == pytest.approx([0.683, 0.954, 0.997], abs=0.01)
-    words = start.flatten(1)
-    assert len(torch.unique(words, dim=0)) == 400       # every cluster starts elsewhere
-
-
-def test_the_state_of_prompts_is_their_learned_words_alone(text):
-    """The template's words are the text tower's, and a state made with another would bring them back."""
-    prompts = PromptLearner(3, Modality.RGB, text)
+    assert len(torch.unique(start.flatten(1), dim=0)) == 400       # every cluster starts elsewhere
+    with torch.no_grad():
+        some = torch.tensor([2, 7])         # a text does not depend on the others
+        torch.testing.assert_close(text(prompts(torch.arange(9)))[some], text(prompts(some)))
+    # The template's words are the text tower's: a state made with another would bring them back.
     assert list(prompts.state_dict()) == ["context"]
-    assert [name for name, _ in prompts.named_buffers()] == ["prefix", "suffix"]
 
 
 def test_prompts_start_elsewhere_for_another_seed_and_modality(text):
@@ -130,10 +120,4 @@ def test_prompts_start_elsewhere_for_another_seed_and_modality(text):
     base, again, other = starts(1), starts(1), starts(2)
     for m in Modality:
         assert torch.equal(base[m], again[m]) and not torch.equal(base[m], other[m])
-    assert not torch.equal(base[Modality.RGB], base[Modality.IR])
-
-
-def test_streams_of_every_version_are_the_same():
-    """Runs of this version are repeated by the next: the streams of a name are fixed numbers."""
-    assert torch_rng(1, "prompts", "rgb").initial_seed() == 2603918767720312279
-    assert numpy_rng(1, "sampler", "rgb", 3).integers(0, 1000, 4).tolist() == [61, 213, 551, 882]
+    assert not torch.equal(base[RGB], base[IR])

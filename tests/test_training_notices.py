@@ -1,246 +1,226 @@
-"""What a training run must not lose unnoticed: updates, rates, augmentation, prototypes, checkpoints, page, restart."""
+"""What a run keeps and what it refuses: checkpoints, collapsed clusters, lost files, resuming, starting over."""
+import copy
+import json
+import logging
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from loss.cross_memory import CrossMemory
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import processor.train
-from data.augment import MEAN, STD, normalise
-from loss.cluster_memory import ClusterMemory
-from model.cclnet import CCLNet
+from configs.defaults import as_dict
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
-from processor.train import Batches, train
-from tests.tiny import EACH, PEOPLE, TinyRun, tiny_data, tiny_model, tiny_settings, tiny_tester
+from processor.run.epoch import finish_stage
+from processor.run.folder import FORMAT, check_resumable, read_rows, set_aside
+from processor.run.resume import versions
+from processor.train import train
+from tests.tiny import EACH, IMAGES, PEOPLE, TinyRun, tiny_config, tiny_settings, tiny_tester
+from utils.errors import UserError
 from utils.modality import Modality
 
-LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
+
+class ScriptedTester:
+    """Tests in the epochs that `rank1` names, and finds its Rank-1; remembers the weights that it was given."""
+
+    def __init__(self, banks, rank1):
+        self.real, self.rank1, self.given = tiny_tester(banks), rank1, []
+        self.data, self.device = self.real.data, self.real.device
+
+    def is_due(self, epoch, epochs):
+        self.epoch = epoch
+        return epoch in self.rank1
+
+    def __call__(self, model):
+        self.given.append({name: value.clone() for name, value in model.state_dict().items()})
+        rank1 = self.rank1[self.epoch]
+        return Evaluation("scripted", "v2t", (0,), (RankMetrics(np.array([rank1, 1.0]), (1 - rank1) / 2, rank1 / 4),))
 
 
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
+@pytest.fixture
+def clusters(monkeypatch):
+    """Puts something cheap in place of embedding, clusters and steps, which move a weight.
+
+    The set that it gives holds the epochs, counted over all runs, in which all images are in one cluster.
+    """
+    in_one, calls = set(), []
+
+    def step(model, *_):
+        next(model.parameters()).data += 0.01
+        return {"loss_rgb": torch.zeros(()), "loss_ir": torch.zeros(())}
+
+    def labels(features, modality, *_):
+        calls.append(modality)
+        return np.zeros(IMAGES, int) if (len(calls) + 1) // 2 in in_one else np.arange(PEOPLE).repeat(EACH)
+
+    monkeypatch.setattr(processor.train, "train_step", step)
+    monkeypatch.setattr(processor.train, "embed_all", lambda *_: {"feature": {m: torch.eye(IMAGES) for m in Modality}})
+    monkeypatch.setattr(processor.train, "make_pseudo_labels", labels)
+    return in_one
+
+
+def checkpoint(folder, which, stage="prepare"):
+    return torch.load(folder / f"{stage}_{which}.pth", weights_only=True)
 
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_prototypes_follow_the_features_of_every_step(model, banks, tmp_path, monkeypatch):
-    """After each step each prototype is what the batch's features make of it, one after another."""
-    steps, features = {1: [], 2: []}, {}
-
-    def loss(memory, x, labels, real=ClusterMemory.loss):
-        features[id(memory)] = x.detach().clone()
-        return real(memory, x, labels)
-
-    def train_step(model, optimizer, memory, batch, *rest, real=processor.train.train_step):
-        before = {m: memory.memories[m].prototypes.clone() for m in Modality}
-        result = real(model, optimizer, memory, batch, *rest)
-        for m in Modality:
-            expected = before[m].clone()
-            for x, label in zip(F.normalize(features[id(memory.memories[m])], dim=1), batch.labels[m]):
-                expected[label] = F.normalize(0.1 * expected[label] + 0.9 * x, dim=0)
-            torch.testing.assert_close(memory.memories[m].prototypes, expected)
-            assert not torch.allclose(expected, before[m], atol=1e-3)
-        steps[memory.epoch].append(result[0])
-        return result
-
-    monkeypatch.setattr(ClusterMemory, "loss", loss)
-    monkeypatch.setattr(processor.train, "train_step", train_step)
-    run = TinyRun(tmp_path)
-    train("prepare", model, banks, tiny_settings(epochs=2), run, tiny_tester(banks))
-    for row in run.rows("prepare"):         # what is logged is the mean over the epoch's steps
-        assert len(steps[row["epoch"]]) >= 6
-        for name in ("loss_rgb", "loss_ir"):
-            assert row[name] == pytest.approx(np.mean([float(losses[name].detach()) for losses in steps[row["epoch"]]]))
-
-
-def test_an_epoch_starts_from_the_means_of_its_clusters(model, banks, tmp_path, monkeypatch):
-    """A prototype is the normalised mean of all members' features; outliers have no part in it."""
-    found, kept = {}, []
-
-    def features(model, bank, modality, *rest, real=processor.train._features):
-        embedded = real(model, bank, modality, *rest)
-        found[modality] = embedded["feature"]
-        return embedded
-
-    def labels(features, modality, *_):
-        made = LABELS[modality].copy()
-        made[[0, 7]] = -1
-        return made
-
-    def memory(self, start, *rest, real=CrossMemory.__init__):
-        real(self, start, *rest)
-        kept.append({m: self.memories[m].prototypes.clone() for m in Modality})
-
-    monkeypatch.setattr(processor.train, "_features", features)
-    monkeypatch.setattr(processor.train, "make_pseudo_labels", labels)
-    monkeypatch.setattr(CrossMemory, "__init__", memory)
-    train("prepare", model, banks, tiny_settings(epochs=1), TinyRun(tmp_path), tiny_tester(banks))
-    assert len(kept) == 1
-    for m in Modality:
-        members = [[i for i in range(EACH * person, EACH * (person + 1)) if i not in (0, 7)]
-                   for person in range(PEOPLE)]
-        expected = F.normalize(torch.stack([found[m][rows].mean(0) for rows in members]), dim=1)
-        torch.testing.assert_close(kept[0][m], expected)
-
-
-def rates(model, banks, settings, run, stage="prepare"):
-    """Train, and read of every epoch: the learning rates that were stepped with, Adam's steps before its first."""
-    seen = []
-
-    def before_step(optimizer, *_):
-        done = max((int(state["step"]) for state in optimizer.state.values()), default=0)
-        seen.append((len(run.history) + 1, [group["lr"] for group in optimizer.param_groups], done))
-
-    hook = register_optimizer_step_pre_hook(before_step)
-    try:
-        train(stage, model, banks, settings, run, tiny_tester(banks))
-    finally:
-        hook.remove()
-    first = {}
-    for epoch, lr, done in seen:
-        assert first.setdefault(epoch, (lr, done))[0] == lr
-    return first
-
-
-SCHEDULE = {"OPTIM__WARMUP_EPOCHS": 3, "OPTIM__WARMUP_FACTOR": 0.1, "OPTIM__STEPS": [4], "OPTIM__LR": 0.001,
-            "METHOD__CROSS_EPOCH": 5}
-
-
-def test_learning_rate_of_each_epoch(model, banks, tmp_path):
-    """Warm-up over epochs 1, 2 and 3, the step down in epoch 4: none of them an epoch early or late."""
-    run = TinyRun(tmp_path)
-    found = rates(model, banks, tiny_settings(5, **SCHEDULE), run)
-    assert [found[epoch][0][0] for epoch in range(1, 6)] == pytest.approx([0.0004, 0.0007, 0.001, 0.0001, 0.0001])
-    assert [found[epoch][0][1] for epoch in range(1, 6)] == pytest.approx([0.0008, 0.0014, 0.002, 0.0002, 0.0002])
-    assert [row["lr"] for row in run.history] == [found[epoch][0][0] for epoch in range(1, 6)]
-    assert [epoch for epoch, (_, done) in found.items() if done == 0] == [1]
-
-
-def test_restart_at_the_swap_epoch(model, banks, tmp_path, monkeypatch):
-    """From the swap epoch on a new Adam and a new warm-up; weights and batch statistics are kept."""
-    states = {}
-
-    def features(model, bank, modality, settings, epoch, *rest, real=processor.train._features):
-        states[epoch] = weights(model)
-        return real(model, bank, modality, settings, epoch, *rest)
-
-    run = TinyRun(tmp_path)
-    monkeypatch.setattr(processor.train, "_features", features)
-    ends = []
-    monkeypatch.setattr(TinyRun, "save_model", lambda self, stage, which, content: ends.append(
-        weights(model)) if which == "last" else None)
-    found = rates(model, banks, tiny_settings(6, restart=True, **SCHEDULE), run, "finetune")
-    expected = [0.0004, 0.0007, 0.001, 0.0001, 0.0004, 0.0007]
-    assert [found[epoch][0][0] for epoch in range(1, 7)] == pytest.approx(expected)
-    assert [epoch for epoch, (_, done) in found.items() if done == 0] == [1, 5]
-    assert same(states[5], ends[3])      # what epoch 5 embeds with is what epoch 4 ended with
-
-
-def test_training_images_are_augmented(model, banks, tmp_path, monkeypatch):
-    """With padding and erasing switched on, no image that the model is trained on is the plain one."""
-    seen = []
-
-    def forward(self, rgb, ir, heads, real=CCLNet.forward):
-        seen.append({Modality.RGB: rgb, Modality.IR: ir})
-        return real(self, rgb, ir, heads)
-
-    monkeypatch.setattr(CCLNet, "forward", forward)
-    settings = tiny_settings(1, INPUT__PAD=2, INPUT__ERASE=1.0, INPUT__GREY=1.0, INPUT__FLIP=1.0)
-    train("prepare", model, banks, settings, TinyRun(tmp_path), tiny_tester(banks))
-    for m in Modality:
-        plain = normalise(banks[m].batch(np.arange(len(banks[m])))).flatten(1)
-        trained = torch.cat([images[m] for images in seen]).flatten(1)
-        assert len(trained) >= 24 and torch.cdist(trained, plain).min() > 1
-
-
-def test_grey_is_for_visible_images_alone(banks):
-    """Grey images have three equal channels; infrared ones keep the colours that their files have."""
-    batch = Batches(banks, LABELS, tiny_settings(INPUT__GREY=1.0, INPUT__FLIP=0.0), 1)[0]
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    spread = {m: (images * std + mean).std(dim=1).mean().item() for m, images in batch.images.items()}
-    assert spread[Modality.RGB] < 1e-5 and spread[Modality.IR] > 0.05
-    plain = normalise(banks[Modality.IR].batch(batch.positions[Modality.IR]))
-    torch.testing.assert_close(batch.images[Modality.IR], plain)
-
-
-class ScriptedTester:
-    """Finds the Rank-1 of a list, one after another, and remembers the weights that it was given."""
-
-    def __init__(self, banks, rank1):
-        self.real, self.rank1, self.given = tiny_tester(banks), list(rank1), []
-        self.data, self.banks, self.retrieval, self.device = tiny_data(), banks, self.real.retrieval, self.real.device
-        self.every = self.real.every
-
-    def is_due(self, epoch, epochs):
-        return True
-
-    def __call__(self, model):
-        self.given.append(weights(model))
-        rank1 = self.rank1.pop(0)
-        return Evaluation("scripted", "v2t", (0,), (RankMetrics(np.array([rank1, 1.0]), (1 - rank1) / 2, rank1 / 4),))
-
-
-def test_best_and_last_checkpoint(model, banks, tmp_path, tiny_clip_file):
-    """The best holds the weights and numbers of the epoch with the best test so far, the last those of the last."""
-    def checkpoint(which):
-        return torch.load(tmp_path / f"prepare_{which}.pth", weights_only=True)
-
-    tester = ScriptedTester(banks, [0.2, 0.6, 0.6, 0.4])
-    run = TinyRun(tmp_path)
+def test_best_and_last_checkpoint(model, banks, tmp_path, clusters):
+    """The best holds weights and numbers of the epoch with the best Rank-1, and says that test data chose it."""
+    tester, run = ScriptedTester(banks, {1: 0.2, 2: 0.6, 3: 0.6}), TinyRun(tmp_path)
     train("prepare", model, banks, tiny_settings(4), run, tester)
-    best, last = checkpoint("best"), checkpoint("last")
-    for content, epoch, rank1 in ((best, 2, 0.6), (last, 4, 0.4)):
-        assert content["epoch"] == epoch and same(content["state_dict"], tester.given[epoch - 1])
-        assert (content["metrics"]["rank1"], content["metrics"]["mAP"]) == (rank1, (1 - rank1) / 2)
-    assert "test data" in best["selected"] and "selected" not in last
-    assert not same(best["state_dict"], last["state_dict"])
-
-    # A resumed run knows the best of the run before: a worse epoch does not replace it, a better one does.
-    tester = ScriptedTester(banks, [0.5, 0.7])
-    resumed = tiny_model(tiny_clip_file)
-    run = TinyRun(tmp_path, run.state_file.load()[0])
-    train("prepare", resumed, banks, tiny_settings(5), run, tester)
-    assert checkpoint("best")["epoch"] == 2 and checkpoint("last")["epoch"] == 5
-    train("prepare", resumed, banks, tiny_settings(6), TinyRun(tmp_path, run.state_file.load()[0]), tester)
-    assert checkpoint("best")["epoch"] == checkpoint("last")["epoch"] == 6
-    assert same(checkpoint("best")["state_dict"], tester.given[-1])
+    best, last = checkpoint(tmp_path, "best"), checkpoint(tmp_path, "last")
+    assert (best["epoch"], best["metrics"]["rank1"], best["metrics"]["mAP"]) == (2, 0.6, 0.2)
+    assert same(best["state_dict"], tester.given[1]) and not same(best["state_dict"], last["state_dict"])
+    assert last["epoch"] == 4 and "metrics" not in last and "selected" not in last
+    assert best["selected"] == "best Rank-1 on test data" and best["model"]["kind"] == last["model"]["kind"]
+    assert [("test" in row) for row in run.history] == [True, True, True, False]
+    # A resumed run knows the best of the run before.
+    for epoch, rank1, kept in ((5, 0.5, 2), (6, 0.7, 6)):
+        run = TinyRun(tmp_path, run.state_file.load()[0])
+        train("prepare", model, banks, tiny_settings(epoch), run, ScriptedTester(banks, {epoch: rank1}))
+        assert (checkpoint(tmp_path, "best")["epoch"], checkpoint(tmp_path, "last")["epoch"]) == (kept, epoch)
 
 
-def test_epochs_without_a_test_make_no_best_checkpoint(model, banks, tmp_path):
-    """Of three epochs tested every second, the second and the last are candidates; the last checkpoint is the third."""
-    given = []
+@pytest.mark.parametrize("collapsed_in, ends", [({1, 2, 3}, 3), ({2, 3, 5, 6}, None), ({2, 4, 5, 6, 7}, 6)])
+def test_three_epochs_in_one_cluster_end_train_prepare(model, banks, tmp_path, clusters, caplog, collapsed_in, ends):
+    """No labels are left for train_clip.py, also not by a second try; PREPARE.ALLOW_COLLAPSE lets it go on."""
+    clusters |= collapsed_in
+    run, tester, strict = TinyRun(tmp_path), ScriptedTester(banks, {}), tiny_settings(6, allow_collapse=False)
+    if ends is None:
+        with caplog.at_level("INFO", "tiny"):
+            train("prepare", model, banks, strict, run, tester)
+        assert sum("all clustered rgb images are in one cluster" in line for line in caplog.messages) == 4
+        return
+    def refused(run):
+        with pytest.raises(UserError, match=f"collapsed: in 3 epochs in a row, the last of them epoch {ends}, "):
+            train("prepare", model, banks, strict, run, tester)
+        assert not run.labels_folder.exists() and len(run.history) == ends
+        return TinyRun(tmp_path, run.state_file.load()[0])
 
-    class Tester(ScriptedTester):
-        def is_due(self, epoch, epochs):
-            given.append(epoch)
-            return epoch in (2, 3)
-
-    train("prepare", model, banks, tiny_settings(3), TinyRun(tmp_path), Tester(banks, [0.6, 0.4]))
-    assert given == [1, 2, 3]
-    assert torch.load(tmp_path / "prepare_best.pth", weights_only=True)["epoch"] == 2
-    assert torch.load(tmp_path / "prepare_last.pth", weights_only=True)["epoch"] == 3
+    run = refused(run)
+    if ends == 6:       # asked again, the last epoch is repeated
+        run = refused(run)
+    train("prepare", model, banks, tiny_settings(6), run, tester)
+    assert run.labels_folder.exists()
 
 
-@pytest.mark.parametrize("method", ["cclnet", "pgm"])
-def test_images_per_second_count_the_images_of_all_steps(model, banks, tmp_path, monkeypatch, method):
-    seen, counted = [], []
+def test_what_was_lost_is_written_again(model, banks, tmp_path, clusters):
+    """Labels, last checkpoint, and a test for the page; a finished stage is not trained again."""
+    def again():
+        run = TinyRun(tmp_path, first.state_file.load()[0])
+        tester = ScriptedTester(banks, {1: 0.5})
+        tester.epoch = 1
+        state = train("prepare", model, banks, tiny_settings(1), run, tester)
+        finish_stage("prepare", state, run, tester)
+        return state, len(tester.given)
 
-    def train_step(model, optimizer, memory, batch, *rest, real=processor.train.train_step):
-        seen.append(sum(len(images) for images in batch.images.values()))
-        return real(model, optimizer, memory, batch, *rest)
+    first, label = TinyRun(tmp_path), tmp_path / "pseudo_labels/train_ir_resized_pseudo_label.npy"
+    train("prepare", model, banks, tiny_settings(1), first, ScriptedTester(banks, {1: 0.5}))
+    before = label.read_bytes(), checkpoint(tmp_path, "last")
+    label.unlink()
+    (tmp_path / "prepare_last.pth").unlink()
+    state, tests = again()
+    after = checkpoint(tmp_path, "last")
+    assert label.read_bytes() == before[0] and same(before[1]["state_dict"], after["state_dict"])
+    assert (after["metrics"], after["epoch"], tests) == (before[1]["metrics"], 1, 1)
+    assert state.evaluation is not None and len(first.history) == len(read_rows(tmp_path)) == 1
+    (tmp_path / "report.html").touch()
+    (tmp_path / "report_data").mkdir()
+    (tmp_path / "report_data/prepare.json").touch()
+    written = label.stat().st_mtime_ns, (tmp_path / "prepare_last.pth").stat().st_mtime_ns
+    assert again()[1] == 0
+    assert (label.stat().st_mtime_ns, (tmp_path / "prepare_last.pth").stat().st_mtime_ns) == written
 
-    def end_of_epoch(*arguments, real=processor.train.end_of_epoch):
-        counted.append((arguments[5], sum(seen)))
-        seen.clear()
-        real(*arguments)
 
-    monkeypatch.setattr(processor.train, "train_step", train_step)
-    monkeypatch.setattr(processor.train, "end_of_epoch", end_of_epoch)
-    settings = tiny_settings(epochs=2, METHOD__NAME=method)
-    train("prepare", model, banks, settings, TinyRun(tmp_path), tiny_tester(banks))
-    assert len(counted) == 2 and all(images == steps > 0 for images, steps in counted)
+# ---- Resuming
+
+MANIFEST = {"train": {"rgb": {"images": 3, "contents": "abc"}}, "test": {}}
+
+
+def facts_of(**changes):
+    return {"config": as_dict(tiny_config(**changes)), "manifest": MANIFEST, "weights": "w1", "pseudo_labels": "p1"}
+
+
+def content_of(**facts):
+    return {"format": FORMAT, "versions": versions(), **facts_of(), **facts}
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"SEED": 2}, "SEED 1, now it is 2"), ({"OPTIM__LR": 0.001}, "OPTIM.LR 0.00035, now it is 0.001"),
+    ({"METHOD__SWAP_SCALE": 0.5}, "METHOD.SWAP_SCALE 0.1"), ({"DATASET__TRIAL": 2}, "DATASET.TRIAL"),
+    ({"PREPARE__EPOCHS": 119}, "PREPARE.EPOCHS 120, now it is 119; only more epochs may be asked for")])
+def test_other_settings_are_refused_by_name(changes, sentence):
+    with pytest.raises(UserError, match=f"the run in here was started with {sentence}.*add --fresh"):
+        check_resumable(content_of(), facts_of(**changes), "here")
+
+
+@pytest.mark.parametrize("changes, lines", [
+    ({}, []), ({"PREPARE__EPOCHS": 121, "FINETUNE__EPOCHS": 130}, [
+        "resuming with FINETUNE.EPOCHS 130 instead of 120", "resuming with PREPARE.EPOCHS 121 instead of 120"]),
+    ({"TEST__EVERY": 1}, ["resuming with TEST.EVERY 1 instead of 5"]),
+    ({"DATASET__ROOT": "moved"}, ["resuming with DATASET.ROOT 'moved' instead of 'dataset/SYSU-MM01'"])])
+def test_what_may_change_is_said(changes, lines):
+    assert check_resumable(content_of(), facts_of(**changes), "here") == lines
+
+
+@pytest.mark.parametrize("key, value, sentence", [
+    ("weights", "w2", "with other weights than"), ("pseudo_labels", "p2", "with other pseudo labels than"),
+    ("format", "cclnet-2", "of another version of this project"),
+    ("manifest", {"train": {"rgb": {"images": 4}}, "test": {}}, "other images: here are 3 train rgb images instead")])
+def test_other_weights_labels_or_images_are_refused(key, value, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_resumable(content_of(**{key: value}), facts_of(), "here")
+
+
+def test_other_versions_are_a_warning():
+    content = content_of(versions={**versions(), "torch": "2.0"})
+    line, = check_resumable(content, facts_of(), "here")
+    assert line.startswith("warning: resuming with torch ") and "instead of 2.0" in line
+
+
+def test_a_key_that_is_new_since_the_start_is_no_change():
+    content = content_of(config=copy.deepcopy(facts_of()["config"]))
+    del content["config"]["CLUSTER"]["K2"]
+    facts = facts_of()
+    assert check_resumable(content, facts, "here") == []
+
+
+# ---- Starting over
+
+FILES = {"prepare": ("prepare_last.pth", "prepare_state.pth", "prepare_state.pth.previous", "pseudo_labels/a.npy",
+                     "tensorboard/prepare/events", "report_data/prepare.json", "tests/prepare_last-python-all/metrics"),
+         "clip": ("model_best.pth", "clip_state.pth", "tensorboard/finetune/events", "report_data/finetune.json",
+                  "report.html", "tests/model_last-python-all/metrics", "config.yml")}
+
+
+@pytest.mark.parametrize("script", ["prepare", "clip"])
+def test_fresh_sets_aside_what_is_made_anew_and_what_was_made_from_it(tmp_path, script):
+    assert set_aside(tmp_path, script) is None
+    for name in (*FILES["prepare"], *FILES["clip"], "mine.txt", "log.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    rows = [{"stage": stage, "epoch": 1} for stage in ("prepare", "prompt", "finetune")]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "old-1").mkdir()
+    folder = set_aside(tmp_path, script)
+    moved = [*FILES["clip"], *(FILES["prepare"] if script == "prepare" else ())]
+    stays = {*FILES["prepare"], *FILES["clip"], "mine.txt", "log.txt"} - {*moved}
+    assert folder == tmp_path / "old-2" and read_rows(folder) == rows
+    assert all((folder / name).read_text() == name and not (tmp_path / name).exists() for name in moved)
+    assert all((tmp_path / name).read_text() == name for name in stays)
+    assert read_rows(tmp_path) == (rows[:1] if script == "clip" else [])
+
+
+def test_rows_of_other_stages_stay(tmp_path):
+    """A stage's rows replace those of its own; beside them stand those of the other script."""
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"stage": stage, "epoch": 1, "loss": 9}) + "\n"
+                                                    for stage in ("prepare", "prompt")))
+    run = TinyRun(tmp_path)
+    run.record("prompt", epoch=1, loss=1.0)
+    run.record("prompt", epoch=2, loss=0.5)
+    assert [(row["stage"], row["epoch"], row["loss"]) for row in read_rows(tmp_path)] == [
+        ("prepare", 1, 9), ("prompt", 1, 1.0), ("prompt", 2, 0.5)]
+    assert logging.getLogger("tiny") is run.log

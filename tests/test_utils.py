@@ -105,12 +105,11 @@ def test_a_gpu_that_torch_cannot_use_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("allowed, good, bad, sentence", [
-    (Range(1, 9, whole=True), (1, 9), (0, 10, 1.0, True, "1"), "expected a whole number from 1 to 9"),
-    (Range(0, 1000), (0, 0.5, 1000), (-0.1, float("nan"), False, None), "expected a number from 0 to 1,000"),
-    (Range(0, 10, above=True), (1e-9, 10), (0, 0.0, 11), "expected a number above 0, at most 10"),
-    (Range(0), (0, 1e9), (float("inf"), -1), "expected a number from 0 on"),
-    ((True, False), (True, False), (1, 0, "True"), "expected True or False"),
-    (("exact", "released"), ("exact",), ("Exact", None), "expected exact or released")])
+    (Range(1, 9, whole=True), (1, 9), (0, 10), "a whole number from 1 to 9"),
+    (Range(0, 1000), (0, 0.5, 1000), (-0.1, float("nan")), "a number from 0 to 1,000"),
+    (Range(0, 10, above=True), (1e-9, 10), (0, 0.0, 11), "a number above 0, up to 10"),
+    (Range(0), (0, 1e9), (-1,), "a number from 0 on"),
+    (("exact", "released", ""), ("exact", ""), ("Exact", None), "exact or released or ''")])
 def test_values_of_settings(allowed, good, bad, sentence):
     setting = Setting("NAME", None, allowed, "")
     assert [check(setting, value) for value in good] == [None] * len(good)

@@ -10,7 +10,8 @@ import scripts
 import torch
 import trees
 
-from configs.defaults import CHOICES, load_config
+from configs.defaults import load_config
+from configs.settings import SETTINGS
 from data import augment
 from model.cclnet import CCLNet
 from model.clip import load_clip
@@ -18,13 +19,14 @@ from model.released import checkpoint_normalisation, model_from_checkpoint
 from model.towers.registry import load_tower
 from processor.guidance import describe_scale
 from processor.optim import freeze, image_optimizer
-from processor.train import TrainState
+from processor.run.state import TrainState
 from tests.tiny import HEIGHT, WIDTH, tiny_settings
 from tools import export_released
 from tools.dev import train_demo_clip
 from utils.errors import UserError
 from utils.modality import Modality
 
+CHOICES = {setting.name: setting.allowed for setting in SETTINGS}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

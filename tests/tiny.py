@@ -8,6 +8,7 @@ import numpy as np
 from configs.defaults import load_config
 from data.images import ImageBank
 from data.records import DataSet, ImageSet, Retrieval
+from loss.method import EpochStart
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
 from processor.evaluate import Tester
@@ -49,11 +50,6 @@ def tiny_banks():
     return {m: ImageBank(images.astype(np.uint8)) for m in Modality}
 
 
-def tiny_model(clip_file):
-    """A new network of a CLIP's file, for images of this size."""
-    return CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
-
-
 def tiny_config(**changes):
     """Settings that suit the data; in the names of changes "__" stands for a dot."""
     settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
@@ -71,6 +67,11 @@ def tiny_prompt_settings(**changes):
     return prompt_settings(tiny_config(**changes))
 
 
+def tiny_model(clip_file):
+    """A new network of a CLIP's file, for images of this size."""
+    return CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
+
+
 def tiny_tester(banks, every=100, order=None):
     """A `Tester` on the tiny data; order: as `tiny_data`."""
     data = tiny_data(order)
@@ -82,6 +83,20 @@ def one_of(size, rank=0):
     processes = Processes()
     processes.rank, processes.size = rank, size
     return processes
+
+
+def epoch_of(rows):
+    """An `EpochStart` with an image per cluster, so that memories start from its rows. Args: Modality -> (K, D)."""
+    return EpochStart({"feature": rows}, {m: np.arange(len(of)) for m, of in rows.items()},
+                      {m: np.zeros(len(of), np.int64) for m, of in rows.items()})
+
+
+def linked_by(method, links, **settings):
+    """A method whose epochs have the links given. Args: method: a class; links: `Links`."""
+    class Linked(method):
+        def link(self, start):
+            return links
+    return Linked(**settings)
 
 
 class TinyRun(Run):

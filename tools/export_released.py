@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from configs.defaults import load_config  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error, quoted  # noqa: E402
 
 DESCRIPTION = ("format", "stage", "epoch", "selected", "config", "dataset", "trial", "manifest", "metrics")
@@ -28,7 +27,8 @@ def main(arguments=None):
     parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
     parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
     options = parser.parse_args(arguments)
-    from model.released import model_from_checkpoint, released_state, to_released  # slow: after the words were read
+    from configs.defaults import load_config  # slow: after the words were read
+    from model.released import model_from_checkpoint, released_state, to_released
     from processor.run.checkpoints import read_checkpoint
     from utils.checkpoint import save_checkpoint
 

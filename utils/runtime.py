@@ -79,8 +79,9 @@ def to_host(tensor):
     On a GPU the copy goes to pinned memory, and the function waits for it alone, not for what the GPU was given later.
 
     Example:
-        >>> similarity = to_host(rgb @ ir.T)        # begun
-        >>> matrix = similarity()                   # arrived
+        >>> similarity = to_host(torch.eye(2) @ torch.ones(2))      # begun
+        >>> similarity()                                            # arrived
+        array([1., 1.], dtype=float32)
     """
     if not tensor.is_cuda:
         copy = tensor.detach().clone()      # later changes of the tensor do not reach it, as on a GPU

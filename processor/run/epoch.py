@@ -8,6 +8,7 @@ from clustering.quality import diagnose, known_persons, link_numbers, with_image
 from processor.evaluate import format_table, metrics_record
 from processor.run.events import memory_use
 from utils.errors import UserError
+from utils.finite import check_weights
 from utils.modality import Modality
 
 COLLAPSED_EPOCHS = 3        # in a row that end train_prepare.py
@@ -23,6 +24,7 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
         processes disagree.
     """
     linked, model, epochs = method.links(), state.model, state.settings.epochs
+    check_weights(model.state_dict(), f"epoch {epoch}")     # before a checkpoint is replaced
     _agree(run.processes, f"epoch {epoch}", model, method)
     state.labels, state.linked = labels, linked and with_images(linked, labels)
     persons = known_persons(tester.data.train)

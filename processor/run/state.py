@@ -26,8 +26,7 @@ class TrainState:
                                          s.lr_factors)
 
     def state_dict(self):
-        """Return it as tensors and numbers. Raises: NonFinite: a weight is not finite."""
-        check_weights(self.model.state_dict(), f"epoch {self.epoch - 1}")
+        """Return it as tensors and numbers."""
         return {"epoch": self.epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "labels": {m.value: torch.from_numpy(labels) for m, labels in self.labels.items()},
                 "linked": self.linked and [torch.from_numpy(values) for values in self.linked]}
