@@ -147,7 +147,7 @@ class Setup:
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
         save_json(Path(folder) / "report_data" / f"run-{self.script}.json", {
-            "method": METHODS[self.config.METHOD.NAME].__name__, **provenance(self.device)})
+            "method": self.config.METHOD.NAME, **provenance(self.device)})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()

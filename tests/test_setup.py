@@ -103,7 +103,7 @@ def test_the_log_begins_with_what_runs(new_setup, of_two, tmp_path, monkeypatch)
     assert "idle" not in text and all(line in text for line in (*setup.data.counts(), *setup.data.notes))
     assert load_config(folder / "config.yml").SEED == 7
     facts = json.loads((folder / "report_data/run-train_prepare.json").read_text())
-    assert facts["method"] == "CCLNet" and "torch" in json.dumps(facts)
+    assert facts["method"] == "cclnet" and "torch" in json.dumps(facts)
     new_setup(DEVICE="auto").start(folder)
     assert "warning: a GPU lies idle" in (folder / "log.txt").read_text()
     of_two(0)

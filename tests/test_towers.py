@@ -154,7 +154,7 @@ def test_train_test_publish_and_read_it(file, tmp_path, monkeypatch, capsys):
     assert "MODEL.TOWER convolutions has no texts, which train_clip.py learns" in capsys.readouterr().err
     projection = [*words, "OUTPUT_DIR", str(tmp_path / "no"), "METHOD.LINK_BY", "projection"]
     assert scripts.call(scripts.load("train_prepare"), projection) == 2
-    assert "METHOD.LINK_BY is projection, but this network has no side of texts" in capsys.readouterr().err
+    assert "METHOD.LINK_BY is projection, but MODEL.TOWER convolutions has no texts" in capsys.readouterr().err
     assert not (tmp_path / "no").exists() and not list((tmp_path / "run").glob("clip_*"))
     export_released.main([str(path), str(tmp_path / "out"), "--safetensors"])
     published = tmp_path / "out/model.safetensors"

@@ -42,11 +42,11 @@ def autocast(name, device):
 @contextlib.contextmanager
 def gpu_rounding(name):
     """Run a block, forward or backward, with a GPU's fp32 arithmetic of a precision: a name of FP32_ON_GPU."""
-    # PyTorch 2.9 brought new switches and warns where the older are used beside them.
-    owners, switch = (torch.backends.cuda.matmul, torch.backends.cudnn.conv), "fp32_precision"
-    wanted = FP32_ON_GPU[name]
-    if not hasattr(owners[0], switch):
-        owners, switch = (torch.backends.cuda.matmul, torch.backends.cudnn), "allow_tf32"
+    backends, wanted = torch.backends, FP32_ON_GPU[name]
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        owners, switch = (backends.cuda.matmul, backends.cudnn.conv), "fp32_precision"
+    else:       # before PyTorch 2.9, which warns where these are used beside the new ones
+        owners, switch = (backends.cuda.matmul, backends.cudnn), "allow_tf32"
         wanted = [kind == "tf32" for kind in wanted]
     before = [getattr(owner, switch) for owner in owners]
     for owner, value in zip(owners, wanted):
