@@ -52,6 +52,11 @@ def load_config(config_file=None, overrides=(), base=None):
     return config
 
 
+def with_defaults(settings):
+    """Fill in the keys that a run's settings, a flat dict, do not name: they have the defaults, its method's too."""
+    return {**flat(as_dict(load_config(base={"METHOD": {"NAME": settings.get("METHOD.NAME", "")}}))), **settings}
+
+
 def as_dict(config):
     """Return the tree as plain dicts, for files and checkpoints."""
     return {k: as_dict(v) if isinstance(v, CfgNode) else v for k, v in config.items()}

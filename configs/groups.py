@@ -1,4 +1,5 @@
 """Which runs belong together, by their settings as flat dicts {"SECTION.KEY": value}."""
+from configs.defaults import with_defaults
 from utils.settings import differing_keys
 
 # Settings that may differ when a run is resumed: they decide neither weights nor labels. An entry that ends in a dot
@@ -13,29 +14,33 @@ def may_change(key):
     return any(key.startswith(name) if name.endswith(".") else key == name for name in MAY_CHANGE)
 
 
-def group_key(settings, defaults, also=()):
+def group_key(settings, also=()):
     """Return those settings of a run that decide what it is a run of; runs with equal ones belong together.
 
     Keys that the run does not name have their defaults. Left out are `REPEATS` and `MAY_CHANGE`.
 
-    Args: settings, defaults: flat dicts; also: keys that count though they would be left out.
+    Args: settings: a flat dict; also: keys that count though they would be left out.
     """
-    return {key: value for key, value in sorted({**defaults, **settings}.items())
+    return {key: value for key, value in sorted(with_defaults(settings).items())
             if key in also or not (key in REPEATS or may_change(key))}
 
 
-def group_names(runs, defaults, also=()):
+def group_names(runs, also=()):
     """Name the group of every run by the settings in which the groups differ; runs of one group have the same name.
 
-    Keys that only some groups have, such as those of one method, are named where nothing else tells groups apart.
+    What METHOD.NAME implies (a method's own defaults), and keys that only some groups have, are named where nothing
+    else tells groups apart.
 
-    Args: runs: [flat dict]; defaults, also: as in `group_key`.
+    Args: runs: [flat dict]; also: as in `group_key`.
     Returns: [text], as "CLUSTER.EPS 0.5, METHOD.NAME pgm"; "all runs" where there is one group.
     """
-    groups = [group_key(settings, defaults, also) for settings in runs]
+    groups = [group_key(settings, also) for settings in runs]
     every = differing_keys(groups)
     shared = [key for key in every if len({repr(group[key]) for group in groups if key in group}) > 1]
-    for keys in (shared, every):
+    own = [with_defaults({"METHOD.NAME": group["METHOD.NAME"]}) for group in groups]
+    told = [key for key in shared if key == "METHOD.NAME" or not key.startswith("METHOD.")
+            or any(group.get(key) != defaults.get(key) for group, defaults in zip(groups, own))]
+    for keys in (told, shared, every):
         names = [", ".join(f"{key} {_shown(group.get(key, '–'))}" for key in keys if key in group or keys is every)
                  or "all runs" for group in groups]
         if len(set(names)) == len(set(map(repr, groups))):

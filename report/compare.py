@@ -47,7 +47,7 @@ def group_runs(runs):
     Where no two runs belong together, so that there is nothing to average, each has a group with its own name.
     """
     known = {name: run.settings for name, run in runs.items() if run.config}
-    labels = dict(zip(known, group_names(list(known.values()), {})))
+    labels = dict(zip(known, group_names(list(known.values()))))
     groups = {}
     for name, run in runs.items():
         groups.setdefault(labels.get(name, name), []).append(run)       # settings that are not known are not the same

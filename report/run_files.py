@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from configs.defaults import as_dict, load_config
+from configs.defaults import with_defaults
 from utils.errors import UserError, quoted
 from utils.settings import flat
 
@@ -27,15 +27,9 @@ class RunFiles:
     about: dict     # script -> report_data/run-SCRIPT.json, where and how it ran
 
     @property
-    def defaults(self):
-        """Return the defaults of all settings and of those of the run's method: a flat dict."""
-        method = self.config.get("METHOD", {}).get("NAME", "")
-        return flat(as_dict(load_config(base={"METHOD": {"NAME": method}})))
-
-    @property
     def settings(self):
         """Return config.yml as a flat dict, in which keys that it does not name have their defaults; {} without it."""
-        return {**self.defaults, **flat(self.config)} if self.config else {}
+        return with_defaults(flat(self.config)) if self.config else {}
 
     def pictures(self):
         """Collect the small pictures of all contents: name -> base64 JPEG."""

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from configs.defaults import with_defaults
 from report.content import stage_content
 from report.curves import STAGES, cmc_charts, stage_charts
 from report.figures import MODALITY_NAMES, MUTED, SERIES, distance_figure, map_figure
@@ -111,7 +112,7 @@ def _settings_table(run):
     """List the settings that are not the defaults, and below them all."""
     if not run.config:
         return None
-    settings, defaults = flat(run.config), run.defaults
+    settings, defaults = flat(run.config), with_defaults({"METHOD.NAME": run.settings.get("METHOD.NAME", "")})
     changed = [(key, value, defaults.get(key, "–")) for key, value in settings.items() if value != defaults.get(key)]
     return Table(("key", "value", "default"), changed, 3, "Settings that differ from the defaults." if changed else
                  "All settings are the defaults.", Table(("key", "value"), list(settings.items()), 2, "All settings"))

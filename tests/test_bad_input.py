@@ -89,7 +89,8 @@ CONFIGURATION = [
     case("an empty checkpoint path", "test", lambda p: p.flags.extend(["--resume_path", ""]), "--resume_path is empty"),
     case("a name with a line break", "train_prepare", lambda p: p.set(DATASET__ROOT=p.base / "a\nb"),
          "a\\nb' is missing"),
-    case("no output folder", "train_prepare", lambda p: p.set(OUTPUT_DIR=""), "sets OUTPUT_DIR to ''; expected a folder"),
+    case("no output folder", "train_prepare", lambda p: p.set(OUTPUT_DIR=""),
+         "sets OUTPUT_DIR to ''; expected a folder"),
 ]
 DATA = [
     case("root is missing", "train_prepare", lambda p: p.set(DATASET__ROOT=p.base / "no"), "Set DATASET.ROOT"),

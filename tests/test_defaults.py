@@ -118,10 +118,9 @@ def test_which_settings_may_change_and_which_make_another_experiment():
     free = {key for key in keys if may_change(key)}
     assert {"DEVICE", "OUTPUT_DIR", "TEST.MODE", "DATASET.ROOT", "PREPARE.ALLOW_COLLAPSE"} <= free
     assert not free & {"SEED", "DATASET.TRIAL", "DATASET.NAME", "OPTIM.LR", "CLUSTER.K1", "METHOD.NAME", "PRECISION"}
-    defaults = flat(as_dict(load_config()))
     runs = [{"SEED": 1}, {"SEED": 2, "TEST.EVERY": 1}, {"CLUSTER.EPS": 0.5}]
-    assert group_names(runs, defaults) == ["CLUSTER.EPS 0.6", "CLUSTER.EPS 0.6", "CLUSTER.EPS 0.5"]
-    assert group_names(runs[:2], defaults) == ["all runs"] * 2
+    assert group_names(runs) == ["CLUSTER.EPS 0.6", "CLUSTER.EPS 0.6", "CLUSTER.EPS 0.5"]
+    assert group_names(runs[:2]) == ["all runs"] * 2
 
 
 def test_numbers_that_are_no_settings():

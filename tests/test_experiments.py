@@ -323,7 +323,7 @@ def test_table_of_two_methods(tmp_path, capsys):
     ([{}, {"CLUSTER.K1": 30}, {"CLUSTER.K1": 20}], ["CLUSTER.K1 30", "CLUSTER.K1 30", "CLUSTER.K1 20"]),    # a default
     ([{"PSEUDO_LABEL": ""}, {"PSEUDO_LABEL": "x"}], ["PSEUDO_LABEL (not set)", "PSEUDO_LABEL x"])])
 def test_which_runs_belong_together(changes, names):
-    assert group_names(changes, {"METHOD.NAME": "cclnet", "CLUSTER.K1": 30, "DEVICE": "auto"}) == names
+    assert group_names(changes) == names
 
 
 def test_what_a_grid_varied_tells_runs_apart(tmp_path):

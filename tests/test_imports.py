@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_prepare", "train_clip", "test")
 FLOORS = (("utils",), ("clustering", "data", "loss", "model"), ("configs",), ("processor", "report"),
-          SCRIPTS, ("tools", "benchmarks"))
+          (*SCRIPTS, "tools", "benchmarks"))
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TREES = {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
          for room in FLOOR_OF for path in (*(ROOT / room).rglob("*.py"), *ROOT.glob(f"{room}.py"))}

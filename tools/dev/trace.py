@@ -12,6 +12,7 @@ import inspect
 import io
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,8 +93,6 @@ def trace():
     import processor.setup  # noqa: F401 imported here, so that no import is counted
     import processor.train  # noqa: F401
     import report.write  # noqa: F401
-    import train_prepare
-
     noted = Trace()
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder) / "data")
@@ -102,7 +101,7 @@ def trace():
         with contextlib.redirect_stdout(io.StringIO()):
             sys.setprofile(noted)
             try:
-                train_prepare.main()
+                import_module("train_prepare").main()
             finally:
                 sys.setprofile(None)
     return noted

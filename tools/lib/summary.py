@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from configs.defaults import as_dict, load_config
+from configs.defaults import with_defaults
 from configs.groups import REPEATS, group_names
 from processor.evaluate import RANKS
 from processor.run.folder import MODEL_FILES
@@ -25,7 +25,6 @@ STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "finetune": "tr
 STAGE_OF = {name: stage for stage, name in MODEL_FILES.items()}     # start of a checkpoint's name -> stage
 LAST, BEST, UNSTATED, LOGGED = "last epoch", "best on test", "not stated", "logged"     # kinds of numbers
 KINDS = {"last": LAST, "best": BEST}        # end of a checkpoint's name -> of which epoch its numbers are
-DEFAULTS = flat(as_dict(load_config()))
 
 
 class Row(NamedTuple):
@@ -112,7 +111,7 @@ def _read_run(folder, protocol):
         tests |= {(checkpoint, found["mode"]): found for found in content.get("results", [content])
                   if is_of_run(found)}
     last = {row["stage"]: row for row in read_rows(folder)}
-    return RunResults(folder, DEFAULTS | settings, tuple(record.get("varied", ())), record.get("error", ""),
+    return RunResults(folder, with_defaults(settings), tuple(record.get("varied", ())), record.get("error", ""),
                       tuple(record.get("tested", ALL_TESTED)), tests,
                       {stage: last[stage] for stage in MODEL_FILES if stage in last})
 
@@ -148,7 +147,7 @@ def summarise(runs, logged=()):
     Raises: UserError: no row has such a number.
     """
     varied = {key for run in runs for key in run.varied} - set(REPEATS)
-    names, groups = group_names([run.settings for run in runs], DEFAULTS, varied), {}
+    names, groups = group_names([run.settings for run in runs], varied), {}
     for method, run in zip(names, runs):
         for (checkpoint, mode), record in run.tests.items():
             name, _, which = checkpoint.rpartition("_")
