@@ -53,7 +53,7 @@ def test_a_compiled_model_embeds_in_batches_of_one_size(model, compiled, monkeyp
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", ["cclnet", "rpnr"])
+@pytest.mark.parametrize("method", ["rpnr"])
 def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
     """Embedding comes first and differs from a step; past eight variants PyTorch would compile no more."""
     parts, graphs, banks = [], [], tiny_banks()

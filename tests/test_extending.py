@@ -10,6 +10,8 @@ import torch
 import trees
 from torchvision.models import resnet18
 
+from loss.methods import METHODS
+
 DOCS = scripts.REPOSITORY / "docs"
 FILE = re.compile(r"```python\n(# (\w+\.py)\n.*?)```", re.DOTALL)
 
@@ -75,6 +77,16 @@ def test_a_data_set_a_loss_and_a_tower(project):
     assert content["model"]["kind"] == "imagenet_resnet18"
 
 
-def test_a_linking_rule(project, tiny_clip_file):
-    rows, _ = train(project, "train_mine.py", "mutual", tiny_clip_file, METHOD__NAME="mutual")
-    assert rows[-1]["links"] > 0 and rows[-1]["links_per_cluster"] == 1
+def test_a_linking_rule(project, tiny_clip_file, monkeypatch):
+    """In this process: the same file, entered and used as the page's script does."""
+    monkeypatch.chdir(project)
+    scripts.without_report(monkeypatch)
+    exec(compile((project / "mutual.py").read_text(), "mutual.py", "exec"), {})
+    words = scripts.settings(DATASET__ROOT="sysu", MODEL__CLIP_WEIGHTS=tiny_clip_file, CLUSTER__K1=4,
+                             METHOD__CROSS_EPOCH=1, METHOD__NAME="mutual", OUTPUT_DIR="runs/mutual")
+    try:
+        assert scripts.call(scripts.load("train_prepare"), words) == 0
+    finally:
+        METHODS.pop("mutual")
+    row, = (json.loads(line) for line in (project / "runs/mutual/metrics.jsonl").read_text().splitlines())
+    assert row["links"] > 0 and row["links_per_cluster"] == 1

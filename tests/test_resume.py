@@ -22,9 +22,8 @@ EPOCHS = {"PREPARE__EPOCHS": 3, "PROMPT__EPOCHS": 3, "FINETUNE__EPOCHS": 3}
 OF_THE_CLOCK = ("second", "memory", "gpu")      # parts of the names of numbers that no two runs share
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # script -> after which line of its output it gets which signal, one run after the other
-STRIKES = {"train_prepare": (("prepare 1/", signal.SIGTERM), ("prepare 2/", signal.SIGKILL)),
-           "train_clip": (("prompt 1/", signal.SIGINT), ("prompt 2/", signal.SIGKILL), ("finetune 1/", signal.SIGUSR1),
-                          ("finetune 2/", signal.SIGKILL))}
+STRIKES = {"train_prepare": (("prepare 1/", signal.SIGUSR1), ("prepare 2/", signal.SIGKILL)),
+           "train_clip": (("prompt 1/", signal.SIGKILL), ("finetune 1/", signal.SIGKILL))}
 
 
 @pytest.fixture(scope="module")
