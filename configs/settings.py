@@ -3,7 +3,6 @@ from this table. The defaults are the released recipe for SYSU-MM01; the .yml fi
 
 What a method sets (METHOD.TEMPERATURE and others) is declared beside its class in loss/.
 """
-from loss.methods import METHODS
 from utils.settings import Range, Setting
 
 COUNT, SHARE, FACTOR = Range(1, whole=True), Range(0, 1), Range(0)
@@ -51,7 +50,8 @@ SETTINGS = (
     Setting("CLUSTER.MIN_SAMPLES", 4, COUNT,
             "neighbours, itself among them, that make an image the core of a cluster"),
 
-    Setting("METHOD.NAME", "cclnet", tuple(METHODS), "what is done with clusters and their links (docs/methods.md)"),
+    Setting("METHOD.NAME", "cclnet", "cclnet, pgm, rpnr, none or one of your own",
+            "what is done with clusters and their links (docs/methods.md)"),
 
     Setting("BATCH_NORM.SPLITS", 1, COUNT,
             "parts of a batch with statistics of their own, as DataParallel on so many GPUs"),

@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from configs.defaults import as_dict, load_config  # noqa: E402
+from configs.settings import SETTINGS  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
-from utils.settings import flat  # noqa: E402
 
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
 KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
@@ -56,14 +55,12 @@ def parse_arguments(arguments=None):
         parser.error("--csv and --latex are two forms of the table; choose one")
     if not options.hours:
         raise UserError("--hours is 0; expected a number above 0")
-    keys = flat(as_dict(load_config()))
+    keys = {setting.name for setting in SETTINGS}
     for name in ("seeds", "trials"):
         numbers, behind = split(f"--{name}", getattr(options, name), RANGE.match)
         setattr(options, name, expand(numbers))
         options.overrides += behind
     for i, (key, *words) in enumerate(options.vary):
-        if key not in keys:
-            load_config(None, [key, "0"])       # says which key is nearest
         values, behind = split(f"--vary {key}", words, lambda word: not (word in keys or KEY.match(word)), True)
         options.vary[i] = key, values
         options.overrides += behind

@@ -14,7 +14,6 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 import yaml  # noqa: E402
 
 from configs.settings import SETTINGS  # noqa: E402
-from loss.methods import METHODS  # noqa: E402
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
 from utils.settings import Range, flat  # noqa: E402
 
@@ -44,6 +43,8 @@ def main():
 
 def page():
     """Return the page's text: a table per section, then one per method."""
+    from loss.methods import METHODS  # slow: after the words were read
+
     files = {path.stem: flat(yaml.safe_load(path.read_text())) for path in sorted((ROOT / "configs").glob("*.yml"))}
     tables = {}
     for setting in SETTINGS:
