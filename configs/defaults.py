@@ -38,7 +38,7 @@ def load_config(config_file=None, overrides=(), base=None):
             if name not in known:
                 raise UserError(f"{source} has the unknown key {name}; did you mean {_nearest(name, known)}? "
                                 "docs/settings.md lists all keys")
-            values[name] = _typed(known[name], value, f"{source} sets {name} to {quoted(value)}")
+            values[name] = _typed(known[name], value, source)
             if expected := _expected(known[name], values[name]):
                 raise UserError(f"{source} sets {name} to {quoted(value)}; expected {expected}")
     if values["DATASET.NAME"] == "demo" and values["DATASET.ROOT"] == known["DATASET.ROOT"].default:
@@ -115,7 +115,7 @@ def _read_yaml(path):
     return flat(content)
 
 
-def _typed(setting, value, what):
+def _typed(setting, value, source):
     """Turn what was typed into the type of a setting's default; text stays as it is. Raises: UserError."""
     kind = type(setting.default)
     if kind is str and isinstance(value, str):
@@ -128,7 +128,8 @@ def _typed(setting, value, what):
             return found
     except (ValueError, SyntaxError):
         pass
-    raise UserError(f"{what}; expected {_expected(setting, None) or KINDS[kind]}, such as {setting.default!r}")
+    raise UserError(f"{source} sets {setting.name} to {quoted(value)}; expected "
+                    f"{_expected(setting, None) or KINDS[kind]}, such as {setting.default!r}")
 
 
 def _literal(value):

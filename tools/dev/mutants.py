@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
 from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
 
-GOLDEN = "test_golden_functions test_golden_model test_golden_methods"
+GOLDEN = "test_golden_epoch test_golden_functions test_golden_model test_golden_methods"
 TRAINING = "test_train test_training_notices test_settings_reach test_defaults test_streams"
 TESTS = {       # files -> the tests that must notice
     "loss/*.py": f"{GOLDEN} test_memory test_methods test_settings_reach",
