@@ -32,7 +32,7 @@ def main():
     content = read_checkpoint(path) if path else {}
     config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
     setup = Setup(config, "test")
-    if not arguments.allow_other_data:
+    if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
     if path:
         model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH,
@@ -61,8 +61,9 @@ def _settings(content):
     """Return the configuration in a checkpoint; of a released one the size of the images."""
     from model.released import checkpoint_size, released_state
 
-    if released_state(content) is None:
-        return content.get("config")
+    if released_state(content) is None:     # without what is of the machine and the run that it was trained on
+        config = content.get("config") or {}
+        return {key: value for key, value in config.items() if key not in ("DEVICE", "COMPILE", "LOG")}
     size = checkpoint_size(content)
     return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), size))} if size else None
 

@@ -26,8 +26,8 @@ class ClusterMemory:
 
     Follows Cluster Contrast. Prototypes receive no gradient; `update` moves them.
 
-    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor. Leave outliers (-1) out: `loss` raises
-    IndexError for them, and `update` moves the last prototype.
+    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor. Leave outliers (-1) out: `loss` fails for
+    them, and `update` moves the last prototype.
 
     Args:
         prototypes: (K, D) float tensor to start from, e.g. mean features (`cluster_means`). Copied, and L2-normalised

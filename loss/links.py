@@ -147,7 +147,7 @@ def progressive(rgb, ir):
 
     Args: rgb: (K_rgb, D), ir: (K_ir, D) tensors, rows L2-normalised. Returns: `Links`.
     """
-    links, cost = no_links(rgb, ir), matching_cost(rgb, ir)
+    links, cost = no_links(rgb, ir), link_cost(rgb, ir)
     many, few = links
     if len(rgb) < len(ir):
         (few, many), cost = links, cost.T
@@ -167,13 +167,13 @@ def optimal_transport(rgb, ir):
 
     Args: rgb: (K_rgb, D), ir: (K_ir, D) tensors, rows L2-normalised. Returns: `Links`.
     """
-    plan, _ = sinkhorn(matching_cost(rgb, ir), *SINKHORN)
+    plan, _ = sinkhorn(link_cost(rgb, ir), *SINKHORN)
     return Links(plan.argmax(axis=1), plan.argmax(axis=0))
 
 
-def matching_cost(rgb, ir):
+def link_cost(rgb, ir):
     """Compute exp(-cosine) of rows (K_rgb, D), (K_ir, D): (K_rgb, K_ir) float64 array."""
-    return np.exp(-np.nan_to_num((rgb @ ir.T).cpu().numpy().astype(np.float64)))
+    return np.exp(-np.nan_to_num(similarity(rgb, ir).cpu().numpy().astype(np.float64)))
 
 
 def sinkhorn(cost, regularisation, iterations, tolerance):

@@ -20,7 +20,8 @@ from utils.settings import Range, Setting
 class EpochStart:
     """All training images at the start of an epoch, in the order of the data set."""
 
-    features: dict      # head of the method's `needs` -> Modality -> (N, ·) tensor; "feature" is of unit length
+    features: dict      # head of the method's `needs` -> Modality -> (N, ·) tensor; "feature" is of unit length, where
+                        # the method is `mirrored` the mean of two such rows
     labels: dict        # Modality -> (N,) int64 array of clusters from 0 on, -1 for outliers
     cameras: dict       # Modality -> (N,) int64 array
 
@@ -40,6 +41,7 @@ class Method:
     SETTINGS = (Setting("CROSS_EPOCH", 61, Range(1, whole=True), "first epoch in which the modalities meet: swapping, "
                         "or the cross-modal loss"),)
     needs = ("feature",)        # heads that are embedded at an epoch's start: "feature", "projection", "text"
+    # Attributes of the class, the same for all settings:
     views = 1                   # of each visible image in a batch
     mirrored = False            # whether an epoch's features are means over an image and its mirror image
     unified = False             # whether both modalities' labels share one range of clusters

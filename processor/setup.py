@@ -46,8 +46,6 @@ class Setup:
 
     def __init__(self, config, script):
         self.config, self.script = config, script
-        if config.LOG.WANDB:
-            check_wandb()
         device = pick_device(config.DEVICE)
         self.processes = join_processes(device.type)
         self.device = self.processes.own(device)
@@ -167,6 +165,8 @@ class Setup:
         Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
         config, facts = self.config, {}
+        if config.LOG.WANDB:
+            check_wandb()
         if self.processes.writes:
             facts = {**self.facts(), "weights": self.weights, **more_facts}
         with self.holding(config.OUTPUT_DIR):
@@ -178,7 +178,8 @@ class Setup:
                                                                 self.processes)
             if config.LOG.WANDB and self.processes.writes:
                 run.events.others.append(WandbLog(config.OUTPUT_DIR, script, facts["config"]))
-            with stops_on_signals(lambda: run.position):
+            again = "the same command without --fresh" if fresh else "the same command"
+            with stops_on_signals(lambda: f"{again} {run.position}"):
                 yield run
 
     def _find_state(self, script, fresh, facts):
@@ -245,9 +246,6 @@ def check_needs(settings, tower, stage):
         raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
                         "has trained, or choose a CLIP")
     needs = settings.method(**settings.of_method).needs
-    if stage == "finetune" and not tower.has_text:
-        raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns and compares with; train "
-                        "it with train_prepare.py alone, or choose a tower of CLIP")
     if "text" in needs and stage == "prepare":
         raise UserError("METHOD.LINK_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "
                         "prototype, centroid or projection")

@@ -101,7 +101,7 @@ def train_step(model, optimizer, method, batch, guidance=None, precision="releas
             out = model(rgb, ir, HEADS[guidance is not None])
         losses = method.losses(out["feature"], batch)
         if guidance:
-            losses |= guidance.losses(out["projection"], batch)
+            losses = {**losses, **guidance.losses(out["projection"], batch)}
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         optimizer.step()

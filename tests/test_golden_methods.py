@@ -11,7 +11,7 @@ import loss.links
 from loss import rpnr
 from loss.calibration import calibrate, dense_means, density
 from loss.cluster_memory import MEMORIES, cluster_means
-from loss.links import Links, link, matching_cost, optimal_transport, progressive, sinkhorn
+from loss.links import Links, link, link_cost, optimal_transport, progressive, sinkhorn
 from loss.pgm import PGM
 from loss.rpnr import RPNR, MeanHardMemory, hybrid_means, relation_loss
 from tests.tiny import epoch_of, linked_by
@@ -125,7 +125,7 @@ def test_rpnr_optimal_transport(golden_methods, monkeypatch):
     monkeypatch.setattr(loss.links, "SINKHORN", numbers)
     for case in g["cases"]:
         means = [rows(g, f"centroids_{m.value}_{case}") for m in Modality]
-        plan, iterations = sinkhorn(matching_cost(*(F.normalize(x, dim=1) for x in means)), *numbers)
+        plan, iterations = sinkhorn(link_cost(*(F.normalize(x, dim=1) for x in means)), *numbers)
         assert iterations == int(g[f"iterations_{case}"])
         close(plan, g[f"plan_{case}"], 2e-5)
         links = link(optimal_transport, *means)

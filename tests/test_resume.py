@@ -23,7 +23,7 @@ OF_THE_CLOCK = ("second", "memory", "gpu")      # parts of the names of numbers 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # script -> after which line of its output it gets which signal, one run after the other
 STRIKES = {"train_prepare": (("prepare 1/", signal.SIGUSR1), ("prepare 2/", signal.SIGKILL)),
-           "train_clip": (("prompt 1/", signal.SIGKILL), ("finetune 1/", signal.SIGKILL))}
+           "train_clip": (("prompt 2/", signal.SIGKILL), ("finetune 2/", signal.SIGKILL))}
 
 
 @pytest.fixture(scope="module")

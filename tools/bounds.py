@@ -5,7 +5,8 @@
     python tools/bounds.py supervised train_prepare [--config_file configs/demo.yml] [--fresh] [KEY VALUE ...]
 
 `links` clusters as ever, but links each cluster with the one of the other modality that shows the same person, by the
-most frequent person of each. `labels` trains on the identities themselves in place of clusters, linked in the same way.
+most frequent person of each. `labels` trains on the identities themselves in place of clusters, linked in the same way
+(rpnr calibrates them, as it does clusters).
 `supervised` trains the identity loss alone: one prototype per person, shared by both modalities. train_clip in place of
 train_prepare does so in the fine-tune; run train_prepare first, with the same words. Results lie in
 OUTPUT_DIR-true-links, -true-labels or -supervised. The same command again resumes. None of these results is
@@ -68,6 +69,10 @@ def true_links(labels, persons):
 
 def with_true_links(method, persons):
     """Make a method that links clusters as identities tell. Args: method: a class; persons: Modality -> (N,)."""
+    if not hasattr(method, "link"):     # as in loss/cclnet.py
+        raise UserError(f"METHOD.NAME is that of {method.__name__}, which links nothing (it has no `link`), so true "
+                        "links cannot help it; choose another method, or the bound supervised")
+
     class TrueLinks(method):
         """A method that is told which clusters show the same person."""
 

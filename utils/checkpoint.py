@@ -43,8 +43,10 @@ def write_atomically(path, write, keep=None):
             if keep is not None and path.exists():
                 os.replace(path, keep)
             os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
+        except BaseException:       # a signal too may come at any moment
+            Path(partial).unlink(missing_ok=True)
+            if keep is not None and not path.exists() and os.path.exists(keep):
+                os.replace(keep, path)
             raise
         _flush_folder(path.parent)
     except OSError as error:

@@ -202,8 +202,8 @@ def _refusal(error):
         return (f"memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that has begun "
                 "with --fresh), use smaller images, or free memory")
     if is_lost_process(error):
-        return ("another process of this run has ended or cannot be reached; look at what it said, and run the same "
-                "command again: it resumes from the last state that was saved")
+        return (f"another process of this run has ended or cannot be reached ({in_brief(error)}); look at what it "
+                "said, and run the same command again: it resumes from the last state that was saved")
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return (f"{quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free space, "
                 "change its permissions or move what is in the way, and run the same command again")

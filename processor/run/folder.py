@@ -48,7 +48,7 @@ class Run:
         self.states = content.get("stages", {})         # stage -> its state
         self.best = content.get("best", -1.0)           # Rank-1 of the best checkpoint so far
         self.history = content.get("history", [])       # a dict per finished epoch of this script
-        self.position = "the same command starts again"     # or from where it resumes
+        self.position = "starts again"                  # what the same command does
         self.epoch_began = self.training_began = time.perf_counter()
 
     @property
@@ -73,7 +73,7 @@ class Run:
         elif stage in self.states:
             self.log.info(f"{stage}: resuming with epoch {state.epoch}")
         while state.epoch <= epochs:
-            self.position = f"the same command resumes with epoch {state.epoch} of {stage}"
+            self.position = f"resumes with epoch {state.epoch} of {stage}"
             self.epoch_began = self.training_began = time.perf_counter()
             yield state.epoch
 
@@ -86,7 +86,7 @@ class Run:
         self.states[stage] = on_host(state.state_dict())
         self.state_file.save({"format": FORMAT, "stages": self.states, "best": self.best, "history": self.history,
                               "versions": versions(), **self.facts})
-        self.position = f"the same command resumes with epoch {state.epoch} of {stage}"
+        self.position = f"resumes with epoch {state.epoch} of {stage}"
 
     def is_best(self, rank1):
         """Tell whether a Rank-1 is the best of the run so far, and remember it."""
