@@ -46,6 +46,8 @@ class Setup:
 
     def __init__(self, config, script):
         self.config, self.script = config, script
+        if config.LOG.WANDB:
+            check_wandb()
         device = pick_device(config.DEVICE)
         self.processes = join_processes(device.type)
         self.device = self.processes.own(device)
@@ -165,8 +167,6 @@ class Setup:
         Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
         config, facts = self.config, {}
-        if config.LOG.WANDB:
-            check_wandb()
         if self.processes.writes:
             facts = {**self.facts(), "weights": self.weights, **more_facts}
         with self.holding(config.OUTPUT_DIR):
