@@ -1,12 +1,11 @@
-"""Test a checkpoint: Rank-k, mAP and mINP, printed and written to OUTPUT_DIR/tests/CHECKPOINT-PROTOCOL-MODE/.
+"""Test a checkpoint: Rank-k, mAP and mINP, printed and written to tests/CHECKPOINT-PROTOCOL-MODE-IDENTITY/ beside it.
 
     python test.py --resume_path runs/sysu/model_last.pth [--config_file ...] [KEY VALUE ...]
 
 Settings are those of the checkpoint unless a file or KEY VALUE pairs change them. Released checkpoints are
-recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path baseline CLIP
-is tested.
+recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path the untrained network
+is tested, with results in OUTPUT_DIR.
 """
-import json
 from pathlib import Path
 
 from configs.command_line import parse_arguments
@@ -21,6 +20,8 @@ def main():
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
     from configs.checkpoint import settings_of  # slow: after the command line was read
     from configs.defaults import load_config
+    from configs.identity import results_folder
+    from model.published import local_path
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
     from processor.ranking import rank_trial, save_rankings
@@ -28,11 +29,11 @@ def main():
     from processor.setup import Setup
     from report.content import retrieval_content
     from report.write import save_report
+    from utils.checkpoint import file_digest
 
     path = arguments.resume_path
     content = read_checkpoint(path) if path else {}
-    beside = {"OUTPUT_DIR": str(Path(path).parent)} if path else {}
-    config = load_config(arguments.config_file, arguments.overrides, base=settings_of(content) | beside)
+    config = load_config(arguments.config_file, arguments.overrides, base=settings_of(content))
     setup = Setup(config, "test")
     if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
@@ -42,47 +43,24 @@ def main():
     else:
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
-    folder = results_folder(config.OUTPUT_DIR, path, f"{config.TEST.PROTOCOL}-{mode}")
+    tested = setup.identity(file_digest(local_path(path)) if path else setup.weights, mode)
+    folder = results_folder(config.OUTPUT_DIR, path, tested)
     with setup.holding(folder):
         log = setup.start(folder)
+        for line in other_input(content, config):
+            log.info(f"warning: {line}")
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")
         evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION,
                                setup.processes)
         if not setup.processes.writes:
             return
-        save_results(folder, setup, log, content, path or model.tower.untrained, evaluations)
+        save_results(folder, log, setup, tested, content, path or model.tower.untrained, evaluations)
         if arguments.save_ranking:
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
                 log.info(f"written to {file}")
         save_report(folder, log, "test", lambda: retrieval_content(setup.data, banks, [
             rank_trial(setup.data, *tested) for tested in zip(setup.retrievals, evaluations)]))
-
-
-def results_folder(output, path, test):
-    """Choose the folder of a test's results: tests/CHECKPOINT-TEST in the run's folder `output`.
-
-    CHECKPOINT is the name of the file, with that of its folder before it where the file lies elsewhere and the name is
-    taken: by a checkpoint of the run, or by another one that was tested before.
-
-    Args: path: of the checkpoint, None for baseline CLIP; test: protocol and mode.
-    """
-    if not path:
-        return Path(output) / "tests" / f"baseline_clip-{test}"
-    file, folder = Path(path).resolve(), Path(output) / "tests" / f"{Path(path).stem}-{test}"
-    taken = any((Path(output) / f"{file.stem}{ending}").is_file() for ending in (".pth", ".safetensors"))
-    try:
-        tested = Path(json.loads((folder / "metrics.json").read_text())["checkpoint"]).resolve()
-    except (OSError, ValueError, KeyError, TypeError):      # not tested before, or a damaged file, which is replaced
-        tested = file
-    if lies_in(output, path) or (file == tested and not taken):
-        return folder
-    return folder.with_name(f"{file.parent.name}-{folder.name}")
-
-
-def lies_in(output, path):
-    """Tell whether a checkpoint is one of the run in the folder `output`."""
-    return Path(path).resolve().parent == Path(output).resolve()
 
 
 def check_same_data(content, path, facts):
@@ -106,10 +84,22 @@ def check_same_data(content, path, facts):
                         "--allow_other_data to test across data on purpose")
 
 
-def save_results(folder, setup, log, content, what, evaluations):
+def other_input(content, config):
+    """Name in sentences what images are made into here and were not made into when a checkpoint was trained."""
+    from configs.defaults import as_dict
+    from utils.settings import flat
+
+    trained, here = flat(content.get("config") or {}), flat(as_dict(config))
+    keys = ("INPUT.HEIGHT", "INPUT.WIDTH", "INPUT.NORMALISATION")
+    return [f"the checkpoint was trained with {key} {trained[key]} and is tested with {here[key]}"
+            for key in keys if trained.get(key, here[key]) != here[key]]
+
+
+def save_results(folder, log, setup, tested, content, what, evaluations):
     """Print the results and write metrics.json.
 
-    Args: content: of the checkpoint; what: was tested; evaluations: list of `Evaluation`.
+    Args: tested: `identity` of the test; content: of the checkpoint; what: was tested; evaluations: list of
+        `Evaluation`.
     """
     from model.released import first_number, released_state
     from processor.evaluate import format_table, metrics_record
@@ -118,14 +108,11 @@ def save_results(folder, setup, log, content, what, evaluations):
     for evaluation in evaluations:
         log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
                  + format_table([{"what": Path(what).name, **evaluation.mean()}]))
-    selection = content.get("selected", "last epoch")
-    if released_state(content) is not None:
-        selection = "as released"
-    facts = {"dataset_trial": setup.config.DATASET.TRIAL, "checkpoint": what,
-             "epoch": int(first_number(content.get("epoch")) or 0),
-             "selection": selection if content else "no training",
-             "of_this_run": not content or lies_in(setup.config.OUTPUT_DIR, what)}
-    results = [metrics_record(evaluation, setup.data, **facts) for evaluation in evaluations]
+    selection = "as released" if released_state(content) is not None else content.get("selected", "last epoch")
+    facts = {"checkpoint": what, "epoch": int(first_number(content.get("epoch")) or 0),
+             "selection": selection if content else "no training"}
+    results = [metrics_record(evaluation, setup.data, identity={**tested, "mode": evaluation.mode}, **facts)
+               for evaluation in evaluations]
     output = folder / "metrics.json"
     save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])
     log.info(f"written to {output}")

@@ -24,14 +24,13 @@ def main():
 
     config = load_config(arguments.config_file, arguments.overrides)
     setup, settings = Setup(config, "train_clip"), train_settings(config, "finetune")
-    folder, labels, known = setup.pseudo_labels()
+    labels, origin = setup.pseudo_labels()
     model = setup.model_to_train()
     check_needs(settings, model.tower, "finetune")
     text, images, tester = setup.text(), setup.banks("train"), setup.tester()
     made_from = {"pseudo_labels": labels_digest(labels), "texts": weights_digest(text)}
     with setup.training("clip", arguments.fresh, **made_from) as run:
-        run.log.info(f"pseudo labels from {folder}, " + ("made on these training images" if known else
-                     "as many as training images; no manifest says which images they were made on"))
+        run.log.info(origin)
         log_scale(model, text, images, labels, setup.clip.logit_scale.exp().item(), settings, run)
         prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run)
         run.more["prompts"] = {m.value: learner.state_dict() for m, learner in prompts.items()}

@@ -1,11 +1,12 @@
 """Which runs belong together, by their settings as flat dicts {"SECTION.KEY": value}."""
 from configs.defaults import with_defaults
+from utils.errors import UserError, quoted
 from utils.settings import differing_keys
 
 # Settings that may differ when a run is resumed: they decide neither weights nor labels. An entry that ends in a dot
 # is a section. DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.", "LOG.", "DATASET.ROOT",
-              "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
+MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.EVERY", "TEST.BATCH_SIZE", "LOG.",
+              "DATASET.ROOT", "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
 REPEATS = ("SEED", "DATASET.TRIAL")     # runs that differ in these alone repeat one experiment
 
 
@@ -46,6 +47,30 @@ def group_names(runs, also=()):
         if len(set(names)) == len(set(map(repr, groups))):
             break
     return names
+
+
+def label_differences(made, epoch, now):
+    """Return the first setting with which train_prepare.py would make other pseudo labels: (as made, as now); None.
+
+    Args: made, now: flat dicts; epoch: after which the labels were made.
+    """
+    made = {**made, "PREPARE.EPOCHS": epoch}
+    keys = sorted(made.keys() & now.keys(), key=lambda key: (key != "METHOD.NAME", key))     # it implies others
+    return next(((f"{key} {_shown(made[key])}", f"{_shown(now[key])}") for key in keys if made[key] != now[key]
+                 and not key.startswith(("PROMPT.", "FINETUNE.", "TEST.")) and not may_change(key)), None)
+
+
+def refuse_twins(runs):
+    """Refuse two runs of one group with the same seed and trial: their mean would count one run twice.
+
+    Args: runs: folder -> (name of its group, settings as a flat dict). Raises: UserError.
+    """
+    seen = {}
+    for folder, (name, settings) in runs.items():
+        other = seen.setdefault((name, *(settings.get(key) for key in REPEATS)), folder)
+        if other != folder:
+            raise UserError(f"{quoted(other)} and {quoted(folder)} are runs of the same settings, seed and data, so "
+                            "that a mean would count one run twice; leave one of them out")
 
 
 def _shown(value):

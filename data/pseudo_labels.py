@@ -7,7 +7,7 @@ import numpy as np
 
 from data.manifest import manifest_differences
 from utils.checkpoint import load_array, save_array, save_json
-from utils.errors import UserError
+from utils.errors import UserError, quoted
 from utils.modality import Modality
 
 MANIFEST_NAME = "manifest.json"
@@ -15,31 +15,35 @@ FILE_NAMES = {m: f"train_{m.value}_resized_pseudo_label.npy" for m in Modality}
 AGAIN = "Make them again with train_prepare.py"
 
 
-def save_pseudo_labels(folder, labels, manifest, unified=False):
+def save_pseudo_labels(folder, labels, manifest, unified=False, made=None):
     """Write both modalities' labels, renumbered 0, 1, 2 ... without gaps, and what they are of.
 
     Args:
         folder: where the files go.
         labels: Modality -> (N,) integers, -1 is an outlier.
-        manifest: `data.manifest.data_manifest` of the images they belong to, and whatever else a reader should know;
-            saved beside them with "unified" and with their digest, "labels".
+        manifest: `data.manifest.data_manifest` of the images they belong to, saved beside them with their digest.
         unified: both modalities share one range, in which a number is the same person: they are renumbered together.
+        made: how, {"epoch": the last one, "config": the settings of the run}.
     """
     labels = _renumbered(labels, unified)
     for modality, array in labels.items():
         save_array(Path(folder) / FILE_NAMES[modality], array)
-    save_json(Path(folder) / MANIFEST_NAME, {**manifest, "unified": unified, "labels": labels_digest(labels)})
+    save_json(Path(folder) / MANIFEST_NAME, {**manifest, "unified": unified, "labels": labels_digest(labels),
+                                             "made": made})
 
 
 def find_pseudo_labels(label_dir, output_dir, data_label_dirs):
     """Find the folder that train_clip.py takes its labels from: label_dir if set, else the run's, else the data set's.
 
-    Raises: UserError: none of them holds both files.
+    Raises: UserError: none of them holds both files, or the run's train_prepare.py has not made its own yet.
     """
     folders = [Path(label_dir)] if label_dir else [Path(output_dir) / "pseudo_labels", *data_label_dirs]
     for folder in folders:
         if all((folder / name).is_file() for name in FILE_NAMES.values()):
             return folder
+        if folder.parent == Path(output_dir) and any(folder.parent.glob("prepare_*.pth")):
+            raise UserError(f"train_prepare.py has not finished in {quoted(output_dir)}: its pseudo labels are not "
+                            "there yet. Run it to its end with the same settings, or set PSEUDO_LABEL_DIR")
     raise UserError(f"pseudo labels are missing: {' and '.join(FILE_NAMES.values())} were looked for in "
                     f"{' and '.join(map(str, folders))}. Make them with train_prepare.py and the same configuration, "
                     "or set PSEUDO_LABEL_DIR")
@@ -52,18 +56,30 @@ def load_pseudo_labels(folder, sizes, manifest):
     if their lengths are right, and each modality is renumbered without gaps.
 
     Args: sizes: Modality -> number of training images; manifest: `data.manifest.data_manifest` of the images.
-    Returns: Modality -> (N,) int64; and whether a manifest shows that they are of these images.
+    Returns: Modality -> (N,) int64; and how they were made, as `save_pseudo_labels` was told; None where no manifest
+        shows that they are of these images, {} where it does not say more.
     Raises: UserError: a file is no array of integers from -1 on, has another length, or holds outliers alone; the
         labels were made on other images, or are not those that the manifest was written for.
     """
     stored = _manifest_of_these_images(folder, manifest)
     labels = {m: _read(Path(folder) / name, m, sizes[m]) for m, name in FILE_NAMES.items()}
     if stored is None:
-        return _renumbered(labels), False
+        return _renumbered(labels), None
     if stored.get("labels", labels_digest(labels)) != labels_digest(labels):
         raise UserError(f"pseudo labels in {folder} are not those that the {MANIFEST_NAME} beside them was written "
                         f"for. {AGAIN}, or remove {MANIFEST_NAME} if they belong to this data set")
-    return labels, True
+    return labels, (stored.get("made") or {}) if "labels" in stored else None
+
+
+def origin(made):
+    """Say how labels were made. Args: made: of `load_pseudo_labels`."""
+    if made is None:
+        return "as many as training images; no manifest says on which images they were made"
+    if not made:
+        return "made on these training images; their manifest does not say how"
+    config = made["config"]
+    return (f"made on these training images by {config['OUTPUT_DIR']}: {config['METHOD']['NAME']}, seed "
+            f"{config['SEED']}, epoch {made['epoch']}")
 
 
 def labels_digest(labels):

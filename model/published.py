@@ -48,8 +48,7 @@ def load_checkpoint(path):
     Args: path: a .pth file, a .safetensors file, or hf://OWNER/NAME.
     Raises: UserError: the file is missing, damaged, or holds more than tensors, numbers and text.
     """
-    if str(path).startswith(HUB):
-        path = fetch(path)
+    path = local_path(path)
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {quoted(path)} is missing; expected a .pth file written by train_prepare.py or "
                         "train_clip.py, or a released one")
@@ -59,6 +58,11 @@ def load_checkpoint(path):
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {quoted(path)} holds a {type(content).__name__}; expected a dict")
     return content
+
+
+def local_path(path):
+    """Return the path of a checkpoint on this machine; one on a hub, hf://OWNER/NAME, is fetched."""
+    return fetch(path) if str(path).startswith(HUB) else path
 
 
 def fetch(address):

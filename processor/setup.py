@@ -10,10 +10,12 @@ import torch
 
 from clustering.labels import ClusterSettings
 from configs.defaults import as_dict
+from configs.groups import label_differences
+from configs.identity import identity, images_digest
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
-from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels
+from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels, origin
 from data.registry import open_dataset
 from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
@@ -25,15 +27,16 @@ from processor.evaluate import Tester, check_matches
 from processor.optim import freeze
 from processor.prompt import PromptSettings
 from processor.run.events import WandbLog, check_wandb
-from processor.run.folder import Run, SilentRun, check_resumable, set_aside, state_file
+from processor.run.folder import Run, SilentRun, check_resumable, refuse_orphans, set_aside, state_file
 from processor.run.provenance import provenance
 from processor.run.resume import lock_folder
 from processor.train import TrainSettings
 from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
-from utils.errors import UserError, stops_on_signals
+from utils.errors import UserError, quoted, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
+from utils.settings import flat
 
 
 class Setup:
@@ -46,6 +49,7 @@ class Setup:
 
     def __init__(self, config, script):
         self.config, self.script = config, script
+        self.weights = ""       # digest of the weights that a new network begins with
         if config.LOG.WANDB:
             check_wandb()
         device = pick_device(config.DEVICE)
@@ -70,7 +74,7 @@ class Setup:
         return TextTower(self.clip).to(self.device)
 
     def new_model(self):
-        """Build the network with the weights that it begins with, on the device; `weights` is their digest."""
+        """Build the network with the weights that it begins with, on the device; notes their digest."""
         config = self.config
         with self.processes.in_turn():      # the first downloads the weights
             model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, config.MODEL.TOWER, config.MODEL.NAME,
@@ -119,13 +123,23 @@ class Setup:
         return data_manifest(self.data, self.config.DATASET.CACHE_DIR)
 
     def pseudo_labels(self):
-        """Read the pseudo labels of train_clip.py: their folder, and what `load_pseudo_labels` returns."""
+        """Read the pseudo labels of train_clip.py: Modality -> (N,) int64, and a sentence on where they are from.
+
+        Raises: UserError: there are none, or train_prepare.py would make others with these settings, unless
+            PSEUDO_LABEL_DIR asks for them.
+        """
         data, config = self.data, self.config
 
         def read():
             folder = find_pseudo_labels(config.PSEUDO_LABEL_DIR, config.OUTPUT_DIR, data.label_dirs())
-            return folder, *load_pseudo_labels(folder, {m: len(images) for m, images in data.train.items()},
-                                               self.manifest)
+            labels, made = load_pseudo_labels(folder, {m: len(images) for m, images in data.train.items()},
+                                              self.manifest)
+            others = made and label_differences(flat(made["config"]), made["epoch"], flat(as_dict(config)))
+            if others and not config.PSEUDO_LABEL_DIR:
+                raise UserError(f"pseudo labels in {quoted(folder)} were made with {others[0]}, not {others[1]}; run "
+                                "train_prepare.py with these settings first, or set PSEUDO_LABEL_DIR to that folder to "
+                                "use them on purpose")
+            return labels, f"pseudo labels from {folder}, {origin(made)}"
 
         return self.processes.once(read)
 
@@ -133,6 +147,10 @@ class Setup:
         """Return what every checkpoint remembers of the run."""
         return {"config": as_dict(self.config), "dataset": self.data.name, "trial": self.config.DATASET.TRIAL,
                 "manifest": self.manifest}
+
+    def identity(self, checkpoint, mode):
+        """Return the `configs.identity` of a test. Args: checkpoint: its SHA-256; mode: as TEST.MODE."""
+        return identity(checkpoint, images_digest(self.manifest), mode, flat(as_dict(self.config)))
 
     def tester(self):
         """Build the `Tester` of TEST.MODE, or of the first mode if that is both."""
@@ -147,7 +165,8 @@ class Setup:
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
         save_json(Path(folder) / "report_data" / f"run-{self.script}.json", {
-            "method": self.config.METHOD.NAME, **provenance(self.device)})
+            "method": self.config.METHOD.NAME, "config": as_dict(self.config), "weights": self.weights,
+            "images": images_digest(self.manifest), **provenance(self.device)})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
@@ -178,6 +197,7 @@ class Setup:
                                                                 self.processes)
             if config.LOG.WANDB and self.processes.writes:
                 run.events.others.append(WandbLog(config.OUTPUT_DIR, script, facts["config"]))
+            run.begin()
             again = "the same command without --fresh" if fresh else "the same command"
             with stops_on_signals(lambda: f"{again} {run.position}"):
                 yield run
@@ -187,6 +207,10 @@ class Setup:
         folder = self.config.OUTPUT_DIR
         aside = set_aside(folder, script) if fresh else None
         content, warning = state_file(folder, script).load()
+        if content is None:
+            refuse_orphans(folder, script)
+        elif content.get("stages") == {}:   # stopped in its first epoch: it begins anew, with other settings too
+            content = None
         changes = check_resumable(content, facts, folder) if content is not None else []
         lines = aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes
         return content, [line for line in lines if line]

@@ -1,12 +1,12 @@
 """Writes the page that compares several runs; those that differ in their seed alone are put together."""
 from pathlib import Path
 
-from configs.groups import group_names
+from configs.groups import REPEATS, group_names, refuse_twins
 from report.curves import cmc_charts, comparison_charts
 from report.figures import SERIES
 from report.page import Figures, Section, Table, write_page
 from report.results import TRAINED, compared_tables, find_results, with_epoch_0
-from report.run_files import read_run
+from report.run_files import check_has_run, read_run
 from utils.settings import differing_keys
 
 
@@ -21,7 +21,7 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     groups = group_runs(runs)
     tables = compared_tables({name: [find_results(run) for run in group] for name, group in groups.items()})
     cmc = [(result.protocol, TRAINED.get(result.stage, result.name), name, SERIES[index % len(SERIES)], result)
-           for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if not result.best]
+           for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if result.is_main]
     differences = f"Small numbers below: the difference to {next(iter(groups))}. " if len(groups) > 1 else ""
     note = (f"{differences}± is the standard deviation (n − 1) over the runs that differ in their seed alone, of a "
             "single run over its trials. Numbers of different protocols do not compare.")
@@ -46,8 +46,10 @@ def group_runs(runs):
 
     Where no two runs belong together, so that there is nothing to average, each has a group with its own name.
     """
-    known = {name: run.settings for name, run in runs.items() if run.config}
-    labels = dict(zip(known, group_names(list(known.values()))))
+    known = {name: run for name, run in runs.items() if run.settings}
+    varied = {key for run in known.values() for key in run.varied} - set(REPEATS)
+    labels = dict(zip(known, group_names([run.settings for run in known.values()], varied)))
+    refuse_twins({run.folder: (labels[name], run.settings) for name, run in known.items()})
     groups = {}
     for name, run in runs.items():
         groups.setdefault(labels.get(name, name), []).append(run)       # settings that are not known are not the same
@@ -61,6 +63,7 @@ def _named_runs(folders):
     runs = {}
     for folder in folders:
         run = read_run(folder)
+        check_has_run(run)
         names = run.folder.resolve().name, str(run.folder), f"{run.folder} ({len(runs) + 1})"
         runs[next(name for name in names if name not in runs)] = run
     return runs

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from report.run_files import is_untrained
+from report.run_files import MODEL_NAMES, is_untrained
 
 NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 TRAINED = {"prepare": "train_prepare.py", "finetune": "train_clip.py"}
-STAGE_OF_FILE = {"prepare_last": "prepare", "prepare_best": "prepare", "model_last": "finetune",
-                 "model_best": "finetune"}
 BEST = "best Rank-1 on test data"
 
 
@@ -24,61 +22,62 @@ class Result:
     spread: dict        # key -> standard deviation over the trials (of several runs: over the runs), empty for one
     cmc: tuple = ()
     best: bool = False  # chosen on test data
+    differs: str = ""   # in what the test was done otherwise than in the run
 
     @property
     def order(self):
         """Sort key of a table's rows: the baseline first, a stage's last epoch before its best."""
         stages = ("baseline", *TRAINED)
-        return stages.index(self.stage) if self.stage in stages else len(stages), self.best
+        return stages.index(self.stage) if self.stage in stages else len(stages), self.best, self.differs
+
+    @property
+    def is_main(self):
+        """Tell whether it counts where one number stands for the model: of no epoch chosen on test data, tested as the
+        run was.
+        """
+        return not (self.best or self.differs)
 
 
 def find_results(run):
     """List the `Result`s of a `RunFiles`: per protocol the baseline, last and best epochs, what else was tested.
 
-    What training and test.py have both tested stands once.
+    What training and test.py have both tested stands once; so does an epoch that is both the last and the best.
     """
     found = {}
     for stage in TRAINED:
         rows = [row for row in run.epochs if row["stage"] == stage and "test" in row]
         for row in rows and (rows[-1], max(rows, key=lambda row: row["test"]["rank1"])):
             result = _result(stage, "", row["epoch"], row["test"], best=row is not rows[-1])
-            found.setdefault((result.protocol, stage, row["epoch"]), result)
-    for where, metrics in run.tests.items():
-        for record in metrics.get("results", [metrics]):
-            file, epoch = Path(record["checkpoint"]), record.get("epoch", 0)
-            trained = STAGE_OF_FILE.get(file.stem) if where == "." or is_of_run(record) else None
-            stage = "baseline" if is_untrained(record) else trained or where
-            name = f"{'test.py' if where == '.' else where}: {file.name}"
-            name = record["checkpoint"] if stage == "baseline" else name
-            result = _result(stage, name, epoch, record, record.get("selection") == BEST)
-            found.setdefault((result.protocol, stage, epoch), result)
+            found.setdefault((result.protocol, stage, row["epoch"], ""), result)
+    for tested in sorted(run.tests, key=lambda tested: tested.record.get("selection") == BEST):
+        record, epoch = tested.record, tested.record.get("epoch", 0)
+        stage = "baseline" if is_untrained(record) else MODEL_NAMES.get(tested.of, tested.of)
+        name = record["checkpoint"] if stage == "baseline" else f"test.py: {Path(record['checkpoint']).name}"
+        result = _result(stage, name, epoch, record, record.get("selection") == BEST, tested.differs)
+        found.setdefault((result.protocol, stage, epoch, tested.differs), result)
     protocols = list(dict.fromkeys(result.protocol for result in found.values()))
     return sorted(found.values(), key=lambda result: (protocols.index(result.protocol), *result.order))
 
 
-def is_of_run(record):
-    """Tell whether a record of metrics.json is of a checkpoint of the run in whose folder it lies."""
-    return record.get("of_this_run", True)
-
-
-def _result(stage, name, epoch, record, best):
+def _result(stage, name, epoch, record, best, differs=""):
     """Make a `Result` of a record of metrics.json or metrics.jsonl. Args: name: of what no stage of the run made."""
     trials = record.get("per_trial", ())
     spread = {key: float(np.std([trial[key] for trial in trials], ddof=1)) for key in NUMBERS if len(trials) > 1}
-    name = (f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else name) + (f", {BEST}" if best else "")
-    return Result(stage, name, record["protocol"], {key: record[key] for key in NUMBERS}, spread,
-                  tuple(record.get("cmc", ())), best)
+    name = f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else name
+    return Result(stage, ", ".join(filter(None, (name, best and BEST, differs))), record["protocol"],
+                  {key: record[key] for key in NUMBERS}, spread, tuple(record.get("cmc", ())), best, differs)
 
 
 def main_result(results):
     """Choose the result that a page begins with: the last stage's last epoch by the first protocol; None for none."""
-    first = [result for result in results if result.protocol == results[0].protocol and not result.best]
+    first = [result for result in results if result.protocol == results[0].protocol and result.is_main]
     return first[-1] if first else (results or [None])[0]
 
 
 def baseline_of(results, protocol):
     """Find the `Result` of the untrained model by a protocol; None if it was not tested."""
-    return next((result for result in results if (result.stage, result.protocol) == ("baseline", protocol)), None)
+    return next((result for result in results
+                 if (result.stage, result.protocol, result.differs) == ("baseline", protocol, "")), None)
 
 
 def with_epoch_0(run):
@@ -121,7 +120,7 @@ def compared_tables(groups):
     tables, first = {}, {}
     for name, runs in groups.items():
         kinds = {}
-        for result in (result for results in runs for result in results):
+        for result in (result for results in runs for result in results if not result.differs):
             kinds.setdefault((result.protocol, result.stage, result.best), []).append(result)
         for (protocol, stage, best), found in kinds.items():
             mean = _mean(found)

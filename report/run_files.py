@@ -1,18 +1,36 @@
 """Reads what a run has written into its folder, for the page."""
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from configs.defaults import with_defaults
+from configs.identity import BASELINE, DECIDING, differences
+from utils.checkpoint import file_digest
 from utils.errors import UserError, quoted
 from utils.settings import flat
 
 CONTENT_FOLDER = "report_data"
 CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
+GRID_FILE = "experiment.json"
 SCRIPTS = ("train_prepare", "train_clip", "test")
 WRITERS = "train_prepare.py, train_clip.py or test.py"
+
+
+MODEL_NAMES = {"prepare_last": "prepare", "prepare_best": "prepare", "model_last": "finetune", "model_best": "finetune"}
+RATES = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")      # numbers of a test, as fractions of 1
+
+
+class Tested(NamedTuple):
+    """A result of test.py on the run's own weights. `differs`: in what it was done otherwise than in the run, or ""."""
+
+    folder: str     # below tests/
+    of: str         # key of MODEL_NAMES, BASELINE, or the name of another checkpoint that lies in the folder
+    differs: str
+    record: dict    # of metrics.json
 
 
 @dataclass(frozen=True)
@@ -22,18 +40,66 @@ class RunFiles:
     folder: Path
     config: dict    # config.yml
     epochs: list    # metrics.jsonl, a dict per epoch of every stage
-    tests: dict     # folder below this one's tests/ ("." is this one) -> its metrics.json
-    contents: dict  # key of CONTENT_TITLES -> report_data/KEY.json, as `report.content` makes it
-    about: dict     # script -> report_data/run-SCRIPT.json, where and how it ran
+    about: dict     # script -> report_data/run-SCRIPT.json: where and how it ran, its settings, digests of its inputs
+    grid: dict      # experiment.json, what a grid noted of the run: {"varied", "tested", "error", "settings"}
 
     @property
     def settings(self):
         """Return config.yml as a flat dict, in which keys that it does not name have their defaults; {} without it."""
-        return with_defaults(flat(self.config)) if self.config else {}
+        stored = flat(self.config) or self.grid.get("settings")
+        return with_defaults(stored) if stored else {}
+
+    @property
+    def varied(self):
+        """Return the keys that the run's grid varied."""
+        return self.grid.get("varied", {}).keys()
+
+    def settings_of(self, stage):
+        """Return the settings that a stage was trained with, as `settings`. Args: stage: "prepare" or "finetune"."""
+        stored = self.about.get("train_prepare" if stage == "prepare" else "train_clip", {}).get("config")
+        return with_defaults(flat(stored)) if stored else self.settings
+
+    def known(self, key):
+        """Return the digest of an input of the last training script, "images" or "weights"; "" where none says it."""
+        return next((about[key] for about in reversed(self.about.values()) if about.get(key)), "")
+
+    @cached_property
+    def contents(self):
+        """Keys of CONTENT_TITLES -> report_data/KEY.json, as `report.content` makes it."""
+        return _read_named(self.folder / CONTENT_FOLDER, "{}.json", CONTENT_TITLES)
 
     def pictures(self):
         """Collect the small pictures of all contents: name -> base64 JPEG."""
         return {name: data for content in self.contents.values() for name, data in content["images"].items()}
+
+    @cached_property
+    def tests(self):
+        """The results that are of this run: [`Tested`].
+
+        Those are of its checkpoints as they are now, and of the weights that its training began with. A test's own
+        folder holds its own, and those of the untrained model that were tested alike.
+        """
+        beside, found = self.folder.resolve(), []
+        if own := _records(self.folder / "metrics.json"):
+            found += [Tested(".", Path(record["checkpoint"]).stem, "", record) for record in own]
+            if beside.parent.name == "tests" and "identity" in own[0]:
+                found += [Tested(name, BASELINE, "", record) for name, record in _below(beside.parent)
+                          if is_untrained(record) and name != beside.name and not any(
+                              record["identity"][key] != own[0]["identity"][key] for key in ("images", *DECIDING))]
+            return found
+        for name, record in _below(self.folder / "tests"):
+            if of := self._owner(record):
+                settings = self.settings_of(MODEL_NAMES.get(of))
+                found.append(Tested(name, of, differences(record["identity"], settings, self.known("images")), record))
+        return found
+
+    def _owner(self, record):
+        """Return which of the run's weights a record is of, by their digest, as `Tested.of`; None for others."""
+        digest = record["identity"]["checkpoint"]
+        if is_untrained(record):
+            return BASELINE if self.known("weights") in ("", digest) else None
+        path = self.folder / Path(record["checkpoint"]).name
+        return path.stem if path.is_file() and file_digest(path) == digest else None
 
 
 def read_run(folder):
@@ -41,20 +107,17 @@ def read_run(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{quoted(folder)} is no folder; expected the OUTPUT_DIR of {WRITERS}")
-    paths = [*folder.glob("metrics.json"), *sorted(folder.glob("tests/*/metrics.json"))]
-    tests = {"." if path.parent == folder else path.parent.name: _read(path) for path in paths}
-    beside = folder.resolve()
-    if tests and beside.parent.name == "tests":        # a test's page compares with the untrained model's
-        found = {path.parent.name: _read(path) for path in sorted(beside.parent.glob("*/metrics.json"))
-                 if path.parent != beside}
-        tests |= {name: metrics for name, metrics in found.items() if is_untrained(metrics)}
-    epochs, contents = read_rows(folder), _read_named(folder / CONTENT_FOLDER, "{}.json", CONTENT_TITLES)
-    if not (epochs or tests or contents):
-        raise UserError(f"{quoted(folder)} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); expected "
-                        f"the OUTPUT_DIR of {WRITERS} after an epoch or a test")
     config = folder / "config.yml"
-    return RunFiles(folder, _read(config, yaml.safe_load) if config.exists() else {}, epochs, tests, contents,
-                    _read_named(folder / CONTENT_FOLDER, "run-{}.json", SCRIPTS))
+    return RunFiles(folder, _read(config, yaml.safe_load) if config.exists() else {}, read_rows(folder),
+                    _read_named(folder / CONTENT_FOLDER, "run-{}.json", SCRIPTS),
+                    _read(folder / GRID_FILE) if (folder / GRID_FILE).exists() else {})
+
+
+def check_has_run(run):
+    """Refuse a folder without anything to show. Args: run: `RunFiles`. Raises: UserError."""
+    if not (run.epochs or run.tests or run.contents):
+        raise UserError(f"{quoted(run.folder)} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); "
+                        f"expected the OUTPUT_DIR of {WRITERS} after an epoch or a test")
 
 
 def is_untrained(record):
@@ -66,6 +129,24 @@ def read_rows(folder):
     """Read a run's metrics.jsonl: a list of dicts, empty without the file. Raises: UserError: it is damaged."""
     path = Path(folder) / "metrics.jsonl"
     return _read(path, lambda text: [json.loads(line) for line in text.splitlines()]) if path.exists() else []
+
+
+def _below(tests):
+    """List the results in the folders of tests/ that say what they are of: [(folder's name, record)]."""
+    return [(path.parent.name, record) for path in sorted(tests.glob("*/metrics.json")) for record in _records(path)
+            if "identity" in record]
+
+
+def _records(path):
+    """Read the records of a metrics.json, [] without one. Raises: UserError: a number is not what a test writes."""
+    content = _read(path) if path.exists() else {"results": []}
+    records = content.get("results", [content])
+    for record in records:
+        for name in RATES:
+            if type(record.get(name)) not in (int, float) or not 0 <= record[name] <= 1:
+                raise UserError(f"{quoted(path)} holds {name} {quoted(str(record.get(name)))}; expected a number from "
+                                "0 to 1, as test.py writes it. Test again")
+    return records
 
 
 def _read_named(folder, pattern, names):

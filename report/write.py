@@ -8,7 +8,7 @@ from report.curves import STAGES, cmc_charts, stage_charts
 from report.figures import MODALITY_NAMES, MUTED, SERIES, distance_figure, map_figure
 from report.page import Figures, Section, Table, write_page
 from report.results import baseline_of, cells, find_results, main_result, result_tables, with_epoch_0
-from report.run_files import CONTENT_FOLDER, CONTENT_TITLES, read_run
+from report.run_files import CONTENT_FOLDER, CONTENT_TITLES, check_has_run, read_run
 from utils.checkpoint import write_atomically
 from utils.settings import flat
 
@@ -50,6 +50,7 @@ def write_run_page(folder, figures_dir=None, only=(), all_stages=False):
     Raises: UserError: as `read_run` and `write_atomically`; no figure has such a name.
     """
     run, figures = read_run(folder), Figures()
+    check_has_run(run)
     results, epochs = find_results(run), with_epoch_0(run)
     titled = [(CONTENT_TITLES[name], name, content) for name, content in run.contents.items()]
     clustered = [(title, content["clusters"]) for title, _, content in titled if "clusters" in content]
@@ -85,7 +86,7 @@ def _results(results, figures):
     gain = (f"Small numbers below: the gain over {baseline.name}. " if baseline else "" if last.stage == "baseline" else
             "The untrained model was not tested here: python test.py without --resume_path does. ")
     cmc = [(result.protocol, "CMC", result.name, COLOURS.get(result.stage, SERIES[2 + index % 6]), result)
-           for index, result in enumerate(results) if not result.best]
+           for index, result in enumerate(results) if result.is_main]
     return {"tiles": tiles, "what": f"{last.name}; {last.protocol}", "note": f"Percent. {spread}{gain}",
             "tables": result_tables(results), "charts": figures.charts(cmc_charts(cmc))}
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 import sys
 import threading
@@ -18,9 +19,11 @@ import scripts
 from trees import regdb_tree
 
 from configs.groups import group_names
+from report.run_files import read_run
+from tests.tested import add_test
 from tools import experiments
 from tools.lib import grid, schedule, summary
-from tools.lib.grid import Experiment, Step, make_grid, read_record, results_file
+from tools.lib.grid import Experiment, Step, make_grid
 from utils.errors import SIGNALS, Stopped, UserError
 
 
@@ -79,12 +82,13 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     started.clear()
     experiments.main(["run", *words, "DATASET.CACHE", "mmap", "--trials", "1", "2"])      # no other training
     assert started == []
-    results_file(runs / "trial2", "model_last", "python").unlink()
+    [results] = (runs / "trial2/tests").glob("model_last-python-both-*/metrics.json")
+    results.unlink()
     experiments.main(["run", *words, "--trials", "1", "2"])
     assert started == ["test", "report"]
 
     capsys.readouterr()
-    (runs / "trial2" / "tests" / "prepare_best-python-both" / "metrics.json").unlink()
+    next((runs / "trial2/tests").glob("prepare_best-*/metrics.json")).unlink()
     experiments.main(["table", str(runs)])
     said = capsys.readouterr()
     assert said.err == f"missing: {runs / 'trial2'} has no test of prepare_best\n"
@@ -94,8 +98,8 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     ours = {(row["stage"], row["mode"]): row for row in table if not row["source"]}
     assert set(ours) == {(s, m) for s in ("train_prepare", "train_clip") for m in ("v2t", "t2v")}
     for mode in ("v2t", "t2v"):
-        found = [next(r for r in json.loads(results_file(runs / f"trial{t}", "model_last", "python").read_text())
-                      ["results"] if r["mode"] == mode)["mAP"] for t in (1, 2)]
+        found = [next(r for path in runs.glob(f"trial{t}/tests/model_last-*/metrics.json")
+                      for r in json.loads(path.read_text())["results"] if r["mode"] == mode)["mAP"] for t in (1, 2)]
         row = ours["train_clip", mode]
         assert (row["n"], row["method"]) == ("2", "all runs")
         assert float(row["last epoch mAP"]) == pytest.approx(100 * np.mean(found), abs=1e-4)
@@ -108,10 +112,6 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     assert started == ["train_prepare"]
     experiments.main(["table", str(runs)])
     assert f"failed: {runs / 'trial1'}: train_prepare.py: the run in" in capsys.readouterr().err
-    wrong = json.loads(results_file(runs / "trial1", "model_last", "python").read_text())
-    results_file(runs / "trial2", "model_last", "python").write_text(json.dumps(wrong))
-    with pytest.raises(UserError, match="trained on trial 2 and holds results of trial 1"):
-        experiments.main(["table", str(runs)])
 
 
 def test_a_failed_run_does_not_stop_the_others(settings, tmp_path, capsys):
@@ -131,9 +131,9 @@ def test_prepare_alone(settings, tmp_path, capsys):
     experiments.main(["run", "--only", "prepare", "--baseline", "--trials", "1", *words])
     assert started == ["train_prepare", "test", "test", "test", "report"]
     said = capsys.readouterr()
-    assert "no run of 1 is missing" in said.err and "baseline CLIP" in said.out
+    assert "no run of 1 is missing" in said.err and "baseline" in said.out
     assert {row.stage for row in summary.summarise(summary.read_runs([tmp_path / "runs"], "python"))
-            if not row.source} == {"baseline CLIP", "train_prepare"}
+            if not row.source} == {"baseline", "train_prepare"}
     started.clear()
     experiments.main(["run", "--trials", "1", *words])
     assert started == ["train_clip", "test", "test", "report"]
@@ -247,7 +247,7 @@ def test_failures_are_listed_with_their_sentence(tmp_path, code, sentence):
     bad, good = two_scripts(tmp_path, ["bad"], code) + two_scripts(tmp_path, ["good"])
     [(name, error)] = schedule.run_here([bad, good])
     assert name == "bad" and error.startswith(sentence)
-    assert read_record(bad.folder)["error"] == error and read_record(good.folder)["error"] == ""
+    assert [read_run(run.folder).grid["error"] for run in (bad, good)] == [error, ""]
 
 
 def test_jobs_of_a_cluster_are_queued_again_when_their_time_is_over(tmp_path, monkeypatch):
@@ -271,15 +271,13 @@ def test_jobs_of_a_cluster_are_queued_again_when_their_time_is_over(tmp_path, mo
     assert (run.folder / "starts").read_text() == "first first second "
 
 
-def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", of_this_run=True,
+def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", images="", tested=None,
            **settings):
     """Write a run's folder as a script leaves it, with one test."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yml").write_text(json.dumps({"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}))
-    path = results_file(folder, checkpoint, "python")
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"dataset": "SYSU-MM01", "mode": "all", "protocol": protocol, "dataset_trial": 1,
-                                "of_this_run": of_this_run, **{name: value for name in summary.NUMBERS}}))
+    return add_test(folder, value, checkpoint, protocol=protocol, images=images, record={"dataset": "SYSU-MM01"},
+                    DATASET__NAME="sysu", **(tested or {}))
 
 
 def ours(folder, *logged):
@@ -334,10 +332,20 @@ def test_what_a_grid_varied_tells_runs_apart(tmp_path):
     assert [row.method for row in ours(tmp_path)] == ["DEVICE cpu", "DEVICE cuda"]
 
 
-def test_a_checkpoint_of_elsewhere_is_no_result_of_the_run(tmp_path):
-    for number, facts in enumerate(({"of_this_run": False}, {"of_this_run": True}, {}), start=1):
-        record(tmp_path / f"seed{number}", seed=number, checkpoint="model_best", **facts)
-    assert [len(run.tests) for run in summary.read_runs([tmp_path], "python")] == [0, 1, 1]
+def test_only_tests_of_the_checkpoints_as_they_are_and_as_the_run_is_are_its_results(tmp_path):
+    record(tmp_path / "a", seed=1)
+    record(tmp_path / "b", seed=2)
+    (tmp_path / "b/model_last.pth").write_text("trained again since")
+    for number, tested in enumerate(({"TEST__TRIALS": 1}, {"INPUT__HEIGHT": 96}, {"PRECISION": "bf16"}), start=3):
+        record(tmp_path / str(number), seed=number, tested=tested)
+    assert [len(tests) for _, tests in summary.read_runs([tmp_path], "python")] == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), "0.5", 37.5, True])
+def test_a_number_that_no_test_writes_is_refused(tmp_path, value):
+    record(tmp_path / "a", value)
+    with pytest.raises(UserError, match="holds rank1 .*; expected a number from 0 to 1"):
+        summary.read_runs([tmp_path], "python")
 
 
 def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):
@@ -346,7 +354,7 @@ def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match=r"runs is the folder of a run and holds others \(seed1\).* as in .*seed1$"):
         summary.read_runs([tmp_path / "runs"], "python")
     (tmp_path / "runs/seed1").rename(tmp_path / "runs/old-1")       # kept by --fresh
-    assert [run.folder for run in summary.read_runs([tmp_path / "runs"], "python")] == [tmp_path / "runs"]
+    assert [run.folder for run, _ in summary.read_runs([tmp_path / "runs"], "python")] == [tmp_path / "runs"]
 
 
 def test_a_table_shows_what_was_logged(tmp_path, capsys):
@@ -386,10 +394,14 @@ def test_tables_of_what_does_not_compare(tmp_path):
     record(tmp_path / "a" / "1")
     record(tmp_path / "b" / "1", DATASET={"NAME": "llcm", "TRIAL": 1})
     refuses("is of the data set llcm, .* of sysu; expected one data set", tmp_path / "a", tmp_path / "b")
-    record(tmp_path / "c" / "1", protocol="SYSU-MM01 all-search, seeds 0-1")
-    refuses("their numbers do not compare", tmp_path / "a", tmp_path / "c")
-    results_file(tmp_path / "a" / "1", "model_last", "python").unlink()
-    refuses("no test with TEST.MODE both and protocol python was found in any run; missing: ", tmp_path / "a")
+    record(tmp_path / "c" / "1", TEST={"TRIALS": 2}, tested={"TEST__TRIALS": 2})
+    refuses("tested with TEST.TRIALS 2, .* with 10; their numbers do not compare", tmp_path / "a", tmp_path / "c")
+    record(tmp_path / "d" / "1", images="others", seed=2)
+    refuses("tested with other images, whose digest is others", tmp_path / "a", tmp_path / "d")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    refuses("are runs of the same settings, seed and data", tmp_path / "a", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "a/1/tests")
+    refuses("no test with protocol python was found in any run; missing: ", tmp_path / "a")
     with pytest.raises(UserError, match="choose one"):
         experiments.main(["table", "x", "--csv", "--latex"])
 
@@ -403,7 +415,7 @@ def test_slurm_gets_what_was_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     executor = schedule.slurm_executor(tmp_path / "jobs", "grid", "gpu", 2, 6, 1.5)
     [job] = schedule.submit(make_grid(None, ["OUTPUT_DIR", str(tmp_path / "runs")], [1]), executor)
-    assert job.job_id == "77" and read_record(tmp_path / "runs" / "seed1")["varied"] == {"SEED": "1"}
+    assert job.job_id == "77" and read_run(tmp_path / "runs/seed1").varied == {"SEED"}
     [script] = (tmp_path / "jobs").glob("*_submission.sh")
     text = script.read_text()
     for line in ("--partition=gpu", "--gpus-per-node=2", "--cpus-per-task=6", "--time=90", "--job-name=grid"):

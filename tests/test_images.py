@@ -196,13 +196,13 @@ def test_saved_labels_keep_their_numbers(two, tmp_path, unified, rgb, ir):
     assert [np.load(tmp_path / FILE_NAMES[m]).tolist() for m in Modality] == [rgb, ir]
     assert json.loads((tmp_path / "manifest.json").read_text())["unified"] is unified
     labels, known = load_pseudo_labels(tmp_path, {Modality.RGB: 5, Modality.IR: 3}, manifest)
-    assert known and [labels[m].tolist() for m in Modality] == [rgb, ir] and labels[Modality.IR].dtype == np.int64
+    assert known == {} and [labels[m].tolist() for m in Modality] == [rgb, ir] and labels[Modality.IR].dtype == np.int64
 
 
 def test_pseudo_labels_of_other_images_are_refused(two, tmp_path):
     manifest = data_manifest(two[0])
     sizes = save_labels(two[0], tmp_path, manifest)
-    assert load_pseudo_labels(tmp_path, sizes, {**manifest, "test": {"rgb": {}, "ir": {}}})[1]
+    assert load_pseudo_labels(tmp_path, sizes, {**manifest, "test": {"rgb": {}, "ir": {}}})[1] == {}
     other = {**manifest, "train": {**manifest["train"], "rgb": {**manifest["train"]["rgb"], "paths": "another"}}}
     with pytest.raises(UserError, match="made on other images: this data set has train rgb images of other names"):
         load_pseudo_labels(tmp_path, sizes, other)

@@ -1,6 +1,7 @@
 """Files that are not ours are neither replaced nor followed; what is started over takes along what was made from it."""
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,65 @@ def test_a_test_replaces_nothing_of_a_training_run_and_does_not_mix_with_a_runni
         with lock_folder(path.parent):
             assert sorted(place.start("test", *words)[0] for words in tests) == [0, 2]
     assert {path: path.read_bytes() for path in place.run.glob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("changes, warned", [
+    ({}, ""), ({"PRECISION": "bf16"}, ""), ({"TEST__TRIALS": 1}, ""), ({"TEST__MODE": "indoor"}, ""),
+    ({"INPUT__HEIGHT": 48}, "warning: the checkpoint was trained with INPUT.HEIGHT 32 and is tested with 48"),
+    ({"INPUT__NORMALISATION": "half"}, "INPUT.NORMALISATION imagenet and is tested with half")])
+def test_a_result_is_replaced_only_by_the_same_test(place, trained, changes, warned):
+    """It lies beside the checkpoint, whatever OUTPUT_DIR says."""
+    path = trained / "model_last.pth"
+    before = {path: path.read_bytes() for path in trained.rglob("metrics.json")}
+    code, said = place.start("test", "--resume_path", path, **changes)
+    assert code == 0 and warned in said and not place.run.exists()
+    after = {path: path.read_bytes() for path in trained.rglob("metrics.json")}
+    assert after.items() >= before.items()
+    assert len(after) - len(before) == (1 if changes or not before else 0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_clip_file):
+    """The folder of a run of both scripts, of an epoch each."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = trees.people_tree(folder / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
+    with pytest.MonkeyPatch.context() as patch:
+        scripts.without_report(patch)
+        for script in ("train_prepare", "train_clip"):
+            assert scripts.call(scripts.load(script), scripts.settings(
+                DATASET__ROOT=data, MODEL__CLIP_WEIGHTS=tiny_clip_file, OUTPUT_DIR=folder / "run")) == 0
+    return folder / "run"
+
+
+def test_train_clip_refuses_labels_that_its_train_prepare_would_not_make(place, trained):
+    """Of another method, seed or epoch, or before they are there; PSEUDO_LABEL_DIR takes them and says whose they are."""
+    shutil.copytree(trained / "pseudo_labels", place.run / "pseudo_labels")
+    for changes, named in (({"METHOD__NAME": "pgm"}, "METHOD.NAME cclnet, not pgm"), ({"SEED": 2}, "SEED 1, not 2"),
+                           ({"PREPARE__EPOCHS": 2}, "PREPARE.EPOCHS 1, not 2")):
+        code, said = place.start("train_clip", **changes)
+        assert code == 2 and f"were made with {named}" in said and not (place.run / "config.yml").exists()
+    code, said = place.start("train_clip", SEED=2, PSEUDO_LABEL_DIR=place.run / "pseudo_labels")
+    assert code == 0 and "cclnet, seed 1, epoch 1" in said
+    shutil.rmtree(place.run)
+    shutil.copytree(trained / "pseudo_labels", place.data / "pseudo_labels")
+    place.run.mkdir()
+    (place.run / "prepare_last.pth").write_bytes(b"of an unfinished run")
+    code, said = place.start("train_clip")
+    assert code == 2 and "train_prepare.py has not finished" in said
+
+
+@pytest.mark.parametrize("script, name", [("train_prepare", "prepare_last.pth"), ("train_prepare", "pseudo_labels"),
+                                          ("train_clip", "model_best.pth")])
+def test_what_no_state_tells_of_is_not_trained_over(place, trained, script, name):
+    """A run whose state is lost, labels that were downloaded, a checkpoint from elsewhere."""
+    shutil.copytree(trained, place.run)
+    for path in [*place.run.glob("*_state.pth*"), place.run / "metrics.jsonl"]:
+        path.unlink()
+    for other in ("prepare_last.pth", "prepare_best.pth", "pseudo_labels") if script == "train_prepare" else ():
+        if other != name:
+            shutil.move(place.run / other, place.run / f"my_{other}")
+    before = {path: path.read_bytes() for path in place.run.rglob("*") if path.is_file() and path.name != ".lock"}
+    code, said = place.start(script)
+    assert code == 2 and f"holds {name} but no" in said and "add --fresh" in said
+    assert {path: path.read_bytes() for path in place.run.rglob("*")
+            if path.is_file() and path.name != ".lock"} == before

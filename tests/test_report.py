@@ -25,6 +25,7 @@ from report.figures import Chart, Line, chart_figure
 from report.results import NUMBERS, compared_tables, find_results
 from report.run_files import read_run
 from report.write import save_report, write_run_page
+from tests.tested import add_test
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
 from utils.errors import UserError
 from utils.modality import Modality
@@ -58,17 +59,11 @@ def make_run(folder, seed):
              "seconds": 30.0, "test": a_record(0.1 * epoch * seed)}
             for stage in ("prepare", "finetune") for epoch in (1, 2, 3)]
     folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    add_test(folder, "baseline_clip", 0.04, checkpoint="baseline CLIP", selection="no training", epoch=0)
-    add_test(folder, "model_last", 0.3 * seed, checkpoint="runs/x/model_last.pth", epoch=3)
+    add_test(folder, 0.04, "baseline", epoch=0, record=a_record(0.04))
+    add_test(folder, 0.3 * seed, record=a_record(0.3 * seed))
     content = stage_content(data, banks, rankings[0], banks, labels, links)
     folder.joinpath("report_data/finetune.json").write_text(json.dumps(content))
     return data, rankings, evaluations
-
-
-def add_test(folder, name, number, **facts):
-    """Write tests/NAME/metrics.json."""
-    (folder / "tests" / name).mkdir(parents=True)
-    (folder / "tests" / name / "metrics.json").write_text(json.dumps({**a_record(number), **facts}))
 
 
 def a_record(number):
@@ -137,19 +132,21 @@ def test_a_stage_without_links_or_identities(runs):
 
 def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
     """The scripts themselves, with nothing left out; the page holds what each of them was to add."""
-    run, tested = tmp_path / "run", tmp_path / "tested"
+    run = tmp_path / "run"
     words = scripts.settings(DATASET__ROOT=trees.people_tree(tmp_path / "data"), MODEL__CLIP_WEIGHTS=tiny_clip_file)
     for script in ("train_prepare", "train_clip"):
         assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
-    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", tested]) == 0
+    words = ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", tmp_path / "not", "TEST.TRIALS", "2"]
+    assert scripts.call(scripts.load("test"), words) == 0
     metrics = torch.load(run / "model_last.pth", weights_only=True)["metrics"]
-    for folder, pages in ((run, 2), (next(tested.rglob("report.html")).parent, 1)):
+    for folder, pages in ((run, 2), (next(run.glob("tests/*/report.html")).parent, 1)):
         log, text = ((folder / name).read_text() for name in ("log.txt", "report.html"))
         assert log.count("page to look at: ") == pages and "warning: the report" not in log
         assert all(len(line) <= 160 or str(tmp_path) in line for line in log.splitlines())
         assert text.count("<h4>Best queries</h4>") == text.count("<dt>Hardware</dt>") == 1
         assert ("<h4>Largest clusters, visible</h4>" in text) == (folder == run)
         assert f"{100 * metrics['mAP']:.1f}" in text and metrics["protocol"] in text
+    assert not (tmp_path / "not").exists()
     for anchor in ("results", "lists", "map", "clusters", "training", "details", "data", "settings"):
         assert f'<section id="{anchor}">' in (run / "report.html").read_text(), anchor
     assert write_run_page(run, all_stages=True).read_text().count("<h4>Best queries</h4>") == 2
@@ -179,7 +176,7 @@ def test_everything_from_files_is_text(runs, tmp_path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for path in folder.glob("report_data/*.json"):
         path.write_text(json.dumps(attacked(json.loads(path.read_text()))))
-    add_test(folder, ATTACK.replace("/", ""), 0.5, checkpoint=ATTACK)
+    add_test(folder, 0.5, ATTACK.replace("/", ""), protocol=ATTACK)
     for path in (write_run_page(folder, tmp_path / "figures", only=["loss"]),
                  write_comparison_page([folder, runs[0] / "first"], tmp_path / "comparison.html")):
         found = Tags()
@@ -253,13 +250,16 @@ def test_best_epochs_and_other_tests_have_rows_of_their_own(runs, tmp_path):
     rows[-2]["test"] = a_record(0.02)
     rows[-3]["test"] = a_record(0.9)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    add_test(tmp_path / "run", "elsewhere", 0.01, checkpoint="a/other.pth", epoch=9)
-    add_test(tmp_path / "run", "x-model_last", 0.01, checkpoint="x/model_last.pth", epoch=3, of_this_run=False)
+    for of, number, epoch, settings in (("own_tool", 0.01, 9, {}), ("model_last", 0.05, 3, {"PRECISION": "bf16"})):
+        add_test(tmp_path / "run", number, of, epoch=epoch, record=a_record(number), **settings)
+    add_test(tmp_path / "run", 0.8, "prepare_last", record=a_record(0.8), mode="v2t")
+    (tmp_path / "run/prepare_last.pth").write_text("trained again since")
     found = rows_of(write_run_page(tmp_path / "run").read_text(), "Small numbers below")
     assert [row[:2] for row in found[2:]] == [
         ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"],
+        ["train_clip.py, epoch 3, PRECISION bf16", "5.0 ± 1.4 +1.0"],
         ["train_clip.py, epoch 1, best Rank-1 on test data", "90.0 ± 1.4 +86.0"],
-        ["elsewhere: other.pth", "1.0 ± 1.4 −3.0"], ["x-model_last: model_last.pth", "1.0 ± 1.4 −3.0"]]
+        ["test.py: own_tool.pth", "1.0 ± 1.4 −3.0"]]
 
 
 def test_lists_reach_the_first_right_image(runs):
@@ -302,12 +302,19 @@ def groups_of(folders):
 def test_runs_that_differ_in_their_seed_alone_belong_together(tmp_path):
     """A key that a run does not name has its default; without two runs of one kind, each keeps its own name."""
     a = runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], CLUSTER={"K1": 30})
-    b = runs_of(tmp_path / "b", [(0.2, 0.6)])               # K1 is 30 by default
+    b = runs_of(tmp_path / "b", [(0.2, 0.6)] * 3)[2:]       # K1 is 30 by default
     c = runs_of(tmp_path / "c", [(0.2, 0.6)], CLUSTER={"K1": 25})
     assert list(groups_of([*a, *b, *c])) == ["CLUSTER.K1 30 (n = 3)", "CLUSTER.K1 25 (n = 1)"]
     for folder in a:
         (folder / "config.yml").unlink()                    # settings that are not known are not the same
     assert list(groups_of(a)) == list(map(str, a))
+
+
+def test_a_copy_of_a_run_is_no_second_run(tmp_path):
+    folders = runs_of(tmp_path / "a", [(0.1, 0.4)])
+    shutil.copytree(folders[0], tmp_path / "copy")
+    with pytest.raises(UserError, match="seed1 and .*copy are runs of the same settings, seed and data"):
+        write_comparison_page([*folders, tmp_path / "copy"])
 
 
 def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):

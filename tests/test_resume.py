@@ -158,11 +158,11 @@ def test_more_epochs_may_be_asked_for(whole, words, tmp_path, here, capsys):
 @pytest.mark.parametrize("number, sentence", [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only")])
 def test_a_full_disk_is_a_sentence_and_loses_nothing(number, sentence, whole, words, tmp_path, here, capsys,
                                                      monkeypatch):
-    """The disk refuses to replace the first epoch's state; with space again the run goes on."""
+    """The disk refuses all after the first epoch's state; with space again the run goes on."""
     folder = tmp_path / "run"
 
     def flush(handle, real=os.fsync):
-        if (folder / "prepare_state.pth").exists():
+        if (folder / "prepare_state.pth.previous").exists():
             raise OSError(number, os.strerror(number))
         real(handle)
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
 
 CONFIG = "configs/demo.yml"
-TESTED = ("baseline_clip", "prepare_last", "model_last")
+TESTED = ("baseline", "prepare_last", "model_last")
 STAGES = ("baseline CLIP", "after train_prepare", "after train_clip")
 NUMBERS = {"rank1": "Rank-1", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--config_file", help=f"default: {CONFIG}")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that differ from the file's")
     arguments = parser.parse_intermixed_args()
-    from tools.lib.grid import make_grid, results_file  # slow: after the command line was read
+    from tools.lib.grid import make_grid  # slow: after the command line was read
     from tools.lib.schedule import run_here
 
     here, started = Path.cwd(), time.time()
@@ -54,9 +54,7 @@ def main():
     failed = run_here(experiments)
     if failed:
         raise UserError("; ".join(f"{name}: {error}" for name, error in failed))
-    protocol = experiments[0].config.TEST.PROTOCOL
-    results = [[json.loads(results_file(experiment.folder, name, protocol).read_text()) for name in TESTED]
-               for experiment in experiments]
+    results = [[json.loads(experiment.results(name)[0].read_text()) for name in TESTED] for experiment in experiments]
     print(f"\n{results[0][0]['protocol']}, last epoch, {len(results)} seed(s), {time.time() - started:.0f} s\n")
     print(table(results))
     (experiments[0].folder.parent / "table.json").write_text(json.dumps([

@@ -27,6 +27,7 @@ OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/
 DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
                                           "tensorboard/prepare", "report_data/prepare.json",
                                           "report_data/run-train_prepare.json", "tests/prepare_*")}
+MADE = {"prepare": ("prepare_*.pth", "pseudo_labels"), "clip": ("model_*.pth",)}     # of them, what no other makes
 FRESH = "choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 
@@ -84,9 +85,17 @@ class Run:
     def save_state(self, stage, state):
         """Write the state file. Args: state: of a stage; the other stages' are kept."""
         self.states[stage] = on_host(state.state_dict())
+        self._write_state()
+        self.position = f"resumes with epoch {state.epoch} of {stage}"
+
+    def begin(self):
+        """Write a state without any epoch, which tells that what comes to lie beside it is this run's."""
+        if not self.states:
+            self._write_state()
+
+    def _write_state(self):
         self.state_file.save({"format": FORMAT, "stages": self.states, "best": self.best, "history": self.history,
                               "versions": versions(), **self.facts})
-        self.position = f"resumes with epoch {state.epoch} of {stage}"
 
     def is_best(self, rank1):
         """Tell whether a Rank-1 is the best of the run so far, and remember it."""
@@ -119,9 +128,10 @@ class Run:
         """Tell whether the page and this stage's part of it are there."""
         return all((self.output_dir / name).is_file() for name in ("report.html", f"report_data/{stage}.json"))
 
-    def save_labels(self, labels, unified=False):
-        """Write the pseudo labels. Args: labels: Modality -> (N,); unified: whether both share one range."""
-        save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"], unified)
+    def save_labels(self, labels, epoch, unified=False):
+        """Write the pseudo labels of the last epoch. Args: labels: Modality -> (N,); unified: both share one range."""
+        save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"], unified,
+                           {"epoch": epoch, "config": self.facts["config"]})
         self.log.info(f"pseudo labels written to {self.labels_folder}")
 
 
@@ -131,7 +141,7 @@ class SilentRun(Run):
     def _write_nothing(self, *_, **__):
         """Stand in for a method that writes."""
 
-    save_state = save_model = save_labels = _write_nothing
+    begin = save_state = save_model = save_labels = _write_nothing
 
     def record(self, stage, distributions=None, **numbers):
         """Remember an epoch's numbers."""
@@ -141,6 +151,21 @@ class SilentRun(Run):
 def state_file(output_dir, script):
     """Return the `StateFile` of a script's run."""
     return StateFile(Path(output_dir) / f"{script}_state.pth")
+
+
+def refuse_orphans(output_dir, script):
+    """Refuse to train over what a script would replace where no state says how it was made.
+
+    Raises: UserError: checkpoints, pseudo labels or logged epochs are there, of a run without its state, or a file of
+        that name from elsewhere.
+    """
+    folder, stages = Path(output_dir), ("prepare",) if script == "prepare" else ("prompt", "finetune")
+    found = [path.name for pattern in MADE[script] for path in sorted(folder.glob(pattern))]
+    found += [f"{stage} epochs in metrics.jsonl" for stage in stages
+              if any(row["stage"] == stage for row in read_rows(folder))]
+    if found:
+        raise UserError(f"{quoted(folder)} holds {found[0]} but no {script}_state.pth to resume from, and "
+                        f"training would replace it; {FRESH}")
 
 
 def check_resumable(content, facts, folder):

@@ -1,6 +1,5 @@
 """A grid of runs that differ in seed, trial or settings: which runs, their folders, and what is left to do in each."""
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable
@@ -11,16 +10,16 @@ from typing import NamedTuple
 
 from configs.defaults import as_dict, load_config
 from configs.groups import may_change
+from configs.identity import BASELINE
 from data.pseudo_labels import FILE_NAMES
 from model.published import load_checkpoint
+from report.run_files import GRID_FILE, read_run
 from utils.checkpoint import save_json
 from utils.errors import UserError
 from utils.settings import flat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECORD = "experiment.json"      # in the folder of a run: its place in the grid, and why it failed
 OWN_OPTION = {"SEED": "seed", "DATASET.TRIAL": "trial"}      # key -> its option is --seeds or --trials
-BASELINE = "baseline_clip"
 TESTED = {"prepare": ("prepare_last", "prepare_best"), "clip": ("model_last", "model_best")}    # checkpoints by script
 ALL_TESTED = TESTED["prepare"] + TESTED["clip"]
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._=-]+")
@@ -58,10 +57,10 @@ class Experiment:
         for name in self.tested:
             path = [] if name == BASELINE else ["--resume_path", str(self._checkpoint(name))]
             steps.append(Step(f"test of {name}", [*self._command("test.py", *path), "TEST.MODE", "both"],
-                              lambda name=name: not _is_missing_or_older(self._results(name), self._checkpoint(name))))
+                              lambda name=name: any(self.results(name))))
         page = self.folder / "report.html"
         return [*steps, Step("page", ["-m", "report", str(self.folder)], lambda: not any(
-            _is_missing_or_older(page, self._results(name)) for name in self.tested))]
+            _is_missing_or_older(page, path) for name in self.tested for path in self.results(name)))]
 
     def _command(self, script, *options):
         file = ["--config_file", self.config_file] if self.config_file else []
@@ -70,8 +69,11 @@ class Experiment:
     def _checkpoint(self, name):
         return self.folder / f"{name}.pth"
 
-    def _results(self, name):
-        return results_file(self.folder, name, self.config.TEST.PROTOCOL)
+    def results(self, name):
+        """List the metrics.json of the tests of a checkpoint, as it is now, in every mode."""
+        start = f"{name}-{self.config.TEST.PROTOCOL}-both-"
+        return sorted({self.folder / "tests" / tested.folder / "metrics.json" for tested in read_run(self.folder).tests
+                       if tested.of == name and not tested.differs and tested.folder.startswith(start)})
 
     def _prepare_is_finished(self):
         return (self._has_reached("prepare_last", self.config.PREPARE.EPOCHS)
@@ -93,7 +95,7 @@ class Experiment:
 
     def note(self, error=""):
         """Write what the run is into its folder. Args: error: the sentence of a failure."""
-        save_json(self.folder / RECORD, {"name": self.name, "varied": self.varied, "error": error,
+        save_json(self.folder / GRID_FILE, {"name": self.name, "varied": self.varied, "error": error,
                                          "tested": self.tested, "settings": flat(as_dict(self.config))})
 
 
@@ -137,17 +139,6 @@ def grid_folder(config_file, words):
     """Return the folder of all runs: OUTPUT_DIR, up to the part that {trial} stands in."""
     return Path(os.path.commonpath([load_config(config_file, [*words, "DATASET.TRIAL", trial]).OUTPUT_DIR
                                     for trial in ("1", "2")]) or ".")
-
-
-def results_file(folder, checkpoint, protocol):
-    """Return the path of the results that test.py writes for a checkpoint's name with TEST.MODE both."""
-    return Path(folder) / "tests" / f"{checkpoint}-{protocol}-both" / "metrics.json"
-
-
-def read_record(folder):
-    """Read what `Experiment.note` wrote into a folder: {"varied", "error", "tested", ...}; {} without the file."""
-    path = Path(folder) / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _label(key, value):

@@ -1,28 +1,18 @@
 """The table of many runs: mean and standard deviation per method, stage and mode, beside released figures."""
 import csv
 import io
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
-from configs.defaults import with_defaults
-from configs.groups import REPEATS, group_names
-from processor.evaluate import RANKS
-from processor.run.folder import MODEL_FILES
-from report.results import is_of_run
-from report.run_files import read_rows
-from tools.lib.grid import ALL_TESTED, BASELINE, RECORD, read_record, results_file
+from configs.groups import REPEATS, group_names, refuse_twins
+from report.run_files import GRID_FILE, MODEL_NAMES, RATES, read_run
+from tools.lib.grid import ALL_TESTED, BASELINE
 from utils.errors import UserError
-from utils.settings import flat
 
-NUMBERS = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
 SHOWN = {"rank1": "Rank-1", "mAP": "mAP", "mINP": "mINP"}       # in text and LaTeX; CSV holds all
-STAGES = {BASELINE: "baseline CLIP", "prepare": "train_prepare", "finetune": "train_clip"}
-STAGE_OF = {name: stage for stage, name in MODEL_FILES.items()}     # start of a checkpoint's name -> stage
+STAGES = {BASELINE: "baseline", "prepare": "train_prepare", "finetune": "train_clip"}
 LAST, BEST, UNSTATED, LOGGED = "last epoch", "best on test", "not stated", "logged"     # kinds of numbers
 KINDS = {"last": LAST, "best": BEST}        # end of a checkpoint's name -> of which epoch its numbers are
 
@@ -56,21 +46,10 @@ PUBLISHED = {       # data set -> rows. Nothing else is the authors' number.
 }
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """What the folder of one run holds."""
-
-    folder: Path
-    settings: dict      # "SECTION.KEY" -> value; the default of a key that is younger than the run
-    varied: tuple       # keys that its grid varied
-    error: str          # why the grid's last try failed; ""
-    tested: tuple       # checkpoints whose tests are expected
-    tests: dict         # (checkpoint's name, mode) -> record of test.py
-    logged: dict        # "prepare" or "finetune" -> line of metrics.jsonl, of its last epoch
-
-
 def read_runs(folders, protocol):
-    """Read the runs in folders, each a run's or one that holds runs: [`RunResults`], the same folder once.
+    """Read the runs in folders, each a run's or one that holds runs: [(`RunFiles`, its tests)], the same folder once.
+
+    The tests are {(checkpoint's name, mode): record}, those that were done as the run would have done them.
 
     Args: protocol: "python", "original-1" or "original-10".
     Raises: UserError: a folder holds no run, or is one and holds more; runs are of different data sets or protocols;
@@ -87,78 +66,66 @@ def read_runs(folders, protocol):
                             f"in {below[0]}")
         inside = below or ([folder] if _is_run(folder) else [])
         if not inside:
-            raise UserError(f"{folder} holds no run (no {RECORD} or config.yml, nor its folders); expected the folder "
-                            "of a run or of a grid of runs")
+            raise UserError(f"{folder} holds no run (no {GRID_FILE} or config.yml, nor its folders); expected the "
+                            "folder of a run or of a grid of runs")
         found |= {path.resolve(): path for path in inside}
-    runs = [_read_run(path, protocol) for path in found.values()]
+    runs = [(run, {(tested.of, tested.record["mode"]): tested.record for tested in run.tests
+                   if not tested.differs and tested.record["identity"]["TEST.PROTOCOL"] == protocol})
+            for run in map(read_run, found.values())]
     _refuse_mixtures(runs)
-    if not any(run.tests for run in runs):
-        raise UserError(f"{', '.join(map(str, folders))}: no test with TEST.MODE both and protocol {protocol} was "
-                        "found in any run; " + "; ".join(missing(runs)))
+    if not any(tests for _, tests in runs):
+        raise UserError(f"{', '.join(map(str, folders))}: no test with protocol {protocol} was found in any run; "
+                        + "; ".join(missing(runs)))
     return runs
 
 
 def _is_run(folder):
-    return (folder / RECORD).is_file() or (folder / "config.yml").is_file()
-
-
-def _read_run(folder, protocol):
-    record, config, tests = read_record(folder), folder / "config.yml", {}
-    settings = flat(yaml.safe_load(config.read_text())) if config.is_file() else record["settings"]
-    for checkpoint in (BASELINE, *ALL_TESTED):
-        path = results_file(folder, checkpoint, protocol)
-        content = json.loads(path.read_text()) if path.is_file() else {"results": []}
-        tests |= {(checkpoint, found["mode"]): found for found in content.get("results", [content])
-                  if is_of_run(found)}
-    last = {row["stage"]: row for row in read_rows(folder)}
-    return RunResults(folder, with_defaults(settings), tuple(record.get("varied", ())), record.get("error", ""),
-                      tuple(record.get("tested", ALL_TESTED)), tests,
-                      {stage: last[stage] for stage in MODEL_FILES if stage in last})
+    return (folder / GRID_FILE).is_file() or (folder / "config.yml").is_file()
 
 
 def _refuse_mixtures(runs):
     """Refuse runs whose numbers do not compare. Raises UserError."""
-    first, protocols = runs[0], {}
-    for run in runs:
-        name, expected = run.settings.get("DATASET.NAME"), first.settings.get("DATASET.NAME")
+    seen = {}
+    for run, tests in runs:
+        name, (expected, folder) = run.settings["DATASET.NAME"], seen.setdefault(
+            "", (run.settings["DATASET.NAME"], run.folder))
         if name != expected:
-            raise UserError(f"{run.folder} is of the data set {name}, {first.folder} of {expected}; expected one data "
-                            "set. Make a table for each")
-        for (_, mode), record in run.tests.items():
-            trial = run.settings.get("DATASET.TRIAL")
-            if record.get("dataset_trial", trial) != trial:
-                raise UserError(f"{run.folder} was trained on trial {trial} and holds results of trial "
-                                f"{record['dataset_trial']}; expected its own. Test it again")
-            protocol, (other, folder) = _protocol(record), protocols.setdefault(mode, (_protocol(record), run.folder))
-            if protocol != other:
-                raise UserError(f"{run.folder} was tested with the protocol {protocol!r}, {folder} with {other!r}; "
-                                "their numbers do not compare. Test them alike, or make a table for each")
+            raise UserError(f"{run.folder} is of the data set {name}, {folder} of {expected}; expected one data set. "
+                            "Make a table for each")
+        for (_, mode), record in tests.items():
+            tested = record["identity"]
+            for key, found, what in ((mode, tested["TEST.TRIALS"], "TEST.TRIALS"),
+                                     (tested["DATASET.TRIAL"], tested["images"], "other images, whose digest is")):
+                other, folder = seen.setdefault((what, key), (found, run.folder))
+                if found != other:
+                    raise UserError(f"{run.folder} was tested with {what} {found}, {folder} with {other}; their "
+                                    "numbers do not compare. Test them alike, or make a table for each")
 
 
 def _protocol(record):
     """Name the protocol of a record without the split of the data set."""
-    return record["protocol"].replace(f" trial {record.get('dataset_trial')}", "")
+    return record["protocol"].replace(f" trial {record['identity']['DATASET.TRIAL']}", "")
 
 
 def summarise(runs, logged=()):
     """Average over the runs of each method, stage and mode, and add the published figures of the data set: [`Row`].
 
-    Args: logged: names of numbers in metrics.jsonl that are averaged too, where all runs of a row have them.
-    Raises: UserError: no row has such a number.
+    Args: runs: of `read_runs`; logged: names of numbers in metrics.jsonl that are averaged too, where all runs of a row
+        have them.
+    Raises: UserError: no row has such a number, or two runs are the same one.
     """
-    varied = {key for run in runs for key in run.varied} - set(REPEATS)
-    names, groups = group_names([run.settings for run in runs], varied), {}
-    for method, run in zip(names, runs):
-        for (checkpoint, mode), record in run.tests.items():
-            name, _, which = checkpoint.rpartition("_")
-            stage, kind = (BASELINE, LAST) if checkpoint == BASELINE else (STAGE_OF[name], KINDS[which])
-            group = groups.setdefault((method, mode, list(STAGES).index(stage)), {LAST: [], BEST: []})
-            group[kind].append((record, run.logged.get(stage, {})))
+    names, groups = _names(runs), {}
+    for run, tests in runs:
+        last = {row["stage"]: row for row in run.epochs}
+        for (checkpoint, mode), record in tests.items():
+            stage, kind = MODEL_NAMES.get(checkpoint, BASELINE), KINDS.get(checkpoint.rpartition("_")[2], LAST)
+            group = groups.setdefault((names[run.folder, stage], mode, list(STAGES).index(stage)), {LAST: [], BEST: []})
+            group[kind].append((record, last.get(stage, {})))
     rows = []
     for (method, mode, stage), found in sorted(groups.items()):
         records, lines = zip(*(found[LAST] or found[BEST]))
         values = {(kind, name): [100 * record[name] for record, _ in found[kind]]
-                  for kind in found if found[kind] for name in NUMBERS}
+                  for kind in found if found[kind] for name in RATES}
         values |= {(LOGGED, name): [line[name] for line in lines] for name in logged
                    if all(name in line for line in lines)}
         numbers = {key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None)
@@ -166,21 +133,31 @@ def summarise(runs, logged=()):
         rows.append(Row(method, list(STAGES.values())[stage], mode, numbers, _protocol(records[0]), len(records)))
     for name in logged:
         if not any((LOGGED, name) in row.numbers for row in rows):
-            known = sorted({key for run in runs for line in run.logged.values() for key, value in line.items()
+            known = sorted({key for run, _ in runs for line in run.epochs for key, value in line.items()
                             if isinstance(value, (int, float))})
             raise UserError(f"--logged names {name}, which is no number of all runs' metrics.jsonl; expected one of "
                             f"{', '.join(known)}")
-    dataset = next(record["dataset"] for run in runs for record in run.tests.values())
+    dataset = next(record["dataset"] for _, tests in runs for record in tests.values())
     return [*rows, *PUBLISHED.get(dataset, ())]
+
+
+def _names(runs):
+    """Name the method of every stage of every run by the settings that it was trained with: {(folder, stage): text}."""
+    varied = {key for run, _ in runs for key in run.varied}
+    settings = {(run.folder, stage): run.settings_of(stage) for run, _ in runs for stage in STAGES}
+    names = dict(zip(settings, group_names(list(settings.values()), varied - set(REPEATS))))
+    for stage in STAGES:
+        refuse_twins({run.folder: (names[run.folder, stage], settings[run.folder, stage]) for run, _ in runs})
+    return names
 
 
 def missing(runs):
     """Name in sentences the runs that failed, and those without all of their tests."""
     lines = []
-    for run in runs:
-        absent = [name for name in run.tested if not any(checkpoint == name for checkpoint, _ in run.tests)]
-        if run.error:
-            lines.append(f"failed: {run.folder}: {run.error}")
+    for run, tests in runs:
+        absent = [name for name in run.grid.get("tested", ALL_TESTED) if not any(name == of for of, _ in tests)]
+        if run.grid.get("error"):
+            lines.append(f"failed: {run.folder}: {run.grid['error']}")
         elif absent:
             lines.append(f"missing: {run.folder} has no test of {', '.join(absent)}")
     return lines or [f"no run of {len(runs)} is missing"]
@@ -247,7 +224,7 @@ def as_latex(rows):
 
 def as_csv(rows):
     """Format all numbers as CSV: a mean and a standard deviation each."""
-    text, columns = io.StringIO(), _columns(rows, NUMBERS, (LAST, BEST, UNSTATED))
+    text, columns = io.StringIO(), _columns(rows, RATES, (LAST, BEST, UNSTATED))
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["method", "stage", "mode", "protocol", "n", "source",
                     *(f"{kind} {name}{part}" for kind, name in columns for part in ("", " sd"))])

@@ -1,0 +1,57 @@
+"""What the numbers of a test are of: the identity that is stored with them, and the folder that they lie in.
+
+Two tests have one identity where the same checkpoint was tested on the same images in the same way: then their numbers
+are the same, and one may replace the other. docs/files.md tells users the same.
+"""
+import hashlib
+import json
+import os
+from pathlib import Path
+
+# Settings that decide the numbers of a checkpoint on given images.
+DECIDING = ("DATASET.NAME", "DATASET.TRIAL", "TEST.PROTOCOL", "TEST.TRIALS", "INPUT.HEIGHT", "INPUT.WIDTH",
+            "INPUT.NORMALISATION", "MODEL.TOWER", "MODEL.STRIDE", "PRECISION")
+BASELINE = "baseline"       # the untrained network: stands for the name of a checkpoint in the names of folders
+
+
+def identity(checkpoint, images, mode, settings):
+    """Return the identity of a test, a flat dict.
+
+    Args: checkpoint: SHA-256 of the file, or of the untrained weights; images: `images_digest`; mode: as TEST.MODE;
+        settings: of the test, a flat dict.
+    """
+    return {"checkpoint": checkpoint, "images": images, "mode": mode, **{key: settings[key] for key in DECIDING}}
+
+
+def images_digest(manifest):
+    """Hash the test images. Args: manifest: `data.manifest.data_manifest`. Returns: hex digits."""
+    return _digest(manifest["test"])
+
+
+def results_folder(output, path, tested):
+    """Choose the folder of a test's results: tests/CHECKPOINT-PROTOCOL-MODE-IDENTITY beside the checkpoint.
+
+    Untrained weights, those on a hub, and a checkpoint in a folder that cannot be written have theirs in `output`.
+
+    Args: output: OUTPUT_DIR; path: of the checkpoint, "" for untrained weights; tested: the test's `identity`.
+    """
+    file = Path(path or BASELINE)
+    beside = file.is_file() and os.access(file.parent, os.W_OK)
+    return (file.parent if beside else Path(output)) / "tests" / (
+        f"{file.stem}-{tested['TEST.PROTOCOL']}-{tested['mode']}-{_digest(tested)[:8]}")
+
+
+def differences(tested, settings, images):
+    """Name in a phrase what a test did not do as its run would have: "PRECISION bf16, other images"; "" for nothing.
+
+    The protocol is no difference: results of several protocols stand apart anyway.
+
+    Args: tested: `identity` of the test; settings, images: the run's; empty where they are not known.
+    """
+    others = [f"{key} {tested[key]}" for key in DECIDING
+              if key != "TEST.PROTOCOL" and key in settings and settings[key] != tested[key]]
+    return ", ".join([*others, *(["other images"] if images and images != tested["images"] else [])])
+
+
+def _digest(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

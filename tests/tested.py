@@ -1,0 +1,27 @@
+"""Results of test.py as a run's folder holds them, without a test."""
+import json
+
+from configs.defaults import with_defaults
+from configs.identity import identity, results_folder
+from report.run_files import RATES
+from utils.checkpoint import file_digest
+
+
+def add_test(folder, number, of="model_last", mode="all", protocol="tiny", images="", epoch=3, record=None, **settings):
+    """Write a checkpoint, unless it is there, and the results of its test, all of them `number`: their metrics.json.
+
+    Args: of: name of the checkpoint, "baseline" for none; record: more of it; settings: of the test, SECTION__KEY.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{of}.pth"
+    if of != "baseline" and not path.exists():
+        path.write_bytes(str(path).encode())
+    known = with_defaults({"DATASET.NAME": "tiny", **{key.replace("__", "."): v for key, v in settings.items()}})
+    tested = identity("" if of == "baseline" else file_digest(path), images, mode, known)
+    output = results_folder(folder, "" if of == "baseline" else path, tested) / "metrics.json"
+    output.parent.mkdir(parents=True)
+    selection = "no training" if of == "baseline" else "best Rank-1 on test data" if "best" in of else "last epoch"
+    output.write_text(json.dumps({
+        "protocol": protocol, "mode": mode, "checkpoint": "baseline CLIP" if of == "baseline" else str(path),
+        "epoch": epoch, "selection": selection, "identity": tested, **dict.fromkeys(RATES, number), **(record or {})}))
+    return output
