@@ -33,7 +33,11 @@ def main():
 
     path = arguments.resume_path
     content = read_checkpoint(path) if path else {}
-    config = load_config(arguments.config_file, arguments.overrides, base=settings_of(content))
+    base = settings_of(content)
+    config = load_config(arguments.config_file, arguments.overrides, base=base)
+    if (trained := base.get("INPUT.NORMALISATION", config.INPUT.NORMALISATION)) != config.INPUT.NORMALISATION:
+        raise UserError(f"checkpoint {path} was trained with INPUT.NORMALISATION {trained}, now it is "
+                        f"{config.INPUT.NORMALISATION}. Use the configuration of the training run")
     setup = Setup(config, "test")
     if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
@@ -47,8 +51,6 @@ def main():
     folder = results_folder(config.OUTPUT_DIR, path, tested)
     with setup.holding(folder):
         log = setup.start(folder)
-        for line in other_input(content, config):
-            log.info(f"warning: {line}")
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")
         evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION,
@@ -82,17 +84,6 @@ def check_same_data(content, path, facts):
         raise UserError(f"checkpoint {path} was trained on another copy of {dataset}: here are "
                         f"{'; '.join(differences)}. Set DATASET.ROOT to the images of the training run, or add "
                         "--allow_other_data to test across data on purpose")
-
-
-def other_input(content, config):
-    """Name in sentences what images are made into here and were not made into when a checkpoint was trained."""
-    from configs.defaults import as_dict
-    from utils.settings import flat
-
-    trained, here = flat(content.get("config") or {}), flat(as_dict(config))
-    keys = ("INPUT.HEIGHT", "INPUT.WIDTH", "INPUT.NORMALISATION")
-    return [f"the checkpoint was trained with {key} {trained[key]} and is tested with {here[key]}"
-            for key in keys if trained.get(key, here[key]) != here[key]]
 
 
 def save_results(folder, log, setup, tested, content, what, evaluations):
