@@ -14,7 +14,7 @@ from utils.modality import Modality
 
 LISTED = 20         # gallery images per query in the CSV
 COLUMNS = ("trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person", "gallery_camera",
-           "distance", "match")
+           "distance", "match", "scored")       # scored: whether the query has a match anywhere in its list
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,19 @@ def save_features(folder, data, retrievals, evaluations):
     return path
 
 
+def save_per_query(folder, evaluations):
+    """Write per_query.npz, each query's numbers in each trial, from which other statistics are made: its path.
+
+    `MODE_first_match` and `MODE_average_precision` (T, Q) are those of `Evaluation.per_query`, as float32.
+    Raises: UserError: as `write_atomically`.
+    """
+    path = Path(folder) / "per_query.npz"
+    arrays = {f"{evaluation.mode}_{name}": numbers.astype(np.float32) for evaluation in evaluations
+              for name, numbers in evaluation.per_query().items()}
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    return path
+
+
 def save_ranked_lists(folder, data, retrievals, evaluations):
     """Write ranking_MODE.csv of every retrieval, the 20 nearest gallery images of every query and trial: the paths.
 
@@ -114,9 +127,10 @@ def save_ranked_lists(folder, data, retrievals, evaluations):
 def _csv_rows(data, ranking):
     """Give a row for each query and each of its nearest gallery images."""
     queries, candidates = data.test[ranking.query_modality], data.test[ranking.query_modality.other]
+    scored = ranking.match.any(axis=1)
     for q, position in enumerate(ranking.query):
         query = (ranking.trial, queries.paths[position], queries.persons[position], queries.cameras[position])
         for rank in range(min(LISTED, ranking.shown[q])):
             g = ranking.gallery[q, rank]
             yield (*query, rank + 1, candidates.paths[g], candidates.persons[g], candidates.cameras[g],
-                   f"{ranking.distance[q, rank]:.6f}", int(ranking.match[q, rank]))
+                   f"{ranking.distance[q, rank]:.6f}", int(ranking.match[q, rank]), int(scored[q]))
