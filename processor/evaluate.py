@@ -5,7 +5,7 @@ import numpy as np
 
 from processor.features import embed
 from processor.metrics import hidden_images, rank_metrics
-from processor.ranking import rank_trial
+from processor.ranking import people, rank_trial
 from utils.distributed import ALONE, Processes
 from utils.errors import UserError
 from utils.modality import Modality
@@ -110,12 +110,10 @@ def check_matches(data, retrieval):
 
     Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
     """
-    m = retrieval.query_modality
-
-    for trial in retrieval.galleries:
+    for trial in range(len(retrieval.trials)):
+        query_ids, gallery_ids, query_cams, gallery_cams = people(data, retrieval, trial)
         (query_ids, query_cams), (gallery_ids, gallery_cams) = (
-            np.unique(np.stack([images.persons[positions], images.cameras[positions]]), axis=1)
-            for images, positions in ((data.test[m], retrieval.query), (data.test[m.other], trial)))
+            np.unique(np.stack(pair), axis=1) for pair in ((query_ids, query_cams), (gallery_ids, gallery_cams)))
         hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, query_cams, gallery_cams)
         if not ((query_ids[:, None] == gallery_ids) & ~hidden).any():
             raise UserError(_no_score(data, retrieval, "no query has a match in the gallery"))
@@ -143,13 +141,11 @@ def rank_features(data, retrieval, features, measure=None):
     shown, query = np.unique(np.concatenate(retrieval.galleries)), of(m, retrieval.query)
     if measure is None:
         distance = (1 - query @ of(m.other, shown).T).cpu().numpy()
-    queries, candidates = data.test[m], data.test[m.other]
     results = []
-    for trial in retrieval.galleries:
-        found = measure(query, of(m.other, trial)) if measure else distance[:, np.searchsorted(shown, trial)]
+    for trial, gallery in enumerate(retrieval.galleries):
+        found = measure(query, of(m.other, gallery)) if measure else distance[:, np.searchsorted(shown, gallery)]
         try:
-            results.append(rank_metrics(found, queries.persons[retrieval.query], candidates.persons[trial],
-                                        queries.cameras[retrieval.query], candidates.cameras[trial], retrieval.rule))
+            results.append(rank_metrics(found, *people(data, retrieval, trial), retrieval.rule))
         except ValueError as error:
             raise UserError(_no_score(data, retrieval, error))
     return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results), features, measure)

@@ -130,7 +130,11 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
     """
     distance, query_ids, gallery_ids = np.asarray(distance), np.asarray(query_ids), np.asarray(gallery_ids)
     query_cams, gallery_cams = (None if c is None else np.asarray(c) for c in (query_cams, gallery_cams))
-    _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
+    if distance.shape != (len(query_ids), len(gallery_ids)):
+        raise ValueError(f"distance has shape {distance.shape}; {len(query_ids)} queries and {len(gallery_ids)} "
+                         "gallery images were given")
+    if np.isnan(distance).any():
+        raise ValueError("distances hold NaN")
     found, has_match = [], np.zeros(len(query_ids), dtype=bool)
     for start in range(0, len(query_ids), QUERIES_AT_ONCE):
         block = slice(start, start + QUERIES_AT_ONCE)
@@ -148,16 +152,3 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
     if not found:
         raise ValueError("no query has a match in the gallery")
     return RankMetrics(has_match, *(np.concatenate(values) for values in zip(*found)))
-
-
-def _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
-    """Refuse what `rank_metrics` cannot rank. Raises ValueError."""
-    if distance.shape != (len(query_ids), len(gallery_ids)):
-        raise ValueError(f"distance has shape {distance.shape}; {len(query_ids)} queries and {len(gallery_ids)} "
-                         "gallery images were given")
-    if np.isnan(distance).any():
-        raise ValueError("distances hold NaN")
-    if protocol != "regdb":
-        for cameras, ids in ((query_cams, query_ids), (gallery_cams, gallery_ids)):
-            if cameras is not None and cameras.shape != ids.shape:
-                raise ValueError(f"cameras have shape {cameras.shape}; their images have ids of shape {ids.shape}")

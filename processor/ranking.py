@@ -36,16 +36,21 @@ class Ranking:
         return average_precision(self.match)
 
 
-def rank_trial(data, retrieval, evaluation, trial=0):
-    """Rank the gallery of one trial: `Ranking`.
+def people(data, retrieval, trial=0):
+    """Return the persons of the queries and of a trial's gallery, (Q,) and (G,), then the cameras of both.
 
-    Args: data: `DataSet`; retrieval: `Retrieval`; evaluation: its `Evaluation`; trial: index in retrieval.galleries.
+    Args: data: `DataSet`; retrieval: `Retrieval`; trial: index in retrieval.galleries.
     """
+    m = retrieval.query_modality
+    sides = (data.test[m], retrieval.query), (data.test[m.other], retrieval.galleries[trial])
+    return [getattr(images, what)[positions] for what in ("persons", "cameras") for images, positions in sides]
+
+
+def rank_trial(data, retrieval, evaluation, trial=0):
+    """Rank the gallery of one trial: `Ranking`. Args: as `people`; evaluation: the retrieval's `Evaluation`."""
     m, gallery = retrieval.query_modality, retrieval.galleries[trial]
-    queries, candidates = data.test[m], data.test[m.other]
-    query_ids, gallery_ids = queries.persons[retrieval.query], candidates.persons[gallery]
-    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
-                           candidates.cameras[gallery])
+    query_ids, gallery_ids, *cameras = people(data, retrieval, trial)
+    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, *cameras)
     match = (query_ids[:, None] == gallery_ids) & ~hidden
     sides = [_features_at(evaluation, *side) for side in ((m, retrieval.query), (m.other, gallery))]
     measure = evaluation.measure

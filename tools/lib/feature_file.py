@@ -81,8 +81,7 @@ def read_features(path):
         features[m] = _normalised(torch.from_numpy(values.astype(np.float32)), f"{path}: {m.value}_features", paths)
     rgb, ir = (features[m].shape[1] for m in Modality)
     if rgb != ir:
-        raise UserError(f"{path}: rgb_features have {rgb} numbers an image, ir_features {ir}; expected the same. "
-                        f"{ADVICE}")
+        raise UserError(f"{path}: rgb_features have {rgb} numbers an image, ir_features {ir}; expected the same")
     return FeatureFile(path, images, features, hashlib.sha256(content).hexdigest(), _stored(arrays, images, path),
                        str(arrays.get("dataset", FeatureFile.dataset)))
 
@@ -170,12 +169,8 @@ def as_data_set(file, protocol, root="", trials=10, modes=(), other_data=False):
 def _differences(data, cameras):
     """Name in a phrase each test camera and count that is not the data set's. Args: cameras: Modality -> numbers."""
     found = {m: sorted(set(data.test[m].cameras.tolist())) for m in cameras}
-    return [f"{m.value} images of camera {_listed(found[m])} instead of {_listed(cameras[m])}"
-            for m in cameras if found[m] != list(cameras[m])] + data.differences()
-
-
-def _listed(numbers):
-    return " ".join(map(str, numbers[:12])) + " ..." * (len(numbers) > 12)
+    return [f"{m.value} images of cameras {found[m][:12]} instead of {list(expected)}"
+            for m, expected in cameras.items() if found[m] != list(expected)] + data.differences()
 
 
 def aligned(file, like):
