@@ -104,7 +104,7 @@ def test_a_picture_of_two_tests(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["none.csv", ".", "out.png"], "ranking none.csv cannot be read"), (["all.csv"], "not understood"),
+    (["none.csv", ".", "out.png"], "ranking none.csv cannot be read"),
     (["all.csv", ".", "out.png"], "image q.png is missing; expected an image of the ranking"),
     (["bad.csv", ".", "x"], "expected ranking_MODE.csv"), (["all.csv", ".", "x", "--ranks", "0"], "from 1 to 100")])
 def test_mistakes_of_the_picture_are_one_sentence(words, message, tmp_path, monkeypatch, capsys):
