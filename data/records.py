@@ -112,9 +112,9 @@ class DataSet(ABC):
         return lines
 
     def measured(self):
-        """Count what is published of every data set: what -> number."""
+        """Count what is published of every data set: what -> number; of the test alone where there is no training."""
         quantities = {}
-        for split, sets in (("training", self.train), ("test", self.test)):
+        for split, sets in [("training", self.train)] * bool(self.train) + [("test", self.test)]:
             quantities[f"{split} persons"] = count_persons(sets.values())
             for modality, images in sets.items():
                 quantities[f"{split} {modality.value.upper()} images"] = len(images)
@@ -124,7 +124,7 @@ class DataSet(ABC):
         """Name every quantity that is not the published one, each in a phrase."""
         measured = self.measured()
         return [f"{measured[what]:,} {what} instead of {number:,}"
-                for what, number in self.published.items() if measured[what] != number]
+                for what, number in self.published.items() if measured.get(what, number) != number]
 
     def check_counts(self):
         """Return this data set if its counts are the published ones; if they do not bind, with a note on what differs.

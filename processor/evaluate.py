@@ -5,7 +5,7 @@ import numpy as np
 
 from processor.features import embed
 from processor.metrics import hidden_images, rank_metrics
-from processor.ranking import rank_trial
+from processor.ranking import people, rank_trial
 from utils.distributed import ALONE, Processes
 from utils.errors import UserError
 from utils.modality import Modality
@@ -25,15 +25,30 @@ class Evaluation:
     measure: object = field(default=None, repr=False, compare=False)    # of `rank_features`
 
     def mean(self):
-        """Average over the trials: {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}."""
+        """Average over the trials: {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP", "queries", "scored"}.
+
+        "scored" of the "queries" have a match in the gallery; the others are in no mean. Where trials differ in that,
+        it is the number of the trial with the fewest.
+        """
         rows = [trial_numbers(result) for result in self.per_trial]
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        return {**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
+                "queries": len(self.per_trial[0].counted), "scored": min(row["scored"] for row in rows)}
+
+    def per_query(self):
+        """Return the trials' numbers of each query: {"first_match": (T, Q), "average_precision": (T, Q)} float.
+
+        They are NaN where a query has no match. "first_match" is the rank that CMC counts, from 1.
+        """
+        numbers = np.full((2, len(self.per_trial), len(self.per_trial[0].counted)), np.nan)
+        for trial, result in enumerate(self.per_trial):
+            numbers[:, trial, result.counted] = result.first, result.average_precision
+        return dict(zip(("first_match", "average_precision"), numbers))
 
 
 def trial_numbers(result):
     """Name the numbers of one `RankMetrics`; where the list is shorter than a rank, its last entry counts."""
     numbers = {f"rank{r}": float(result.cmc[min(r, len(result.cmc)) - 1]) for r in RANKS}
-    return {**numbers, "mAP": result.mAP, "mINP": result.mINP}
+    return {**numbers, "mAP": result.mAP, "mINP": result.mINP, "scored": result.scored}
 
 
 @dataclass(frozen=True)
@@ -95,25 +110,18 @@ def check_matches(data, retrieval):
 
     Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
     """
-    m = retrieval.query_modality
-
-    for trial in retrieval.galleries:
+    for trial in range(len(retrieval.trials)):
+        query_ids, gallery_ids, query_cams, gallery_cams = people(data, retrieval, trial)
         (query_ids, query_cams), (gallery_ids, gallery_cams) = (
-            np.unique(np.stack([images.persons[positions], images.cameras[positions]]), axis=1)
-            for images, positions in ((data.test[m], retrieval.query), (data.test[m.other], trial)))
+            np.unique(np.stack(pair), axis=1) for pair in ((query_ids, query_cams), (gallery_ids, gallery_cams)))
         hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, query_cams, gallery_cams)
         if not ((query_ids[:, None] == gallery_ids) & ~hidden).any():
-            raise UserError(f"the {retrieval.protocol} test of {data.root} cannot be scored: no query has a match in "
-                            "the gallery; expected test persons with images of both modalities. Check the test ids")
+            raise UserError(_no_score(data, retrieval, "no query has a match in the gallery"))
 
 
-def _scored(distance, query_ids, gallery_ids, query_cams, gallery_cams, data, retrieval):
-    """Call `rank_metrics`. Raises UserError: the test cannot be scored; the sentence names it."""
-    try:
-        return rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, retrieval.rule)
-    except ValueError as error:
-        raise UserError(f"the {retrieval.protocol} test of {data.root} cannot be scored: {error}; expected test "
-                        "persons with images of both modalities. Check the test ids")
+def _no_score(data, retrieval, problem):
+    return (f"the {retrieval.protocol} test of {data.root} cannot be scored: {problem}; expected test persons with "
+            "images of both modalities. Check the test ids")
 
 
 def rank_features(data, retrieval, features, measure=None):
@@ -133,17 +141,18 @@ def rank_features(data, retrieval, features, measure=None):
     shown, query = np.unique(np.concatenate(retrieval.galleries)), of(m, retrieval.query)
     if measure is None:
         distance = (1 - query @ of(m.other, shown).T).cpu().numpy()
-    queries, candidates = data.test[m], data.test[m.other]
     results = []
-    for trial in retrieval.galleries:
-        found = measure(query, of(m.other, trial)) if measure else distance[:, np.searchsorted(shown, trial)]
-        results.append(_scored(found, queries.persons[retrieval.query], candidates.persons[trial],
-                               queries.cameras[retrieval.query], candidates.cameras[trial], data, retrieval))
+    for trial, gallery in enumerate(retrieval.galleries):
+        found = measure(query, of(m.other, gallery)) if measure else distance[:, np.searchsorted(shown, gallery)]
+        try:
+            results.append(rank_metrics(found, *people(data, retrieval, trial), retrieval.rule))
+        except ValueError as error:
+            raise UserError(_no_score(data, retrieval, error))
     return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, tuple(results), features, measure)
 
 
 def metrics_record(evaluation, data, **extra):
-    """Collect what goes into metrics.json: protocol, means, their CMC, and each trial's own numbers."""
+    """Collect what goes into metrics.json: protocol, means, how many queries they are of, CMC, each trial's numbers."""
     shortest = min(len(result.cmc) for result in evaluation.per_trial)
     return {"dataset": data.name, "protocol": evaluation.protocol, "mode": evaluation.mode,
             "trials": len(evaluation.trials), **evaluation.mean(), **extra,
@@ -153,9 +162,9 @@ def metrics_record(evaluation, data, **extra):
 
 
 def format_table(rows):
-    """Format {"what", "rank1", ..., "mINP"} rows as a text table, in percent."""
+    """Format {"what", and the numbers of `Evaluation.mean`} rows as a text table, in percent."""
     names = [*(f"rank{r}" for r in RANKS), "mAP", "mINP"]
     width = max(len(row["what"]) for row in rows)
-    head = " " * width + "".join(f"{n.replace('rank', 'Rank-'):>9}" for n in names)
+    head = " " * width + "".join(f"{n.replace('rank', 'Rank-'):>9}" for n in names) + "   queries scored"
     return "\n".join([head, *(f"{row['what']:<{width}}" + "".join(f"{100 * row[n]:9.2f}" for n in names)
-                              for row in rows)])
+                              + f"   {row['scored']:,} of {row['queries']:,}" for row in rows)])

@@ -12,20 +12,33 @@ QUERIES_AT_ONCE = 256       # bounds the memory: a few arrays of this many rows 
 
 
 class RankMetrics(NamedTuple):
-    """Means over the queries, as fractions of 1."""
+    """The metrics of each query that has a match, and their means, as fractions of 1."""
 
-    cmc: np.ndarray   # (R,) float64, R = min(20, images or identities in the gallery); cmc[0] is Rank-1
-    mAP: float
-    mINP: float
-
-
-class QueryMetrics(NamedTuple):
-    """What `RankMetrics` are means of: of each query that has a match."""
-
-    counted: np.ndarray             # (Q,) bool, whether a query has a match; C have
-    cmc: np.ndarray                 # (C, R) bool
+    counted: np.ndarray             # (Q,) bool, whether a query has a match; C have, and are scored
+    found: np.ndarray               # (C, R) bool, of `cmc`; R = min(20, images or identities in the gallery)
+    first: np.ndarray               # (C,) rank of the first match, from 1
     average_precision: np.ndarray   # (C,)
     inverse_penalty: np.ndarray     # (C,)
+
+    @property
+    def cmc(self):
+        """(R,) float64; cmc[0] is Rank-1."""
+        return self.found.mean(axis=0)
+
+    @property
+    def mAP(self):
+        """Mean average precision."""
+        return float(self.average_precision.mean())
+
+    @property
+    def mINP(self):
+        """Mean inverse negative penalty."""
+        return float(self.inverse_penalty.mean())
+
+    @property
+    def scored(self):
+        """How many queries have a match; the others are in no mean."""
+        return int(self.counted.sum())
 
 
 def hidden_images(protocol, query_ids, gallery_ids, query_cams, gallery_cams):
@@ -110,21 +123,18 @@ def rank_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams
             see gallery images of camera 2. "llcm": the same, but what is hidden are the images of the query's own
             person and camera. "regdb": every image counts.
     Returns:
-        `RankMetrics` over the queries that have a match.
+        `RankMetrics` of the queries that have a match.
     Raises:
         ValueError: shapes disagree, cameras are missing, a distance is NaN, the protocol is unknown, or no query has
             a match.
     """
-    found = query_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
-    curve, precision, penalty = (values.mean(axis=0) for values in found[1:])
-    return RankMetrics(curve, float(precision), float(penalty))
-
-
-def query_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cams=None, protocol="sysu"):
-    """Compute the metrics of each query: `QueryMetrics`. Args, Raises: as `rank_metrics`."""
     distance, query_ids, gallery_ids = np.asarray(distance), np.asarray(query_ids), np.asarray(gallery_ids)
     query_cams, gallery_cams = (None if c is None else np.asarray(c) for c in (query_cams, gallery_cams))
-    _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
+    if distance.shape != (len(query_ids), len(gallery_ids)):
+        raise ValueError(f"distance has shape {distance.shape}; {len(query_ids)} queries and {len(gallery_ids)} "
+                         "gallery images were given")
+    if np.isnan(distance).any():
+        raise ValueError("distances hold NaN")
     found, has_match = [], np.zeros(len(query_ids), dtype=bool)
     for start in range(0, len(query_ids), QUERIES_AT_ONCE):
         block = slice(start, start + QUERIES_AT_ONCE)
@@ -137,20 +147,8 @@ def query_metrics(distance, query_ids, gallery_ids, query_cams=None, gallery_cam
         order = rank_gallery(distance[block], hidden)[counted]
         match = np.take_along_axis(shown_match[counted], order, axis=1)
         listed = match if protocol == "regdb" else identity_matches(order, ids[counted], gallery_ids)
-        found.append((cmc(listed), average_precision(match), inverse_negative_penalty(match)))
+        found.append((cmc(listed), listed.argmax(axis=1) + 1, average_precision(match),
+                      inverse_negative_penalty(match)))
     if not found:
         raise ValueError("no query has a match in the gallery")
-    return QueryMetrics(has_match, *(np.concatenate(values) for values in zip(*found)))
-
-
-def _check(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
-    """Refuse what `rank_metrics` cannot rank. Raises ValueError."""
-    if distance.shape != (len(query_ids), len(gallery_ids)):
-        raise ValueError(f"distance has shape {distance.shape}; {len(query_ids)} queries and {len(gallery_ids)} "
-                         "gallery images were given")
-    if np.isnan(distance).any():
-        raise ValueError("distances hold NaN")
-    if protocol != "regdb":
-        for cameras, ids in ((query_cams, query_ids), (gallery_cams, gallery_ids)):
-            if cameras is not None and cameras.shape != ids.shape:
-                raise ValueError(f"cameras have shape {cameras.shape}; their images have ids of shape {ids.shape}")
+    return RankMetrics(has_match, *(np.concatenate(values) for values in zip(*found)))

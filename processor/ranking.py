@@ -14,7 +14,7 @@ from utils.modality import Modality
 
 LISTED = 20         # gallery images per query in the CSV
 COLUMNS = ("trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person", "gallery_camera",
-           "distance", "match")
+           "distance", "match", "scored")       # scored: whether the query has a match anywhere in its list
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,21 @@ class Ranking:
         return average_precision(self.match)
 
 
-def rank_trial(data, retrieval, evaluation, trial=0):
-    """Rank the gallery of one trial: `Ranking`.
+def people(data, retrieval, trial=0):
+    """Return the persons of the queries and of a trial's gallery, (Q,) and (G,), then the cameras of both.
 
-    Args: data: `DataSet`; retrieval: `Retrieval`; evaluation: its `Evaluation`; trial: index in retrieval.galleries.
+    Args: data: `DataSet`; retrieval: `Retrieval`; trial: index in retrieval.galleries.
     """
+    m = retrieval.query_modality
+    sides = (data.test[m], retrieval.query), (data.test[m.other], retrieval.galleries[trial])
+    return [getattr(images, what)[positions] for what in ("persons", "cameras") for images, positions in sides]
+
+
+def rank_trial(data, retrieval, evaluation, trial=0):
+    """Rank the gallery of one trial: `Ranking`. Args: as `people`; evaluation: the retrieval's `Evaluation`."""
     m, gallery = retrieval.query_modality, retrieval.galleries[trial]
-    queries, candidates = data.test[m], data.test[m.other]
-    query_ids, gallery_ids = queries.persons[retrieval.query], candidates.persons[gallery]
-    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, queries.cameras[retrieval.query],
-                           candidates.cameras[gallery])
+    query_ids, gallery_ids, *cameras = people(data, retrieval, trial)
+    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, *cameras)
     match = (query_ids[:, None] == gallery_ids) & ~hidden
     sides = [_features_at(evaluation, *side) for side in ((m, retrieval.query), (m.other, gallery))]
     measure = evaluation.measure
@@ -93,6 +98,19 @@ def save_features(folder, data, retrievals, evaluations):
     return path
 
 
+def save_per_query(folder, evaluations):
+    """Write per_query.npz, each query's numbers in each trial, from which other statistics are made: its path.
+
+    `MODE_first_match` and `MODE_average_precision` (T, Q) are those of `Evaluation.per_query`, as float32.
+    Raises: UserError: as `write_atomically`.
+    """
+    path = Path(folder) / "per_query.npz"
+    arrays = {f"{evaluation.mode}_{name}": numbers.astype(np.float32) for evaluation in evaluations
+              for name, numbers in evaluation.per_query().items()}
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    return path
+
+
 def save_ranked_lists(folder, data, retrievals, evaluations):
     """Write ranking_MODE.csv of every retrieval, the 20 nearest gallery images of every query and trial: the paths.
 
@@ -114,9 +132,10 @@ def save_ranked_lists(folder, data, retrievals, evaluations):
 def _csv_rows(data, ranking):
     """Give a row for each query and each of its nearest gallery images."""
     queries, candidates = data.test[ranking.query_modality], data.test[ranking.query_modality.other]
+    scored = ranking.match.any(axis=1)
     for q, position in enumerate(ranking.query):
         query = (ranking.trial, queries.paths[position], queries.persons[position], queries.cameras[position])
         for rank in range(min(LISTED, ranking.shown[q])):
             g = ranking.gallery[q, rank]
             yield (*query, rank + 1, candidates.paths[g], candidates.persons[g], candidates.cameras[g],
-                   f"{ranking.distance[q, rank]:.6f}", int(ranking.match[q, rank]))
+                   f"{ranking.distance[q, rank]:.6f}", int(ranking.match[q, rank]), int(scored[q]))

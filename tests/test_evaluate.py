@@ -1,5 +1,7 @@
 """tools/evaluate.py: any method's features, a paired comparison, and re-ranking against a plain reference."""
+import csv
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -7,31 +9,38 @@ import torch
 from trees import llcm_tree, permutation_file, sysu_tree
 
 from data import llcm, sysu
+from data.records import ImageSet
 from processor.evaluate import rank_features
 from processor.ranking import save_features
 from tools import evaluate
 from tools.lib.bootstrap import paired_bootstrap
-from tools.lib.feature_file import PROTOCOLS, aligned, per_query, read_features
+from tools.lib.feature_file import PROTOCOLS, as_data_set, read_features
 from tools.lib.rerank import rerank
 from utils.errors import UserError
 from utils.modality import Modality
 
 
-def arrays_of(data, noise, seed=0, width=16):
-    """What a method's file holds: a direction per person, with noise."""
+def arrays_of(sets, noise, seed=0, width=16):
+    """What a method's file holds of `ImageSet`s: a direction per person, with noise."""
     rng, arrays = np.random.default_rng(seed), {}
     looks = np.random.default_rng(7).normal(size=(400, width))
-    for m, images in data.test.items():
+    for m, images in sets.items():
         values = looks[images.persons] + noise * rng.normal(size=(len(images), width))
         arrays |= {f"{m.value}_features": values, f"{m.value}_persons": images.persons,
                    f"{m.value}_cameras": images.cameras, f"{m.value}_paths": np.array(images.paths)}
     return arrays
 
 
-def unit_features(data, arrays):
-    """What `rank_features` takes: Modality -> (positions, features of unit length)."""
-    return {m: (np.arange(len(data.test[m])), torch.nn.functional.normalize(torch.from_numpy(
-        arrays[f"{m.value}_features"].astype(np.float32)), dim=1)) for m in Modality}
+def shuffled(arrays):
+    """The same images in another order."""
+    order = {m.value: np.random.default_rng(1).permutation(len(arrays[f"{m.value}_paths"])) for m in Modality}
+    return {name: array[order[name.split("_")[0]]] for name, array in arrays.items()}
+
+
+def ranked(data, retrieval, arrays, measure=None):
+    """The `Evaluation` of a file's features."""
+    return rank_features(data, retrieval, {m: (np.arange(len(data.test[m])), torch.nn.functional.normalize(
+        torch.from_numpy(arrays[f"{m.value}_features"].astype(np.float32)), dim=1)) for m in Modality}, measure)
 
 
 @pytest.fixture
@@ -41,8 +50,14 @@ def data(tmp_path):
 
 
 def save(path, arrays, **changes):
+    path.parent.mkdir(exist_ok=True)
     np.savez(path, **{**arrays, **changes})
-    return str(path)
+    return path
+
+
+def run(*words):
+    """Call the tool; the miniature data sets are other data than the published ones."""
+    evaluate.main([*map(str, words), "--other_data"])
 
 
 def results(folder):
@@ -50,97 +65,115 @@ def results(folder):
     return {result["mode"]: result for result in record.get("results", [record])}
 
 
-@pytest.mark.parametrize("protocol, mode", [("sysu", "all"), ("sysu", "indoor"), ("sysu-original-1", "all")])
-def test_galleries_are_those_of_the_data_set(data, tmp_path, protocol, mode):
+@pytest.mark.parametrize("protocol", ["sysu", "sysu-original-1"])
+def test_galleries_are_those_of_the_data_set(data, tmp_path, protocol):
     """Whatever the order of the file's rows, the numbers are those of the data set's own protocol."""
-    if protocol != "sysu":
-        permutation_file(data.root, trials=4, persons=10, images=3)
-    arrays = arrays_of(data, 2.0)
-    features = unit_features(data, arrays)
-    retrieval = data.retrieval(mode, 4, "python" if protocol == "sysu" else "original-1")
-    expected = rank_features(data, retrieval, features)
-    order = {m: np.random.default_rng(1).permutation(len(data.test[m])) for m in Modality}
-    path = save(tmp_path / "toy.npz", {name: array[order[Modality(name.split("_")[0])]]
-                                       for name, array in arrays.items()})
-    evaluate.main([path, "--protocol", protocol, "--trials", "4", "--root", str(data.root)])
+    permutation_file(data.root, trials=4, persons=10, images=3)
+    arrays = arrays_of(data.test, 2.0)
+    run(save(tmp_path / "toy.npz", shuffled(arrays)), "--protocol", protocol, "--trials", 4, "--root", data.root)
     found = results(tmp_path / "toy-evaluated")
-    assert set(found) == {"all", "indoor"} and found[mode]["protocol"] == retrieval.protocol
-    for name, value in expected.mean().items():
-        assert found[mode][name] == pytest.approx(value, abs=1e-9), name
-    assert 0.1 < found[mode]["mAP"] < 0.95
+    assert set(found) == {"all", "indoor"}
+    for mode, result in found.items():
+        retrieval = data.retrieval(mode, 4, PROTOCOLS[protocol][-1])
+        assert result["protocol"] == f"{retrieval.protocol}, on other data"
+        for name, value in ranked(data, retrieval, arrays).mean().items():
+            assert result[name] == pytest.approx(value, abs=1e-9), name
+        assert 0.1 < result["mAP"] < 0.95
     page = (tmp_path / "toy-evaluated" / "report.html").read_text()
-    assert "Ranked lists" in page and page.count("data:image/jpeg") > 10
-    assert (tmp_path / "toy-evaluated" / "ranking_all.csv").read_text().count("\n") > 100
+    assert "Ranked lists" in page and "on other data" in page and page.count("data:image/jpeg") > 10
 
 
-def test_files_of_our_own_tests_need_no_protocol(data, tmp_path):
-    arrays = arrays_of(data, 2.0)
-    features = unit_features(data, arrays)
-    retrievals = [data.retrieval(mode, 3) for mode in data.modes]
-    evaluations = [rank_features(data, retrieval, features) for retrieval in retrievals]
-    path = save_features(tmp_path, data, retrievals, evaluations)
-    evaluate.main([str(path), "--output", str(tmp_path / "out")])
-    found = results(tmp_path / "out")
+def test_files_of_our_own_tests_need_no_protocol(data, tmp_path, capsys):
+    """Every place that holds a number says how many queries were scored; two have no match here."""
+    data.test[Modality.IR].persons[:2] = 399
+    arrays, retrievals = arrays_of(data.test, 2.0), [data.retrieval(mode, 3) for mode in data.modes]
+    evaluations = [ranked(data, retrieval, arrays) for retrieval in retrievals]
+    path, out = save_features(tmp_path, data, retrievals, evaluations), tmp_path / "out"
+    evaluate.main([str(path), "--output", str(out)])
+    assert capsys.readouterr().out.count("46 of 48") == 2
     for retrieval, evaluation in zip(retrievals, evaluations):
-        result = found[retrieval.mode]
+        result = results(out)[retrieval.mode]
         assert {name: result[name] for name in evaluation.mean()} == evaluation.mean()
         assert (result["protocol"], result["dataset"], result["trials"], result["reranked"]) == (
             retrieval.protocol, "SYSU-MM01", 3, False)
-    evaluate.main([str(path), "--output", str(tmp_path / "one"), "--mode", "indoor"])
-    assert set(results(tmp_path / "one")) == {"indoor"}
+        assert (result["scored"], result["queries"], result["per_trial"][2]["scored"]) == (46, 48, 46)
+    with open(out / "ranking_all.csv", newline="") as file:
+        unscored = {row["query"] for row in csv.DictReader(file) if row["scored"] == "0"}
+    assert unscored == set(data.test[Modality.IR].paths[:2])
+    with np.load(out / "per_query.npz") as stored:
+        precision, first = stored["all_average_precision"], stored["all_first_match"]
+    assert np.isnan(precision).tolist() == np.isnan(first).tolist() == [[True] * 2 + [False] * 46] * 3
+    assert np.nanmean(precision) == pytest.approx(results(out)["all"]["mAP"])
+    assert np.mean(first[:, 2:] == 1) == pytest.approx(results(out)["all"]["rank1"])
+    evaluate.main([str(path), "--output", str(out)])        # the same may be written again, nothing else
+    with pytest.raises(UserError, match="out holds metrics.json of a run, of other features or of another test"):
+        run(path, "--mode", "indoor", "--output", out)
     with pytest.raises(UserError, match="holds no test of mode v2t; it holds all and indoor"):
-        evaluate.main([str(path), "--mode", "v2t"])
+        run(path, "--mode", "v2t")
+    np.savez(path, **np.load(path), more=0)
+    with pytest.raises(UserError, match="out holds metrics.json"):
+        evaluate.main([str(path), "--output", str(out)])
 
 
-def test_llcm_and_regdb(tmp_path):
+@pytest.mark.parametrize("protocol", ["llcm", "regdb"])
+def test_llcm_and_regdb(protocol, tmp_path):
     data = llcm.load(llcm_tree(tmp_path / "LLCM"), check_counts=False)
-    path = save(tmp_path / "toy.npz", arrays_of(data, 1.0))
-    evaluate.main([path, "--protocol", "llcm", "--output", str(tmp_path / "llcm"), "--trials", "2"])
-    evaluate.main([path, "--protocol", "regdb", "--output", str(tmp_path / "regdb")])
-    for name in ("llcm", "regdb"):
-        assert set(results(tmp_path / name)) == {"v2t", "t2v"}
+    run(save(tmp_path / "toy.npz", arrays_of(data.test, 1.0)), "--protocol", protocol, "--trials", 2)
+    assert set(results(tmp_path / "toy-evaluated")) == {"v2t", "t2v"}
+
+
+def test_counts_and_cameras_are_compared_with_the_data_sets(tmp_path):
+    """A file with the published counts: 56 of 96 persons are in the indoor cameras, 3,803 images are infrared."""
+    persons = {1: 56, 2: 56, 4: 96, 5: 93}      # of each visible camera
+    rows = {Modality.RGB: [(person, camera) for camera, count in persons.items() for person in range(count)],
+            Modality.IR: [(i % 96, 3 + 3 * (i % 2)) for i in range(3803)]}
+
+    def choose(step=1, first=1, other_data=False):
+        sets = {m: ImageSet.from_rows(m, [(f"{m.value}{i}", person, camera - 1 + first) for i, (person, camera)
+                                          in enumerate(found[::step])]) for m, found in rows.items()}
+        file = read_features(save(tmp_path / "some.npz", arrays_of(sets, 1.0, width=2)))
+        _, data, retrievals = as_data_set(file, "sysu", other_data=other_data)
+        return [data.name, *(retrieval.protocol for retrieval in retrievals)]
+
+    assert not any("other data" in text for text in choose())
+    for changes, sentence in (({"first": 0}, r"rgb images of cameras \[0, 1, 3, 4\] instead of .*149 all-search"),
+                              ({"step": 2}, r"ir images of cameras \[3\] instead of .*1,902 test IR .* of 3,803")):
+        with pytest.raises(UserError, match=f"some.npz does not hold the test images of SYSU-MM01: {sentence}"):
+            choose(**changes)
+        assert all("on other data" in text for text in choose(**changes, other_data=True))
 
 
 def test_two_methods_are_compared_on_the_same_queries(data, tmp_path, capsys):
-    first = save(tmp_path / "ours.npz", arrays_of(data, 2.5))
-    arrays = arrays_of(data, 1.2, seed=1)
-    order = {m: np.random.default_rng(3).permutation(len(data.test[m])) for m in Modality}
-    second = save(tmp_path / "theirs.npz", {name: array[order[Modality(name.split("_")[0])]]
-                                            for name, array in arrays.items()})
-    evaluate.main([first, second, "--protocol", "sysu", "--mode", "all", "--trials", "3"])
-    rows = json.loads((tmp_path / "theirs-evaluated" / "comparison.json").read_text())["differences"]
-    ours, theirs = (results(tmp_path / f"{name}-evaluated")["all"] for name in ("ours", "theirs"))
-    assert {row["number"]: row["difference"] for row in rows} == pytest.approx(
-        {name: theirs[name] - ours[name] for name in ("rank1", "mAP")})
-    assert all(row["low"] <= row["difference"] <= row["high"] and row["p"] < 0.01 and row["queries"] == 48
-               for row in rows)
-    assert "theirs.npz minus " in capsys.readouterr().out
-    same = save(tmp_path / "same.npz", arrays_of(data, 2.5))
-    evaluate.main([first, same, "--protocol", "sysu", "--mode", "all", "--trials", "2"])
-    rows = json.loads((tmp_path / "same-evaluated" / "comparison.json").read_text())["differences"]
-    assert all((row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1) for row in rows)
-
-
-def test_queries_without_a_match_are_left_out(data):
-    arrays = arrays_of(data, 2.0)
-    features = {m: torch.from_numpy(arrays[f"{m.value}_features"]) for m in Modality}
+    """The first minus the second, under names that differ; both files are called the same."""
     data.test[Modality.IR].persons[:2] = 399
-    values = per_query(data, data.retrieval("all", 2), features)
-    assert np.isnan(values["mAP"]).tolist() == np.isnan(values["rank1"]).tolist() == [True] * 2 + [False] * 46
+    first = save(tmp_path / "ours" / "x.npz", arrays_of(data.test, 1.2, seed=1))
+    second = save(tmp_path / "theirs" / "x.npz", shuffled(arrays_of(data.test, 2.5)))
+    out = tmp_path / "out"
+    run(first, second, "--protocol", "sysu", "--mode", "all", "--trials", 3, "--output", out)
+    (path,) = (out / "ours").glob("comparison-theirs-*.json")
+    rows = json.loads(path.read_text())["differences"]
+    ours, theirs = (results(out / name)["all"] for name in ("ours", "theirs"))
+    assert {row["number"]: row["difference"] for row in rows} == pytest.approx(
+        {name: ours[name] - theirs[name] for name in ("rank1", "mAP")})
+    assert all(0 < row["low"] <= row["difference"] <= row["high"] and row["p"] < 0.01 for row in rows)
+    assert all((row["queries"], row["scored"]) == (48, 46) for row in rows)
+    printed = capsys.readouterr().out
+    assert "ours minus theirs, percent" in printed and "\nours  " in printed and "\ntheirs  " in printed
+    with pytest.raises(UserError, match="x.npz is named twice"):
+        run(first, first)
 
 
 def test_bootstrap():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=400)
-    found = paired_bootstrap(noise + 0.1, np.random.default_rng(1))
+    found, again, other = (paired_bootstrap(noise + 0.1, np.random.default_rng(seed)) for seed in (1, 1, 2))
     spread = noise.std() / 20
-    assert found.mean == pytest.approx(noise.mean() + 0.1)
+    assert found.mean == pytest.approx(noise.mean() + 0.1) and found == again != other
     assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.05)
-    z = found.mean / spread
-    assert found.p == pytest.approx(2 * (1 - torch.distributions.Normal(0, 1).cdf(torch.tensor(z)).item()), abs=0.02)
-    assert paired_bootstrap(noise + 0.1, np.random.default_rng(1)) == found
-    assert paired_bootstrap(noise + 0.1, np.random.default_rng(2)) != found
-    assert paired_bootstrap(np.ones(5), np.random.default_rng(1), resamples=99).p == 2 / 100
+    z = torch.tensor(found.mean / spread)
+    assert found.p == pytest.approx(2 * (1 - torch.distributions.Normal(0, 1).cdf(z).item()), abs=0.02)
+    assert paired_bootstrap(np.ones(5), rng, resamples=99).p == 2 / 100
+    assert paired_bootstrap(np.zeros(5), rng) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="no query"):
         paired_bootstrap([], rng)
 
@@ -188,18 +221,25 @@ def test_reranking_against_the_published_code(k1, k2, share):
 
 
 def test_reranked_numbers_are_labelled(data, tmp_path, capsys):
-    path = save(tmp_path / "toy.npz", arrays_of(data, 2.0))
-    evaluate.main([path, "--protocol", "sysu", "--mode", "all", "--trials", "2"])
-    plain = results(tmp_path / "toy-evaluated")["all"]
-    evaluate.main([path, "--protocol", "sysu", "--mode", "all", "--trials", "2", "--rerank"])
-    found = results(tmp_path / "toy-evaluated")["all"]
-    assert found["protocol"] == plain["protocol"] + ", re-ranked (k1 20, k2 6, 0.3)" and found["reranked"]
-    assert found["mAP"] != plain["mAP"] and "re-ranked (k1 20" in capsys.readouterr().out
-    assert "re-ranked (k1 20" in (tmp_path / "toy-evaluated" / "report.html").read_text()
-    # the lists are those of the re-ranked distances too
-    rows = [line.split(",") for line in (tmp_path / "toy-evaluated" / "ranking_all.csv").read_text().splitlines()[1:]]
-    first = [int(row[-1]) for row in rows if row[4] == "1"]
+    arrays, folder = arrays_of(data.test, 2.0), tmp_path / "toy-evaluated-reranked"
+    run(save(tmp_path / "toy.npz", arrays), "--protocol", "sysu", "--mode", "all", "--trials", 2, "--rerank")
+    found, plain = results(folder)["all"], ranked(data, data.retrieval("all", 2), arrays)
+    assert found["protocol"] == plain.protocol + ", on other data, re-ranked (k1 20, k2 6, 0.3)" and found["reranked"]
+    assert found["mAP"] != plain.mean()["mAP"] and "re-ranked (k1 20" in capsys.readouterr().out
+    assert "re-ranked (k1 20" in (folder / "report.html").read_text()
+    with open(folder / "ranking_all.csv", newline="") as file:      # the lists are those of these distances too
+        first = [int(row["match"]) for row in csv.DictReader(file) if row["rank"] == "1"]
     assert np.mean(first) == pytest.approx(found["rank1"])
+
+
+@pytest.mark.parametrize("name", ["config.yml", "model_last.pth", "report.html", "metrics.json"])
+def test_no_result_of_something_else_is_replaced(data, tmp_path, name):
+    path, out = save(tmp_path / "toy.npz", arrays_of(data.test, 2.0)), tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("{}")
+    with pytest.raises(UserError, match=f"out holds {name} of a run, of other features or of another test"):
+        run(path, "--protocol", "sysu", "--output", out)
+    assert [file.read_text() for file in out.iterdir()] == ["{}"]
 
 
 @pytest.mark.parametrize("change, sentence", [
@@ -214,33 +254,39 @@ def test_reranked_numbers_are_labelled(data, tmp_path, capsys):
     *(({"all_query": np.array([row]), "all_protocol": "x", "all_rule": "sysu", **gallery}, "of all are no rows")
       for row, gallery in ((3, {}), (99, {"all_gallery_0": np.arange(3)})))])
 def test_wrong_files_are_one_sentence(data, tmp_path, change, sentence):
-    arrays = {**arrays_of(data, 1.0), **change}
+    arrays = {**arrays_of(data.test, 1.0), **change}
     path = save(tmp_path / "bad.npz", {name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(UserError, match=sentence):
-        evaluate.main([path, "--protocol", "sysu"])
+        run(path, "--protocol", "sysu")
     assert not (tmp_path / "bad-evaluated").exists()
+
+
+def test_an_array_that_claims_more_than_the_file_holds(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive, archive.open("rgb_features.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10 ** 9, 99)})
+    with pytest.raises(UserError, match=r"bad.npz cannot be read \(rgb_features.npy claims shape"):
+        read_features(tmp_path / "bad.npz")
 
 
 def test_other_mistakes(data, tmp_path):
     def refuses(sentence, *words):
         with pytest.raises(UserError, match=sentence):
-            evaluate.main(list(map(str, words)))
+            run(*words)
 
-    good = save(tmp_path / "good.npz", arrays_of(data, 1.0))
-    (tmp_path / "text.npz").write_text("no arrays")
+    arrays = arrays_of(data.test, 1.0)
+    good, text = save(tmp_path / "good.npz", arrays), tmp_path / "text.npz"
+    text.write_text("no arrays")
     refuses("features .*none.npz cannot be read", tmp_path / "none.npz")
-    refuses("features .*text.npz cannot be read", tmp_path / "text.npz")
+    refuses("features .*text.npz cannot be read", text)
     refuses("holds no queries and galleries; name the protocol", good)
     refuses("TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor", good, "--protocol", "sysu", "--mode", "v2t")
     refuses("--trials: '0' is no whole number from 1", good, "--protocol", "sysu", "--trials", "0")
     refuses("rand_perm_cam.mat is missing", good, "--protocol", "sysu-original-1", "--root", tmp_path)
-    arrays = arrays_of(data, 1.0)
     fewer = save(tmp_path / "fewer.npz", {name: array[1:] for name, array in arrays.items()})
     refuses("fewer.npz holds 95 rgb images, .*good.npz 96, and cam1/0003/0001.jpg is not in the first", good, fewer,
             "--protocol", "sysu")
     other = save(tmp_path / "other.npz", arrays, ir_persons=arrays["ir_persons"][::-1])
-    with pytest.raises(UserError, match="name other persons for cam3/0003/0001.jpg"):
-        aligned(read_features(other), read_features(good))
+    refuses("name other persons for cam3/0003/0001.jpg", good, other, "--protocol", "sysu")
 
 
 def test_the_protocols_of_the_command_line_are_all():

@@ -59,11 +59,6 @@ def test_labels_count_from_zero_without_gaps(seed, people, k1, eps, min_samples)
     assert set(labels[labels >= 0].tolist()) == set(range(labels.max() + 1))
 
 
-def rows_of(method):
-    """Copy the prototypes of both modalities."""
-    return [rows.clone() for rows in method.prototypes().values()]
-
-
 @always_the_same
 @given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.floats(0, 1), st.floats(0, 1),
        st.sampled_from(["released", "simultaneous"]))
@@ -77,11 +72,11 @@ def test_memory_rows_are_unit_and_clusters_outside_the_batch_stay(seed, rgb, ir,
                       for epoch in (2, 1))
     for method in (plain, swapped):
         method.start(EpochStart({"feature": start}, clusters, clusters), 1)
-    before = rows_of(swapped)
+    before = [rows.clone() for rows in swapped.prototypes().values()]
     for method in (plain, swapped):
         method.update(features, Batch(None, labels, labels, labels))
-    links = plain.links()
-    for m, linked, first, between, last in zip(Modality, links, before, rows_of(plain), rows_of(swapped)):
+    after = (method.prototypes().values() for method in (plain, swapped))
+    for m, linked, first, between, last in zip(Modality, plain.links(), before, *after):
         outside = np.setdiff1d(np.arange(len(first)), labels[m])
         assert torch.equal(last[outside], first[outside])       # swapping, too, asks for the batch
         alone = np.setdiff1d(np.arange(len(first)), linked)

@@ -8,7 +8,8 @@ import scripts
 import torch
 from PIL import Image
 
-from data.records import Retrieval
+from data.records import ImageSet, Retrieval
+from data.sysu import SysuDataSet
 from processor.evaluate import rank_features
 from processor.ranking import rank_trial, save_rankings
 from report.content import retrieval_content
@@ -23,22 +24,15 @@ CAMERAS = {Modality.IR: [3, 6, 6], Modality.RGB: [2, 1, 1, 2, 4]}
 LISTS = [[4, 2, 1], [1, 3, 2, 4, 0], [0, 4, 2, 3, 1]]
 
 
-class Images(SimpleNamespace):
-    """Stands in for `ImageSet`."""
-
-    def __len__(self):
-        return len(self.paths)
-
-
 @pytest.fixture
 def tested():
     """A SYSU-MM01 test of three queries and five gallery images: data set, `Retrieval`, `Evaluation`."""
-    sets = {m: Images(modality=m, persons=np.array(PERSONS[m]), cameras=np.array(CAMERAS[m]),
-                      paths=tuple(f"{m.value}/{i}.png" for i in range(len(PERSONS[m])))) for m in Modality}
+    sets = {m: ImageSet.from_rows(m, [(f"{m.value}/{i}.png", *of) for i, of in enumerate(zip(PERSONS[m], CAMERAS[m]))])
+            for m in Modality}
     angles = {m: np.radians(DEGREES[m]) for m in Modality}
     features = {m: (np.arange(len(a)), torch.from_numpy(np.stack([np.cos(a), np.sin(a)], 1)))
                 for m, a in angles.items()}
-    data = SimpleNamespace(name="by hand", test=sets, sets=lambda: [("test", images) for images in sets.values()])
+    data = SysuDataSet("by hand", "", {}, sets)
     retrieval = Retrieval("by hand", "all", "sysu", Modality.IR, np.arange(3), (np.arange(5),), (0,))
     return data, retrieval, rank_features(data, retrieval, features)
 
@@ -75,7 +69,8 @@ def test_as_files(tested, tmp_path):
     assert found == [[f"rgb/{i}.png" for i in row] for row in LISTS]
     assert rows[3] == {"trial": "0", "query": "ir/1.png", "query_person": "2", "query_camera": "6", "rank": "1",
                        "gallery": "rgb/1.png", "gallery_person": "2", "gallery_camera": "1",
-                       "distance": f"{1 - np.cos(np.pi / 6):.6f}", "match": "1"}
+                       "distance": f"{1 - np.cos(np.pi / 6):.6f}", "match": "1", "scored": "1"}
+    assert {row["query"] for row in rows if row["scored"] == "0"} == {"ir/2.png"}
     with np.load(tmp_path / "features.npz", allow_pickle=False) as arrays:
         distance = 1 - arrays["ir_features"][arrays["all_query"]] @ arrays["rgb_features"][arrays["all_gallery_0"]].T
         assert [arrays["rgb_paths"][i] for i in np.argsort(distance[1], kind="stable")] == found[1]
@@ -109,7 +104,7 @@ def test_a_picture_of_two_tests(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["none.csv", ".", "out.png"], "ranking none.csv cannot be read"), (["all.csv"], "not understood"),
+    (["none.csv", ".", "out.png"], "ranking none.csv cannot be read"),
     (["all.csv", ".", "out.png"], "image q.png is missing; expected an image of the ranking"),
     (["bad.csv", ".", "x"], "expected ranking_MODE.csv"), (["all.csv", ".", "x", "--ranks", "0"], "from 1 to 100")])
 def test_mistakes_of_the_picture_are_one_sentence(words, message, tmp_path, monkeypatch, capsys):

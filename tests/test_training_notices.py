@@ -34,7 +34,8 @@ class ScriptedTester:
     def __call__(self, model):
         self.given.append({name: value.clone() for name, value in model.state_dict().items()})
         rank1 = self.rank1[self.epoch]
-        return Evaluation("scripted", "v2t", (0,), (RankMetrics(np.array([rank1, 1.0]), (1 - rank1) / 2, rank1 / 4),))
+        numbers = np.array([[rank1, 1.0]]), np.ones(1), np.array([(1 - rank1) / 2]), np.array([rank1 / 4])
+        return Evaluation("scripted", "v2t", (0,), (RankMetrics(np.ones(1, bool), *numbers),))
 
 
 @pytest.fixture

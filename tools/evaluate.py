@@ -6,14 +6,19 @@ A file holds the arrays rgb_features (N, D) numbers, rgb_persons and rgb_cameras
 the same for ir. Rows are compared by cosine. What `python test.py --save_ranking` writes (tests/*/features.npz) also
 holds the queries and galleries of that test, and they are used. For another file they are drawn from all of its images
 by --protocol: the file must then hold all test images, with the data set's own camera numbers and file names, for the
-galleries of SYSU-MM01 and LLCM depend on the order of the names.
+galleries of SYSU-MM01 and LLCM depend on the order of the names. Other counts or cameras are refused; with --other_data
+they are tested, and every result says "on other data".
 
-Prints a table, and writes metrics.json, ranked lists (CSV) and report.html to FOLDER (default: beside the file, its
-name and -evaluated). With two files also the difference, second minus first, with a 95 % interval and a p-value of a
-paired bootstrap over the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6, 0.3); its
-numbers are labelled, for they do not compare with others.
+Prints a table, and writes metrics.json, ranked lists (CSV), each query's numbers and report.html to FOLDER (default:
+beside the file, its name and -evaluated). A folder that holds a run, or results of another file or test, is refused.
+With two files also the difference, first minus second, with a 95 % interval and a p-value of a paired bootstrap over
+the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6, 0.3); its numbers are labelled,
+for they do not compare with others.
 """
+import json
+import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +36,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("other", nargs="?", help="a second one, of the same images, to compare with the first")
     parser.add_argument("--protocol", default="", choices=DRAWN,
                         help="draw queries and galleries from all images of the file; default: those that it holds")
+    parser.add_argument("--other_data", action="store_true", help="the images may be others than those of the data set")
     parser.add_argument("--mode", action="append", default=[], help="all, indoor, v2t or t2v; default: every one")
     parser.add_argument("--trials", type=whole_number(1, 10_000), default=10, help="galleries to draw; default: 10")
     parser.add_argument("--root", default="", help="folder of the data set, for pictures on the page and for the "
@@ -48,12 +54,12 @@ from PIL import Image  # noqa: E402
 
 from data.images import read_image  # noqa: E402
 from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
-from processor.ranking import rank_trial, save_ranked_lists  # noqa: E402
+from processor.ranking import rank_trial, save_per_query, save_ranked_lists  # noqa: E402
 from processor.run.resume import lock_folder  # noqa: E402
 from report.content import retrieval_content  # noqa: E402
 from report.write import save_report  # noqa: E402
 from tools.lib.bootstrap import paired_bootstrap  # noqa: E402
-from tools.lib.feature_file import aligned, as_data_set, per_query, read_features  # noqa: E402
+from tools.lib.feature_file import aligned, as_data_set, read_features  # noqa: E402
 from tools.lib.rerank import K1, K2, SHARE, rerank  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
 from utils.runtime import open_log  # noqa: E402
@@ -61,6 +67,8 @@ from utils.seeding import numpy_rng  # noqa: E402
 
 SIZE = (144, 72)        # pixels of a picture on the page
 RERANKED = f"re-ranked (k1 {K1}, k2 {K2}, {SHARE})"
+OF_RUNS = "config.yml", "*.pth", "*.safetensors", "metrics.jsonl"
+WRITTEN = "metrics.json", "report.html", "ranking_*.csv", "per_query.npz", "comparison-*.json"
 
 
 class PagePictures:
@@ -78,71 +86,103 @@ class PagePictures:
         return np.asarray(Image.new("RGB", SIZE[::-1], "#9a9a9a"))
 
 
-def evaluate_file(file, data, retrievals, measure, folder, root):
-    """Print the table of a file and write its results: [`Evaluation`].
+def check_folder(folder, file, protocols):
+    """Refuse a folder in which something else would be replaced; results of the same test may be written again.
 
-    Args: measure: of `rank_features`; folder: of the results; root: of the pictures.
+    Args: file: `FeatureFile`; protocols: names of its tests. Raises: UserError: a run lies there, or another result.
     """
-    features = {m: (np.arange(len(values)), values) for m, values in file.features.items()}
-    evaluations = [rank_features(data, retrieval, features, measure) for retrieval in retrievals]
-    if measure:
-        evaluations = [replace(evaluation, protocol=f"{evaluation.protocol}, {RERANKED}") for evaluation in evaluations]
+    held = set()
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = json.loads((folder / "metrics.json").read_text())
+        held = {(result["features"], result["protocol"]) for result in record.get("results", [record])}
+    replaceable = held == {(file.digest, protocol) for protocol in protocols}
+    for pattern in (*OF_RUNS, *WRITTEN[:0 if replaceable else None]):
+        for found in folder.glob(pattern):
+            raise UserError(f"{folder} holds {found.name} of a run, of other features or of another test; expected an "
+                            "empty folder, for a result never replaces another one. Name one with --output")
+
+
+def save_results(file, name, data, retrievals, evaluations, folder, root):
+    """Print the table of a file and write its results. Args: name: in the table; root: of the pictures."""
     with lock_folder(folder):
         log = open_log(folder, "evaluate")
         for retrieval, evaluation in zip(retrievals, evaluations):
-            log.info(f"{file.path}: {evaluation.protocol}, {len(retrieval.query):,} queries, "
-                     f"{len(retrieval.galleries[0]):,} gallery images, mean of {len(retrieval.trials)} trials\n"
-                     + format_table([{"what": file.path.name, **evaluation.mean()}]))
-        results = [metrics_record(evaluation, data, checkpoint=str(file.path), selection="as given",
-                                  reranked=measure is not None) for evaluation in evaluations]
+            log.info(f"{file.path}: {evaluation.protocol}, {len(retrieval.galleries[0]):,} gallery images, mean of "
+                     f"{len(retrieval.trials)} trials\n" + format_table([{"what": name, **evaluation.mean()}]))
+        results = [metrics_record(evaluation, data, checkpoint=str(file.path), features=file.digest,
+                                  selection="as given", reranked=evaluation.measure is not None)
+                   for evaluation in evaluations]
         save_json(folder / "metrics.json", {**results[0], "results": results} if len(results) > 1 else results[0])
         save_ranked_lists(folder, data, retrievals, evaluations)
+        save_per_query(folder, evaluations)
         banks = {m: PagePictures(root, images.paths) for m, images in data.test.items()}
         save_report(folder, log, "test", lambda: retrieval_content(
             data, banks, [rank_trial(data, *tested) for tested in zip(retrievals, evaluations)]))
         log.info(f"written to {folder}")
-    return evaluations
 
 
-def compare(files, data, retrievals, measure):
-    """Compare two files on the same queries: [{"mode", "number", "difference", "low", "high", "p", "queries"}]."""
+def compare(first, second):
+    """Compare the `Evaluation`s of two files on the same queries, first minus second.
+
+    Returns: [{"mode", "number", "difference", "low", "high", "p", "queries", "scored"}], "difference" of the mean over
+    the scored queries, each of which has its mean over the trials.
+    """
     rows = []
-    for retrieval in retrievals:
-        first, second = (per_query(data, retrieval, file.features, measure) for file in files)
-        for name in first:
-            differences = second[name] - first[name]
-            differences = differences[~np.isnan(differences)]
-            found = paired_bootstrap(differences, numpy_rng(0, "paired bootstrap", retrieval.mode, name))
-            rows.append({"mode": retrieval.mode, "number": name, "difference": found.mean, "low": found.low,
-                         "high": found.high, "p": found.p, "queries": len(differences)})
+    for evaluations in zip(first, second):
+        numbers = [evaluation.per_query() for evaluation in evaluations]
+        scored = ~np.isnan(numbers[0]["first_match"]).all(axis=0)
+        for name, of in (("rank1", lambda found: np.where(np.isnan(found["first_match"]), np.nan,
+                                                          found["first_match"] == 1)),
+                         ("mAP", lambda found: found["average_precision"])):
+            ours, theirs = (np.nanmean(of(found)[:, scored], axis=0) for found in numbers)
+            found = paired_bootstrap(ours - theirs, numpy_rng(0, "paired bootstrap", evaluations[0].mode, name))
+            rows.append({"mode": evaluations[0].mode, "number": name, "difference": found.mean, "low": found.low,
+                         "high": found.high, "p": found.p, "queries": len(scored), "scored": int(scored.sum())})
     return rows
+
+
+def distinct_names(paths):
+    """Name files by the last part of their paths that differs. Raises UserError: a file is named twice."""
+    if len(paths) == 1:
+        return [paths[0].name]
+    for parts in zip(*(reversed(Path(os.path.abspath(path)).with_suffix("").parts) for path in paths)):
+        if len(set(parts)) == len(paths):
+            return list(parts)
+    raise UserError(f"{paths[0]} is named twice; expected two files to compare")
 
 
 def main(arguments=None):
     """Evaluate the files that the command line names."""
     options = parse_arguments(arguments)
     paths = [Path(path) for path in (options.features, options.other) if path]
+    names, measure = distinct_names(paths), rerank if options.rerank else None
     files = [read_features(path) for path in paths]
-    first, data, retrievals = as_data_set(files[0], options.protocol, options.root, options.trials, options.mode)
-    files = [first, *(aligned(file, first) for file in files[1:])]
-    measure = rerank if options.rerank else None
-    folders = [path.with_name(f"{path.stem}-evaluated") for path in paths]
+    files[0], data, retrievals = as_data_set(files[0], options.protocol, options.root, options.trials, options.mode,
+                                             options.other_data)
+    files[1:] = [aligned(file, files[0]) for file in files[1:]]
+    if measure:
+        retrievals = [replace(retrieval, protocol=f"{retrieval.protocol}, {RERANKED}") for retrieval in retrievals]
+    folders = [path.with_name(f"{path.stem}-evaluated{'-reranked' if measure else ''}") for path in paths]
     if options.output:
-        folders = [Path(options.output) / (path.stem if len(paths) > 1 else "") for path in paths]
-    if len(set(folders)) < len(folders):
-        raise UserError(f"both files would be written to {folders[0]}; give one of them another name")
+        folders = [Path(options.output) / (name if len(paths) > 1 else "") for name in names]
     for file, folder in zip(files, folders):
-        evaluate_file(file, data, retrievals, measure, folder, options.root)
+        check_folder(folder, file, [retrieval.protocol for retrieval in retrievals])
+    tested = []
+    for file, name, folder in zip(files, names, folders):
+        features = {m: (np.arange(len(values)), values) for m, values in file.features.items()}
+        tested.append([rank_features(data, retrieval, features, measure) for retrieval in retrievals])
+        save_results(file, name, data, retrievals, tested[-1], folder, options.root)
     if len(files) > 1:
-        rows = compare(files, data, retrievals, measure)
-        save_json(folders[1] / "comparison.json", {"first": str(paths[0]), "second": str(paths[1]),
-                                                   "reranked": options.rerank, "differences": rows})
-        print(f"\n{paths[1]} minus {paths[0]}{f', {RERANKED}' if measure else ''}, percent, paired bootstrap over the "
+        rows = compare(*tested)
+        save_json(folders[0] / f"comparison-{names[1]}-{files[1].digest[:8]}.json", {
+            "first": str(paths[0]), "second": str(paths[1]), "features": [file.digest for file in files],
+            "reranked": options.rerank, "differences": rows})
+        print(f"\n{names[0]} minus {names[1]}{f', {RERANKED}' if measure else ''}, percent, paired bootstrap over the "
               "queries")
         for row in rows:
             difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
             print(f"{row['mode']:<7}{row['number'].replace('rank', 'Rank-'):<7}{difference:+7.2f}   95 % from "
-                  f"{low:+.2f} to {high:+.2f}   p {row['p']:.4f}   {row['queries']:,} queries")
+                  f"{low:+.2f} to {high:+.2f}   p {row['p']:.4f}   {row['scored']:,} of {row['queries']:,} queries")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def paired_bootstrap(differences, rng, resamples=RESAMPLES):
     The interval is that of percentiles. p is twice the smaller share of resamples whose mean is on the other side of
     0, or on it, (count + 1) / (resamples + 1), at most 1.
 
-    Args: differences: (Q,) second minus first of each query; rng: numpy Generator; resamples: how many.
+    Args: differences: (Q,) first minus second of each query; rng: numpy Generator; resamples: how many.
     Returns: `Difference`. Raises: ValueError: there is no query.
     """
     differences = np.asarray(differences, dtype=np.float64)

@@ -3,27 +3,29 @@
 `rgb_features` (N, D), `rgb_persons`, `rgb_cameras` (N,) integers and `rgb_paths` (N,) text, the same for `ir`. What
 `test.py --save_ranking` writes also holds the queries and galleries of its test (`processor.ranking.save_features`).
 """
+import hashlib
+import io
+import math
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.llcm import LLCMDataSet
+from data import llcm, regdb, sysu
 from data.records import ImageSet, Retrieval
-from data.regdb import RegDBDataSet
-from data.sysu import SysuDataSet
-from processor.metrics import query_metrics
-from utils.errors import UserError
+from utils.errors import UserError, explained
 from utils.modality import Modality
 
-# How a protocol is called on the command line: data set, its name, how galleries are chosen.
-PROTOCOLS = {"sysu": (SysuDataSet, "SYSU-MM01", "python"), "sysu-original-1": (SysuDataSet, "SYSU-MM01", "original-1"),
-             "sysu-original-10": (SysuDataSet, "SYSU-MM01", "original-10"), "regdb": (RegDBDataSet, "RegDB", "python"),
-             "llcm": (LLCMDataSet, "LLCM", "python")}
+# How a protocol is called on the command line: data set, its name, its test cameras where they matter, how galleries
+# are chosen.
+SYSU = sysu.SysuDataSet, "SYSU-MM01", sysu.CAMERAS
+PROTOCOLS = {"sysu": (*SYSU, "python"), "sysu-original-1": (*SYSU, "original-1"),
+             "sysu-original-10": (*SYSU, "original-10"), "regdb": (regdb.RegDBDataSet, "RegDB", {}, "python"),
+             "llcm": (llcm.LLCMDataSet, "LLCM", llcm.CAMERAS, "python")}
 GALLERY = re.compile(r"(?P<mode>\w+?)_gallery_(?P<trial>\d+)$")
 ARRAYS = {        # kinds of numpy, dimensions, in words
     "features": ("f", 2, "numbers (N, D)"), "persons": ("iu", 1, "integers (N,)"),
@@ -38,6 +40,7 @@ class FeatureFile:
     path: Path
     images: dict        # Modality -> `ImageSet`
     features: dict      # Modality -> (N, D) float32 tensor, L2-normalised
+    digest: str         # SHA-256 of the file
     stored: tuple = ()      # `Retrieval`s that the file holds
     dataset: str = "unknown data set"       # as the file names it
 
@@ -45,13 +48,8 @@ class FeatureFile:
         """Return the images and features in another order, without the stored retrievals. Args: Modality -> (N,)."""
         images = {m: ImageSet(m, tuple(self.images[m].paths[i] for i in order), self.images[m].persons[order],
                               self.images[m].cameras[order]) for m, order in orders.items()}
-        return FeatureFile(self.path, images, {m: self.features[m][torch.from_numpy(order)]
-                                               for m, order in orders.items()})
-
-    def sorted(self):
-        """Return the file in the order in which data sets list their images: by person, camera, name."""
-        return self.reordered({m: np.lexsort((images.paths, images.cameras, images.persons))
-                               for m, images in self.images.items()})
+        return replace(self, images=images, stored=(), features={
+            m: self.features[m][torch.from_numpy(order)] for m, order in orders.items()})
 
 
 def read_features(path):
@@ -60,12 +58,14 @@ def read_features(path):
     Raises: UserError: it is missing or damaged, an array is missing, of another kind or length than the others, or
         features are not finite or 0.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
+    path = Path(path)
+    with explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"):
+        if not path.is_file():
+            raise ValueError("no such file")
+        content = path.read_bytes()
+        _refuse_claims(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"features {path} cannot be read ({' '.join(str(error).split())[:120]}); expected a .npz file "
-                        f"of arrays. {ADVICE}")
     images, features = {}, {}
     for m in Modality:
         count = len(np.atleast_1d(_array(arrays, f"{m.value}_features", path)))
@@ -81,10 +81,22 @@ def read_features(path):
         features[m] = _normalised(torch.from_numpy(values.astype(np.float32)), f"{path}: {m.value}_features", paths)
     rgb, ir = (features[m].shape[1] for m in Modality)
     if rgb != ir:
-        raise UserError(f"{path}: rgb_features have {rgb} numbers an image, ir_features {ir}; expected the same. "
-                        f"{ADVICE}")
-    return FeatureFile(Path(path), images, features, _stored(arrays, images, path),
+        raise UserError(f"{path}: rgb_features have {rgb} numbers an image, ir_features {ir}; expected the same")
+    return FeatureFile(path, images, features, hashlib.sha256(content).hexdigest(), _stored(arrays, images, path),
                        str(arrays.get("dataset", FeatureFile.dataset)))
+
+
+def _refuse_claims(content):
+    """Compare what arrays of a .npz file claim with what it holds. Raises ValueError: one claims more."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                shape, _, kind = (np.lib.format.read_array_header_1_0 if version == (1, 0) else
+                                  np.lib.format.read_array_header_2_0)(member)
+                held = info.file_size - member.tell()
+            if math.prod(shape) * kind.itemsize > held:
+                raise ValueError(f"{info.filename} claims shape {shape} of {kind} and holds {held:,} bytes")
 
 
 def _array(arrays, name, path):
@@ -120,27 +132,45 @@ def _stored(arrays, images, path):
     return tuple(retrievals)
 
 
-def as_data_set(file, protocol, root="", trials=10, modes=()):
+def as_data_set(file, protocol, root="", trials=10, modes=(), other_data=False):
     """Choose the queries and galleries of a file: the file in their order, `DataSet`, [`Retrieval`].
 
     Args: file: `FeatureFile`; protocol: of PROTOCOLS, drawn from all images of the file, or "" for what it holds;
-        root: of the data set, for the galleries of the original protocol; trials: to draw; modes: () are all.
-    Raises: UserError: the file holds none, or a mode is unknown.
+        root: of the data set, for the galleries of the original protocol; trials: to draw; modes: () are all;
+        other_data: the images may be others than the protocol's data set has; names of data and protocols then say it.
+    Raises: UserError: the file holds no test, a mode is unknown, or counts or cameras are not those of the data set.
     """
-    if not protocol and not file.stored:
-        raise UserError(f"{file.path} holds no queries and galleries; name the protocol by which they are drawn from "
-                        f"all test images: --protocol {' or '.join(PROTOCOLS)}")
-    if protocol:
-        file = file.sorted()
-    kind, name, galleries = PROTOCOLS[protocol or "regdb"]
-    data = kind(name if protocol else file.dataset, Path(root), {}, file.images)
     if not protocol:
         known = {retrieval.mode: retrieval for retrieval in file.stored}
+        if not known:
+            raise UserError(f"{file.path} holds no queries and galleries; name the protocol by which they are drawn "
+                            f"from all test images: --protocol {' or '.join(PROTOCOLS)}")
         unknown = [mode for mode in modes if mode not in known]
         if unknown:
             raise UserError(f"{file.path} holds no test of mode {unknown[0]}; it holds {' and '.join(known)}")
+        data = regdb.RegDBDataSet(file.dataset, Path(root), {}, file.images)
         return file, data, [known[mode] for mode in modes or known]
-    return file, data, [data.retrieval(mode, trials, galleries) for mode in modes or data.modes]
+    kind, name, cameras, galleries = PROTOCOLS[protocol]
+    file = file.reordered({m: np.lexsort((images.paths, images.cameras, images.persons))    # as data sets list them
+                           for m, images in file.images.items()})
+    data = kind(name, Path(root), {}, file.images)
+    differences = _differences(data, cameras)
+    if differences and not other_data:
+        raise UserError(f"{file.path} does not hold the test images of {name}: {'; '.join(differences)}. Embed all of "
+                        "them, under the data set's own camera numbers, or add --other_data to test other images by "
+                        "its protocol")
+    retrievals = [data.retrieval(mode, trials, galleries) for mode in modes or data.modes]
+    if differences:
+        data = replace(data, name=f"{name} on other data")
+        retrievals = [replace(retrieval, protocol=f"{retrieval.protocol}, on other data") for retrieval in retrievals]
+    return file, data, retrievals
+
+
+def _differences(data, cameras):
+    """Name in a phrase each test camera and count that is not the data set's. Args: cameras: Modality -> numbers."""
+    found = {m: sorted(set(data.test[m].cameras.tolist())) for m in cameras}
+    return [f"{m.value} images of cameras {found[m][:12]} instead of {list(expected)}"
+            for m, expected in cameras.items() if found[m] != list(expected)] + data.differences()
 
 
 def aligned(file, like):
@@ -165,21 +195,3 @@ def aligned(file, like):
                 raise UserError(f"{file.path} and {like.path} name other {what} for {images.paths[differs[0]]} "
                                 f"({len(differs)} {m.value} images); expected the same. Take both from one data set")
     return found
-
-
-def per_query(data, retrieval, features, measure=None):
-    """Average each query's Rank-1 and average precision over the trials: {"rank1", "mAP"} -> (Q,), NaN without a match.
-
-    Args: as `processor.evaluate.rank_features`, but for features: Modality -> (N, D) of all test images.
-    """
-    m = retrieval.query_modality
-    queries, candidates = data.test[m], data.test[m.other]
-    total, count = np.zeros((2, len(retrieval.query))), np.zeros(len(retrieval.query))
-    for gallery in retrieval.galleries:
-        sides = features[m][retrieval.query], features[m.other][gallery]
-        found = query_metrics(measure(*sides) if measure else (1 - sides[0] @ sides[1].T).numpy(),
-                              queries.persons[retrieval.query], candidates.persons[gallery],
-                              queries.cameras[retrieval.query], candidates.cameras[gallery], retrieval.rule)
-        total[:, found.counted] += found.cmc[:, 0], found.average_precision
-        count += found.counted
-    return dict(zip(("rank1", "mAP"), np.where(count > 0, total / np.maximum(count, 1), np.nan)))
