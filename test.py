@@ -24,7 +24,7 @@ def main():
     from model.published import local_path
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
-    from processor.ranking import rank_trial, save_rankings
+    from processor.ranking import rank_trial, save_per_query, save_rankings
     from processor.run.checkpoints import read_checkpoint
     from processor.setup import Setup
     from report.content import retrieval_content
@@ -58,6 +58,7 @@ def main():
         if not setup.processes.writes:
             return
         save_results(folder, log, setup, tested, content, path or model.tower.untrained, evaluations)
+        save_per_query(folder, evaluations)
         if arguments.save_ranking:
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
                 log.info(f"written to {file}")

@@ -4,9 +4,10 @@ from utils.errors import UserError, quoted
 from utils.settings import differing_keys
 
 # Settings that may differ when a run is resumed: they decide neither weights nor labels. An entry that ends in a dot
-# is a section. DEVICE, COMPILE and TEST.BATCH_SIZE change the order of additions, so the last bits.
-MAY_CHANGE = ("DEVICE", "COMPILE", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.EVERY", "TEST.BATCH_SIZE", "LOG.",
-              "DATASET.ROOT", "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS", "PREPARE.ALLOW_COLLAPSE")
+# is a section. DEVICE, COMPILE, CUDA_GRAPHS and TEST.BATCH_SIZE change the order of additions, so the last bits.
+MAY_CHANGE = ("DEVICE", "COMPILE", "CUDA_GRAPHS", "OUTPUT_DIR", "PSEUDO_LABEL_DIR", "TEST.EVERY", "TEST.BATCH_SIZE",
+              "LOG.", "DATASET.ROOT", "DATASET.CACHE_DIR", "DATASET.CACHE", "DATASET.CHECK_COUNTS",
+              "PREPARE.ALLOW_COLLAPSE")
 REPEATS = ("SEED", "DATASET.TRIAL")     # runs that differ in these alone repeat one experiment
 
 

@@ -14,6 +14,8 @@ SETTINGS = (
     Setting("DEVICE", "auto", ("auto", "cuda", "cpu"), "auto: a GPU where there is one"),
     Setting("PRECISION", "released", ("released", "fp32", "tf32", "bf16"), "of the image side (utils/runtime.py)"),
     Setting("COMPILE", False, (True, False), "compile the image encoder by torch.compile: minutes at the start"),
+    Setting("CUDA_GRAPHS", False, (True, False), "one GPU, without COMPILE: launch the network's passes as a whole "
+            "(model/replay.py)"),
     Setting("PSEUDO_LABEL_DIR", "", "a folder",
             "of the pseudo labels; empty: OUTPUT_DIR/pseudo_labels, else ROOT/pseudo_labels (RegDB: trialN in it)"),
 

@@ -9,6 +9,7 @@ Augmented Joint Learning for Visible-Infrared Recognition" (ICCV 2021). Yang et 
 Aggregation Learning" (ACM MM 2022, ADCA), and PGM and RPNR after it, train on a second view of each visible image with
 probability 1.
 """
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,23 +95,35 @@ def draw_rectangles(batch, size, rng):
 def apply(images, plan, normalisation="imagenet"):
     """Carry out a plan: crop out of zero padding, flip, grey, normalise, exchange channels, erase.
 
+    All images are cut out at once: a row of pixels is a piece of memory, whose start the host computes. Image by image
+    the host would keep a GPU waiting. Everything that was drawn is sent in one copy.
+
     Args: images: (B, 3, H, W) uint8; plan: `Plan` of these images; normalisation: of NORMALISATIONS.
     Returns: (B, 3, H, W) float32, normalised; what is erased is 0, the mean colour.
     """
-    height, width = images.shape[2:]
-    pad = int(np.abs(plan.corner).max(initial=0))
-    padded, corners = F.pad(images, (pad, pad, pad, pad)), (plan.corner + pad).tolist()
-    crops = [image[:, top:top + height, left:left + width] for image, (top, left) in zip(padded, corners)]
-    out = torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, plan.flip)]).float()
-    grey = to_device(np.flatnonzero(plan.grey), out.device)
-    out[grey] = sum(weight * out[grey, channel] for channel, weight in enumerate(LUMA))[:, None]
+    batch, _, height, width = images.shape
+    pad, down, across = int(np.abs(plan.corner).max(initial=0)), np.arange(height), np.arange(width)
+    row = np.arange(batch)[:, None] * (height + 2 * pad) + plan.corner[:, :1] + pad + down
+    start = 3 * (row * (width + 2 * pad) + plan.corner[:, 1:] + pad)
+    top, left, h, w = plan.erased.T[..., None]
+    drawn = np.concatenate([start, (down >= top) & (down < top + h), (across >= left) & (across < left + w),
+                            plan.flip[:, None]], axis=1)
+    start, *marks = to_device(drawn, images.device).split([height, height, width, 1], dim=1)
+    down, across, flip = (mark.bool() for mark in marks)
+    bytes_of_all = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).flatten()
+    out = bytes_of_all.unfold(0, 3 * width, 1).index_select(0, start.flatten()).view(batch, height, width, 3)
+    out = torch.where(flip[..., None, None], out.flip(2), out).permute(0, 3, 1, 2)
+    out = out.to(torch.float32, memory_format=torch.contiguous_format)
+    if plan.grey.any():
+        rows = to_device(np.flatnonzero(plan.grey), out.device)
+        red, green, blue = (weight * channel for weight, channel in zip(LUMA, out[rows].unbind(1)))
+        out[rows] = (red + green + blue)[:, None]
     out = _normalise(out, normalisation)
     exchanged = np.flatnonzero(plan.channel >= 0)
-    rows, channel = (to_device(v, out.device) for v in (exchanged, plan.channel[exchanged]))
-    out[rows] = out[rows, channel][:, None]
-    for image, (top, left, h, w) in zip(out, plan.erased.tolist()):
-        image[:, top:top + h, left:left + w] = 0
-    return out
+    if len(exchanged):
+        rows, channel = (to_device(v, out.device) for v in (exchanged, plan.channel[exchanged]))
+        out[rows] = out[rows, channel][:, None]
+    return out.masked_fill_(down[:, None, :, None] & across[:, None, None], 0)
 
 
 def normalise(images, normalisation="imagenet"):
@@ -123,6 +136,12 @@ def normalise(images, normalisation="imagenet"):
 
 def _normalise(images, normalisation):
     """Normalise float32 images in place. torchvision's `normalize` would wait for a GPU in every batch."""
-    of_bytes = np.array([[255 * v for v in values] for values in NORMALISATIONS[normalisation]], np.float32)
-    mean, std = to_device(of_bytes, images.device)[..., None, None]
+    mean, std = _mean_and_std(normalisation, images.device)
     return images.sub_(mean).div_(std)
+
+
+@functools.lru_cache
+def _mean_and_std(normalisation, device):
+    """Return a normalisation's numbers for bytes on a device: (2, 3, 1, 1) float32."""
+    of_bytes = np.array([[255 * v for v in values] for values in NORMALISATIONS[normalisation]], np.float32)
+    return to_device(of_bytes, device)[..., None, None]

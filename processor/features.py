@@ -4,6 +4,7 @@ import torch
 from tqdm import tqdm
 
 from data.augment import normalise
+from model.batch_norm import folded
 from utils.distributed import ALONE
 from utils.finite import NonFinite
 from utils.runtime import autocast, bytes_free, bytes_given, gpu_rounding, is_compiled
@@ -43,11 +44,12 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
         NonFinite: an embedding is not finite.
     """
     indices = np.arange(len(bank)) if indices is None else np.asarray(indices)
-    was_training, own = model.training, processes.share(len(indices), batch_size)
+    was_training, own, compiled = model.training, processes.share(len(indices), batch_size), is_compiled(model)
     model.eval()
+    encoder = folded(model) if bank.device.type == "cuda" and not compiled else model
     # A process without a share embeds one image in vain, for its rows' length.
     mine = indices[own] if own.stop > own.start else indices[:1]
-    rows, done, compiled, unit = {head: [] for head in heads}, 0, is_compiled(model), batch_size
+    rows, done, unit = {head: [] for head in heads}, 0, batch_size
     with (torch.inference_mode(), gpu_rounding(precision),
           tqdm(total=len(mine), desc=f"embedding {modality.value}", unit="image", leave=False,
                disable=processes.hides_bars) as bar):
@@ -59,7 +61,7 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
                 images = normalise(images, bank.normalisation)
                 views = (images, images.flip(3)) if mirrored else (images,)
                 with autocast(precision, bank.device):
-                    embedded = [model.encode(view, modality, heads) for view in views]
+                    embedded = [encoder.encode(view, modality, heads) for view in views]
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise

@@ -19,8 +19,10 @@ def image_optimizer(named_parameters, lr, weight_decay, bias_lr_factor, factors=
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             groups[_factor(name, factors), "bias" in name].append(parameter)
+    on_gpu = any(parameter.is_cuda for parameters in groups.values() for parameter in parameters)
     return torch.optim.Adam([{"params": parameters, "base_lr": lr * factor * (bias_lr_factor if bias else 1.0)}
-                             for (factor, bias), parameters in groups.items()], weight_decay=weight_decay)
+                             for (factor, bias), parameters in groups.items()], weight_decay=weight_decay,
+                            fused=on_gpu or None)      # a kernel in place of many; the last bits differ
 
 
 def freeze(named_parameters, factors):

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from data.batches import PromptBatches
 from loss.image_text import supervised_contrast
+from model.replay import Replayed
 from processor.features import embed
 from processor.optim import warmup_cosine_lr
 from processor.run.epoch import end_prompt_epoch
@@ -30,6 +31,7 @@ class PromptSettings:
     weight_decay: float
     precision: str              # of the images' embedding
     embed_batch_size: int
+    cuda_graphs: bool           # whether the texts' passes are replayed (model/replay.py)
 
 
 def learn_prompts(model, text, images, labels, settings, run):
@@ -48,13 +50,16 @@ def learn_prompts(model, text, images, labels, settings, run):
     s, state = settings, run.restore("prompt", PromptState(text, labels, settings))
     projections = {m: embed(model, images[m], m, ("projection",), batch_size=s.embed_batch_size, precision=s.precision,
                             processes=run.processes)["projection"] for m in Modality} if state.epoch <= s.epochs else {}
+    if s.cuda_graphs:
+        text = Replayed(text)
     for epoch in run.epochs_left("prompt", state, s.epochs):
         batches, means = PromptBatches(images, labels, s, epoch), RunningMeans()
         for group in state.optimizer.param_groups:
             group["lr"] = warmup_cosine_lr(epoch, s.epochs, s.lr, s.lr_min, s.warmup_lr, s.warmup_epochs)
         for batch in tqdm(batches, f"prompt epoch {epoch}", leave=False, disable=run.processes.hides_bars):
             means.add({"loss": prompt_step(text, state.prompts, state.optimizer, {
-                m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality})})
+                m: projections[m][batch[m]] for m in Modality}, {m: labels[m][batch[m]] for m in Modality},
+                s.batch_size if s.cuda_graphs else 0)})
         means.check(f"prompt epoch {epoch}", batches.names)
         end_prompt_epoch(epoch, state, s.epochs, means, run)
     for parameter in (p for m in Modality for p in state.prompts[m].parameters()):
@@ -62,30 +67,33 @@ def learn_prompts(model, text, images, labels, settings, run):
     return state.prompts
 
 
-def prompt_step(text, prompts, optimizer, projections, labels):
-    """Take one step of the optimiser on the prompts; return the loss, a scalar tensor.
-
-    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) int64 arrays.
-    """
-    loss = prompt_loss(text, prompts, projections, labels)
+def prompt_step(text, prompts, optimizer, projections, labels, texts_at_least=0):
+    """Take one step of the optimiser on the prompts; return the loss, a scalar tensor. Args: as `prompt_loss`."""
+    loss = prompt_loss(text, prompts, projections, labels, texts_at_least)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()
 
 
-def prompt_loss(text, prompts, projections, labels):
+def prompt_loss(text, prompts, projections, labels, texts_at_least=0):
     """Sum the supervised contrast image -> text and text -> image over both modalities.
 
-    The text of a label that repeats in the batch is computed once.
+    The text of a label that repeats in the batch is computed once, those of both modalities together.
 
-    Args (all Modality -> ...): prompts: `PromptLearner`; projections: (B, E); labels: (B,) int64 arrays.
+    Args:
+        prompts: Modality -> `PromptLearner`; projections: Modality -> (B, E); labels: Modality -> (B,) int64 arrays;
+        texts_at_least: of each modality, filled up with repeats that nothing depends on, for passes of one shape.
     """
-    loss = 0
+    loss, rows, tokens = 0, {}, []
     for m in Modality:
-        of_batch, distinct, which = (to_device(values, projections[m].device) for values in (
-            labels[m], *np.unique(labels[m], return_inverse=True)))
-        texts = text(prompts[m](distinct))[which]
+        distinct, which = np.unique(labels[m], return_inverse=True)
+        wanted = np.resize(distinct, max(texts_at_least, len(distinct)))
+        *rows[m], wanted = (to_device(values, projections[m].device) for values in (labels[m], which, wanted))
+        tokens.append(prompts[m](wanted))
+    for m, texts in zip(Modality, text(torch.cat(tokens)).split([len(of) for of in tokens])):
+        of_batch, which = rows[m]
+        texts = texts[which]
         loss = loss + supervised_contrast(projections[m], of_batch, texts, of_batch)
         loss = loss + supervised_contrast(texts, of_batch, projections[m], of_batch)
     return loss

@@ -90,6 +90,9 @@ class Setup:
         Raises: UserError: processes, splits and the batch do not divide, or there is no compiler.
         """
         check_shares(self.config, self.processes.size)
+        if self.config.CUDA_GRAPHS and (self.config.COMPILE or self.processes.size > 1 or self.device.type != "cuda"):
+            raise UserError(f"CUDA_GRAPHS is True on {self.device.type}, with {self.processes.size} process(es) and "
+                            f"COMPILE {self.config.COMPILE}; expected one process on a GPU, without COMPILE")
         model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes,
                                   METHODS[self.config.METHOD.NAME].views)
         if self.config.COMPILE:
@@ -258,7 +261,7 @@ def train_settings(config, stage):
         lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
         restart_epoch=config.METHOD.CROSS_EPOCH if section.RESTART_AT_CROSS else None,
         allow_collapse=config.PREPARE.ALLOW_COLLAPSE, precision=config.PRECISION,
-        embed_batch_size=config.TEST.BATCH_SIZE)
+        embed_batch_size=config.TEST.BATCH_SIZE, cuda_graphs=config.CUDA_GRAPHS)
 
 
 def check_needs(settings, tower, stage):
@@ -281,7 +284,7 @@ def check_needs(settings, tower, stage):
 def prompt_settings(config):
     """Collect the `PromptSettings` of a configuration."""
     return PromptSettings(seed=config.SEED, **_lower(config.PROMPT), precision=config.PRECISION,
-                          embed_batch_size=config.TEST.BATCH_SIZE)
+                          embed_batch_size=config.TEST.BATCH_SIZE, cuda_graphs=config.CUDA_GRAPHS)
 
 
 def _lower(section):

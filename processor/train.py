@@ -10,6 +10,7 @@ from tqdm import tqdm
 from clustering.labels import ClusterSettings, make_pseudo_labels
 from data.batches import Batches
 from loss.method import EpochStart
+from model.replay import ReplayedNetwork
 from processor.features import embed_all
 from processor.optim import set_lr, warmup_step_factor
 from processor.run.epoch import end_epoch
@@ -46,6 +47,7 @@ class TrainSettings:
     allow_collapse: bool        # whether to train on where a modality stays in one cluster
     precision: str
     embed_batch_size: int
+    cuda_graphs: bool           # whether passes are replayed (model/replay.py)
 
     def lr_factor(self, epoch):
         """Return what the learning rates are multiplied with in an epoch (from 1)."""
@@ -68,7 +70,8 @@ def train(stage, model, images, settings, run, tester, guidance=None):
     s, p, method = settings, run.processes, settings.method(**settings.of_method)
     state = run.restore(stage, TrainState(model, s))
     cameras = {m: bank.cameras for m, bank in images.items()}
-    trained = p.wrap(model, lambda: model.parameters_without(HEADS[guidance is not None]))
+    heads = HEADS[guidance is not None]
+    trained = ReplayedNetwork(model, heads) if s.cuda_graphs else p.wrap(model, lambda: model.parameters_without(heads))
     for epoch in run.epochs_left(stage, state, s.epochs):
         if epoch == s.restart_epoch:
             state.renew_optimizer()

@@ -23,6 +23,7 @@ class Result:
     cmc: tuple = ()
     best: bool = False  # chosen on test data
     differs: str = ""   # in what the test was done otherwise than in the run
+    scored: str = ""    # how many of the queries have a right image to find and count
 
     @property
     def order(self):
@@ -65,7 +66,13 @@ def _result(stage, name, epoch, record, best, differs=""):
     spread = {key: float(np.std([trial[key] for trial in trials], ddof=1)) for key in NUMBERS if len(trials) > 1}
     name = f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else name
     return Result(stage, ", ".join(filter(None, (name, best and BEST, differs))), record["protocol"],
-                  {key: record[key] for key in NUMBERS}, spread, tuple(record.get("cmc", ())), best, differs)
+                  {key: record[key] for key in NUMBERS}, spread, tuple(record.get("cmc", ())), best, differs,
+                  scored_of(record))
+
+
+def scored_of(record):
+    """Tell how many queries a record's numbers are of: "2,208 of 3,803 queries scored"."""
+    return f"{record['scored']:,} of {record['queries']:,} queries scored" if "queries" in record else ""
 
 
 def main_result(results):
@@ -95,7 +102,8 @@ def result_tables(results):
     tables = {}
     for result in results:
         baseline = baseline_of(results, result.protocol) if result.stage != "baseline" else None
-        rows = tables.setdefault(result.protocol, {"protocol": result.protocol, "rows": []})["rows"]
+        title = "; ".join(filter(None, (result.protocol, result.scored)))
+        rows = tables.setdefault(result.protocol, {"protocol": title, "rows": []})["rows"]
         rows.append({"name": result.name, "best": result.best, "cells": cells(result, baseline)})
     return list(tables.values())
 

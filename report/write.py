@@ -87,8 +87,9 @@ def _results(results, figures):
             "The untrained model was not tested here: python test.py without --resume_path does. ")
     cmc = [(result.protocol, "CMC", result.name, COLOURS.get(result.stage, SERIES[2 + index % 6]), result)
            for index, result in enumerate(results) if result.is_main]
-    return {"tiles": tiles, "what": f"{last.name}; {last.protocol}", "note": f"Percent. {spread}{gain}",
-            "tables": result_tables(results), "charts": figures.charts(cmc_charts(cmc))}
+    what = "; ".join(filter(None, (last.name, last.protocol, last.scored)))
+    return {"tiles": tiles, "what": what, "note": f"Percent. {spread}{gain}", "tables": result_tables(results),
+            "charts": figures.charts(cmc_charts(cmc))}
 
 
 def _embeddings(name, content, figures):

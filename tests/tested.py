@@ -23,5 +23,6 @@ def add_test(folder, number, of="model_last", mode="all", protocol="tiny", image
     selection = "no training" if of == "baseline" else "best Rank-1 on test data" if "best" in of else "last epoch"
     output.write_text(json.dumps({
         "protocol": protocol, "mode": mode, "checkpoint": "baseline CLIP" if of == "baseline" else str(path),
-        "epoch": epoch, "selection": selection, "identity": tested, **dict.fromkeys(RATES, number), **(record or {})}))
+        "epoch": epoch, "selection": selection,
+        "identity": tested, "queries": 1200, "scored": 1100, **dict.fromkeys(RATES, number), **(record or {})}))
     return output

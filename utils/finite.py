@@ -1,4 +1,6 @@
 """When numbers stop being finite: which ones, when, and in which images."""
+import math
+
 import torch
 
 from utils.errors import UserError
@@ -29,7 +31,7 @@ class NonFinite(UserError):
 class RunningMeans:
     """Means of an epoch's numbers over its steps; remembers the first step in which a loss was NaN or Inf.
 
-    Sums stay on the device of their numbers and are read by `check` and `means` alone, so no step waits for a GPU.
+    Numbers are read from their device by `check` and `means` alone, all in one look, so no step waits for a GPU.
 
     Example:
         >>> means = RunningMeans()
@@ -41,34 +43,40 @@ class RunningMeans:
 
     def __init__(self):
         self.steps = 0
+        self.unread = []                    # (step, name, number or scalar tensor)
         self.sums, self.counts = {}, {}     # name -> sum of its numbers, how many steps gave it one
-        self.broken = {}                    # name of a loss -> first step in which it was not finite, 0 for none
+        self.broken = {}                    # name of a loss -> first step in which it was not finite
 
     def add(self, numbers):
         """Add a step. Args: numbers: name -> number or scalar tensor; names of losses begin with "loss"."""
         self.steps += 1
-        for name, number in numbers.items():
-            number = torch.as_tensor(number).detach().double()
-            self.sums[name] = self.sums.get(name, 0) + number
-            self.counts[name] = self.counts.get(name, 0) + 1
-            if name.startswith("loss"):
-                first = self.broken.get(name, torch.zeros((), dtype=torch.int64, device=number.device))
-                self.broken[name] = first + self.steps * ((first == 0) & ~torch.isfinite(number))  # `where` would wait
+        self.unread += [(self.steps, name, torch.as_tensor(number).detach()) for name, number in numbers.items()]
+
+    def _read(self):
+        unread, self.unread = self.unread, []
+        for device in {number.device for _, _, number in unread}:
+            rows = [row for row in unread if row[2].device == device]
+            for (step, name, _), value in zip(rows, torch.stack([number.double() for _, _, number in rows]).tolist()):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+                if name.startswith("loss") and not math.isfinite(value):
+                    self.broken.setdefault(name, step)
 
     def check(self, when, names):
         """Raise `NonFinite` if a loss was NaN or Inf, for the first such step.
 
         Args: when: "epoch 3"; names: a function from a step, counted from 0, to the names of its images.
         """
-        steps = {name: int(step) for name, step in self.broken.items()}
-        first = min((step for step in steps.values() if step), default=0)
-        if first:
-            raise NonFinite(" and ".join(name for name, step in steps.items() if step == first), names(first - 1),
+        self._read()
+        if self.broken:
+            first = min(self.broken.values())
+            raise NonFinite(" and ".join(name for name, step in self.broken.items() if step == first), names(first - 1),
                             f"{when}, iteration {first}")
 
     def means(self):
         """Return name -> mean over the steps that gave it."""
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self._read()
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 def check_weights(state, when):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.groups import REPEATS, group_names, refuse_twins
+from report.results import scored_of
 from report.run_files import GRID_FILE, MODEL_NAMES, RATES, read_run
 from tools.lib.grid import ALL_TESTED, BASELINE
 from utils.errors import UserError
@@ -130,7 +131,8 @@ def summarise(runs, logged=()):
                    if all(name in line for line in lines)}
         numbers = {key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None)
                    for key, v in values.items()}
-        rows.append(Row(method, list(STAGES.values())[stage], mode, numbers, _protocol(records[0]), len(records)))
+        rows.append(Row(method, list(STAGES.values())[stage], mode, numbers,
+                        "; ".join(filter(None, (_protocol(records[0]), scored_of(records[0])))), len(records)))
     for name in logged:
         if not any((LOGGED, name) in row.numbers for row in rows):
             known = sorted({key for run, _ in runs for line in run.epochs for key, value in line.items()
