@@ -62,7 +62,7 @@ def clip_file(golden, recipe, tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    return Run("golden", tmp_path, logging.getLogger("golden"), {"manifest": {}})
+    return Run("golden", tmp_path, logging.getLogger("golden"), {"manifest": {}, "config": {}})
 
 
 @pytest.fixture

@@ -43,16 +43,16 @@ def test_all_scripts_run_in_bf16(words, tmp_path, monkeypatch):
 
     for module, name in ((loss.cluster_memory, "cross_entropy"), (processor.guidance, "image_to_text")):
         monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
-    run, test = tmp_path / "run", tmp_path / "test"
+    run = tmp_path / "run"
     for script in ("train_prepare", "train_clip"):
         assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
-    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", test]) == 0
+    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "TEST.TRIALS", "2"]) == 0
     assert convolutions == {torch.bfloat16}
     assert in_bf16 == {"cross_entropy": {False}, "image_to_text": {False}}      # losses stay fp32
 
     content = torch.load(run / "model_last.pth", weights_only=True)
     assert {v.dtype for v in content["state_dict"].values() if v.is_floating_point()} == {torch.float32}
-    tested = json.loads((test / "tests/model_last-python-all/metrics.json").read_text())
+    tested = json.loads(next(run.glob("tests/model_last-*/metrics.json")).read_text())
     assert tested["mAP"] > 0
     assert [tested[k] for k in ("rank1", "mAP", "mINP")] == [content["metrics"][k] for k in ("rank1", "mAP", "mINP")]
 

@@ -103,7 +103,8 @@ class TinyRun(Run):
     """A run that writes to a folder. Args: content: of a state file to resume from."""
 
     def __init__(self, folder, content=None):
-        super().__init__("tiny", folder, logging.getLogger("tiny"), {"manifest": {"train": {}, "test": {}}}, content)
+        super().__init__("tiny", folder, logging.getLogger("tiny"), {"manifest": {"train": {}, "test": {}}, "config": {}},
+                         content)
 
     def rows(self, stage):
         """The lines of metrics.jsonl of a stage."""
