@@ -81,8 +81,13 @@ def read_image_list(path, layout):
     return rows
 
 
+def require_file(path, remedy):
+    """Raise UserError unless a path leads to a file: reading a pipe would wait forever."""
+    if not path.is_file():
+        raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}; {remedy}")
+
+
 def _read(path, layout):
-    if not path.exists():
-        raise UserError(f"file {path} is missing; expected {layout}. Unpack the data set again or correct DATASET.ROOT")
+    require_file(path, f"expected {layout}. Unpack the data set again or correct DATASET.ROOT")
     with explained(f"file {path} cannot be read", f"expected text. {ORIGINAL}"):
         return path.read_text(encoding="utf-8")

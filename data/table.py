@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.layout import existing_root
+from data.layout import existing_root, require_file
 from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
 from utils.errors import UserError, explained
 from utils.modality import Modality
@@ -87,6 +87,7 @@ def read_rows(root):
     Raises: UserError: names the row, counted from 1 below the head.
     """
     path = Path(root) / FILE
+    require_file(path, f"expected {LAYOUT}")
     with (explained(f"{path} cannot be read", f"expected {LAYOUT}"),
           open(path, newline="", encoding="utf-8-sig") as file):
         table = csv.DictReader(file, strict=True)

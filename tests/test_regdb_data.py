@@ -4,7 +4,8 @@ import pytest
 
 from configs.defaults import load_config
 from data import regdb
-from data.images import open_bank
+from data.cache import open_banks
+from data.manifest import data_manifest
 from tests.trees import edit, regdb_tree
 from utils.errors import UserError
 from utils.modality import Modality
@@ -42,7 +43,7 @@ def test_both_directions_have_one_gallery_of_all_images(root):
 
 def test_one_channel_images_become_grey(root):
     data = load(root)
-    image = open_bank(data.test[Modality.IR], root, data.cache_dir(), "test", 32, 16).batch([1])
+    image = open_banks(data, "test", data_manifest(data), 32, 16)[Modality.IR].batch([1])
     assert image.shape == (1, 3, 32, 16) and (image[:, 0] == image[:, 2]).all()
 
 

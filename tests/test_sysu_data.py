@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import sysu
-from data.images import open_bank
+from data.cache import open_banks
 from data.manifest import data_manifest, manifest_differences
 from tests.trees import edit, permutation_file, sysu_tree, write_image
 from utils.errors import UserError
@@ -150,8 +150,8 @@ def test_hidden_and_foreign_files_are_no_images(root):
 def shared(root):
     """A tree whose training images are arrays alone, in absolute paths of another machine."""
     data = load(root)
+    open_banks(data, "train", data_manifest(data), 32, 16)
     for images in data.train.values():
-        open_bank(images, root, root, "train", 32, 16)
         file = root / f"train_{images.modality.value}_resized_path.npy"
         np.save(file, np.array([f"/elsewhere/SYSU-MM01/{path}" for path in images.paths]))
     for path in root.glob("cam*/000[123]"):
@@ -162,16 +162,16 @@ def shared(root):
 def test_training_from_shared_arrays(shared, tmp_path):
     root, before = shared
     after = load(root)
+    banks = open_banks(after, "train", data_manifest(after), 32, 16)
     for m in Modality:
         assert after.train[m].paths == before.train[m].paths
         assert after.train[m].persons.tolist() == before.train[m].persons.tolist()
-        bank = open_bank(after.train[m], root, root, "train", 32, 16)
-        assert bank.batch([0, 3]).shape == (2, 3, 32, 16)
+        assert banks[m].batch([0, 3]).shape == (2, 3, 32, 16)
     assert len(after.notes) == 2 and "rgb training images come from" in after.notes[0]
     whole = data_manifest(load(sysu_tree(tmp_path / "whole")))
     assert manifest_differences(data_manifest(after), whole) == []
     with pytest.raises(UserError, match="INPUT.HEIGHT 96 and INPUT.WIDTH 48. Set them to 32 and 16"):
-        open_bank(after.train[Modality.RGB], root, root, "train", 96, 48)
+        open_banks(after, "train", data_manifest(after), 96, 48)
 
 
 @pytest.mark.parametrize("name, change, sentence", [
@@ -201,8 +201,7 @@ def test_shared_arrays_come_in_threes(shared, damage, sentence):
 
 
 def test_folders_win_over_arrays(root):
-    for images in load(root).train.values():
-        open_bank(images, root, root, "train", 32, 16)
+    open_banks(before := load(root), "train", data_manifest(before), 32, 16)
     write_image(root / "cam1" / "0001" / "0003.jpg", np.random.default_rng(9))
     data = load(root)
     assert len(data.train[Modality.RGB]) == 25 and not data.notes
