@@ -43,8 +43,9 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
             if not files.is_current(described):
                 if announce:
                     announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
-                             f"{math.prod(shape) / 1e9:,.2f} GB"
-                             + (f"; {range_line(described)}" if "range" in described else ""))
+                             f"{math.prod(shape) / 1e9:,.2f} GB")
+                    if "range" in described:
+                        announce(range_line(described, m))
                 files.write(images, data.root, described)
             array = map_array(files.images)
         banks[m] = ImageBank(array, device, images.paths, cache, normalisation, images.cameras)

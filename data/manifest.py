@@ -130,14 +130,15 @@ def stored_range(content, modality):
     return (low, high) if low < high and math.isfinite(high - low) else None
 
 
-def range_line(described):
+def range_line(described, modality):
     """Say in a line how images of more than 8 bits become 8 bits. Args: described: holds what `grey_range` returns."""
-    (low, high), (least, most) = described["range"], described["typical"]
-    levels = round(255 * (np.clip(most, low, high) - np.clip(least, low, high)) / (high - low)) + 1
-    line = (f"{low:g} to {high:g} become the grey levels 0 to 255; a typical image spans {least:g} to {most:g}, "
-            f"{levels} of them")
-    return line if levels >= FEW_LEVELS else (f"warning: {line}, which is little: a few odd pixels may widen the "
-                                              "range; set DATASET.IR_RANGE (process.py: --ir_range)")
+    (low, high), typical = described["range"], described["typical"]
+    least, most = np.clip(typical, low, high)
+    levels = round(255 * (most - least) / (high - low)) + 1
+    line = (f"{modality.value} images of more than 8 bits: {low:g} to {high:g} become grey levels 0 to 255; a typical "
+            f"image spans {typical[0]:g} to {typical[1]:g}, {levels} of them")
+    return line if levels >= FEW_LEVELS else (
+        f"warning: {line}; where a few odd pixels widen the range, set DATASET.IR_RANGE (process.py: --ir_range)")
 
 
 def manifest_differences(found, expected, splits=("train", "test")):

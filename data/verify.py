@@ -39,7 +39,7 @@ def verify(data, check_counts=True, cache_dir="", ir_range=()):
     groups = {}
     for file in files:
         groups.setdefault(file.digest or file.path, []).append(file)
-    leaks, repeats = ([" = ".join(file.path for file in group) for group in groups.values() if len(group) > 1
+    leaks, repeats = ([f"{group[0].path} = {group[-1].path}" for group in groups.values() if len(group) > 1
                        and (len({file.split for file in group}) > 1) == across] for across in (True, False))
     ignored, empty = _besides(data)
     pixels, faults = _pixels([file for file in files if file.mode], ir_range)
@@ -75,7 +75,7 @@ def _pixels(files, ir_range):
         if constant and len(constant) == len(of_modality):
             faults.append(f"{m.value} images that show nothing: each has one value throughout")
         elif deep := grey_range([file.values for file in of_modality], m, ir_range):
-            lines.append(f"{m.value} images of more than 8 bits: {range_line(deep)}")
+            lines.append(range_line(deep, m))
     return lines, faults
 
 

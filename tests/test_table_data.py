@@ -1,5 +1,6 @@
 """Own images by images.csv: directions, order, every wrong row by its number, and the ten lines of the documents."""
 import csv
+import os
 import re
 from pathlib import Path
 
@@ -81,12 +82,12 @@ def test_wrong_tables(tmp_path, rows, head, sentence):
         table.load(write(tmp_path / "mine", rows, head))
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b'path,split,modality,camera,person\n"a.png,train', b"path\0,split\n",
-                                     None])
-def test_what_is_no_table(tmp_path, content):
-    if content is not None:
-        (tmp_path / "images.csv").write_bytes(content)
-    with pytest.raises(UserError, match="images.csv (cannot be read|has the columns)"):
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_bytes(b"\xff\xfe"), lambda path: path.write_bytes(b"path\0,split\n"),
+    lambda path: path.write_bytes(b'path,split,modality,camera,person\n"a.png,train'), lambda path: None, os.mkfifo])
+def test_what_is_no_table(tmp_path, make):
+    make(tmp_path / "images.csv")
+    with pytest.raises(UserError, match="images.csv (cannot be read|has the columns|is missing|is no file)"):
         table.load(tmp_path)
 
 
