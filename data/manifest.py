@@ -29,7 +29,7 @@ def hash_of_lines(lines):
 
 
 def file_facts(image_set, root, split, folder):
-    """Return what identifies every file of an image set, in its order: [(bytes, SHA-256, `deep_values`)].
+    """Return what identifies every file of an image set, in its order: [(SHA-256, `deep_values`)].
 
     A file whose size and times have not changed since it was hashed is not read again: SPLIT_MODALITY_hashes.json
     remembers. Where that cannot be written, or is somebody else's file, all files are read.
@@ -51,7 +51,7 @@ def file_facts(image_set, root, split, folder):
         text = json.dumps({"format": FORMAT, "files": files})
         with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
             write_atomically(memory, lambda file: file.write(text.encode()))
-    return [(files[path][0], *files[path][3:]) for path in image_set.paths]
+    return [files[path][3:] for path in image_set.paths]
 
 
 def file_hash(path):
@@ -76,12 +76,11 @@ def _remembered(memory):
 
 
 def data_manifest(data, cache_dir="", ir_range=()):
-    """Describe a `DataSet`: {"train": {"rgb": {"images", "paths", "files", "contents"}, "ir": ...}, "test": ...}.
+    """Describe a `DataSet`: {"train": {"rgb": {"images", "paths", "contents"}, "ir": ...}, "test": ...}.
 
-    "paths" is a hash over the relative paths in their order, "files" one over paths and sizes, "contents" one over the
-    bytes of all files; the last two are "" for images that come from an array. Times are left out: a copy of the data
-    is the same data. Images of more than 8 bits add "range", the values that become black and white in all images of
-    the modality, and "typical", as `grey_range` returns them.
+    "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files, "" for images
+    that come from an array. Times are left out: a copy of the data is the same data. Images of more than 8 bits add
+    what `grey_range` returns.
 
     Args:
         cache_dir: folder of the decoded images, "" for the data set's own; the hashes are remembered there.
@@ -93,11 +92,10 @@ def data_manifest(data, cache_dir="", ir_range=()):
         facts = [] if images.array else file_facts(images, data.root, split, data.cache_dir(cache_dir))
         sets.append((split, images, facts))
     for split, images, facts in sets:
-        described = {"images": len(images), "paths": hash_of_lines(images.paths), "files": "", "contents": ""}
+        described = {"images": len(images), "paths": hash_of_lines(images.paths), "contents": ""}
         if not images.array:
-            described["files"] = hash_of_lines(f"{path} {fact[0]}" for path, fact in zip(images.paths, facts))
-            described["contents"] = hash_of_lines(fact[1] for fact in facts)
-            of_modality = [fact[2] for _, other, facts in sets if other.modality is images.modality for fact in facts]
+            described["contents"] = hash_of_lines(content for content, _ in facts)
+            of_modality = [fact[1] for _, other, facts in sets if other.modality is images.modality for fact in facts]
             described |= grey_range(of_modality, images.modality, ir_range)
         manifest[split][images.modality.value] = described
     return manifest
@@ -151,7 +149,7 @@ def manifest_differences(found, expected, splits=("train", "test")):
             if ours["images"] != theirs["images"]:
                 differences.append(f"{ours['images']:,} {what} instead of {theirs['images']:,}")
                 continue
-            for key, phrase in (("paths", "names or in another order"), ("files", "sizes"), ("contents", "contents"),
+            for key, phrase in (("paths", "names or in another order"), ("contents", "contents"),
                                 ("range", "grey ranges (DATASET.IR_RANGE)")):
                 # images that come from an array do not say what files they are of
                 if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:

@@ -124,13 +124,10 @@ def shared_array(folder, modality):
         with explained(f"{path} cannot be read", "expected a .npy array of numbers or text. Copy it again"):
             arrays.append(map_array(path))
     images, labels, paths = arrays
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}; expected uint8 (N, H, W, 3). "
-                        "Make it again from the image folders with tools/process.py")
-    if not labels.shape == paths.shape == images.shape[:1]:
-        raise UserError(f"{files.images} holds {len(images)} images, {files.labels.name} {labels.shape} labels and "
-                        f"{files.paths.name} {paths.shape} paths; expected one of each per image. Take three files "
-                        "that were made together")
+    if images.dtype != np.uint8 or images.shape[3:] != (3,) or not labels.shape == paths.shape == images.shape[:1]:
+        raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}, {labels.shape} labels and "
+                        f"{paths.shape} paths are beside it; expected uint8 (N, H, W, 3) and one label and path of "
+                        "each image. Make the files again from the image folders with tools/process.py")
     parts = [PATH.search(str(path).replace("\\", "/")) for path in paths.tolist()]
     if not parts or None in parts:
         found = paths[parts.index(None)] if parts else "nothing"

@@ -207,21 +207,14 @@ def two(tmp_path):
     return [sysu.load(sysu_tree(tmp_path / name / "SYSU"), check_counts=False) for name in "ab"]
 
 
-def test_manifest_is_that_of_a_copy_elsewhere(two):
-    first, second = map(data_manifest, two)
-    assert first == second and first["train"]["ir"]["images"] == 12
-    assert manifest_differences(first, second) == []
-
-
-def test_manifest_tells_other_data(two):
-    here = data_manifest(two[0])
+def test_manifest_tells_other_data_and_is_that_of_a_copy_elsewhere(two):
+    here, copy = map(data_manifest, two)
+    assert here == copy and here["train"]["ir"]["images"] == 12 and manifest_differences(here, copy) == []
     (two[1].root / "cam3" / "0001" / "0001.jpg").unlink()
     assert manifest_differences(here, data_manifest(again(two[1]))) == ["12 train ir images instead of 11"]
     (two[1].root / "cam3" / "0001" / "0009.jpg").write_bytes(b"x")
     assert manifest_differences(here, data_manifest(again(two[1]))) == [
         "train ir images of other names or in another order"]
-    write_image(two[0].root / "cam1" / "0004" / "0001.jpg", np.random.default_rng(7), "L")
-    assert manifest_differences(data_manifest(two[0]), here) == ["test rgb images of other sizes"]
 
 
 def test_images_that_were_swapped_are_other_images(two):
