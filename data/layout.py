@@ -44,6 +44,13 @@ def require_images(images, root, ids, cameras, split):
     return images
 
 
+def require_disjoint(train, test, where, remedy):
+    """Raise UserError if persons are in training and test. Args: where: what says so, "id files of FOLDER"."""
+    if shared := sorted(set(train) & set(test)):
+        raise UserError(f"persons {', '.join(map(str, shared[:5]))} ({len(shared)} in all) are in training and test "
+                        f"{where}; expected other persons to test. {remedy}")
+
+
 def read_ids(path, layout):
     """Read the numbers of a file of comma-separated ids, in its order.
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from data.cache import CacheFiles
-from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_file, require_images
+from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file, require_images
 from data.records import DataSet, ImageSet, Retrieval, draw_gallery
 from utils.checkpoint import map_array
 from utils.errors import UserError, explained
@@ -78,10 +78,7 @@ def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
     ids = {split: read_ids(root / "exp" / f"{split}_id.txt", f"{LAYOUT} under {root}")
            for split in ("train", "val", "test")}
     train_ids, test_ids = sorted({*ids["train"], *ids["val"]}), sorted(set(ids["test"]))
-    shared = sorted(set(train_ids) & set(test_ids))
-    if shared:
-        raise UserError(f"persons {shared[:5]} ({len(shared)} in all) are in training and test id files of "
-                        f"{root / 'exp'}; expected disjoint sets. Take the id files of the original data set")
+    require_disjoint(train_ids, test_ids, f"id files of {root / 'exp'}", ORIGINAL)
     for camera in range(1, 7):
         if not (root / f"cam{camera}").is_dir():
             raise UserError(f"folder {root / f'cam{camera}'} is missing; expected {LAYOUT} under {root}")

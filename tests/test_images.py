@@ -12,7 +12,7 @@ from data import images as module
 from data import sysu
 from data.cache import open_banks
 from data.images import decode_image, pick_cache, read_image
-from data.manifest import data_manifest, manifest_differences
+from data.manifest import data_manifest, manifest_differences, stored_range
 from data.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError
@@ -159,6 +159,8 @@ def test_more_than_8_bits_keep_their_look(data, kind):
     (low, high), grey_range = DEEP[kind][2:], manifest["test"]["ir"]["range"]
     assert manifest["train"]["ir"]["range"] == grey_range and "range" not in manifest["test"]["rgb"]
     assert np.abs(np.subtract(grey_range, (low, high))).max() <= (high - low) / 50
+    assert stored_range({"manifest": manifest}, Modality.IR) == tuple(grey_range)
+    assert stored_range({"manifest": {"train": {"ir": {"range": [1, "nan"]}}}}, Modality.IR) is None
     shown = np.asarray(decode_image(data.root / path, grey_range=grey_range), int)[..., 0]
     assert np.abs(shown - before).max() <= 5
     bank = open_split(data)[Modality.IR]

@@ -79,7 +79,7 @@ def into_test(root):
     (lambda root: relabel(root, lambda lines: lines + lines[:1]), "lists 1 of its 5 images twice"),
     (lambda root: relabel(root, lambda lines: [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]),
      "2 labels to 2 person folders in 4 combinations"),
-    (into_test, r"\(1 in all\) are in the training and test lists of trial 1")],
+    (into_test, r"\(1 in all\) are in training and test lists of trial 1")],
     ids=["no list", "empty list", "no label", "twice", "label order", "overlap"])
 def test_broken_trees_are_refused(root, break_tree, sentence):
     break_tree(root)
