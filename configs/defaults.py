@@ -1,6 +1,7 @@
 """The configuration of a run: defaults, then a .yml file, then KEY VALUE pairs, each key checked."""
 import ast
 import difflib
+import math
 import os
 
 import yaml
@@ -161,6 +162,8 @@ def _expected(setting, value):
     """Return what is expected of a setting, None if a value is that."""
     if setting.name == "OPTIM.STEPS":
         right = value is not None and all(type(step) is int and step >= 0 for step in value)
+    elif setting.name == "DATASET.IR_RANGE":
+        right = value == [] or value is not None and _is_range(value)
     elif setting.name == "OPTIM.FACTORS":
         right = value is not None and all(map(_is_factor, value))
     elif isinstance(setting.allowed, str):
@@ -168,6 +171,12 @@ def _expected(setting, value):
     else:
         return None if value is None else check(setting, value)
     return None if right else setting.allowed
+
+
+def _is_range(value):
+    """Tell whether a list is two finite numbers, the lower one first."""
+    return (len(value) == 2 and all(type(number) in (int, float) and math.isfinite(number) for number in value)
+            and value[0] < value[1])
 
 
 def _is_factor(pair):

@@ -25,6 +25,9 @@ SETTINGS = (
     Setting("DATASET.TRIAL", 1, COUNT, "RegDB: which of its ten splits"),
     Setting("DATASET.CHECK_COUNTS", True, (True, False), "False: a subset, or one's own people in the same layout"),
     Setting("DATASET.CACHE_DIR", "", "a folder", "of the decoded images (RegDB: of trialN with them); empty: ROOT"),
+    Setting("DATASET.IR_RANGE", [], "two numbers, the lower one first, such as [7000, 9000]",
+            "values of infrared images of more than 8 bits that become black and white; empty: the least and greatest "
+            "in all of them"),
     Setting("DATASET.CACHE", "auto", ("auto", "mmap", "device"), "where decoded images are held (data/images.py)"),
 
     Setting("INPUT.HEIGHT", 288, Range(1, 2048, whole=True), "pixels to which images are resized"),

@@ -1,17 +1,13 @@
-"""Image files decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
-import fcntl
-import json
-import math
+"""Image files: decoding, more than 8 bits brought to 8, and the images of one modality as batches read them."""
 import os
-from pathlib import Path
+import stat
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from tqdm.contrib.concurrent import thread_map
 
-from data.manifest import file_hashes, hash_of_lines, in_parallel
-from utils.checkpoint import open_lock, save_array, save_json
-from utils.errors import UserError, explained, quoted
+from utils.errors import UserError, explained, in_brief, quoted
 from utils.runtime import to_device
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
@@ -19,6 +15,7 @@ MAX_PIXELS = 50_000_000     # of one image file: a few kilobytes can claim to be
 FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
 OF_DATA_SET = "replace it by the file of the original data set, or correct the lists of the data set"
 READ_AT_ONCE = 256          # images on their way to the GPU
+TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"      # how the files of more than 8 bits begin
 
 
 class ImageBank:
@@ -72,142 +69,97 @@ def pick_cache(name, size, device):
     return "device" if fits else "mmap"
 
 
-def open_bank(image_set, root, cache_dir, split, height, width, device="cpu", cache="mmap", normalisation="imagenet",
-              announce=None):
-    """Open the `ImageBank` of an image set from its cache; the cache is written first if it is missing or stale.
-
-    Args:
-        image_set: `data.records.ImageSet`.
-        root: folder its paths start from.
-        cache_dir: folder of the .npy files.
-        split: "train" or "test", part of their names.
-        height, width: pixels.
-        device, cache, normalisation: of `ImageBank`.
-        announce: a function that is told in a line what is decoded, before it is.
-    Raises:
-        UserError: an image is missing or does not decode, the cache cannot be written, or the images are an array of
-            another size.
-    """
-    shape = (len(image_set), height, width, 3)
-    if image_set.array:
-        images = np.load(image_set.array, mmap_mode="r", allow_pickle=False)
-        if images.shape != shape:
-            raise UserError(f"{image_set.array} holds images of {images.shape[1]} x {images.shape[2]} pixels, and the "
-                            f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
-                            f"{width}. Set them to {images.shape[1]} and {images.shape[2]}")
-        return ImageBank(images, device, image_set.paths, cache, normalisation, image_set.cameras)
-    files = CacheFiles(Path(cache_dir), split, image_set.modality.value)
-    contents = zip(image_set.paths, file_hashes(image_set, root, split, files.folder))
-    manifest = {"images": len(image_set), "height": height, "width": width, "orientation": "EXIF",
-                "sha256": hash_of_lines(f"{path}\0{content}" for path, (_, content) in contents)}
-    if not files.is_current(manifest, shape):
-        if announce:
-            announce(f"decoding {len(image_set):,} {split} {image_set.modality.value} images once into "
-                     f"{quoted(files.images)}, {math.prod(shape) / 1e9:,.2f} GB")
-        files.write(image_set, root, manifest, height, width)
-    return ImageBank(np.load(files.images, mmap_mode="r"), device, image_set.paths, cache, normalisation,
-                     image_set.cameras)
+def file_stat(path, remedy=OF_DATA_SET):
+    """Call os.stat on an image. Raises UserError: it is missing, a link that leads nowhere, or no file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be reached ({in_brief(error)})"
+        raise UserError(f"image {quoted(path)} {reason}; {remedy}")
+    if not stat.S_ISREG(found.st_mode):         # reading a pipe would wait forever
+        raise UserError(f"image {quoted(path)} does not decode (it is no file); {remedy}")
+    return found
 
 
-class CacheFiles:
-    """The files of one cached image set, with the names other codebases of the field use."""
-
-    def __init__(self, folder, split, modality):
-        stem = f"{split}_{modality}_resized"
-        self.folder = folder
-        self.images = folder / f"{stem}_img.npy"         # (N, H, W, 3) uint8
-        self.labels = folder / f"{stem}_label.npy"       # (N,) int64, persons counted from 0
-        self.paths = folder / f"{stem}_path.npy"         # (N,) str, relative to the root
-        self.manifest = folder / f"{stem}_manifest.json"
-
-    def is_current(self, manifest, shape):
-        """Tell whether the files were made from these very images at this size."""
-        if self._known_manifest() != manifest or not all(p.is_file() for p in (self.images, self.labels, self.paths)):
-            return False
-        try:
-            images = np.load(self.images, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):     # cut off
-            return False
-        return images.shape == shape and images.dtype == np.uint8
-
-    def write(self, image_set, root, manifest, height, width):
-        """Decode all images into new files, unless another run has just done so.
-
-        Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
-        """
-        foreign = next((path for path in (self.images, self.labels, self.paths) if os.path.lexists(path)), None)
-        if foreign and self._known_manifest() is None:
-            raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) "
-                            "and is not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to "
-                            "another folder")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open_lock(self.folder / ".cache.lock") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not self.is_current(manifest, (len(image_set), height, width, 3)):
-                    self._write(image_set, root, manifest, height, width)
-        except OSError as error:
-            raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
-                            "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
-
-    def _known_manifest(self):
-        """Read the manifest beside the arrays; None if there is none, or none that this project writes."""
-        try:
-            content = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        is_ours = isinstance(content, dict) and ("unfinished" in content or {"images", "sha256"} <= content.keys())
-        return content if is_ours else None
-
-    def _write(self, image_set, root, manifest, height, width):
-        save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
-        partial = self.images.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        try:
-            images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
-                                               shape=(len(image_set), height, width, 3))
-            if hasattr(os, "posix_fallocate"):
-                with open(partial, "r+b") as file:      # a full disk is an error here, and a crash in mapped memory
-                    os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-
-            def decode(position):
-                images[position] = read_image(Path(root) / image_set.paths[position], height, width)
-
-            in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")
-            images.flush()
-            os.replace(partial, self.images)
-        finally:
-            partial.unlink(missing_ok=True)
-        save_array(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
-        save_array(self.paths, np.array(image_set.paths))
-        save_json(self.manifest, manifest)
+def in_parallel(function, items, description):
+    """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
+    return thread_map(function, items, max_workers=os.cpu_count(), unit="image", desc=description, mininterval=1,
+                      leave=False, disable=None)
 
 
-def read_image(path, height, width, remedy=OF_DATA_SET):
+def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None):
     """Decode one image file, convert it to RGB and resize it (Lanczos): (height, width, 3) uint8.
 
-    Args: remedy: as `decode_image`. Raises: UserError: the file is missing or does not decode.
+    Args: remedy, grey_range: as `decode_image`. Raises: UserError: as `decode_image`.
     """
-    return np.asarray(decode_image(path, remedy)[0].resize((width, height), Image.LANCZOS))
+    return np.asarray(decode_image(path, remedy, grey_range).resize((width, height), Image.LANCZOS))
 
 
-def decode_image(path, remedy=OF_DATA_SET):
-    """Decode one image file, upright, into an RGB image of Pillow; and the mode it was stored in, such as "L".
+def decode_image(path, remedy=OF_DATA_SET, grey_range=None):
+    """Decode one image file, upright, into an RGB image of Pillow.
+
+    Args:
+        remedy: what to do about a file that is missing or does not decode.
+        grey_range: (low, high), the values that become 0 and 255 in an image of more than 8 bits, and those between
+            them linearly. It is that of a whole data set (`data.manifest.data_manifest`): no image has its own.
+    Raises: UserError: as `stored_image`, or the image has more than 8 bits and no range is given.
+    """
+    image = stored_image(path, remedy)
+    if is_deep(image):
+        if grey_range is None:
+            raise UserError(f"image {quoted(path)} has more than 8 bits a pixel (mode {image.mode}), and nothing says "
+                            "which values become black and white; bring it to 8 bits as the training images were "
+                            f"(docs/data.md), or {remedy}")
+        low, high = grey_range
+        grey = (np.asarray(image, np.float64) - low) * (255 / (high - low))
+        image = Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def is_deep(image):
+    """Tell whether an image of Pillow has more than 8 bits a pixel."""
+    return image.mode[0] in "IF"
+
+
+def stored_image(path, remedy=OF_DATA_SET):
+    """Decode one image file, upright, in the mode it is stored in, such as "RGB", "L", "I;16" or "F".
 
     Args: remedy: what to do about a file that is missing or does not decode.
     Raises: UserError: the file is missing, of another format than FORMATS, or does not decode.
     """
-    if not os.path.exists(path):
-        raise UserError(f"image {quoted(path)} is missing; {remedy}")
+    file_stat(path, remedy)
     with explained(f"image {quoted(path)} does not decode", remedy), Image.open(path, formats=FORMATS) as image:
-        mode = image.mode
         if image.width * image.height > MAX_PIXELS:     # before anything is decoded
             raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+        if not is_deep(image) and ";16" in str(image.tile):
+            raise ValueError(f"16 bits in each channel of {image.mode}, of which 8 would be lost")
         image.load()
-        image = _upright(image)
-        if mode.startswith("I"):      # 16 bits a pixel; convert() would clip instead of scale
-            image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB"), mode
+        if is_deep(image) and not np.isfinite(np.asarray(image)).all():
+            raise ValueError("pixels that are NaN or infinite")
+        return _upright(image)
+
+
+def deep_values(path):
+    """Return the least and greatest value of an image of more than 8 bits, and its 1st and 99th percentile.
+
+    None for another image: of all but PNG and TIFF only a few bytes are read. Raises: UserError: as `stored_image`.
+    """
+    with open(path, "rb") as file:
+        start = file.read(25)
+    if not (start.startswith(TIFF) or start.startswith(PNG) and start[24:] > b"\x08"):     # bits of a PNG
+        return None
+    image = stored_image(path)
+    return pixel_range(image) if is_deep(image) else None
+
+
+def pixel_range(image):
+    """Return the least and greatest value of an image of Pillow; of more than 8 bits, the 1st and 99th percentile too.
+
+    Returns: list of 2 or 4 numbers.
+    """
+    pixels = np.asarray(image)
+    percentiles = np.percentile(pixels, (1, 99)) if is_deep(image) else ()
+    return [float(value) for value in (pixels.min(), pixels.max(), *percentiles)]
 
 
 def _upright(image):

@@ -44,6 +44,13 @@ def require_images(images, root, ids, cameras, split):
     return images
 
 
+def require_disjoint(train, test, where, remedy):
+    """Raise UserError if persons are in training and test. Args: where: what says so, "id files of FOLDER"."""
+    if shared := sorted(set(train) & set(test)):
+        raise UserError(f"persons {', '.join(map(str, shared[:5]))} ({len(shared)} in all) are in training and test "
+                        f"{where}; expected other persons to test. {remedy}")
+
+
 def read_ids(path, layout):
     """Read the numbers of a file of comma-separated ids, in its order.
 
@@ -81,8 +88,13 @@ def read_image_list(path, layout):
     return rows
 
 
+def require_file(path, remedy):
+    """Raise UserError unless a path leads to a file: reading a pipe would wait forever."""
+    if not path.is_file():
+        raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}; {remedy}")
+
+
 def _read(path, layout):
-    if not path.exists():
-        raise UserError(f"file {path} is missing; expected {layout}. Unpack the data set again or correct DATASET.ROOT")
+    require_file(path, f"expected {layout}. Unpack the data set again or correct DATASET.ROOT")
     with explained(f"file {path} cannot be read", f"expected text. {ORIGINAL}"):
         return path.read_text(encoding="utf-8")

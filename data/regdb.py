@@ -5,7 +5,7 @@
 """
 import numpy as np
 
-from data.layout import existing_root, read_image_list
+from data.layout import ORIGINAL, existing_root, read_image_list, require_disjoint
 from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
 from utils.errors import UserError
 from utils.modality import Modality
@@ -48,11 +48,7 @@ def load(root, trial=1, check_counts=True):
         persons[split] = _person_folders(rows, lists)
         sets[split] = {m: ImageSet.from_rows(m, [(path, label, camera) for path, label in rows[m]])
                        for camera, m in enumerate(SENSORS, start=1)}
-    shared = sorted(persons["train"] & persons["test"])
-    if shared:
-        raise UserError(f"persons {', '.join(shared[:5])} ({len(shared)} in all) are in the training and test lists of "
-                        f"trial {trial} in {root / 'idx'}; expected disjoint sets. Take the lists of the original data "
-                        "set")
+    require_disjoint(persons["train"], persons["test"], f"lists of trial {trial} in {root / 'idx'}", ORIGINAL)
     data = RegDBDataSet("RegDB", root, sets["train"], sets["test"], trial)
     return data.check_counts() if check_counts else data
 

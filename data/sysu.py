@@ -5,20 +5,28 @@
     ROOT/exp/rand_perm_cam.mat                  galleries of the original protocol; only that needs it
     ROOT/train_{rgb,ir}_resized_*.npy           training images where their folders are not there
 """
+import json
 import re
+import subprocess
+import sys
 
 import numpy as np
-from scipy.io import loadmat
 
-from data.images import CacheFiles
-from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_images
+from data.cache import CacheFiles
+from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file, require_images
 from data.records import DataSet, ImageSet, Retrieval, draw_gallery
+from utils.checkpoint import map_array
 from utils.errors import UserError, explained
 from utils.modality import Modality
 
 CAMERAS = {Modality.RGB: (1, 2, 4, 5), Modality.IR: (3, 6)}
 GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 LAYOUT = "cam1 .. cam6/PPPP/NNNN.jpg and exp/train_id.txt, val_id.txt, test_id.txt"
+# Prints rand_perm_cam.mat as JSON, in a process of its own: SciPy's reader may crash on a damaged file.
+READER = """import json, sys
+from scipy.io import loadmat
+cells = loadmat(sys.argv[1], variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
+print(json.dumps([[cell.tolist() for cell in of_camera.ravel()] for of_camera in cells]))"""
 PATH = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/[^/]+$")
 
 
@@ -70,10 +78,7 @@ def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
     ids = {split: read_ids(root / "exp" / f"{split}_id.txt", f"{LAYOUT} under {root}")
            for split in ("train", "val", "test")}
     train_ids, test_ids = sorted({*ids["train"], *ids["val"]}), sorted(set(ids["test"]))
-    shared = sorted(set(train_ids) & set(test_ids))
-    if shared:
-        raise UserError(f"persons {shared[:5]} ({len(shared)} in all) are in training and test id files of "
-                        f"{root / 'exp'}; expected disjoint sets. Take the id files of the original data set")
+    require_disjoint(train_ids, test_ids, f"id files of {root / 'exp'}", ORIGINAL)
     for camera in range(1, 7):
         if not (root / f"cam{camera}").is_dir():
             raise UserError(f"folder {root / f'cam{camera}'} is missing; expected {LAYOUT} under {root}")
@@ -112,19 +117,14 @@ def shared_array(folder, modality):
         return None
     arrays = []
     for path in (files.images, files.labels, files.paths):
-        if not path.exists():
-            raise UserError(f"{path} is missing beside the shared training images; expected _img, _label and _path. "
-                            "Copy all three files")
+        require_file(path, "expected _img, _label and _path of the shared training images. Copy all three files")
         with explained(f"{path} cannot be read", "expected a .npy array of numbers or text. Copy it again"):
-            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
+            arrays.append(map_array(path))
     images, labels, paths = arrays
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}; expected uint8 (N, H, W, 3). "
-                        "Make it again from the image folders with tools/process.py")
-    if not labels.shape == paths.shape == images.shape[:1]:
-        raise UserError(f"{files.images} holds {len(images)} images, {files.labels.name} {labels.shape} labels and "
-                        f"{files.paths.name} {paths.shape} paths; expected one of each per image. Take three files "
-                        "that were made together")
+    if images.dtype != np.uint8 or images.shape[3:] != (3,) or not labels.shape == paths.shape == images.shape[:1]:
+        raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}, {labels.shape} labels and "
+                        f"{paths.shape} paths are beside it; expected uint8 (N, H, W, 3) and one label and path of "
+                        "each image. Make the files again from the image folders with tools/process.py")
     parts = [PATH.search(str(path).replace("\\", "/")) for path in paths.tolist()]
     if not parts or None in parts:
         found = paths[parts.index(None)] if parts else "nothing"
@@ -152,17 +152,18 @@ def permuted_galleries(path, groups, trials, shots):
     Returns: tuple of `trials` arrays (G,), positions.
     Raises: UserError: the file is missing or damaged, or its permutations do not belong to these images.
     """
-    if not path.exists():
-        raise UserError(f"{path} is missing, and TEST.PROTOCOL original-1 and original-10 read their galleries there; "
-                        "take the file of the original data set, or set TEST.PROTOCOL python")
-    with (explained(f"{path} cannot be read", f"expected the MATLAB variable rand_perm_cam. {ORIGINAL}"),
-          open(path, "rb") as file):
-        cells = loadmat(file, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
+    require_file(path, "TEST.PROTOCOL original-1 and original-10 read their galleries there. Take the file of the "
+                       "original data set, or set TEST.PROTOCOL python")
+    with explained(f"{path} cannot be read", f"expected the MATLAB variable rand_perm_cam. {ORIGINAL}"):
+        run = subprocess.run([sys.executable, "-c", READER, path], capture_output=True, timeout=60)
+        if run.returncode:
+            raise ValueError(f"the reader of MATLAB files ended with {run.returncode}")
+        cells = json.loads(run.stdout)
     galleries = [[] for _ in range(trials)]
     for (person, camera), positions in groups.items():
         try:
-            rows = np.atleast_2d(cells[camera - 1].ravel()[person - 1]).astype(np.int64)
-        except (IndexError, AttributeError, TypeError, ValueError):
+            rows = np.atleast_2d(np.array(cells[camera - 1][person - 1], np.int64))
+        except (IndexError, TypeError, ValueError, OverflowError):
             raise UserError(f"{path} has no permutations for person {person} in camera {camera}; expected a cell per "
                             f"camera and in it a cell per person. {ORIGINAL}")
         if rows.shape[1] != len(positions) or (np.sort(rows, axis=1) != np.arange(1, len(positions) + 1)).any():

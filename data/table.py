@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.layout import existing_root
+from data.layout import existing_root, require_disjoint, require_file
 from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
 from utils.errors import UserError, explained
 from utils.modality import Modality
@@ -55,11 +55,9 @@ def load(root, trial=1, check_counts=True):
     """
     root = existing_root(root, LAYOUT)
     rows = read_rows(root)
-    shared = sorted({row["person"] for row in rows if row["split"] == "train" and row["person"]}
-                    & {row["person"] for row in rows if row["split"] != "train"})
-    if shared:
-        raise UserError(f"persons {', '.join(shared[:5])} ({len(shared)} in all) are in training and test rows of "
-                        f"{root / FILE}; expected other persons to test. Correct the column split or person")
+    of_split = {is_train: [row["person"] for row in rows if (row["split"] == "train") == is_train and row["person"]]
+                for is_train in (True, False)}
+    require_disjoint(of_split[True], of_split[False], f"rows of {root / FILE}", "Correct the column split or person")
     persons = {person: number for number, person in enumerate(sorted({row["person"] for row in rows} - {""}))}
     if any(row["split"] == "train" and not row["person"] for row in rows):      # partly known is unknown
         rows = [{**row, "person": ""} if row["split"] == "train" else row for row in rows]
@@ -87,6 +85,7 @@ def read_rows(root):
     Raises: UserError: names the row, counted from 1 below the head.
     """
     path = Path(root) / FILE
+    require_file(path, f"expected {LAYOUT}")
     with (explained(f"{path} cannot be read", f"expected {LAYOUT}"),
           open(path, newline="", encoding="utf-8-sig") as file):
         table = csv.DictReader(file, strict=True)

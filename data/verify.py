@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.images import decode_image
-from data.manifest import file_hash, in_parallel
+from data.cache import CacheFiles
+from data.images import in_parallel, pixel_range, stored_image
+from data.manifest import file_hash, grey_range, range_line
 from utils.errors import UserError
+from utils.modality import Modality
 
 SHOWN = 5       # examples per finding
 
@@ -17,40 +19,64 @@ class ImageFile(NamedTuple):
 
     path: str
     split: str
+    modality: Modality
     mode: str = ""          # of Pillow, as stored: "RGB", "L", "I;16", ...
+    values: tuple = ()      # `pixel_range`
     digest: str = ""        # of the file's bytes
     problem: str = ""       # "" if it decodes
 
 
-def verify(data, check_counts=True):
-    """Compare counts, read every image file, look for duplicates and for what lies in the folders besides.
+def verify(data, check_counts=True, cache_dir="", ir_range=()):
+    """Compare counts, read every image file and cache, look for duplicates and for what lies in the folders besides.
 
     Args: data: `DataSet`, opened without a check of its counts; check_counts: other counts than published are wrong,
-        where the data set insists on them.
+        where the data set insists on them; cache_dir, ir_range: as `data.manifest.data_manifest`.
     Returns: lines to read; and phrases on what makes the data set unfit.
     """
-    files = in_parallel(_read, [(data.root, path, split) for split, images in data.sets() if not images.array
-                                for path in images.paths], "reading images")
+    files = in_parallel(_read, [(data.root, path, split, images.modality) for split, images in data.sets()
+                                if not images.array for path in images.paths], "reading images")
     broken = [file for file in files if file.problem]
     groups = {}
     for file in files:
         groups.setdefault(file.digest or file.path, []).append(file)
-    leaks, repeats = ([" = ".join(file.path for file in group) for group in groups.values() if len(group) > 1
+    leaks, repeats = ([f"{group[0].path} = {group[-1].path}" for group in groups.values() if len(group) > 1
                        and (len({file.split for file in group}) > 1) == across] for across in (True, False))
     ignored, empty = _besides(data)
-    modes = Counter(file.mode for file in files if file.mode)
-    lines = [*count_table(data, check_counts), *data.notes,
-             "modes as stored: " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()),
+    pixels, faults = _pixels([file for file in files if file.mode], ir_range)
+    altered = [path for split, images in data.sets()
+               if (path := CacheFiles(data.cache_dir(cache_dir), split, images.modality.value).altered(digests=True))]
+    lines = [*count_table(data, check_counts), *data.notes, *pixels,
              *_finding("{} images do not decode", [file.problem for file in broken]),
              *_finding("{} groups of identical files within a split", repeats),
              *_finding("{} groups of identical files in training and test", leaks),
              *_finding("{} other files, which are ignored", ignored), *_finding("{} empty folders", empty)]
-    problems = data.differences() if check_counts and data.counts_bind else []
+    problems = (data.differences() if check_counts and data.counts_bind else []) + faults
     if broken:
         problems.append(f"{len(broken)} images that do not decode, such as {broken[0].path}")
     if leaks:
         problems.append(f"{len(leaks)} images that are in training and test, such as {leaks[0]}")
+    if altered:
+        problems.append(f"decoded images that were altered or cut off since they were written, {altered[0]}; remove "
+                        "them")
     return lines, problems
+
+
+def _pixels(files, ir_range):
+    """Say which modes and values the readable images of each modality have: lines, and phrases on what is unfit."""
+    lines, faults = [], []
+    for m in Modality:
+        of_modality = [file for file in files if file.modality is m]
+        for mode, count in Counter(file.mode for file in of_modality).most_common():
+            values = np.array([file.values for file in of_modality if file.mode == mode])
+            lines.append(f"{m.value} images stored in mode {mode}: {count:,}, values {values[:, 0].min():g} to "
+                         f"{values[:, 1].max():g}")
+        constant = [file.path for file in of_modality if file.values[0] == file.values[1]]
+        lines += _finding(f"{{}} {m.value} images of one value throughout", constant)
+        if constant and len(constant) == len(of_modality):
+            faults.append(f"{m.value} images that show nothing: each has one value throughout")
+        elif deep := grey_range([file.values for file in of_modality], m, ir_range):
+            lines.append(range_line(deep, m))
+    return lines, faults
 
 
 def count_table(data, check_counts=True):
@@ -68,12 +94,12 @@ def count_table(data, check_counts=True):
 
 
 def _read(job):
-    root, path, split = job
+    root, path, split, modality = job
     try:
-        _, mode = decode_image(root / path)
-        return ImageFile(path, split, mode, file_hash(root / path))
+        image = stored_image(root / path)
+        return ImageFile(path, split, modality, image.mode, pixel_range(image), file_hash(root / path))
     except UserError as error:
-        return ImageFile(path, split, problem=str(error))
+        return ImageFile(path, split, modality, problem=str(error))
 
 
 def _besides(data):

@@ -13,7 +13,8 @@ from configs.defaults import as_dict
 from configs.groups import label_differences
 from configs.identity import identity, images_digest
 from data.augment import Augmentation
-from data.images import open_bank, pick_cache
+from data.cache import open_banks
+from data.images import pick_cache
 from data.manifest import data_manifest
 from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels, origin
 from data.registry import open_dataset
@@ -105,11 +106,10 @@ class Setup:
 
     def banks(self, split):
         """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
-        data, size = self.data, (self.config.INPUT.HEIGHT, self.config.INPUT.WIDTH)
+        config = self.config
         with self.processes.in_turn():      # the first decodes the images
-            return {m: open_bank(images, data.root, data.cache_dir(self.config.DATASET.CACHE_DIR), split, *size,
-                                 self.device, self.cache, self.config.INPUT.NORMALISATION, print_line)
-                    for m, images in getattr(data, split).items()}
+            return open_banks(self.data, split, self.manifest, config.INPUT.HEIGHT, config.INPUT.WIDTH,
+                              config.DATASET.CACHE_DIR, self.device, self.cache, config.INPUT.NORMALISATION, print_line)
 
     @cached_property
     def cache(self):
@@ -123,7 +123,7 @@ class Setup:
     @cached_property
     def manifest(self):
         """The `data_manifest` of the run's images."""
-        return data_manifest(self.data, self.config.DATASET.CACHE_DIR)
+        return data_manifest(self.data, self.config.DATASET.CACHE_DIR, self.config.DATASET.IR_RANGE)
 
     def pseudo_labels(self):
         """Read the pseudo labels of train_clip.py: Modality -> (N,) int64, and a sentence on where they are from.

@@ -100,7 +100,7 @@ DATA = [
          "something else than numbers"),
     case("camera is missing", "train_prepare", lambda p: shutil.rmtree(p.data / "cam6"), "cam6 is missing"),
     case("counts differ", "train_prepare", lambda p: p.set(DATASET__CHECK_COUNTS=True), "DATASET.CHECK_COUNTS False"),
-    case("persons in both splits", "train_prepare", lambda p: (p.data / "exp/val_id.txt").write_text("5"), "disjoint"),
+    case("persons in both splits", "train_prepare", lambda p: (p.data / "exp/val_id.txt").write_text("5"), "to test"),
     case("damaged image", "train_prepare", broken.damaged_image, "does not decode"),
     case("link that leads nowhere", "train_prepare", broken.linked_nowhere, "0001.png is missing"),
     case("no query has a match", "train_prepare", broken.no_match, "no query has a match in the gallery"),

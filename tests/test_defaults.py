@@ -61,6 +61,8 @@ def test_a_file_is_read_as_it_was_typed(yml):
     ("CLUSTER: 3", "unknown key CLUSTER; did you mean CLUSTER."), ("[1, 2]", "holds a list"),
     ("CLUSTER: {EPS: .nan}", "CLUSTER.EPS"), ("CLUSTER: {EPS: 1.5}", "CLUSTER.EPS to 1.5; expected a number from 0 to"),
     ("OPTIM: {STEPS: [a]}", "sets OPTIM.STEPS to ['a']; expected a list of epochs"),
+    ("DATASET: {IR_RANGE: [9000, 7000]}", "expected two numbers, the lower one first"),
+    ("DATASET: {IR_RANGE: [7000]}", "expected two numbers"), ("DATASET: {IR_RANGE: [.inf, a]}", "expected two numbers"),
     ("OPTIM: {FACTORS: [[neck., -1]]}", "expected pairs of"), ("OPTIM: {FACTORS: [neck.]}", "expected pairs of"),
     ("TEST: {PROTOCOL: x}", "sets TEST.PROTOCOL to x; expected python or original-1 or"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none"),

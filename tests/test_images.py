@@ -1,6 +1,7 @@
 """Decoding of every kind of image, the cache, and the manifest of a data set."""
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,23 +10,37 @@ from PIL import ExifTags, Image
 
 from data import images as module
 from data import sysu
-from data.images import decode_image, open_bank, pick_cache, read_image
-from data.manifest import data_manifest, manifest_differences
+from data.cache import open_banks
+from data.images import decode_image, pick_cache, read_image
+from data.manifest import data_manifest, manifest_differences, stored_range
 from data.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError
 from utils.modality import Modality
+
+
+def again(data):
+    return sysu.load(data.root, check_counts=False)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return sysu.load(sysu_tree(tmp_path / "SYSU"), check_counts=False)
+
+
+def open_split(data, split="test", **more):
+    return open_banks(data, split, data_manifest(data), 32, 16, **more)
+
 
 GREY = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (32, 1))       # (32, 16), dark to bright
 
 
 @pytest.mark.parametrize("mode, ending", [
     ("RGB", ".png"), ("RGB", ".jpg"), ("L", ".bmp"), ("L", ".jpg"), ("LA", ".png"), ("RGBA", ".png"), ("P", ".png"),
-    ("I;16", ".png"), ("CMYK", ".jpg")])
+    ("CMYK", ".jpg")])
 def test_every_mode_becomes_rgb(tmp_path, mode, ending):
     path = tmp_path / f"image{ending}"
-    grey = Image.fromarray(GREY.astype(np.uint16) * 257 if mode == "I;16" else GREY)
-    (grey if mode == "I;16" else grey.convert(mode)).save(path)
+    Image.fromarray(GREY).convert(mode).save(path)
     image = read_image(path, 32, 16)
     assert image.shape == (32, 16, 3) and image.dtype == np.uint8
     assert np.abs(image.astype(int) - GREY[..., None]).max() <= 8
@@ -39,7 +54,7 @@ def test_images_stand_upright_as_their_exif_data_say(tmp_path, ending):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         Image.fromarray(GREY).convert("RGB").save(tmp_path / f"a{ending}", exif=exif, quality=100)
-        turned = decode_image(tmp_path / f"a{ending}")[0]
+        turned = decode_image(tmp_path / f"a{ending}")
         expected = {1: GREY, 2: GREY[:, ::-1], 3: GREY[::-1, ::-1], 4: GREY[::-1], 5: GREY.T, 6: GREY[::-1].T,
                     7: GREY[::-1, ::-1].T, 8: GREY[:, ::-1].T}[orientation]
         assert turned.size == expected.T.shape
@@ -50,7 +65,7 @@ def test_images_stand_upright_as_their_exif_data_say(tmp_path, ending):
                                           (".jpg", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0ab\0\0")])
 def test_damaged_exif_data_are_passed_over(tmp_path, ending, exif):
     Image.fromarray(GREY).save(tmp_path / f"a{ending}", exif=exif)
-    assert decode_image(tmp_path / f"a{ending}")[0].size == (16, 32)
+    assert decode_image(tmp_path / f"a{ending}").size == (16, 32)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PPM", "GIF"])
@@ -72,40 +87,41 @@ def become(path, make):
     (lambda path: become(path, lambda path: path.symlink_to(path.name)), "cannot be reached"),
     (lambda path: become(path, os.mkdir), "does not decode"), (lambda path: become(path, os.mkfifo), "does not decode"),
     (os.unlink, "is missing")], ids=["truncated", "empty", "link loop", "folder", "pipe", "missing"])
-def test_damaged_files_are_named(tmp_path, damage, sentence):
-    root = sysu_tree(tmp_path / "SYSU")
-    images = sysu.load(root, check_counts=False).train[Modality.RGB]
-    damage(root / images.paths[2])
-    with pytest.raises(UserError, match=f"{images.paths[2]} .*({sentence})"):
-        open_bank(images, root, root, "train", 32, 16)
-    assert not (root / "train_rgb_resized_img.npy").exists()
+def test_damaged_files_are_named(data, damage, sentence):
+    path = data.root / data.train[Modality.RGB].paths[2]
+    damage(path)
+    with pytest.raises(UserError, match=f"{path} .*({sentence})"):
+        open_split(data, "train")
+    assert not (data.root / "train_rgb_resized_img.npy").exists()
+    with pytest.raises(UserError, match=f"{path} .*({sentence})"):
+        read_image(path, 32, 16)
 
 
-def test_cache_is_written_once_and_again_after_a_change(tmp_path, monkeypatch):
-    root = sysu_tree(tmp_path / "SYSU")
-    images = sysu.load(root, check_counts=False).test[Modality.IR]
-    decoded = []
-    monkeypatch.setattr(module, "read_image", lambda path, *size: decoded.append(path) or read_image(path, *size))
-    for _ in range(2):
-        bank = open_bank(images, root, root, "test", 32, 16)
-        assert len(decoded) == len(images)
-    assert np.array_equal(bank.images[5], read_image(root / images.paths[5], 32, 16))
-    write_image(root / images.paths[0], np.random.default_rng(5))
-    open_bank(images, root, root, "test", 32, 16)
-    assert len(decoded) == 2 * len(images)
-    (root / "test_ir_resized_img.npy").write_bytes(b"cut off")
-    open_bank(images, root, root, "test", 32, 16)
-    assert len(decoded) == 3 * len(images)
+def test_cache_is_written_once_and_again_after_a_change(data, tmp_path):
+    images, file, said = data.test[Modality.IR], data.root / "test_ir_resized_img.npy", []
+
+    def opened():
+        said.clear()
+        bank = open_split(data, announce=said.append)[Modality.IR]
+        assert np.array_equal(bank.images[5], read_image(data.root / images.paths[5], 32, 16))
+        return [line for line in said if "test ir images once into" in line] != []
+
+    assert opened() and not opened()
+    write_image(data.root / images.paths[0], np.random.default_rng(5))
+    assert opened() and not opened()
+    file.write_bytes(b"cut off")
+    assert opened() and not opened()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")         # of the same size
+    assert opened()
+    os.utime(file, (1, 1))                                  # as a copy may have
+    assert not opened()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_batches_are_the_same_wherever_the_images_are_held(tmp_path, monkeypatch, device):
-    root = sysu_tree(tmp_path / "SYSU")
-    images = sysu.load(root, check_counts=False).test[Modality.IR]
+def test_batches_are_the_same_wherever_the_images_are_held(data, monkeypatch, device):
     monkeypatch.setattr(module, "READ_AT_ONCE", 4)
-    mapped = open_bank(images, root, root, "test", 32, 16)
-    bank = open_bank(images, root, root, "test", 32, 16, device, "device")
-    for indices in ([3, 0, 3], np.arange(len(images))[::-1], np.array([1], np.int32), np.array([], int)):
+    mapped, bank = (open_split(data, **held)[Modality.IR] for held in ({}, {"device": device, "cache": "device"}))
+    for indices in ([3, 0, 3], np.arange(len(bank))[::-1], np.array([1], np.int32), np.array([], int)):
         batch, expected = bank.batch(indices), mapped.batch(indices)
         assert batch.dtype == torch.uint8 and batch.device.type == device and torch.equal(batch.cpu(), expected)
         assert len(indices) == 0 or batch.stride() == expected.stride()
@@ -120,31 +136,87 @@ def test_auto_holds_images_where_they_leave_room(monkeypatch):
     assert pick_cache("auto", 1, "cpu") == "mmap" and pick_cache("device", 10 ** 9, "cpu") == "device"
 
 
+DEEP = {"counts": (".png", np.uint16, 7000, 9000), "kelvin": (".tif", np.float32, 290, 310),
+        "shares": (".tif", np.float32, 0, 1), "32 bits": (".tif", np.int32, -5, 100_000)}
+
+
+def deepen(data, kind, values=lambda grey, low, high: low + grey / 255 * (high - low)):
+    """Replace the infrared images of a tree by such of more than 8 bits with the same look: the tree, read again."""
+    ending, dtype, low, high = DEEP[kind]
+    for path in sorted(data.root.glob("cam[36]/*/*.jpg")):
+        grey = np.asarray(Image.open(path).convert("L"), np.float64)
+        Image.fromarray(values(grey, low, high).astype(dtype)).save(path, {".png": "PNG", ".tif": "TIFF"}[ending])
+    return again(data)
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_more_than_8_bits_keep_their_look(data, kind):
+    """One linear map for training and test images, of the least and greatest value in all of them."""
+    path = data.test[Modality.IR].paths[3]
+    before = np.asarray(Image.open(data.root / path).convert("L"), int)
+    data = deepen(data, kind)
+    manifest = data_manifest(data)
+    (low, high), grey_range = DEEP[kind][2:], manifest["test"]["ir"]["range"]
+    assert manifest["train"]["ir"]["range"] == grey_range and "range" not in manifest["test"]["rgb"]
+    assert np.abs(np.subtract(grey_range, (low, high))).max() <= (high - low) / 50
+    assert stored_range({"manifest": manifest}, Modality.IR) == tuple(grey_range)
+    assert stored_range({"manifest": {"train": {"ir": {"range": [1, "nan"]}}}}, Modality.IR) is None
+    shown = np.asarray(decode_image(data.root / path, grey_range=grey_range), int)[..., 0]
+    assert np.abs(shown - before).max() <= 5
+    bank = open_split(data)[Modality.IR]
+    assert np.array_equal(bank.images[3], read_image(data.root / path, 32, 16, grey_range=grey_range))
+    assert data_manifest(data) == manifest          # from what was remembered
+    with pytest.raises(UserError, match=f"{path} has more than 8 bits a pixel"):
+        decode_image(data.root / path)
+
+
+def test_a_range_of_ones_own_is_another_data_set(data):
+    data, said = deepen(data, "counts"), []
+    measured, given = data_manifest(data), data_manifest(data, ir_range=[7000, 8000])
+    assert manifest_differences(given, measured)[0] == "train ir images of other grey ranges (DATASET.IR_RANGE)"
+    banks = [open_banks(data, "test", manifest, 32, 16, announce=said.append)[Modality.IR]
+             for manifest in (measured, given)]
+    assert banks[1].images.mean() > banks[0].images.mean() * 1.2 and "7000 to 8000 become grey levels" in said[-1]
+    with pytest.raises(UserError, match="one colour throughout; .*DATASET.IR_RANGE"):
+        open_banks(data, "test", data_manifest(data, ir_range=[0, 10]), 32, 16)
+
+
+def test_few_grey_levels_are_told(data):
+    """One dead pixel of 0 Kelvin takes almost all levels from the images."""
+    def dead(grey, low, high):
+        values = low + grey / 255 * (high - low)
+        values[0, 0] = 0
+        return values
+
+    said = []
+    open_split(deepen(data, "kelvin", dead), announce=said.append)
+    assert re.search("^warning: ir .* 0 to 3.* spans 29.* to 30.*, 1. of them; .* set DATASET.IR_RANGE", said[-1])
+
+
+@pytest.mark.parametrize("pixels, sentence", [
+    (np.full((4, 4), 7, np.uint16), "all pixels of the ir images are 7"), (np.zeros((4, 4), np.uint8), "one colour"),
+    (np.full((4, 4), np.nan, np.float32), "NaN or infinite")], ids=["16 bits", "8 bits", "NaN"])
+def test_constant_and_undefined_images_are_refused(data, pixels, sentence):
+    for path in data.root.glob("cam[36]/*/*.jpg"):
+        Image.fromarray(pixels).save(path, "TIFF")
+    with pytest.raises(UserError, match=sentence):
+        open_split(again(data))
+
+
 @pytest.fixture
 def two(tmp_path):
     """A data set and an equal copy of it."""
     return [sysu.load(sysu_tree(tmp_path / name / "SYSU"), check_counts=False) for name in "ab"]
 
 
-def again(data):
-    return sysu.load(data.root, check_counts=False)
-
-
-def test_manifest_is_that_of_a_copy_elsewhere(two):
-    first, second = map(data_manifest, two)
-    assert first == second and first["train"]["ir"]["images"] == 12
-    assert manifest_differences(first, second) == []
-
-
-def test_manifest_tells_other_data(two):
-    here = data_manifest(two[0])
+def test_manifest_tells_other_data_and_is_that_of_a_copy_elsewhere(two):
+    here, copy = map(data_manifest, two)
+    assert here == copy and here["train"]["ir"]["images"] == 12 and manifest_differences(here, copy) == []
     (two[1].root / "cam3" / "0001" / "0001.jpg").unlink()
     assert manifest_differences(here, data_manifest(again(two[1]))) == ["12 train ir images instead of 11"]
     (two[1].root / "cam3" / "0001" / "0009.jpg").write_bytes(b"x")
     assert manifest_differences(here, data_manifest(again(two[1]))) == [
         "train ir images of other names or in another order"]
-    write_image(two[0].root / "cam1" / "0004" / "0001.jpg", np.random.default_rng(7), "L")
-    assert manifest_differences(data_manifest(two[0]), here) == ["test rgb images of other sizes"]
 
 
 def test_images_that_were_swapped_are_other_images(two):

@@ -199,7 +199,7 @@ def test_state_file_is_there_at_every_moment(renames, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_training_is_one_line(number, words, tmp_path, here, capsys, monkeypatch):
-    monkeypatch.setattr("processor.setup.open_bank", lambda *a: signal.raise_signal(number))
+    monkeypatch.setattr("processor.setup.open_banks", lambda *a: signal.raise_signal(number))
     before = signal.getsignal(number)
     assert here("train_prepare", words(tmp_path / "run")) == 128 + number
     said = capsys.readouterr().err

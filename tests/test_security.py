@@ -16,7 +16,7 @@ from data.pseudo_labels import FILE_NAMES, load_pseudo_labels
 from model.clip import load_clip
 from model.published import load_checkpoint
 from processor.run.resume import StateFile
-from utils.checkpoint import load_array, write_atomically
+from utils.checkpoint import load_array, load_arrays, write_atomically
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -81,16 +81,18 @@ def test_command_line_is_data(trap):
     assert load_config(overrides=["OUTPUT_DIR", f"__import__('os').mkdir('{trap}')"]).OUTPUT_DIR.startswith("__import")
 
 
-def test_image_bomb(tmp_path):
-    """A PNG of a few hundred bytes that claims 60,000 x 60,000 pixels."""
+@pytest.mark.parametrize("side, bits, said", [(60_000, 8, ".*pixels"),
+                                              (4, 16, "16 bits in each channel of RGB, of which 8 would be lost")])
+def test_images_that_claim_too_much(tmp_path, side, bits, said):
+    """A PNG of a few hundred bytes that claims gigabytes, and one of whose values Pillow would keep a part."""
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-                                        + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
-    with pytest.raises(UserError, match="bomb.png does not decode"):
-        read_image(tmp_path / "bomb.png", 32, 16)
+    header = struct.pack(">IIBBBBB", side, side, bits, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+                                     + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match=f"a.png does not decode .{said}"):
+        read_image(tmp_path / "a.png", 32, 16)
 
 
 def test_array_that_claims_more_than_it_holds(tmp_path):
@@ -99,6 +101,31 @@ def test_array_that_claims_more_than_it_holds(tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(80))
     with pytest.raises(ValueError, match="."):
         load_array(tmp_path / "bad.npy")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("change", [
+    lambda content: content.replace(b"(7, 3)", b"(7,99)"),                                  # in the array's header
+    lambda content: content.replace(struct.pack("<I", 128 + 84), struct.pack("<I", 2 ** 31)),     # of the archive
+    lambda content: content[:-30], lambda content: b"text"])
+def test_archive_that_claims_more_than_it_holds(tmp_path, save, change):
+    save(tmp_path / "a.npz", a=np.arange(21, dtype=np.int32).reshape(7, 3), b=np.array(["x"]))
+    assert load_arrays(tmp_path / "a.npz")["a"].shape == (7, 3) and load_arrays(tmp_path / "a.npz")["b"] == "x"
+    content = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(change(content))
+    if change(content) != content:      # the header of an array that is compressed does not show
+        with pytest.raises(ValueError):
+            load_arrays(tmp_path / "a.npz")
+
+
+def test_archives_hold_no_objects_and_are_no_pipes(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.array([{}], object))
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("a.npz", "Object arrays"), ("pipe", "no such file"), ("none", "no such file")):
+        with pytest.raises(ValueError, match=words):
+            load_arrays(tmp_path / name)
+        with pytest.raises(ValueError):
+            load_array(tmp_path / name)
 
 
 @pytest.mark.parametrize("tensor", [torch.ones(1).expand(10 ** 13), torch.ones(2, 2).to_sparse(),

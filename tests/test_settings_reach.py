@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import trees
+from PIL import Image
 
 import processor.setup
 from configs.defaults import load_config
@@ -173,6 +174,7 @@ ROWS = {
 BESIDE = {      # keys that one configuration cannot vary, and FINETUNE.LABEL_SMOOTHING, which has no object of its own
     "DATASET.NAME": "test_data_set_settings", "DATASET.ROOT": "test_data_set_settings",
     "DATASET.TRIAL": "test_data_set_settings", "DATASET.CHECK_COUNTS": "test_data_set_settings",
+    "DATASET.IR_RANGE": "test_data_set_settings",
     "FINETUNE.LABEL_SMOOTHING": "test_setup.py: test_train_clip_builds_the_fine_tune_from_what_was_learned"}
 
 
@@ -263,14 +265,25 @@ def test_a_methods_settings_reach_it(name, key):
 
 
 def test_data_set_settings(people, tmp_path):
-    """NAME chooses the layout, ROOT its folder, TRIAL the lists that are read, CHECK_COUNTS whether to count people."""
+    """NAME chooses the layout, ROOT its folder, TRIAL the lists that are read, CHECK_COUNTS whether to count people.
+
+    IR_RANGE chooses how infrared images of more than 8 bits become grey.
+    """
     regdb = trees.regdb_tree(tmp_path / "RegDB", trials=(1, 2))
 
-    def read(name, root, trial, check):
+    def setup(name, root, trial, check, ir_range="[]"):
         return Setup(load_config(None, ["DATASET.NAME", name, "DATASET.ROOT", str(root), "DATASET.TRIAL", str(trial),
-                                        "DATASET.CHECK_COUNTS", str(check), "DEVICE", "cpu"]), "test").data
+                                        "DATASET.CHECK_COUNTS", str(check), "DATASET.IR_RANGE", ir_range,
+                                        "DEVICE", "cpu"]), "test")
+
+    def read(*words):
+        return setup(*words).data
 
     first, second = (read("regdb", regdb, trial, False) for trial in (1, 2))
+    for path in regdb.glob("Thermal/*/*"):
+        Image.fromarray(np.array(Image.open(path)).astype(np.uint16)).save(path, "PNG")
+    for ir_range, expected in (("[]", [0, 255]), ("[7, 99.5]", [7, 99.5])):
+        assert setup("regdb", regdb, 1, False, ir_range).manifest["train"]["ir"]["range"] == expected
     assert (first.name, first.trial, second.trial) == ("RegDB", 1, 2) and first.root == regdb
     assert first.train[RGB].paths != second.train[RGB].paths
     assert read("sysu", people, 1, False).name == "SYSU-MM01"

@@ -1,11 +1,13 @@
 """`python tools/process.py`: the table, every finding of --check, exit codes, the cache."""
 import os
+import re
+import runpy
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+import scripts
 from PIL import Image
 
 from data import llcm, regdb, sysu
@@ -32,7 +34,7 @@ def line(lines, start):
 @pytest.mark.parametrize("tree, module", [(sysu_tree, sysu), (regdb_tree, regdb), (llcm_tree, llcm)])
 def test_sound_trees_have_no_findings(tmp_path, tree, module):
     lines, problems = found_in(tree(tmp_path / "set"), module)
-    assert problems == [] and line(lines, "modes as stored: RGB")
+    assert problems == [] and line(lines, "rgb images stored in mode RGB: ")
     assert not any(word in text for text in lines for word in ("decode", "identical", "ignored", "empty"))
 
 
@@ -42,14 +44,28 @@ def test_table_names_split_modality_camera(root):
     assert line(lines, "train ir, camera 6: 3 persons").split()[-1] == "6"
 
 
-def test_damaged_and_looping_files_are_found(root):
+def test_what_does_not_decode_is_found(root):
     (root / "cam1" / "0001" / "0001.jpg").write_bytes((root / "cam1" / "0001" / "0002.jpg").read_bytes()[:-300])
-    link = root / "cam2" / "0004" / "0001.jpg"
-    link.unlink()
-    link.symlink_to(link.name)
+    for path, make in ((root / "cam2/0004/0001.jpg", lambda path: path.symlink_to(path.name)),
+                       (root / "cam2/0004/0002.jpg", os.mkfifo)):
+        path.unlink()
+        make(path)
     lines, problems = found_in(root)
-    assert len(problems) == 1 and problems[0].startswith("2 images that do not decode, such as cam1/0001/0001.jpg")
-    assert "cam2/0004/0001.jpg" in line(lines, "2 images do not decode")
+    assert len(problems) == 1 and problems[0].startswith("3 images that do not decode, such as cam1/0001/0001.jpg")
+    assert "cam2/0004/0001.jpg" in line(lines, "3 images do not decode")
+
+
+@pytest.mark.parametrize("pixels, expected, problem", [
+    (lambda rng: rng.integers(7000, 9000, (24, 12), np.uint16), "mode I;16: 24, values 70.. to 89", None),
+    (lambda rng: rng.uniform(290, 310, (24, 12)).astype(np.float32), "mode F: 24, values 29.* to 3", None),
+    (lambda rng: np.full((24, 12), rng.integers(256), np.uint8), "24 ir images of one value", "show nothing")])
+def test_modes_and_values_are_told(root, pixels, expected, problem):
+    rng = np.random.default_rng(0)
+    for path in root.glob("cam[36]/*/*.jpg"):
+        Image.fromarray(pixels(rng)).save(path, "TIFF")
+    lines, problems = found_in(root)
+    assert re.search(expected, "\n".join(lines)) and [problem in text for text in problems] == [True] * bool(problem)
+    assert problem or re.search("more than 8 bits: .* become grey levels 0 to 255", "\n".join(lines))
 
 
 def test_duplicates_within_a_split_are_told_and_across_splits_refused(root):
@@ -91,7 +107,7 @@ def test_counts_of_llcm_are_no_error(tmp_path, capsys):
     assert "differs" in capsys.readouterr().out
 
 
-def test_cache_lies_in_the_folder_of_its_trial(tmp_path):
+def test_cache_lies_in_the_folder_of_its_trial_and_is_checked(tmp_path):
     root = regdb_tree(tmp_path / "RegDB")
     process("--dataset", "regdb", "--root", root, "--trial", 2, "--allow-partial", "--height", 32,
             "--width", 16, "--cache_dir", tmp_path / "fast")
@@ -99,12 +115,21 @@ def test_cache_lies_in_the_folder_of_its_trial(tmp_path):
     assert images.shape == (4, 32, 16, 3)
     with Image.open(root / (root / "idx" / "train_thermal_2.txt").read_text().split()[0]) as first:
         assert np.array_equal(images[0], np.asarray(first.convert("RGB").resize((16, 32), Image.LANCZOS)))
+    check = "--dataset", "regdb", "--root", root, "--trial", 2, "--allow-partial", "--check", "--cache_dir"
+    process(*check, tmp_path / "fast")
+    file = tmp_path / "fast" / "trial2" / "train_rgb_resized_img.npy"
+    times = file.stat()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")         # of the same size and time
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match="decoded images that were altered .*train_rgb_resized_img.npy; remove them"):
+        process(*check, tmp_path / "fast")
 
 
-def test_command_line_ends_with_one_sentence_and_code_2(root):
+def test_command_line_ends_with_one_sentence_and_code_2(root, monkeypatch, capsys):
+    """Under the name that the README of the released code calls it by."""
     write_image(root / "cam1" / "0001" / "0007.jpg", np.random.default_rng(3))
-    run = subprocess.run([sys.executable, "data/process.py", "--dataset", "sysu", "--root", str(root), "--check"],
-                         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith(f"error: {root} holds 3 training persons instead of 395; 25 training")
-    assert "Traceback" not in run.stderr
+    monkeypatch.setattr(sys, "argv", ["data/process.py", "--dataset", "sysu", "--root", str(root), "--check"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(scripts.REPOSITORY / "data" / "process.py", run_name="__main__")
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(f"error: {root} holds 3 training persons instead of 395; 25 training")

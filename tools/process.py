@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
 
 SIDE = whole_number(1, 10_000)      # pixels
 
@@ -21,10 +21,13 @@ def parse_arguments(arguments=None):
     parser.add_argument("--trial", type=whole_number(1, 1_000_000), default=1,
                         help="the split, for data sets that have several")
     parser.add_argument("--check", action="store_true",
-                        help="read every image, look for duplicates and strays, print a table of counts; no cache")
+                        help="read every image and cache, look for duplicates and strays, print counts; writes nothing")
     parser.add_argument("--height", type=SIDE, default=288)
     parser.add_argument("--width", type=SIDE, default=144)
-    parser.add_argument("--cache_dir", default="", help="where to write the cache; default: ROOT")
+    parser.add_argument("--cache_dir", default="", help="where the cache is; default: ROOT")
+    parser.add_argument("--ir_range", type=real_number(-1e9, 1e9), nargs=2, default=(), metavar=("LOW", "HIGH"),
+                        help="DATASET.IR_RANGE: values of infrared images of more than 8 bits that become black and "
+                        "white; default: the least and greatest in all of them")
     parser.add_argument("--allow-partial", "--allow_partial", action="store_true",
                         help="do not compare counts with the published ones")
     return parser.parse_args(arguments)
@@ -33,7 +36,8 @@ def parse_arguments(arguments=None):
 if __name__ == "__main__":
     exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
-from data.images import open_bank  # noqa: E402
+from data.cache import open_banks  # noqa: E402
+from data.manifest import data_manifest  # noqa: E402
 from data.registry import open_dataset  # noqa: E402
 from data.verify import verify  # noqa: E402
 from utils.runtime import print_line  # noqa: E402
@@ -42,11 +46,13 @@ from utils.runtime import print_line  # noqa: E402
 def main(arguments=None):
     """Check or cache the data set that the command line names. Raises UserError: something is wrong with it."""
     arguments = parse_arguments(arguments)
-    check_counts = not arguments.allow_partial
+    check_counts, ir_range = not arguments.allow_partial, arguments.ir_range
+    if ir_range and not ir_range[0] < ir_range[1]:
+        raise UserError(f"--ir_range is {ir_range[0]:g} {ir_range[1]:g}; expected the lower value first. Exchange them")
     # --check opens without a check of counts, which it prints in full before it complains
     data = open_dataset(arguments.dataset, arguments.root, arguments.trial, check_counts and not arguments.check)
     if arguments.check:
-        lines, problems = verify(data, check_counts)
+        lines, problems = verify(data, check_counts, arguments.cache_dir, ir_range)
         print("\n".join(lines))
         if problems:
             raise UserError(f"{data.root} holds {'; '.join(problems)}. Restore the files of the original data "
@@ -54,10 +60,10 @@ def main(arguments=None):
         print(f"{data.name} in {data.root} is in order")
         return
     print("\n".join((*data.counts(), *data.notes)))
-    folder = data.cache_dir(arguments.cache_dir)
-    for split, images in data.sets():
-        open_bank(images, data.root, folder, split, arguments.height, arguments.width, announce=print_line)
-    print(f"cache of {arguments.height} x {arguments.width} images is in {folder}")
+    manifest = data_manifest(data, arguments.cache_dir, ir_range)
+    for split in manifest:
+        open_banks(data, split, manifest, arguments.height, arguments.width, arguments.cache_dir, announce=print_line)
+    print(f"cache of {arguments.height} x {arguments.width} images is in {data.cache_dir(arguments.cache_dir)}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from tqdm import tqdm  # noqa: E402
 from configs.checkpoint import settings_of  # noqa: E402
 from configs.defaults import load_config  # noqa: E402
 from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
-from data.manifest import file_stat  # noqa: E402
+from data.manifest import file_stat, stored_range  # noqa: E402
 from model.released import model_from_checkpoint  # noqa: E402
 from model.state_dict import weights_digest  # noqa: E402
 from processor.features import embed  # noqa: E402
@@ -67,11 +67,11 @@ def main():
     missing = [path for path in arguments.query if not Path(path).is_file()]
     if missing:
         raise UserError(f"query {quoted(missing[0])} is missing; expected an image file")
-    for path in arguments.query:
-        decode_image(path, OTHER_QUERY)     # before the gallery is embedded, which takes long
     if arguments.device == "auto" and unused_gpu_warning():
         print_line(f"warning: {unused_gpu_warning()}")
     searcher = Searcher(arguments.checkpoint, pick_device(arguments.device))
+    for path in arguments.query:
+        decode_image(path, OTHER_QUERY, searcher.ranges[modality])      # before the gallery, which takes long
     paths = image_files(arguments.gallery)
     features, cached = searcher.gallery(paths, modality.other, arguments.output)
     print(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
@@ -80,7 +80,7 @@ def main():
     found = {query: [(paths[i], float(d)) for i, d in zip(*row)] for query, row in zip(arguments.query, zip(*rows))}
     for query, images in found.items():
         print(f"\n{query}\n" + "\n".join(f"{rank:4} {d:8.4f}  {path}" for rank, (path, d) in enumerate(images, 1)))
-    print(f"\npictures: {write_search_page(arguments, found)}")
+    print(f"\npictures: {write_search_page(arguments, found, searcher.ranges)}")
 
 
 class Searcher:
@@ -96,13 +96,14 @@ class Searcher:
         self.size, self.device = tuple(model.describe()[side] for side in ("height", "width")), device
         self.digest = weights_digest(model)
         self.normalisation = load_config(base=settings_of(content)).INPUT.NORMALISATION
+        self.ranges = {m: stored_range(content, m) for m in Modality}       # of images of more than 8 bits
         self.model = model.to(device, memory_format=torch.channels_last)
 
     def embed_files(self, paths, modality):
         """Embed image files: features (N, D) float32, L2-normalised. Raises UserError: a file is missing or broken."""
-        parts = []
+        parts, grey_range = [], self.ranges[modality]
         for start in tqdm(range(0, len(paths), AT_ONCE), f"embedding {modality.value} images", disable=None):
-            images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY),
+            images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY, grey_range),
                                           paths[start:start + AT_ONCE], "decoding"))
             bank = ImageBank(images, self.device, normalisation=self.normalisation)
             parts.append(embed(self.model, bank, modality, batch_size=64, precision="released")["feature"].cpu())
@@ -111,7 +112,7 @@ class Searcher:
     def gallery(self, paths, modality, cache_dir):
         """Embed image files, or read their features if cache_dir has them: features (N, D), whether it had them."""
         stats = [(path.resolve(), file_stat(path)) for path in paths]
-        made_from = [self.digest, modality.value, self.size, self.normalisation,
+        made_from = [self.digest, modality.value, self.size, self.normalisation, self.ranges[modality],
                      *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
         digest = hashlib.sha256("\n".join(map(str, made_from)).encode()).hexdigest()
         cache = Path(cache_dir) / f"features-{digest[:16]}.npy"
@@ -148,17 +149,21 @@ def nearest(query, gallery, count):
     return order, np.take_along_axis(distance, order, axis=1)
 
 
-def write_search_page(arguments, found):
-    """Write OUTPUT/search.html with the pictures: its path. Args: found: query -> list of (path, distance)."""
-    images = {}
+def write_search_page(arguments, found, ranges):
+    """Write OUTPUT/search.html with the pictures: its path.
 
-    def shown(path, *lines):
+    Args: found: query -> list of (path, distance); ranges: of `Searcher`.
+    """
+    images, modality = {}, Modality(arguments.query_modality)
+
+    def shown(path, m, *lines):
         name = f"picture{len(images)}"
-        images[name] = jpeg_text(decode_image(path)[0], *PICTURE)
+        images[name] = jpeg_text(decode_image(path, grey_range=ranges[m]), *PICTURE)
         return {"image": name, "path": str(path), "lines": lines}
 
     sections = [Section(f"query{number}", query, "search_results.html", {
-        "query": shown(query, "query"), "found": [shown(path, f"{d:.3f}", path.parent.name) for path, d in nearest]})
+        "query": shown(query, modality, "query"),
+        "found": [shown(path, modality.other, f"{d:.3f}", path.parent.name) for path, d in nearest]})
         for number, (query, nearest) in enumerate(found.items(), 1)]
     return write_page(Path(arguments.output) / "search.html", f"Search in {arguments.gallery}",
                       f"{arguments.checkpoint}; the number is the cosine distance", sections, images)

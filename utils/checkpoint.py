@@ -2,9 +2,12 @@
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from functools import lru_cache
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ NUMPY_GLOBALS = [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQ
                    for name, function in (("scalar", np._core.multiarray.scalar),
                                           ("_reconstruct", np._core.multiarray._reconstruct)))]
 
+MOST_INFLATED = 1032        # bytes that a byte of a zip archive can become at most
 LARGEST_CLAIM = 2 ** 32     # bytes of a tensor beyond those that its file holds
 
 
@@ -86,16 +90,18 @@ def save_array(path, array):
     write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
-def load_array(path):
-    """The array of a .npy file, whose header may lie about its size; no pickled object is executed.
+def map_array(path):
+    """Open the array of a .npy file, memory-mapped; no pickled object is executed.
 
-    Raises: ValueError: the file is missing, damaged, or no plain .npy array.
+    Raises: ValueError: the file is missing or no file, is damaged, holds less than its header says, or no plain array.
     """
     try:
+        if not os.path.isfile(path):        # a pipe would be waited for
+            raise ValueError("no such file")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive of several arrays")
-        return np.array(array)
+        return array
     except (OSError, EOFError, OverflowError, SyntaxError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__)
 
@@ -113,6 +119,43 @@ def _digest_of(path, *_):
         while block := file.read(2 ** 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def load_array(path):
+    """Read the array of a .npy file into memory. Raises: ValueError: as `map_array`."""
+    return np.array(map_array(path))
+
+
+def load_arrays(path):
+    """Read the arrays of a .npz file: {name: array}. No pickled object is executed.
+
+    What the archive and the headers of its arrays claim is compared with what it holds before memory is taken.
+
+    Raises: ValueError: the file is no file, no such archive, or damaged, or claims more than it holds.
+    """
+    try:
+        if not os.path.isfile(path):
+            raise ValueError("no such file")
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _check_claims(archive, member, os.path.getsize(path))
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, OverflowError, SyntaxError, TypeError, NotImplementedError, RuntimeError,
+            zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _check_claims(archive, member, size):
+    """Raise ValueError unless an array of a .npz file has the size that its header says and `size` bytes can yield."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        shape, _, kind = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                          else np.lib.format.read_array_header_2_0)(file)
+        claimed = math.prod(shape) * kind.itemsize
+        can_hold = size * (1 if member.compress_type == zipfile.ZIP_STORED else MOST_INFLATED)
+        if not kind.hasobject and (claimed != member.file_size - file.tell() or member.file_size > can_hold):
+            raise ValueError(f"{member.filename} claims {claimed:,} bytes in an archive that does not hold them")
 
 
 def save_json(path, content):

@@ -100,7 +100,7 @@ def draw(rows, root, ranks):
 
 def framed(path, colour):
     """Read an image and frame it. Raises UserError: it is missing or does not decode."""
-    image = decode_image(path, "expected an image of the ranking in the folder of the data set that was tested")[0]
+    image = decode_image(path, "expected an image of the ranking in the folder of the data set that was tested")
     return ImageOps.expand(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), FRAME, colour)
 
 

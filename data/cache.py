@@ -1,0 +1,142 @@
+"""Images decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
+import fcntl
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data.images import ImageBank, in_parallel, read_image
+from data.manifest import file_hash, range_line
+from utils.checkpoint import map_array, open_lock, save_array, save_json
+from utils.errors import UserError, quoted
+
+
+def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu", cache="mmap",
+               normalisation="imagenet", announce=None):
+    """Open the images of a split from their cache, which is written first if it is missing or stale.
+
+    Args:
+        data: `data.records.DataSet`; split: "train" or "test"; manifest: `data.manifest.data_manifest` of it.
+        height, width: pixels.
+        cache_dir: folder of the .npy files, "" for the data set's own.
+        device, cache, normalisation: of `ImageBank`.
+        announce: a function that is told in a line what is decoded, before it is.
+    Returns: Modality -> `ImageBank`.
+    Raises:
+        UserError: an image does not decode, all of them are constant, the cache cannot be written, or the images are
+            an array of another size.
+    """
+    banks = {}
+    for m, images in getattr(data, split).items():
+        shape = (len(images), height, width, 3)
+        if images.array:
+            array = map_array(images.array)
+            if array.shape != shape:
+                raise UserError(f"{images.array} holds images of {array.shape[1]} x {array.shape[2]} pixels, and the "
+                                f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
+                                f"{width}. Set them to {array.shape[1]} and {array.shape[2]}")
+        else:
+            files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
+            described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF"}
+            if not files.is_current(described):
+                if announce:
+                    announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
+                             f"{math.prod(shape) / 1e9:,.2f} GB")
+                    if "range" in described:
+                        announce(range_line(described, m))
+                files.write(images, data.root, described)
+            array = map_array(files.images)
+        banks[m] = ImageBank(array, device, images.paths, cache, normalisation, images.cameras)
+    return banks
+
+
+class CacheFiles:
+    """The files of one cached image set, with the names other codebases of the field use."""
+
+    def __init__(self, folder, split, modality):
+        stem = f"{split}_{modality}_resized"
+        self.folder = folder
+        self.images = folder / f"{stem}_img.npy"         # (N, H, W, 3) uint8
+        self.labels = folder / f"{stem}_label.npy"       # (N,) int64, persons counted from 0
+        self.paths = folder / f"{stem}_path.npy"         # (N,) str, relative to the root
+        self.manifest = folder / f"{stem}_manifest.json"
+
+    def is_current(self, described):
+        """Tell whether the files were made from these very images at this size, and are as they were written."""
+        known = self._known_manifest() or {}
+        return {**described, "arrays": known.get("arrays")} == known and not self.altered()
+
+    def altered(self, digests=False):
+        """Find a file that is missing or not as it was written: its path, or None.
+
+        A file of the size and time that the manifest holds is taken for the same; another time, as a copy has, is
+        settled by its digest. Args: digests: compare the digests of all files.
+        """
+        for name, (size, time, digest) in (self._known_manifest() or {}).get("arrays", {}).items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size != size or (
+                    (digests or path.stat().st_mtime_ns != time) and file_hash(path) != digest):
+                return path
+        return None
+
+    def write(self, image_set, root, described):
+        """Decode all images into new files, unless another run has just done so.
+
+        Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
+        """
+        foreign = next((path for path in (self.images, self.labels, self.paths) if os.path.lexists(path)), None)
+        if foreign and self._known_manifest() is None:
+            raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) "
+                            "and is not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to "
+                            "another folder")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open_lock(self.folder / ".cache.lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self.is_current(described):
+                    self._write(image_set, root, described)
+        except OSError as error:
+            raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
+                            "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
+
+    def _known_manifest(self):
+        """Read the manifest beside the arrays; None if there is none, or none that this project writes."""
+        try:
+            content = json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else None
+        except (OSError, ValueError):
+            return None
+        is_ours = isinstance(content, dict) and ("unfinished" in content or {"images", "orientation"} <= content.keys())
+        return content if is_ours else None
+
+    def _write(self, image_set, root, described):
+        save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
+        height, width, partial = described["height"], described["width"], self.images.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        try:
+            images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
+                                               shape=(len(image_set), height, width, 3))
+            if hasattr(os, "posix_fallocate"):
+                with open(partial, "r+b") as file:      # a full disk is an error here, and a crash in mapped memory
+                    os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+
+            def decode(position):
+                """Fill in an image; tell whether it shows more than one colour."""
+                images[position] = read_image(Path(root) / image_set.paths[position], height, width,
+                                              grey_range=described.get("range"))
+                return (images[position] != images[position, 0, 0]).any()
+
+            if not any(in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")):
+                raise UserError(f"every one of the {len(image_set):,} {image_set.modality.value} images in {root} has "
+                                "one colour throughout; expected images that show something. Export them again"
+                                + (", or correct DATASET.IR_RANGE" if "range" in described else ""))
+            images.flush()
+            os.replace(partial, self.images)
+        finally:
+            partial.unlink(missing_ok=True)
+        save_array(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
+        save_array(self.paths, np.array(image_set.paths))
+        arrays = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, file_hash(path)]
+                  for path in (self.images, self.labels, self.paths)}
+        save_json(self.manifest, {**described, "arrays": arrays})
