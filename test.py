@@ -19,7 +19,8 @@ def main():
         __doc__, resume_path="checkpoint of train_prepare.py or train_clip.py, or a released one",
         switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on",
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
-    from configs.defaults import load_config  # slow: after the command line was read
+    from configs.checkpoint import settings_of  # slow: after the command line was read
+    from configs.defaults import load_config
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.evaluate import evaluate
     from processor.ranking import rank_trial, save_rankings
@@ -30,7 +31,8 @@ def main():
 
     path = arguments.resume_path
     content = read_checkpoint(path) if path else {}
-    config = load_config(arguments.config_file, arguments.overrides, base=_settings(content))
+    beside = {"OUTPUT_DIR": str(Path(path).parent)} if path else {}
+    config = load_config(arguments.config_file, arguments.overrides, base=settings_of(content) | beside)
     setup = Setup(config, "test")
     if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
@@ -55,17 +57,6 @@ def main():
                 log.info(f"written to {file}")
         save_report(folder, log, "test", lambda: retrieval_content(setup.data, banks, [
             rank_trial(setup.data, *tested) for tested in zip(setup.retrievals, evaluations)]))
-
-
-def _settings(content):
-    """Return the configuration in a checkpoint; of a released one the size of the images."""
-    from model.released import checkpoint_size, released_state
-
-    if released_state(content) is None:     # without what is of the machine and the run that it was trained on
-        config = content.get("config") or {}
-        return {key: value for key, value in config.items() if key not in ("DEVICE", "COMPILE", "LOG")}
-    size = checkpoint_size(content)
-    return {"INPUT": dict(zip(("HEIGHT", "WIDTH"), size))} if size else None
 
 
 def results_folder(output, path, test):

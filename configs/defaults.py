@@ -11,6 +11,7 @@ from loss.methods import METHODS
 from utils.errors import UserError, quoted
 from utils.settings import check, flat
 
+DEMO_ROOT = "dataset/demo"
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
@@ -19,8 +20,8 @@ def load_config(config_file=None, overrides=(), base=None):
 
     Args:
         config_file: path of a .yml file with settings that differ from the defaults; overrides: KEY VALUE words of the
-        command line, or KEY=VALUE; base: settings to begin with in place of the defaults, those that a checkpoint
-        stores, {"SECTION": {"KEY": value}}; keys of it that are unknown today are left out.
+        command line, or KEY=VALUE; base: settings to begin with in place of the defaults, those of a checkpoint
+        (`configs.checkpoint.settings_of`), nested or flat; keys of it that are unknown today are left out.
     Raises:
         UserError: unreadable file, unknown key (names the nearest), wrong type or value.
     """
@@ -31,8 +32,7 @@ def load_config(config_file=None, overrides=(), base=None):
         stored = {name: value for name, value in stored.items() if not name.startswith("METHOD.")}
     known = _known([stored, *(layer for _, layer in layers)])
     values = {name: setting.default for name, setting in known.items()}
-    values |= {name: value for name, value in stored.items()
-               if name in known and isinstance(value, type(values[name]))}
+    values |= {name: _stored(known[name], value) for name, value in stored.items() if name in known}
     for source, layer in layers:
         for name, value in layer.items():
             if name not in known:
@@ -42,7 +42,7 @@ def load_config(config_file=None, overrides=(), base=None):
             if expected := _expected(known[name], values[name]):
                 raise UserError(f"{source} sets {name} to {quoted(value)}; expected {expected}")
     if values["DATASET.NAME"] == "demo" and values["DATASET.ROOT"] == known["DATASET.ROOT"].default:
-        values["DATASET.ROOT"] = "dataset/demo"     # never drawn, nor read, where SYSU-MM01 belongs
+        values["DATASET.ROOT"] = DEMO_ROOT      # never drawn, nor read, where SYSU-MM01 belongs
     values["OUTPUT_DIR"] = values["OUTPUT_DIR"].replace("{trial}", str(values["DATASET.TRIAL"]))
     config = CfgNode()
     for name, value in values.items():
@@ -113,6 +113,16 @@ def _read_yaml(path):
         raise UserError(f"configuration file {quoted(path)} holds a {type(content).__name__}; expected KEY: value "
                         "lines such as in configs/sysu.yml")
     return flat(content)
+
+
+def _stored(setting, value):
+    """Return a checkpoint's value of a setting. Raises: UserError: it is none that could be typed."""
+    if type(value) is not type(setting.default):
+        expected = KINDS[type(setting.default)]
+    elif not (expected := _expected(setting, value)):
+        return value
+    raise UserError(f"the checkpoint sets {setting.name} to {quoted(str(value)[:80])}; expected {expected}. Use one "
+                    "that train_prepare.py or train_clip.py wrote")
 
 
 def _typed(setting, value, source):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from configs.checkpoint import settings_of
 from configs.defaults import as_dict, load_config
 from configs.groups import group_names, may_change
 from configs.settings import SETTINGS
@@ -84,13 +85,31 @@ def test_the_command_line_beats_the_file_and_the_file_beats_the_checkpoint(yml):
             load_config(None, words)
 
 
-@pytest.mark.parametrize("method, scale", [("cclnet", 0.3), ("of another project", 0.1)])
-def test_a_checkpoints_settings_that_are_unknown_here_are_left_out(method, scale):
-    """So are those of an unknown method, and values of another type."""
-    config = load_config(None, (), {"METHOD": {"NAME": method, "SWAP_SCALE": 0.3, "OURS": 1}, "GONE": {"KEY": 2},
-                                    "SEED": "one", "CLUSTER": {"K1": 7}})
-    assert (config.METHOD.NAME, config.METHOD.SWAP_SCALE) == ("cclnet", scale)
-    assert "OURS" not in config.METHOD and "GONE" not in config and (config.SEED, config.CLUSTER.K1) == (1, 7)
+def test_what_a_checkpoint_of_others_decides(tmp_path):
+    """The network, its input and the data that is read; never where files go, what is drawn or logged, what is run."""
+    config = {"OUTPUT_DIR": "theirs", "PSEUDO_LABEL_DIR": "theirs", "DEVICE": "cuda", "COMPILE": True, "SEED": 3,
+              "LOG": {"WANDB": True}, "TEST": {"TRIALS": 1}, "METHOD": {"NAME": "theirs"}, "GONE": {"KEY": 2},
+              "DATASET": {"NAME": "regdb", "ROOT": "a", "TRIAL": 2, "CACHE_DIR": "theirs", "CHECK_COUNTS": False},
+              "INPUT": {"HEIGHT": 96, "NORMALISATION": "clip"}, "MODEL": {"STRIDE": 8, "GONE": 1}}
+    found = flat(as_dict(load_config(base=settings_of({"config": config, "model": {"height": 64, "width": 48}}))))
+    default = flat(as_dict(load_config()))
+    assert {key: value for key, value in found.items() if value != default[key]} == {
+        "DATASET.NAME": "regdb", "DATASET.ROOT": "a", "DATASET.TRIAL": 2, "DATASET.CHECK_COUNTS": False,
+        "INPUT.HEIGHT": 96, "INPUT.WIDTH": 48, "INPUT.NORMALISATION": "clip", "MODEL.STRIDE": 8}
+    for root, name in ((tmp_path, "demo"), (tmp_path / "not drawn", "sysu")):
+        base = settings_of({"config": {"DATASET": {"NAME": "demo", "ROOT": str(root)}}})
+        assert load_config(base=base).DATASET.NAME == name
+    assert settings_of({}) == settings_of({"config": [1]}) == {}
+
+
+@pytest.mark.parametrize("key, wrong, sentence", [
+    ("HEIGHT", 0, "INPUT.HEIGHT to 0; expected a whole number from 1"),
+    ("HEIGHT", True, "expected a whole number"),
+    ("NORMALISATION", "x" * 999, "expected imagenet or clip or half"), ("FLIP", math.nan, "expected a number from 0")])
+def test_a_checkpoints_values_are_checked_as_typed_ones(key, wrong, sentence):
+    with pytest.raises(UserError, match="^the checkpoint sets .*" + re.escape(sentence)) as error:
+        load_config(base=settings_of({"config": {"INPUT": {key: wrong}}}))
+    assert len(str(error.value)) < 300
 
 
 def test_a_method_has_its_own_settings_and_defaults():

@@ -27,7 +27,8 @@ def main(arguments=None):
     parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
     parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
     options = parser.parse_args(arguments)
-    from configs.defaults import load_config  # slow: after the words were read
+    from configs.checkpoint import settings_of  # slow: after the words were read
+    from configs.defaults import load_config
     from model.released import model_from_checkpoint, released_state, to_released
     from processor.run.checkpoints import read_checkpoint
     from utils.checkpoint import save_checkpoint
@@ -39,13 +40,9 @@ def main(arguments=None):
     if released_state(content) is not None:
         raise UserError(f"checkpoint {quoted(options.checkpoint)} is in the released format already; copy the "
                         "file instead")
-    config = content.get("config")
-    if not isinstance(content.get("state_dict"), dict) or not isinstance(config, dict):
-        raise UserError(f"checkpoint {quoted(options.checkpoint)} holds no weights with their configuration; expected "
-                        "a file written by train_prepare.py or train_clip.py")
     if Path(options.out).resolve() == Path(options.checkpoint).resolve():
         raise UserError(f"{quoted(options.out)} is the checkpoint itself; name another file to write")
-    config = load_config(base=config)
+    config = load_config(base=settings_of(content))
     model = model_from_checkpoint(content, options.checkpoint, config.INPUT.HEIGHT, config.INPUT.WIDTH)
     released = to_released(content, model, options.clip_weights or config.MODEL.CLIP_WEIGHTS, config.MODEL.NAME)
     save_checkpoint(options.out, released)

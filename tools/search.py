@@ -38,9 +38,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from configs.checkpoint import settings_of  # noqa: E402
+from configs.defaults import load_config  # noqa: E402
 from data.images import ImageBank, decode_image, in_parallel, read_image  # noqa: E402
 from data.manifest import file_stat  # noqa: E402
-from model.published import checkpoint_normalisation  # noqa: E402
 from model.released import model_from_checkpoint  # noqa: E402
 from model.state_dict import weights_digest  # noqa: E402
 from processor.features import embed  # noqa: E402
@@ -94,7 +95,7 @@ class Searcher:
         model = model_from_checkpoint(content, checkpoint)
         self.size, self.device = tuple(model.describe()[side] for side in ("height", "width")), device
         self.digest = weights_digest(model)
-        self.normalisation = checkpoint_normalisation(content)
+        self.normalisation = load_config(base=settings_of(content)).INPUT.NORMALISATION
         self.model = model.to(device, memory_format=torch.channels_last)
 
     def embed_files(self, paths, modality):
