@@ -18,7 +18,7 @@ from data.registry import open_dataset
 from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import TextTower, load_clip
+from model.clip import TextTower, find_activation, load_clip
 from model.state_dict import weights_digest
 from model.towers.registry import load_tower
 from processor.evaluate import Tester, check_matches
@@ -31,7 +31,7 @@ from processor.run.resume import lock_folder
 from processor.train import TrainSettings
 from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
-from utils.errors import UserError, stops_on_signals
+from utils.errors import UserError, quoted, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
 
@@ -45,7 +45,7 @@ class Setup:
     """
 
     def __init__(self, config, script):
-        self.config, self.script = config, script
+        self.config, self.script, self.notes = config, script, []
         if config.LOG.WANDB:
             check_wandb()
         device = pick_device(config.DEVICE)
@@ -63,7 +63,7 @@ class Setup:
     def clip(self):
         """The `open_clip.CLIP` whose texts train_clip.py uses."""
         with self.processes.in_turn():      # the first downloads the weights
-            return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME)
+            return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME, self.config.MODEL.ACTIVATION)
 
     def text(self):
         """Return the frozen `TextTower` of the run's CLIP, on the device."""
@@ -75,7 +75,10 @@ class Setup:
         with self.processes.in_turn():      # the first downloads the weights
             model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, config.MODEL.TOWER, config.MODEL.NAME,
                                       height=config.INPUT.HEIGHT, width=config.INPUT.WIDTH, stride=config.MODEL.STRIDE,
-                                      seed=config.SEED))
+                                      seed=config.SEED, activation=config.MODEL.ACTIVATION))
+        if model.tower.has_text:
+            activation, known = find_activation(config.MODEL.CLIP_WEIGHTS, config.MODEL.ACTIVATION)
+            self.notes.append(f"activation of {quoted(config.MODEL.CLIP_WEIGHTS)}: {activation} ({known})")
         freeze(model.named_parameters(), config.OPTIM.FACTORS)
         self.weights = weights_digest(model.tower)
         return self.place(model)
@@ -151,7 +154,8 @@ class Setup:
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
-        for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes):
+        for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes,
+                     *self.notes):
             log.info(line)
         return log
 

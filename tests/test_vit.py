@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip.pretrained
+import open_clip.transformer
 import pytest
 import scripts
 import torch
@@ -83,7 +84,7 @@ def test_a_run_of_both_scripts(finished, new_model):
 
 def test_its_checkpoint_is_tested_with_the_settings_it_holds(finished, tmp_path, capsys):
     path = finished / "model_last.pth"
-    assert scripts.call(scripts.load("test"), ["--resume_path", path]) == 0
+    assert scripts.call(scripts.load("test"), ["--resume_path", path, "TEST.TRIALS", "2"]) == 0
     written = next(finished.glob("**/metrics.json"))
     assert json.loads(written.read_text())["rank1"] == pytest.approx(json.loads(
         (finished / "metrics.jsonl").read_text().splitlines()[-1])["test"]["rank1"])
@@ -130,7 +131,7 @@ def test_the_description_counts(model):
     ({"kind": "resnet"}, "", "does not fit together .* expected a model of kind clip_resnet"),
     ({"kind": "agw"}, "", "MODEL.TOWER of checkpoint model.pth is agw; expected clip_resnet or clip_vit"),
     ({"stride": 17}, "", "MODEL.STRIDE is 17"),
-    ({"activation": "gelu"}, "", "its activation is gelu, expected quick_gelu"),
+    ({"activation": "relu"}, "", "model.pth does not fit together .'relu'"),
     ({"stride": 4}, "", r"tower.positional_embedding has shape \(4, 128\); expected \(6, 128\)"),
     ({"height": 64}, "", r"tower.positional_embedding has shape \(4, 128\); expected \(8, 128\)"),
     ({}, "tower.proj", "does not fit together"), ({}, "tower.stems.", "holds no image side"),
@@ -164,6 +165,36 @@ def test_names(monkeypatch):
     with pytest.raises(UserError, match="weights no are missing"):
         load_tower("openai", name="ViT-B-16", height=32, width=16)
     assert asked == [url("ViT-B-16", "openai")] and asked[0].endswith("/ViT-B-16.pt")
+
+
+@pytest.mark.parametrize("file, asked, found", [
+    ("ViT-B-16.pt", "auto", "quick_gelu"), ("b16_400m.pt", "auto", "quick_gelu"), ("mine.pt", "auto", "quick_gelu"),
+    ("vit_b_32-quickgelu-laion400m_e31-d867053b.pt", "auto", "quick_gelu"), ("mine.pt", "gelu", "gelu"),
+    ("vit_b_16-laion400m_e32-55e67d44.pt", "auto", "gelu"), ("our-datacomp-copy.pt", "auto", "gelu"),
+    ("models--laion--CLIP-ViT-B-16-laion2B-s34B-b88K/snapshots/1/open_clip_pytorch_model.bin", "auto", "gelu"),
+    ("DFN2B-CLIP-ViT-B-16/open_clip_pytorch_model.bin", "auto", "quick_gelu"),
+    ("our-laion-copy.pt", "quick_gelu", "quick_gelu"), ("open_clip_pytorch_model.bin", "auto", None)])
+def test_the_activation_is_that_of_the_name(tiny_vit_file, tmp_path, file, asked, found):
+    """In the image tower, in the text tower, and in the checkpoint's tower; one that does not say it is QuickGELU's."""
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(Path(tiny_vit_file).read_bytes())
+    if found is None:
+        with pytest.raises(UserError, match="are open_clip's, and the name does not .* set MODEL.ACTIVATION gelu"):
+            load_clip(str(path))
+        return
+    kinds = {"gelu": torch.nn.GELU, "quick_gelu": open_clip.transformer.QuickGELU}
+    clip = load_clip(str(path), activation=asked)
+    assert {type(block.mlp.gelu) for tower in (clip.visual, clip) for block in tower.transformer.resblocks} == {
+        kinds[found]}
+    model = CCLNet(load_tower(str(path), height=HEIGHT, width=WIDTH, activation=asked))
+    content = {"state_dict": model.state_dict(), "model": model.describe()}
+    assert content["model"]["activation"] == found
+    assert torch.equal(outputs(model_from_checkpoint(content, "m")), outputs(model))
+    with pytest.raises(UserError, match="was trained with MODEL.ACTIVATION"):
+        model_from_checkpoint(content, "m", activation="gelu" if found == "quick_gelu" else "quick_gelu")
+    del content["model"]["activation"]
+    assert torch.equal(outputs(model_from_checkpoint(content, "m")), outputs(model)) == (found == "quick_gelu")
 
 
 # ---- Optimiser

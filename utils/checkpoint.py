@@ -2,7 +2,10 @@
 import io
 import json
 import os
+import pickle
+import re
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -116,12 +119,16 @@ def load_plain(source, what, remedy):
     """Read the content of a path or binary file that torch.save wrote, on the host; no pickled code is executed.
 
     Args: what: the file, for the sentence; remedy: its last part.
-    Raises: UserError: the file is damaged, holds more than tensors, numbers and text, or tensors that claim gigabytes
-        which the file does not hold.
+    Raises: UserError: the file is damaged, claims more than it holds, or holds more than tensors, numbers and text.
     """
-    with (explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"),
-          torch.serialization.safe_globals(NUMPY_GLOBALS)):
-        content = torch.load(source, map_location="cpu", weights_only=True)
+    with explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"):
+        _check_archive(source)
+        with torch.serialization.safe_globals(NUMPY_GLOBALS):
+            try:
+                content = torch.load(source, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                program = re.search(r"GLOBAL (\S+)", str(error))      # else what torch advises: to load it unsafely
+                raise ValueError(f"it names {program[1]}, which may be a program" if program else "it is damaged")
     for tensor in _tensors(content):
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         claimed = tensor.numel() * tensor.element_size()
@@ -129,6 +136,18 @@ def load_plain(source, what, remedy):
             raise UserError(f"{what} holds a tensor of shape {tuple(tensor.shape)} without its data; expected dense "
                             f"tensors. {remedy}")
     return content
+
+
+def _check_archive(source):
+    """Refuse an archive whose files are larger than itself, as torch.save writes none. Raises: ValueError."""
+    if not zipfile.is_zipfile(source):
+        return
+    with zipfile.ZipFile(source) as archive:
+        claimed = sum(file.file_size for file in archive.infolist())
+        archive.fp.seek(0, os.SEEK_END)
+        if claimed > archive.fp.tell():
+            raise ValueError(f"its files claim {claimed:,} bytes, but it has {archive.fp.tell():,}")
+        archive.fp.seek(0)
 
 
 def _tensors(content):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # How PyTorch's allocators and oneDNN say that there is no memory; all of them are plain RuntimeErrors.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "std::length_error",
                  "could not create a primitive", "could not create a memory", "could not allocate")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_out_of_memory(error):
@@ -38,8 +40,8 @@ class UserError(Exception):
 
 
 def in_brief(error):
-    """Return what an exception says, on one line of at most 160 characters."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+    """Return what an exception says, on one line of at most 160 characters, without colours of a terminal."""
+    return " ".join(COLOURS.sub("", str(getattr(error, "strerror", None) or error)).split())[:160]
 
 
 @contextlib.contextmanager
