@@ -7,6 +7,7 @@ from utils.errors import UserError, explained, in_brief, quoted
 
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
+SECONDS = 20                        # for the hub to answer
 METADATA = "cclnet"                 # the key under which a file's description lies, as JSON
 NORMALISED_WITH = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",
                    "half": "mean and deviation 0.5"}
@@ -71,10 +72,17 @@ def fetch(address):
     name, _, file = rest.partition("/")
     if not owner or not name:
         raise UserError(f"{address} names no model; expected hf://OWNER/NAME or hf://OWNER/NAME/FILE.safetensors")
-    from huggingface_hub import hf_hub_download  # slow to import
+    import huggingface_hub as hub  # slow to import
 
+    place = f"{owner}/{name}", file or FILE_NAME
     try:
-        return hf_hub_download(f"{owner}/{name}", file or FILE_NAME)
+        try:        # hf_hub_download asks a hub that does not answer for six minutes
+            hub.get_hf_file_metadata(hub.hf_hub_url(*place), timeout=SECONDS)
+        except Exception:
+            if isinstance(cached := hub.try_to_load_from_cache(*place), str):
+                return cached
+            raise
+        return hub.hf_hub_download(*place)
     except Exception as error:      # the library's own, its network library's, and OSError
         raise UserError(f"{address} cannot be fetched ({type(error).__name__}: {in_brief(error)}); "
                         f"expected a model on the Hugging Face Hub with {file or FILE_NAME}. Check its name and the "

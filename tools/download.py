@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, one_line  # noqa: E402
 
 FILE_URL = "https://drive.google.com/uc?id={id}"                   # for programs
 FILE_PAGE = "https://drive.google.com/file/d/{id}/view"            # for people
 FOLDER_PAGE = "https://drive.google.com/drive/folders/{id}"
 LABEL_NAMES = tuple(f"train_{m}_resized_pseudo_label.npy" for m in ("rgb", "ir"))
-RETRIES = 3                  # of an interrupted transfer, before the user is told
-TIMEOUT = 60                 # seconds without a byte
+RETRIES = 2                  # of an interrupted transfer, before the user is told
+TIMEOUT = 15                 # seconds without a byte
 
 
 class Asset(NamedTuple):
@@ -181,7 +181,7 @@ def main(arguments=None):
         raise UserError(f"no released asset was named; choose {', '.join(ASSETS)}, or see --list")
     else:
         for path in download(options.name, options.root, options.output_dir):
-            print(f"{path}: downloaded and checked")
+            print(f"{one_line(path)}: downloaded and checked")
 
 
 if __name__ == "__main__":

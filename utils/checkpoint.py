@@ -20,6 +20,7 @@ NUMPY_GLOBALS = [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQ
                    for name, function in (("scalar", np._core.multiarray.scalar),
                                           ("_reconstruct", np._core.multiarray._reconstruct)))]
 
+PARTIAL = ".cclnet-partial"     # how the name of a file ends that is not whole yet, and of no other program's
 LARGEST_CLAIM = 2 ** 32     # bytes of a tensor beyond those that its file holds
 
 
@@ -36,7 +37,7 @@ def write_atomically(path, write, keep=None):
                         "file or nothing there. Move it away, or name another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)

@@ -104,6 +104,11 @@ def one_line(text):
                    c.encode("unicode_escape").decode() for c in str(text))
 
 
+def shown(text):
+    """Write a text of several lines for a terminal: `one_line` of each."""
+    return "\n".join(map(one_line, str(text).split("\n")))
+
+
 def quoted(path):
     """Write a path for a sentence: in quotation marks if it holds more than one word, or nothing."""
     text = str(path)
