@@ -6,6 +6,7 @@ What a method sets (METHOD.TEMPERATURE and others) is declared beside its class 
 from utils.settings import Range, Setting
 
 COUNT, SHARE, FACTOR = Range(1, whole=True), Range(0, 1), Range(0)
+PATHS = ("OUTPUT_DIR", "PSEUDO_LABEL_DIR", "DATASET.ROOT", "DATASET.CACHE_DIR", "MODEL.CLIP_WEIGHTS")  # ~ is expanded
 
 SETTINGS = (
     Setting("OUTPUT_DIR", "runs/sysu", "a folder such as runs/sysu",

@@ -10,6 +10,7 @@ import torch
 
 from clustering.labels import ClusterSettings
 from configs.defaults import as_dict
+from configs.settings import PATHS
 from data.augment import Augmentation
 from data.images import open_bank, pick_cache
 from data.manifest import data_manifest
@@ -34,6 +35,7 @@ from utils.distributed import join_processes
 from utils.errors import UserError, quoted, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
+from utils.settings import differing_keys, flat
 
 
 class Setup:
@@ -50,6 +52,7 @@ class Setup:
             check_wandb()
         device = pick_device(config.DEVICE)
         self.processes = join_processes(device.type)
+        check_same_settings(config, self.processes)
         self.device = self.processes.own(device)
         with self.processes.in_turn():      # the first draws the demo's people
             self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
@@ -201,6 +204,15 @@ class Setup:
         with lock_folder(folder) if self.processes.writes else nullcontext():
             yield
             self.processes.leave()
+
+
+def check_same_settings(config, processes):
+    """Refuse settings that differ from those of the first process, but for paths. Raises: UserError."""
+    own = flat(as_dict(config))
+    first = processes.once(lambda: own)
+    for key in set(differing_keys([first, own])) - set(PATHS):
+        raise UserError(f"process {processes.rank} has {key} {own.get(key)}, and process 0 has {first.get(key)}; "
+                        "start all processes with the same settings")
 
 
 def check_shares(config, size):

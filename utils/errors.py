@@ -157,12 +157,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def _known_spelling(self, word):
-        """Translate --one-flag=value to the spelling of the flag that is known, --one_flag=value."""
+        """Translate --one-flag=value to the spelling of the flag that is known, --one_flag=value; expand its ~."""
         flag, equals, value = word.partition("=")
         known = {option.replace("-", "_"): option for option in reversed(self._option_string_actions)}
-        if not flag.startswith("--") or flag in self._option_string_actions:
-            return word
-        return known.get(flag.replace("-", "_"), flag) + equals + value
+        if flag.startswith("--") and flag not in self._option_string_actions:
+            flag = known.get(flag.replace("-", "_"), flag)
+        return flag + equals + os.path.expanduser(value)        # which no shell expands behind =
 
     def error(self, message):
         """Raises UserError."""
