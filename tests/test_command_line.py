@@ -47,7 +47,9 @@ def test_scripts_and_tools_answer_at_once_from_any_folder(tmp_path):
                            "matplotlib numpy scipy PIL", *(str(ROOT / f"{name}.py") for name in names)],
                           cwd=tmp_path, env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for script, word, code, out, err, imported in json.loads(done.stdout):
+    found = json.loads(done.stdout)
+    assert len(found) == 2 * len(names)
+    for script, word, code, out, err, imported in found:
         name = script.removeprefix(f"{ROOT}/").removesuffix(".py")
         if word == "--help":
             told = {**TOOLS, **IMPORTING}.get(name.removeprefix("tools/"), "")
