@@ -67,6 +67,8 @@ def test_a_file_is_read_as_it_was_typed(yml):
     ("TEST: {PROTOCOL: x}", "sets TEST.PROTOCOL to x; expected python or original-1 or"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none"),
     ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"),
+    ("PREPARE: {EPOCHS: 0}", "sets PREPARE.EPOCHS to 0; expected a whole number from 1 on"),
+    ("PRECISION: fp16", "sets PRECISION to fp16; expected released or fp32 or tf32 or bf16"),
     ("OUTPUT_DIR: ''", "sets OUTPUT_DIR to ''; expected a folder"),
     ("SEED: __import__('os')", "sets SEED to __import__")])
 def test_what_a_file_may_not_say(yml, text, sentence):
