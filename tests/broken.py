@@ -150,6 +150,16 @@ def other_architecture(content):
     state["trunk.layer3.0.conv1.weight"] = torch.ones(7, 7, 1, 1)
 
 
+def of_before(content):
+    """Names of a checkpoint as they were before the settings of a method stood beside it."""
+    config = content["config"]
+    config["MEMORY"] = {"METHOD": "cclnet", "SWAP_EPOCH": 2, "MATCH_BY": "prototype", "TEMPERATURE": 0.05}
+    config["FINETUNE"]["RESTART_AT_SWAP"] = config["FINETUNE"].pop("RESTART_AT_CROSS")
+    config["CHECKPOINT"] = {"MINUTES": 10}
+    del config["METHOD"]
+    content["model"]["kind"] = "resnet"
+
+
 def labels_without_digest(place):
     folder = shutil.copytree(place.finished / "run" / "pseudo_labels", place.base / "labels")
     file = next(folder.glob("*.json"))

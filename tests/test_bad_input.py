@@ -127,6 +127,7 @@ CHECKPOINTS = [
          "--allow_other_data"),
     case("state file as checkpoint", "test",
          lambda p: p.flags.extend(["--resume_path", p.finished / "run" / "prepare_state.pth"]), "holds no image side"),
+    case("a checkpoint of before", "test", lambda p: p.checkpoint(broken.of_before), None),
     case("resuming with another seed", "train_prepare", lambda p: p.resumed(SEED=2), "SEED 1, now it is 2"),
     case("resuming with other clusters", "train_clip", lambda p: p.resumed(CLUSTER__EPS=0.5), "CLUSTER.EPS 0.6"),
     case("resuming with fewer epochs", "train_prepare",

@@ -8,13 +8,15 @@ from model.towers.clip_vit import ClipViT
 from utils.errors import UserError, quoted
 
 TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT)}      # a project of its own adds to it
+FORMER_KINDS = {"resnet": "clip_resnet", "vit": "clip_vit"}         # as earlier checkpoints call them
 
 
 def tower_class(kind, what="MODEL.TOWER"):
     """Return the class of a tower. Args: what: names it, for the message. Raises: UserError: there is none."""
+    kind = FORMER_KINDS.get(str(kind), str(kind))
     if kind not in TOWERS:
-        near = difflib.get_close_matches(str(kind), TOWERS, 1)
-        raise UserError(f"{what} is {str(kind)[:80]}{f'; did you mean {near[0]}?' if near else ''}; expected "
+        near = difflib.get_close_matches(kind, TOWERS, 1)
+        raise UserError(f"{what} is {kind[:80]}{f'; did you mean {near[0]}?' if near else ''}; expected "
                         f"{' or '.join(TOWERS)}. Import the module that adds another to model.towers.registry.TOWERS")
     if TOWERS[kind].kind != kind:       # checkpoints would tell another tower
         raise ValueError(f"TOWERS has {TOWERS[kind].__name__} as {kind}, but its `kind` is {TOWERS[kind].kind!r}")
