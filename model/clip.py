@@ -73,10 +73,11 @@ def find_activation(weights, asked="auto"):
         return QUICK_GELU, "as all of OpenAI's"
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained  # slow to import
 
-    path = Path(weights).resolve()
-    names = {part.rpartition("--")[2].lower() for part in (*path.parts[-4:], path.stem)}
+    path = Path(weights).absolute()
+    names = {part.rpartition("--")[2].lower() for part in path.parts[-4:]} - {""}
     for known in (get_pretrained_cfg(*pair) for pair in list_pretrained()):
-        if {known["url"].rpartition("/")[2].lower(), known["hf_hub"].strip("/").rpartition("/")[2].lower()} & names:
+        repository = known["hf_hub"].strip("/").split("/")[1:2]
+        if names & {name.lower() for name in (known["url"].rpartition("/")[2], *repository)}:
             return QUICK_GELU if known.get("quick_gelu") else GELU, "by open_clip's list of names"
     if "quickgelu" in path.name.lower().replace("_", ""):
         return QUICK_GELU, "by the file's name"

@@ -157,6 +157,7 @@ def test_names(monkeypatch):
     ("vit_b_32-quickgelu-laion400m_e31-d867053b.pt", "auto", "quick_gelu"), ("mine.pt", "gelu", "gelu"),
     ("vit_b_16-laion400m_e32-55e67d44.pt", "auto", "gelu"), ("our-datacomp-copy.pt", "auto", "gelu"),
     ("models--laion--CLIP-ViT-B-16-laion2B-s34B-b88K/snapshots/1/open_clip_pytorch_model.bin", "auto", "gelu"),
+    ("pytorch_model.bin", "auto", "quick_gelu"),
     ("DFN2B-CLIP-ViT-B-16/open_clip_pytorch_model.bin", "auto", "quick_gelu"),
     ("our-laion-copy.pt", "quick_gelu", "quick_gelu"), ("open_clip_pytorch_model.bin", "auto", None)])
 def test_the_activation_is_that_of_the_name(tiny_vit_file, tmp_path, file, asked, found):
