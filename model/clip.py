@@ -87,7 +87,7 @@ def find_activation(weights, asked="auto"):
         raise UserError(f"weights {quoted(weights)} are open_clip's, and the name does not tell their activation; set "
                         "MODEL.ACTIVATION gelu (LAION's, DataComp's and most others) or quick_gelu (OpenAI's, "
                         "MetaCLIP's, DFN's)")
-    return QUICK_GELU, "as OpenAI's, for the file's name does not tell; set MODEL.ACTIVATION if it is another's"
+    return QUICK_GELU, "as OpenAI's; its name does not tell"
 
 
 def _download(name):

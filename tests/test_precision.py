@@ -46,7 +46,8 @@ def test_all_scripts_run_in_bf16(words, tmp_path, monkeypatch):
     run, test = tmp_path / "run", tmp_path / "test"
     for script in ("train_prepare", "train_clip"):
         assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
-    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", test]) == 0
+    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", test,
+                                               "TEST.TRIALS", 2]) == 0
     assert convolutions == {torch.bfloat16}
     assert in_bf16 == {"cross_entropy": {False}, "image_to_text": {False}}      # losses stay fp32
 

@@ -141,7 +141,8 @@ def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
     words = scripts.settings(DATASET__ROOT=trees.people_tree(tmp_path / "data"), MODEL__CLIP_WEIGHTS=tiny_clip_file)
     for script in ("train_prepare", "train_clip"):
         assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
-    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", tested]) == 0
+    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "OUTPUT_DIR", tested,
+                                               "TEST.TRIALS", 2]) == 0
     metrics = torch.load(run / "model_last.pth", weights_only=True)["metrics"]
     for folder, pages in ((run, 2), (next(tested.rglob("report.html")).parent, 1)):
         log, text = ((folder / name).read_text() for name in ("log.txt", "report.html"))
