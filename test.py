@@ -43,7 +43,8 @@ def main():
         check_same_data(content, path, setup.facts())
     if path:
         model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH,
-                                                  config.MODEL.STRIDE, config.MODEL.TOWER))
+                                                  config.MODEL.STRIDE, config.MODEL.TOWER,
+                                                  config.MODEL.ACTIVATION))
     else:
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]

@@ -6,7 +6,8 @@ from model.released import checkpoint_size, released_state
 from utils.settings import flat
 
 # All others are of the run or the machine that trained it: where files go, what is logged, which galleries are drawn.
-TAKEN = ("MODEL.", "INPUT.", "PRECISION", "DATASET.NAME", "DATASET.ROOT", "DATASET.TRIAL", "DATASET.CHECK_COUNTS")
+TAKEN = ("MODEL.", "INPUT.", "PRECISION", "DATASET.NAME", "DATASET.ROOT", "DATASET.TRIAL", "DATASET.CHECK_COUNTS",
+         "METHOD.NAME")     # which the page of a test names; an unknown one is left out
 
 
 def settings_of(content):

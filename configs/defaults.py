@@ -7,7 +7,7 @@ import os
 import yaml
 from yacs.config import CfgNode
 
-from configs.settings import SETTINGS
+from configs.settings import PATHS, SETTINGS
 from loss.methods import METHODS
 from utils.errors import UserError, quoted
 from utils.settings import check, flat
@@ -127,10 +127,10 @@ def _stored(setting, value):
 
 
 def _typed(setting, value, source):
-    """Turn what was typed into the type of a setting's default; text stays as it is. Raises: UserError."""
+    """Turn what was typed into the type of a setting's default; of text only a path's ~ changes. Raises: UserError."""
     kind = type(setting.default)
     if kind is str and isinstance(value, str):
-        return value
+        return os.path.expanduser(value) if setting.name in PATHS else value
     try:
         found = _literal(value)
         if kind is float and type(found) is int:

@@ -6,6 +6,7 @@ What a method sets (METHOD.TEMPERATURE and others) is declared beside its class 
 from utils.settings import Range, Setting
 
 COUNT, SHARE, FACTOR = Range(1, whole=True), Range(0, 1), Range(0)
+PATHS = ("OUTPUT_DIR", "PSEUDO_LABEL_DIR", "DATASET.ROOT", "DATASET.CACHE_DIR", "MODEL.CLIP_WEIGHTS")  # ~ is expanded
 
 SETTINGS = (
     Setting("OUTPUT_DIR", "runs/sysu", "a folder such as runs/sysu",
@@ -44,6 +45,8 @@ SETTINGS = (
     Setting("MODEL.NAME", "RN50", ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                                    "ViT-L-14-336"), "which of OpenAI's CLIPs; a file's kind is read from it"),
     Setting("MODEL.CLIP_WEIGHTS", "openai", "openai or a file", "openai (MODEL.NAME, downloaded), or a file"),
+    Setting("MODEL.ACTIVATION", "auto", ("auto", "gelu", "quick_gelu"), "of a CLIP's transformers: gelu in most of "
+            "open_clip's own, quick_gelu in OpenAI's; auto: by the file's name (docs/backbones.md)"),
     Setting("MODEL.STRIDE", 16, Range(1, 2048, whole=True),
             "pixels between patches of a vision transformer; a ResNet's map has always 16"),
     Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit or one of your own; empty: that of the "

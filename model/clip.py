@@ -4,6 +4,8 @@ Any OpenAI-format CLIP will do whose image tower is a ModifiedResNet or a vision
 are read from the names and shapes of its weights. open_clip is slow to import, so functions import it when called.
 """
 import os
+import socket
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +15,20 @@ from model.state_dict import OTHER_WEIGHTS, check_state_dict, read_state_dict
 from utils.errors import UserError, explained, quoted
 
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
+SECONDS = 30                        # without a byte of a download
 DEFAULT_NAME = "RN50"               # of MODEL.NAME, which beside a file says nothing
 TEXT_KEYS = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")     # what archives hold beside weights
+QUICK_GELU, GELU = "quick_gelu", "gelu"     # x sigmoid(1.702 x), and the Gaussian one
 HEAD_WIDTH = 64                     # numbers of an attention head, in all of OpenAI's CLIPs
 
 
-def load_clip(weights="openai", name=DEFAULT_NAME):
+def load_clip(weights="openai", name=DEFAULT_NAME, activation="auto"):
     """Load a CLIP: an `open_clip.CLIP` with fp32 weights, in evaluation mode.
 
     Args:
         weights: "openai" (downloaded, verified and cached by open_clip) or a file (`read_state_dict`);
-        name: open_clip's name of OpenAI's model.
+        name: open_clip's name of OpenAI's model; activation: of `find_activation`.
     Raises: UserError: the weights are missing, unreadable, not finite, no CLIP, or of another kind than the name's.
     """
     from open_clip.model import build_model_from_openai_state_dict
@@ -32,14 +36,12 @@ def load_clip(weights="openai", name=DEFAULT_NAME):
     path = _download(name) if weights == "openai" else weights
     state = {key: value.float() if value.is_floating_point() else value
              for key, value in read_state_dict(path).items() if key not in NO_WEIGHTS}
-    if "visual.conv1.weight" not in state:
-        raise UserError(f"weights {quoted(path)} hold no image tower of CLIP; expected OpenAI's names, of a ResNet or "
-                        f"a vision transformer. {OTHER_WEIGHTS}")
-    if missing := [key for key in TEXT_KEYS if key not in state]:
-        raise UserError(f"weights {quoted(path)} lack the text tower ({', '.join(missing)}); expected a whole CLIP. "
-                        f"{OTHER_WEIGHTS}")
-    kinds = {True: "a vision transformer", False: "a ResNet"}
     found, named = "visual.class_embedding" in state, name.startswith("ViT")
+    needed = ("visual.conv1.weight", *TEXT_KEYS, *(("visual.proj",) if found else ()))
+    if missing := [key for key in needed if key not in state]:
+        raise UserError(f"weights {quoted(path)} lack {', '.join(missing)}; expected a whole CLIP, image and text "
+                        f"tower, a ResNet or a vision transformer under OpenAI's names. {OTHER_WEIGHTS}")
+    kinds = {True: "a vision transformer", False: "a ResNet"}
     if name != DEFAULT_NAME and named != found:
         raise UserError(f"MODEL.NAME is {name}, {kinds[named]}, but the weights {quoted(path)} hold {kinds[found]}; "
                         "leave MODEL.NAME out, for a file's kind is read from its weights, or set MODEL.CLIP_WEIGHTS "
@@ -48,10 +50,44 @@ def load_clip(weights="openai", name=DEFAULT_NAME):
         if found and (width := len(state["visual.class_embedding"])) % HEAD_WIDTH:
             raise UserError(f"weights {quoted(path)} hold a vision transformer of width {width}; expected a multiple "
                             f"of {HEAD_WIDTH}, the width of a head in OpenAI's format. {OTHER_WEIGHTS}")
-        model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32).float()
+        model = build_model_from_openai_state_dict(dict(state), find_activation(weights, activation)[0] == QUICK_GELU,
+                                                   torch.float32).float()
     check_state_dict(state, model.state_dict(), f"the file {quoted(path)}", OTHER_WEIGHTS)
     model.load_state_dict(state)        # open_clip has cast them to fp16
     return model.eval()
+
+
+def find_activation(weights, asked="auto"):
+    """Find the activation of a CLIP's transformers, which its weights do not tell: QuickGELU or GELU.
+
+    OpenAI's CLIPs have QuickGELU, and most that open_clip trained have GELU. The name of the file or of its folder
+    tells where it is one that open_clip downloads, or says quickgelu, LAION, DataComp or CommonPool.
+
+    Args: weights: of `load_clip`; asked: MODEL.ACTIVATION, "auto" for that of the name.
+    Returns: "quick_gelu" or "gelu"; from what that is known.
+    Raises: UserError: the file is open_clip's, and its name does not tell which.
+    """
+    if asked != "auto":
+        return asked, "MODEL.ACTIVATION"
+    if weights == "openai":
+        return QUICK_GELU, "as all of OpenAI's"
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained  # slow to import
+
+    path = Path(weights).absolute()
+    names = {part.rpartition("--")[2].lower() for part in path.parts[-4:]} - {""}
+    for known in (get_pretrained_cfg(*pair) for pair in list_pretrained()):
+        repository = known["hf_hub"].strip("/").split("/")[1:2]
+        if names & {name.lower() for name in (known["url"].rpartition("/")[2], *repository)}:
+            return QUICK_GELU if known.get("quick_gelu") else GELU, "by open_clip's list of names"
+    if "quickgelu" in path.name.lower().replace("_", ""):
+        return QUICK_GELU, "by the file's name"
+    if any(word in path.name.lower() for word in ("laion", "datacomp", "commonpool")):
+        return GELU, "by the file's name"
+    if path.name.startswith("open_clip_"):
+        raise UserError(f"weights {quoted(weights)} are open_clip's, and the name does not tell their activation; set "
+                        "MODEL.ACTIVATION gelu (LAION's, DataComp's and most others) or quick_gelu (OpenAI's, "
+                        "MetaCLIP's, DFN's)")
+    return QUICK_GELU, "as OpenAI's; its name does not tell"
 
 
 def _download(name):
@@ -61,9 +97,14 @@ def _download(name):
     if not url:
         raise UserError(f"MODEL.NAME is {name}; choose {' or '.join(list_pretrained_models_by_tag('openai'))}")
     place = os.path.join(CACHE_DIR, os.path.basename(url))
-    with explained(f"CLIP weights could not be downloaded from {url}",
-                   f"download the file with a browser to {place}, or set MODEL.CLIP_WEIGHTS to its path"):
-        return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)       # open_clip sets none and would wait for ever
+    try:
+        with explained(f"CLIP weights could not be downloaded from {url}",
+                       f"download the file with a browser to {place}, or set MODEL.CLIP_WEIGHTS to its path"):
+            return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def resize_positions(positions, rows, columns):

@@ -31,31 +31,34 @@ LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv
              "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
 TEXT_PARTS = ("positional_embedding", "text_projection", "transformer.", "ln_final.")
 RANKS = (1, 5, 10, 20)
-SETTINGS = {"height": "INPUT.HEIGHT", "width": "INPUT.WIDTH", "stride": "MODEL.STRIDE", "kind": "MODEL.TOWER"}
+SETTINGS = {"height": "INPUT.HEIGHT", "width": "INPUT.WIDTH", "stride": "MODEL.STRIDE", "kind": "MODEL.TOWER",
+            "activation": "MODEL.ACTIVATION"}
 DAMAGED = "Train or download it again"
 
 
-def model_from_checkpoint(content, path, height=None, width=None, stride=None, tower=""):
+def model_from_checkpoint(content, path, height=None, width=None, stride=None, tower="", activation="auto"):
     """Build the `CCLNet` of a checkpoint's content (`utils.checkpoint.load_checkpoint`), in evaluation mode.
 
     The released format is recognised. The weights that training started from are not needed.
 
-    Args: path: for messages; height, width, stride, tower: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE, MODEL.TOWER of the
-        configuration; None, "": the checkpoint's.
+    Args: path: for messages; height, width, stride, tower, activation: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE,
+        MODEL.TOWER and MODEL.ACTIVATION of the configuration; None, "", "auto": the checkpoint's.
     Raises: UserError: the content is no checkpoint of an image side, was trained with other settings, or is damaged.
     """
-    what, asked = f"checkpoint {quoted(path)}", {"height": height, "width": width, "stride": stride, "kind": tower}
+    what = f"checkpoint {quoted(path)}"
+    asked = {"height": height, "width": width, "stride": stride, "kind": tower or None,
+             "activation": None if activation == "auto" else activation}
     state = _our_state(content, what)
     told = content.get("model") if isinstance(content.get("model"), dict) else {}
     of_tower = {name.removeprefix("tower."): value for name, value in state.items() if name.startswith("tower.")}
     chosen = (tower_class(told["kind"], f"MODEL.TOWER of {what}") if "kind" in told
               else recognised(of_tower, f"the weights of {what}", DAMAGED))
-    told = {**told, "kind": chosen.kind}
+    told = {**chosen.unsaid, **told, "kind": chosen.kind}
     for key, setting in SETTINGS.items():
-        if asked[key] not in (None, "", told.get(key, asked[key])):
+        if asked[key] not in (None, told.get(key, asked[key])):
             raise UserError(f"{what} was trained with {setting} {told[key]}, now it is {asked[key]}. Use the "
                             "configuration of the training run")
-    told = {**{key: value for key, value in asked.items() if value not in (None, "")}, **told}
+    told = {**{key: value for key, value in asked.items() if value is not None}, **told}
     if "height" not in told:
         told.update(zip(("height", "width"), checkpoint_size(content) or ()))
     if "height" not in told:

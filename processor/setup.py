@@ -12,6 +12,7 @@ from clustering.labels import ClusterSettings
 from configs.defaults import as_dict
 from configs.groups import label_differences
 from configs.identity import identity, images_digest
+from configs.settings import PATHS
 from data.augment import Augmentation
 from data.cache import open_banks
 from data.images import pick_cache
@@ -21,7 +22,7 @@ from data.registry import open_dataset
 from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import TextTower, load_clip
+from model.clip import TextTower, find_activation, load_clip
 from model.state_dict import weights_digest
 from model.towers.registry import load_tower
 from processor.evaluate import Tester, check_matches
@@ -37,7 +38,7 @@ from utils.distributed import join_processes
 from utils.errors import UserError, quoted, stops_on_signals
 from utils.modality import Modality
 from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
-from utils.settings import flat
+from utils.settings import differing_keys, flat
 
 
 class Setup:
@@ -49,12 +50,13 @@ class Setup:
     """
 
     def __init__(self, config, script):
-        self.config, self.script = config, script
+        self.config, self.script, self.notes = config, script, []
         self.weights = ""       # digest of the weights that a new network begins with
         if config.LOG.WANDB:
             check_wandb()
         device = pick_device(config.DEVICE)
         self.processes = join_processes(device.type)
+        check_same_settings(config, self.processes)
         self.device = self.processes.own(device)
         with self.processes.in_turn():      # the first draws the demo's people
             self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
@@ -68,7 +70,7 @@ class Setup:
     def clip(self):
         """The `open_clip.CLIP` whose texts train_clip.py uses."""
         with self.processes.in_turn():      # the first downloads the weights
-            return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME)
+            return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME, self.config.MODEL.ACTIVATION)
 
     def text(self):
         """Return the frozen `TextTower` of the run's CLIP, on the device."""
@@ -80,7 +82,10 @@ class Setup:
         with self.processes.in_turn():      # the first downloads the weights
             model = CCLNet(load_tower(config.MODEL.CLIP_WEIGHTS, config.MODEL.TOWER, config.MODEL.NAME,
                                       height=config.INPUT.HEIGHT, width=config.INPUT.WIDTH, stride=config.MODEL.STRIDE,
-                                      seed=config.SEED))
+                                      seed=config.SEED, activation=config.MODEL.ACTIVATION))
+        if model.tower.has_text:
+            activation, known = find_activation(config.MODEL.CLIP_WEIGHTS, config.MODEL.ACTIVATION)
+            self.notes.append(f"activation of {quoted(config.MODEL.CLIP_WEIGHTS)}: {activation} ({known})")
         freeze(model.named_parameters(), config.OPTIM.FACTORS)
         self.weights = weights_digest(model.tower)
         return self.place(model)
@@ -173,7 +178,8 @@ class Setup:
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
-        for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes):
+        for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes,
+                     *self.notes):
             log.info(line)
         return log
 
@@ -224,6 +230,15 @@ class Setup:
         with lock_folder(folder) if self.processes.writes else nullcontext():
             yield
             self.processes.leave()
+
+
+def check_same_settings(config, processes):
+    """Refuse settings that differ from those of the first process, but for paths. Raises: UserError."""
+    own = flat(as_dict(config))
+    first = processes.once(lambda: own)
+    for key in set(differing_keys([first, own])) - set(PATHS):
+        raise UserError(f"process {processes.rank} has {key} {own.get(key)}, and process 0 has {first.get(key)}; "
+                        "start all processes with the same settings")
 
 
 def check_shares(config, size):

@@ -1,6 +1,7 @@
 """Configurations: what a typed value becomes, whose settings win, and what is refused."""
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,8 @@ def yml(tmp_path):
 
 @pytest.mark.parametrize("key, typed, becomes", [
     ("OUTPUT_DIR", "2024_01", "2024_01"), ("OUTPUT_DIR", "1.10", "1.10"), ("OUTPUT_DIR", "True", "True"),
-    ("OUTPUT_DIR", "a=b", "a=b"), ("SEED", "7", 7), ("OPTIM.LR", "1", 1.0), ("OPTIM.LR", "3.5e-4", 0.00035),
+    ("OUTPUT_DIR", "a=b", "a=b"), ("OUTPUT_DIR", "~/runs", str(Path.home() / "runs")), ("SEED", "7", 7),
+    ("OPTIM.LR", "1", 1.0), ("OPTIM.LR", "3.5e-4", 0.00035),
     ("COMPILE", "true", True), ("COMPILE", "False", False), ("OPTIM.STEPS", "[3, 4]", [3, 4]),
     ("OPTIM.FACTORS", "[['neck.', 0.5], ['tower.', 0]]", [["neck.", 0.5], ["tower.", 0]])])
 def test_what_was_typed_gets_its_settings_type(key, typed, becomes):
@@ -67,6 +69,8 @@ def test_a_file_is_read_as_it_was_typed(yml):
     ("TEST: {PROTOCOL: x}", "sets TEST.PROTOCOL to x; expected python or original-1 or"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none"),
     ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"),
+    ("PREPARE: {EPOCHS: 0}", "sets PREPARE.EPOCHS to 0; expected a whole number from 1 on"),
+    ("PRECISION: fp16", "sets PRECISION to fp16; expected released or fp32 or tf32 or bf16"),
     ("OUTPUT_DIR: ''", "sets OUTPUT_DIR to ''; expected a folder"),
     ("SEED: __import__('os')", "sets SEED to __import__")])
 def test_what_a_file_may_not_say(yml, text, sentence):

@@ -1,5 +1,6 @@
 """Downloads from a local server that behaves well, breaks off, sends a web page, or sends damaged files."""
 import io
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from data.pseudo_labels import FILE_NAMES
+from model.clip import load_clip
+from model.published import load_checkpoint
 from model.released import LANDMARKS
 from tools import download
 from utils.errors import UserError
@@ -110,6 +113,22 @@ def test_wrong_file_is_deleted_and_named(server, tmp_path, content, found):
     assert download.download("regdb-clip-trial1", output_dir=tmp_path)
 
 
+def test_a_server_that_never_answers(monkeypatch, tmp_path):
+    """Neither a released file, nor a model on the hub, nor OpenAI's CLIP is waited for for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        for target, value in ((f"{download.__name__}.FILE_URL", address), (f"{download.__name__}.RETRIES", 0),
+                              (f"{download.__name__}.TIMEOUT", 0.2), ("model.published.SECONDS", 0.2),
+                              ("huggingface_hub.hf_hub_url", lambda *_: address), ("model.clip.SECONDS", 0.2),
+                              ("model.clip.CACHE_DIR", str(tmp_path)),
+                              ("open_clip.pretrained.get_pretrained_url", lambda *_: f"{address}1/RN50.pt")):
+            monkeypatch.setattr(target, value)
+        for fetch in (lambda: download.download("sysu-prepare", output_dir=tmp_path),
+                      lambda: load_checkpoint("hf://nobody/nothing"), load_clip):
+            with pytest.raises(UserError, match="timed out"):
+                fetch()
+
+
 def test_moved_file_gives_the_browser_address(server, tmp_path):
     with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):
         download.download("sysu-clip-2024-03", output_dir=tmp_path)
@@ -159,7 +178,7 @@ def test_blocked_or_strange_folder(labels, monkeypatch):
     with pytest.raises(UserError, match="holds train_rgb_resized_pseudo_label.npy instead of"):
         fetch()
     monkeypatch.setattr(download.gdown, "download_folder", lambda **_: 1 / 0)
-    with pytest.raises(UserError, match="cannot be listed .*ZeroDivisionError.*drive/folders/1porz.* with a browser"):
+    with pytest.raises(UserError, match="cannot be listed .*division by zero.*drive/folders/1porz.* with a browser"):
         fetch()
 
 

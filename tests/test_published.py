@@ -66,6 +66,9 @@ def test_model_card(folder):
     half = {"config": {"INPUT": {"NORMALISATION": "half"}}}
     assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card("", half, "mit")
     assert set(NORMALISED_WITH) == set(augment.NORMALISATIONS)
+    theirs = {"dataset": "x](http://a)\n# <script>\x1b[31m", "metrics": {"protocol": "|`", "rank1": 0.5}, "config": 3}
+    card = model_card("", theirs, "mit")
+    assert "# CCLNet on x\\](http://a)\\\\n\\# &lt;script&gt;\\\\x1b\\[31m\n" in card and "Results: \\|\\`\n" in card
 
 
 def test_the_released_format_is_published_too(checkpoint, folder, tmp_path):
@@ -73,7 +76,7 @@ def test_the_released_format_is_published_too(checkpoint, folder, tmp_path):
     export([str(tmp_path / "released.pth"), str(tmp_path / "out"), "--safetensors"])
     ours, read = load_checkpoint(folder / FILE_NAME), load_checkpoint(tmp_path / "out" / FILE_NAME)
     assert all(torch.equal(value, read["state_dict"][name]) for name, value in ours["state_dict"].items())
-    assert "config" not in read and "unknown data" in (tmp_path / "out/README.md").read_text()
+    assert "config" not in read and "CCLNet on unknown data" in (tmp_path / "out/README.md").read_text()
 
 
 def test_it_is_tested_as_the_checkpoint_is(checkpoint, folder, tree, tmp_path, monkeypatch):
@@ -94,9 +97,14 @@ def test_what_is_refused(folder, tmp_path, checkpoint):
         path.write_bytes(data)
         with pytest.raises(UserError, match=sentence):
             load_checkpoint(path)
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(UserError, match="is a file; expected a folder"):
-        export([str(checkpoint), str(tmp_path / "out"), "--safetensors"])
+    (tmp_path / "out").mkdir()
+    for place in ("out/README.md", "out.pth", "folder"):        # a file of the user's, the same twice, a file as folder
+        (tmp_path / place).write_text("mine")
+    for words in (["out", "--safetensors"], ["out.pth"], ["folder", "--safetensors"]):
+        with pytest.raises(UserError, match="is there already, and is not replaced"):
+            export([str(checkpoint), str(tmp_path / words[0]), *words[1:]])
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["README.md"]
+    assert (tmp_path / "out/README.md").read_text() == (tmp_path / "out.pth").read_text() == "mine"
     with pytest.raises(UserError, match="names no model"):
         load_checkpoint("hf://owner")
 
@@ -112,6 +120,7 @@ def test_from_the_hub(folder, monkeypatch):
         return str(folder / FILE_NAME)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: None)
     assert load_checkpoint("hf://lab/ours")["epoch"] == load_checkpoint("hf://lab/ours/other.safetensors")["epoch"] == 7
     with pytest.raises(UserError, match="hf://lab/none cannot be fetched .OSError: 404 Client Error. Repository Not F"):
         load_checkpoint("hf://lab/none")

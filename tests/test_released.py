@@ -87,7 +87,7 @@ def test_exact_released_file_is_tested_without_clip(tmp_path, golden, monkeypatc
     torch.save({"state_dict": state, "cmc": np.linspace(0.55, 0.9, 20), "mAP": np.float64(0.5038),
                 "mINP": np.float64(0.37), "epoch": 57}, path)
     scripts.without_report(monkeypatch)
-    root = trees.people_tree(tmp_path / "data", ids={"train": (1,), "val": (2,), "test": (3, 4)})
+    root = trees.people_tree(tmp_path / "data", ids={"train": (1,), "val": (2,), "test": (3,)})
     words = ["DATASET.ROOT", root, "DATASET.CHECK_COUNTS", "False", "DEVICE", "cpu", "OUTPUT_DIR", tmp_path / "out",
              "MODEL.CLIP_WEIGHTS", "no/file"]
     assert scripts.call(scripts.load("test"), ["--resume_path", path, *words]) == 0
@@ -160,7 +160,7 @@ def test_wrong_files_are_refused(exported, ours, golden, tmp_path):
     other = tmp_path / "other.pt"
     torch.save(golden.recipe.clip_state_dict(3, width=8, embed=128, text_width=64, text_layers=1), other)
     for words, sentence in (((exported, tmp_path / "again.pth"), "released format already"),
-                            ((ours, ours), "the checkpoint itself"),
+                            ((ours, ours), "is there already"),
                             ((ours, tmp_path / "out.pth", "--clip_weights", other), "--clip_weights")):
         with pytest.raises(UserError, match=sentence):
             main([*map(str, words)])

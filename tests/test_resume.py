@@ -100,8 +100,8 @@ def strike(number, name, words, line, out):
 def test_kills_and_signals_in_every_stage_change_nothing(words, whole, tmp_path):
     folder, out = tmp_path / "run", tmp_path / "out"
     folder.mkdir()
-    (folder / ".mine.123.partial").write_text("mine")
-    (folder / ".prepare_last.pth.123.partial").write_text("what a killed run has left")
+    (folder / ".prepare_last.pth.mine.partial").write_text("mine")
+    (folder / ".prepare_last.pth.123.cclnet-partial").write_text("what a killed run has left")
     for name, strikes in STRIKES.items():
         for line, number in strikes:
             code, last = strike(number, name, words(folder), line, out)
@@ -115,7 +115,7 @@ def test_kills_and_signals_in_every_stage_change_nothing(words, whole, tmp_path)
         assert run.codes() == [0], run.said()
     log = (folder / "log.txt").read_text()
     assert all(f"{stage}: resuming with epoch" in log for stage in ("prepare", "prompt", "finetune"))
-    assert [path.name for path in folder.glob(".*.partial")] == [".mine.123.partial"]
+    assert [path.name for path in folder.glob(".*partial")] == [".prepare_last.pth.mine.partial"]
     assert_same_result(folder, whole)
 
 
@@ -171,7 +171,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(number, sentence, whole, wo
         assert here("train_prepare", words(folder)) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and sentence in said and "free space" in said
-    assert not list(folder.glob(".*.partial"))
+    assert not list(folder.glob(".*partial"))
     assert here("train_prepare", words(folder)) == 0
     assert "prepare: resuming with epoch 2" in capsys.readouterr().out
     assert_same_result(folder, whole, ["prepare"])

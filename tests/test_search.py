@@ -50,16 +50,21 @@ def test_search_twice(words, monkeypatch, capsys):
     call(words, monkeypatch)
     again = capsys.readouterr().out
     assert "features from the last search" in again and again.splitlines()[1:] == first.splitlines()[1:]
+    features, = words["--output"].glob("features-*.npy")
+    np.save(features, np.load(features)[::-1])      # altered since
+    call(words, monkeypatch)
+    assert capsys.readouterr().out == first
 
 
 def test_a_changed_folder_is_embedded_again(words, monkeypatch, capsys, tmp_path):
     """A folder inside one that begins with a dot is no hidden one."""
     gallery = shutil.copytree(words["--gallery"], tmp_path / ".hidden/gallery")
     call(words, monkeypatch, gallery=gallery)
-    shutil.copy(words["--query"], gallery / "b.png")
+    shutil.copy(words["--query"], gallery / "\x1b[31m.png")
     call(words, monkeypatch, gallery=gallery)
     said = capsys.readouterr().out
     assert "5 visible images\n" in said and "6 visible images\n" in said
+    assert "\x1b" not in said and "\\x1b[31m.png" in said     # what does not print does not reach the terminal
 
 
 def test_bad_input(words, monkeypatch, tmp_path):

@@ -1,9 +1,11 @@
 """Files that try to run code or to exhaust the machine: each gives an error, and nothing is run."""
 import hashlib
 import io
+import json
 import os
 import pickle
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -47,10 +49,41 @@ def test_the_attack_is_one(tmp_path):
 @pytest.mark.parametrize("old_format", [False, True])
 @pytest.mark.parametrize("load", [load_checkpoint, load_clip], ids=["checkpoint", "CLIP weights"])
 def test_weights(load, old_format, trap, tmp_path):
+    """The sentence says what was found, without the library's colours and its advice to run the file."""
     path = str(tmp_path / "bad.pth")
     torch.save({"state_dict": {"visual.proj": Attack(trap)}}, path, _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read safely .it names .*mkdir, which may be a program") as error:
         load(path)
+    assert str(error.value).isprintable()
+
+
+def test_numbers_beside_the_weights_do_no_harm(tiny_clip_file, tmp_path):
+    """As torch and numpy write them, in a file of CLIP as in a checkpoint."""
+    state = torch.load(tiny_clip_file, weights_only=True)
+    for number, content in enumerate(({**state, "acc": np.float64(0.5)}, {"state_dict": state, "acc": np.float32(1)})):
+        torch.save(content, tmp_path / f"{number}.pt")
+        assert torch.equal(load_clip(str(tmp_path / f"{number}.pt")).visual.conv1.weight,
+                           state["visual.conv1.weight"].float())
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, load_clip, load_config])
+def test_a_pipe_in_a_files_place_is_not_waited_for(load, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe (is|are) missing; "):
+        load(str(tmp_path / "pipe"))
+
+
+def test_archives_that_claim_more_than_they_hold(tmp_path):
+    torch.save({"state_dict": {"w": torch.zeros(10 ** 5)}}, tmp_path / "whole.pth")
+    with (zipfile.ZipFile(tmp_path / "whole.pth") as read,
+          zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as write):
+        for entry in read.namelist():
+            write.writestr(entry, read.read(entry))
+    header = json.dumps({"a": {"dtype": "F32", "shape": [10 ** 10], "data_offsets": [0, 4 * 10 ** 10]}}).encode()
+    (tmp_path / "bomb.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(40))
+    for name in ("bomb.pth", "bomb.safetensors"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            load_checkpoint(tmp_path / name)
 
 
 def test_state_file_with_a_right_checksum(trap, tmp_path):

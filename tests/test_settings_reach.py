@@ -130,6 +130,8 @@ ROWS = {
     "MODEL.CLIP_WEIGHTS": row(f"{FOLDER}/clip.pt", lambda b: [found[0] for found in b.weights()],
                               [f"{FOLDER}/clip.pt"] * 2),
     "MODEL.TOWER": row("clip_resnet", lambda b: b.weights()[0][1]),
+    "MODEL.ACTIVATION": row("gelu", lambda b: b.weights() and [b.seen["more"]["activation"], b.seen["activation"]],
+                            ["gelu", "gelu"]),
     "MODEL.STRIDE": row(8, lambda b: b.weights() and b.seen["more"]["stride"]),
     "CLUSTER.K1": row(9, lambda b: b.prepare.cluster.k1),
     "CLUSTER.K2": row(4, lambda b: b.prepare.cluster.k2),
@@ -211,8 +213,8 @@ def build(words, tiny_clip_file, tmp_path, monkeypatch):
         seen["load_tower"], seen["more"] = (weights, tower, name), more
         return real.load_tower(tiny_clip_file, "", "RN50", **{**more, "stride": 16})
 
-    def load_clip(weights, name):
-        seen["load_clip"] = weights, name
+    def load_clip(weights, name, activation):
+        seen["load_clip"], seen["activation"] = (weights, name), activation
         return real.load_clip(tiny_clip_file, "RN50")
 
     def pick_device(name):

@@ -1,48 +1,10 @@
-"""Every tool runs from any folder; mistakes end in one sentence and exit code 2; small pictures and tables."""
-import os
-import subprocess
-import sys
+"""Small tables and parts of the tools."""
 from pathlib import Path
-
-import pytest
 
 from tools import demo
 from tools.dev import mutants, trace
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = {"bounds": "labels", "demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
-         "evaluate": "--rerank", "experiments": "--seeds", "process": "--allow_partial", "search": "--query",
-         "dev/method_figure": "--output", "dev/mutants": "--sample", "dev/ranking_picture": "--ranks",
-         "dev/settings_page": "--output", "dev/trace": "--list",
-         "dev/train_demo_clip": "--steps"}
-
-
-def run(words, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, *map(str, words)], cwd=folder, env=environment, text=True,
-                           capture_output=True, timeout=120)
-    return ended.returncode, ended.stdout, ended.stderr
-
-
-@pytest.mark.parametrize("name", TOOLS)
-def test_tools_explain_themselves_from_any_folder(name, tmp_path):
-    code, out, err = run([ROOT / "tools" / f"{name}.py", "--help"], tmp_path)
-    assert (code, err) == (0, "") and TOOLS[name] in out and f"python tools/{name}.py" in out
-    assert not list(tmp_path.iterdir())
-
-
-def test_every_tool_is_tried():
-    found = {path.relative_to(ROOT / "tools").with_suffix("").as_posix() for pattern in ("*.py", "dev/*.py")
-             for path in (ROOT / "tools").glob(pattern) if path.stat().st_size}
-    assert found == set(TOOLS)
-
-
-def test_the_released_name_of_process_runs_it(tmp_path):
-    """A mistake is one sentence."""
-    code, out, _ = run([ROOT / "data/process.py", "--help"], tmp_path)
-    assert code == 0 and "python tools/process.py" in out
-    code, _, err = run([ROOT / "data/process.py", "--no_such"], tmp_path)
-    assert code == 2 and err.startswith("error: the command line is not understood: ") and err.count("\n") == 1
 
 
 def test_the_demo_tabulates_seeds():

@@ -100,8 +100,7 @@ def test_it_is_loaded_from_a_file_and_new_layers_are_seeded(file, weights):
     (lambda w: w.update({"first.bias": torch.ones(3)}), "first.bias has shape (3,); expected (8,)"),
     (lambda w: w.update({"first.bias": torch.ones(8, dtype=torch.int64)}), "first.bias holds numbers of type"),
     (lambda w: w.update({"first.bias": torch.full((8,), torch.nan)}), "first.bias holds NaN or Inf"),
-    (lambda w: w.update({"first.bias": torch.ones(8).to_sparse()}), "first.bias is no plain tensor"),
-], ids=["missing", "unknown", "shape", "dtype", "NaN", "sparse"])
+], ids=["missing", "unknown", "shape", "dtype", "NaN"])
 def test_weights_that_differ_are_refused_by_name(weights, tmp_path, change, sentence):
     changed = dict(weights)
     change(changed)
@@ -114,7 +113,7 @@ def test_weights_that_differ_are_refused_by_name(weights, tmp_path, change, sent
 def test_weights_of_another_tower_are_refused(file, tiny_clip_file, tiny_vit_file, tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "unknown.pth")
     for words, sentence in (
-            ((file, "clip_resnet"), "hold no image tower of CLIP"),
+            ((file, "clip_resnet"), "lack visual.conv1.weight, .* expected a whole CLIP"),
             ((tiny_vit_file, "clip_resnet"), "MODEL.TOWER is clip_resnet, but the weights .* hold a vision transf"),
             ((tiny_clip_file, "clip_vit"), "MODEL.TOWER is clip_vit, but the weights .* hold a ResNet"),
             ((file, "clip_vot"), "MODEL.TOWER is clip_vot; did you mean clip_vit?"),

@@ -103,8 +103,8 @@ class TinyRun(Run):
     """A run that writes to a folder. Args: content: of a state file to resume from."""
 
     def __init__(self, folder, content=None):
-        super().__init__("tiny", folder, logging.getLogger("tiny"), {"manifest": {"train": {}, "test": {}}, "config": {}},
-                         content)
+        facts = {"manifest": {"train": {}, "test": {}}, "config": {}}
+        super().__init__("tiny", folder, logging.getLogger("tiny"), facts, content)
 
     def rows(self, stage):
         """The lines of metrics.jsonl of a stage."""

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, in_brief, one_line  # noqa: E402
 
 FILE_URL = "https://drive.google.com/uc?id={id}"                   # for programs
 FILE_PAGE = "https://drive.google.com/file/d/{id}/view"            # for people
 FOLDER_PAGE = "https://drive.google.com/drive/folders/{id}"
 LABEL_NAMES = tuple(f"train_{m}_resized_pseudo_label.npy" for m in ("rgb", "ir"))
-RETRIES = 3                  # of an interrupted transfer, before the user is told
-TIMEOUT = 60                 # seconds without a byte
+RETRIES = 2                  # of an interrupted transfer, before the user is told
+TIMEOUT = 15                 # seconds without a byte
 
 
 class Asset(NamedTuple):
@@ -94,7 +94,7 @@ def _list_folder(asset, folder):
     try:
         listed = gdown.download_folder(id=asset.id, skip_download=True, quiet=True, timeout=TIMEOUT)
     except Exception as error:          # gdown passes on what its libraries raise
-        raise UserError(_by_hand(asset, folder, f"cannot be listed ({_short(error)})"))
+        raise UserError(_by_hand(asset, folder, f"cannot be listed ({in_brief(error)})"))
     files = {Path(file.path).name: file.id for file in listed or ()}
     if not files.keys() >= set(LABEL_NAMES):
         raise UserError(_by_hand(asset, folder, f"holds {', '.join(sorted(files)) or 'no file'} instead of "
@@ -119,7 +119,7 @@ def _fetch(asset, file_id, path, check):
         partly = [p.name for p in path.parent.glob(f"{arriving.name}*.part") if p.stat().st_size]
         kept = f"; {partly[0]} is kept: run the same command again to resume, or delete it to start anew" if partly \
             else ""
-        raise UserError(_by_hand(asset, path, f"could not be downloaded ({_short(error)}){kept}"))
+        raise UserError(_by_hand(asset, path, f"could not be downloaded ({in_brief(error)}){kept}"))
     try:
         check(arriving)
     except ValueError as error:
@@ -132,10 +132,6 @@ def _by_hand(asset, target, found):
     """Say that a download failed, and how to do it with a browser."""
     return (f"{asset.what} {found}. If that stays so, download {asset.page} with a browser to {target} and run the "
             "same command to check it")
-
-
-def _short(error):
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def check_no_page(path):
@@ -181,7 +177,7 @@ def main(arguments=None):
         raise UserError(f"no released asset was named; choose {', '.join(ASSETS)}, or see --list")
     else:
         for path in download(options.name, options.root, options.output_dir):
-            print(f"{path}: downloaded and checked")
+            print(f"{one_line(path)}: downloaded and checked")
 
 
 if __name__ == "__main__":

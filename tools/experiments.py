@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies
 from configs.settings import SETTINGS  # noqa: E402
 from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
 
+MAX_RUNS = 1000     # more are a slip
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
 KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
 
@@ -58,7 +59,7 @@ def parse_arguments(arguments=None):
     keys = {setting.name for setting in SETTINGS}
     for name in ("seeds", "trials"):
         numbers, behind = split(f"--{name}", getattr(options, name), RANGE.match)
-        setattr(options, name, expand(numbers))
+        setattr(options, name, expand(f"--{name}", numbers))
         options.overrides += behind
     for i, (key, *words) in enumerate(options.vary):
         values, behind = split(f"--vary {key}", words, lambda word: not (word in keys or KEY.match(word)), True)
@@ -79,10 +80,17 @@ def split(name, words, belongs, required=False):
     return words[:count], words[count:]
 
 
-def expand(ranges):
-    """List the numbers of words such as 4 or 1-3, each once, ascending."""
-    bounds = [RANGE.match(word).groups() for word in ranges]
-    return sorted({n for first, last in bounds for n in range(int(first), int(last or first) + 1)})
+def expand(name, ranges):
+    """List the numbers of words such as 4 or 1-3, each once, ascending. Raises UserError: a range is empty or vast."""
+    numbers = set()
+    for word in ranges:
+        first, last = RANGE.match(word).groups()
+        found = range(int(first), int(last or first) + 1)
+        numbers |= set(found[:MAX_RUNS + 1])
+        if not found or len(numbers) > MAX_RUNS:
+            raise UserError(f"{name} {word} names {f'more than {MAX_RUNS:,} runs' if found else 'none'}; expected a "
+                            "range such as 1-3")
+    return sorted(numbers)
 
 
 def grid_of(options):

@@ -32,39 +32,45 @@ def main(arguments=None):
     from model.released import model_from_checkpoint, released_state, to_released
     from processor.run.checkpoints import read_checkpoint
     from utils.checkpoint import save_checkpoint
+    from utils.runtime import print_line
 
     content = read_checkpoint(options.checkpoint)
+    model = model_from_checkpoint(content, options.checkpoint)
     if options.safetensors:
-        publish(content, options)
+        publish(content, model, options)
         return
     if released_state(content) is not None:
         raise UserError(f"checkpoint {quoted(options.checkpoint)} is in the released format already; copy the "
                         "file instead")
-    if Path(options.out).resolve() == Path(options.checkpoint).resolve():
-        raise UserError(f"{quoted(options.out)} is the checkpoint itself; name another file to write")
     config = load_config(base=settings_of(content))
-    model = model_from_checkpoint(content, options.checkpoint, config.INPUT.HEIGHT, config.INPUT.WIDTH)
+    check_nothing_there(options.out)
     released = to_released(content, model, options.clip_weights or config.MODEL.CLIP_WEIGHTS, config.MODEL.NAME)
     save_checkpoint(options.out, released)
-    print(f"{options.out}: {len(released['state_dict'])} weights in the released format")
+    print_line(f"{options.out}: {len(released['state_dict'])} weights in the released format")
 
 
-def publish(content, options):
-    """Write safetensors and a model card of a checkpoint's content. Raises UserError: it holds no image side."""
+def check_nothing_there(path):
+    """Raise UserError where a file would be replaced."""
+    if os.path.lexists(path):
+        raise UserError(f"{quoted(path)} is there already, and is not replaced; move it away, or name another place")
+
+
+def publish(content, model, options):
+    """Write safetensors and a model card of a checkpoint's content. Raises UserError: one of them is there."""
     from model.published import FILE_NAME, as_safetensors, model_card
-    from model.released import model_from_checkpoint, released_state
+    from model.released import released_state
     from utils.checkpoint import write_atomically
+    from utils.runtime import print_line
 
-    model, folder = model_from_checkpoint(content, options.checkpoint), Path(options.out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; expected a folder for {FILE_NAME} and README.md")
+    folder = Path(options.out)
+    for path in (folder / FILE_NAME, folder / "README.md", *([] if folder.is_dir() else [folder])):
+        check_nothing_there(path)
     told = {key: content[key] for key in DESCRIPTION if key in content} if released_state(content) is None else {}
     description = {**without_own_paths(told), "model": model.describe()}
-    title = options.title or f"CCLNet on {description.get('dataset', 'unknown data')}"
     for name, data in ((FILE_NAME, as_safetensors({**description, "state_dict": model.state_dict()})),
-                       ("README.md", model_card(title, description, options.licence).encode())):
+                       ("README.md", model_card(options.title, description, options.licence).encode())):
         write_atomically(folder / name, lambda file, data=data: file.write(data))
-    print(f"{folder / FILE_NAME}: {len(model.state_dict())} weights; {folder / 'README.md'}: the model card")
+    print_line(f"{folder / FILE_NAME}: {len(model.state_dict())} weights; {folder / 'README.md'}: the model card")
 
 
 def without_own_paths(tree):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, quoted, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, one_line, quoted, whole_number  # noqa: E402
 
 
 def parse_arguments():
@@ -74,13 +74,14 @@ def main():
         decode_image(path, OTHER_QUERY, searcher.ranges[modality])      # before the gallery, which takes long
     paths = image_files(arguments.gallery)
     features, cached = searcher.gallery(paths, modality.other, arguments.output)
-    print(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
-          + (", features from the last search" if cached else ""))
+    print_line(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
+               + (", features from the last search" if cached else ""))
     rows = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
     found = {query: [(paths[i], float(d)) for i, d in zip(*row)] for query, row in zip(arguments.query, zip(*rows))}
     for query, images in found.items():
-        print(f"\n{query}\n" + "\n".join(f"{rank:4} {d:8.4f}  {path}" for rank, (path, d) in enumerate(images, 1)))
-    print(f"\npictures: {write_search_page(arguments, found, searcher.ranges)}")
+        print_line("\n".join(("", one_line(query), *(f"{rank:4} {d:8.4f}  {one_line(path)}"
+                                                     for rank, (path, d) in enumerate(images, 1)))))
+    print_line(f"\npictures: {write_search_page(arguments, found, searcher.ranges)}")
 
 
 class Searcher:
@@ -113,14 +114,20 @@ class Searcher:
         """Embed image files, or read their features if cache_dir has them: features (N, D), whether it had them."""
         stats = [(path.resolve(), file_stat(path)) for path in paths]
         made_from = [self.digest, modality.value, self.size, self.normalisation, self.ranges[modality],
-                     *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
-        digest = hashlib.sha256("\n".join(map(str, made_from)).encode()).hexdigest()
-        cache = Path(cache_dir) / f"features-{digest[:16]}.npy"
-        with contextlib.suppress(ValueError):       # it is missing or broken, and made again
-            return load_array(cache), True
+                     *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
+        name = f"features-{_digest(repr(made_from).encode())}"
+        for file in Path(cache_dir).glob(f"{name}-*.npy"):
+            with contextlib.suppress(ValueError):       # broken
+                features = load_array(file)
+                if file.stem == f"{name}-{_digest(features)}":      # else altered since
+                    return features, True
         features = self.embed_files(paths, modality)
-        save_array(cache, features)
+        save_array(Path(cache_dir) / f"{name}-{_digest(features)}.npy", features)
         return features, False
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def image_files(folder):

@@ -4,10 +4,12 @@ import io
 import json
 import math
 import os
+import pickle
+import re
 import tempfile
-from functools import lru_cache
 import zipfile
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ NUMPY_GLOBALS = [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQ
                                           ("_reconstruct", np._core.multiarray._reconstruct)))]
 
 MOST_INFLATED = 1032        # bytes that a byte of a zip archive can become at most
+PARTIAL = ".cclnet-partial"     # how the name of a file ends that is not whole yet, and of no other program's
 LARGEST_CLAIM = 2 ** 32     # bytes of a tensor beyond those that its file holds
 
 
@@ -39,7 +42,7 @@ def write_atomically(path, write, keep=None):
                         "file or nothing there. Move it away, or name another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
@@ -176,12 +179,16 @@ def load_plain(source, what, remedy):
     """Read the content of a path or binary file that torch.save wrote, on the host; no pickled code is executed.
 
     Args: what: the file, for the sentence; remedy: its last part.
-    Raises: UserError: the file is damaged, holds more than tensors, numbers and text, or tensors that claim gigabytes
-        which the file does not hold.
+    Raises: UserError: the file is damaged, claims more than it holds, or holds more than tensors, numbers and text.
     """
-    with (explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"),
-          torch.serialization.safe_globals(NUMPY_GLOBALS)):
-        content = torch.load(source, map_location="cpu", weights_only=True)
+    with explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"):
+        _check_archive(source)
+        with torch.serialization.safe_globals(NUMPY_GLOBALS):
+            try:
+                content = torch.load(source, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                program = re.search(r"GLOBAL (\S+)", str(error))      # else what torch advises: to load it unsafely
+                raise ValueError(f"it names {program[1]}, which may be a program" if program else "it is damaged")
     for tensor in _tensors(content):
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         claimed = tensor.numel() * tensor.element_size()
@@ -189,6 +196,18 @@ def load_plain(source, what, remedy):
             raise UserError(f"{what} holds a tensor of shape {tuple(tensor.shape)} without its data; expected dense "
                             f"tensors. {remedy}")
     return content
+
+
+def _check_archive(source):
+    """Refuse an archive whose files are larger than itself, as torch.save writes none. Raises: ValueError."""
+    if not zipfile.is_zipfile(source):
+        return
+    with zipfile.ZipFile(source) as archive:
+        claimed = sum(file.file_size for file in archive.infolist())
+        archive.fp.seek(0, os.SEEK_END)
+        if claimed > archive.fp.tell():
+            raise ValueError(f"its files claim {claimed:,} bytes, but it has {archive.fp.tell():,}")
+        archive.fp.seek(0)
 
 
 def _tensors(content):

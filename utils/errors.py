@@ -4,6 +4,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # How PyTorch's allocators and oneDNN say that there is no memory; all of them are plain RuntimeErrors.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "std::length_error",
                  "could not create a primitive", "could not create a memory", "could not allocate")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_out_of_memory(error):
@@ -38,8 +40,8 @@ class UserError(Exception):
 
 
 def in_brief(error):
-    """Return what an exception says, on one line of at most 160 characters."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+    """Return what an exception says, on one line of at most 160 characters, without colours of a terminal."""
+    return " ".join(COLOURS.sub("", str(getattr(error, "strerror", None) or error)).split())[:160]
 
 
 @contextlib.contextmanager
@@ -102,6 +104,11 @@ def one_line(text):
                    c.encode("unicode_escape").decode() for c in str(text))
 
 
+def shown(text):
+    """Write a text of several lines for a terminal: `one_line` of each."""
+    return "\n".join(map(one_line, str(text).split("\n")))
+
+
 def quoted(path):
     """Write a path for a sentence: in quotation marks if it holds more than one word, or nothing."""
     text = str(path)
@@ -150,12 +157,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def _known_spelling(self, word):
-        """Translate --one-flag=value to the spelling of the flag that is known, --one_flag=value."""
+        """Translate --one-flag=value to the spelling of the flag that is known, --one_flag=value; expand its ~."""
         flag, equals, value = word.partition("=")
         known = {option.replace("-", "_"): option for option in reversed(self._option_string_actions)}
-        if not flag.startswith("--") or flag in self._option_string_actions:
-            return word
-        return known.get(flag.replace("-", "_"), flag) + equals + value
+        if flag.startswith("--") and flag not in self._option_string_actions:
+            flag = known.get(flag.replace("-", "_"), flag)
+        return flag + equals + os.path.expanduser(value)        # which no shell expands behind =
 
     def error(self, message):
         """Raises UserError."""

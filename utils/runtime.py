@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError, explained
+from utils.errors import UserError, explained, shown
 
 
 def pick_device(name):
@@ -59,9 +59,9 @@ def gpu_rounding(name):
 
 
 def print_line(line):
-    """Print a line above the progress bars; characters that the console cannot show become "?"."""
+    """Print lines above the progress bars; characters that do not print are escaped, what the console lacks is "?"."""
     encoding = sys.stdout.encoding or "utf-8"
-    tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
+    tqdm.write(shown(line).encode(encoding, "replace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -147,6 +147,10 @@ class _BarSafeHandler(logging.Handler):
 
 class _LogFile(logging.FileHandler):
     """A log file whose failure (a full disk) ends the run with a sentence, instead of a traceback per line."""
+
+    def format(self, record):
+        """Escape what does not print: the file is read in a terminal."""
+        return shown(super().format(record))
 
     def handleError(self, record):
         """Raise what `emit` caught."""

@@ -41,8 +41,8 @@ class ClipResNet(Tower):
         self.attnpool = AttentionPool(visual.attnpool, height // STRIDE, width // STRIDE)
 
     @classmethod
-    def load(cls, weights, *, height, width, name="RN50", stride=None, seed=1):
-        """Build the tower of a CLIP; arguments as `Tower.load`. It has no new layers."""
+    def load(cls, weights, *, height, width, name="RN50", stride=None, seed=1, activation="auto"):
+        """Build the tower of a CLIP; arguments as `Tower.load`. It has no new layers, and its activation is ReLU."""
         visual = load_clip(weights, name).visual
         if not hasattr(visual, "layer4"):
             raise UserError(f"MODEL.TOWER is {cls.kind}, but the weights {weights} hold a vision transformer; leave "

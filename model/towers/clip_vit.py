@@ -2,11 +2,9 @@
 import torch
 from torch import nn
 
-from model.clip import HEAD_WIDTH, load_clip, resize_positions
+from model.clip import GELU, HEAD_WIDTH, QUICK_GELU, load_clip, resize_positions
 from model.towers.tower import Tower
 from utils.errors import UserError
-
-ACTIVATION = "quick_gelu"        # x sigmoid(1.702 x), in the transformers of all of OpenAI's CLIPs
 
 
 class ClipViT(Tower):
@@ -21,6 +19,7 @@ class ClipViT(Tower):
     """
 
     kind, untrained, has_text = "clip_vit", "baseline CLIP", True
+    unsaid = {"activation": QUICK_GELU}
 
     def __init__(self, visual, height, width, stride=None):
         patch = visual.conv1.kernel_size[0]
@@ -41,9 +40,9 @@ class ClipViT(Tower):
         self.ln_pre, self.transformer, self.ln_post = visual.ln_pre, visual.transformer, visual.ln_post
 
     @classmethod
-    def load(cls, weights, *, height, width, name="ViT-B-16", stride=None, seed=1):
+    def load(cls, weights, *, height, width, name="ViT-B-16", stride=None, seed=1, activation="auto"):
         """Build the tower of a CLIP; arguments as `Tower.load`. It has no new layers."""
-        visual = load_clip(weights, name).visual
+        visual = load_clip(weights, name, activation).visual
         if not hasattr(visual, "class_embedding"):
             raise UserError(f"MODEL.TOWER is {cls.kind}, but the weights {weights} hold a ResNet; leave MODEL.TOWER "
                             "out, or choose the weights of a vision transformer")
@@ -56,10 +55,9 @@ class ClipViT(Tower):
 
         width, patch = len(state["class_embedding"]), state["stems.rgb.weight"].shape[-1]
         blocks = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
-        if told.get("activation", ACTIVATION) != ACTIVATION:
-            raise ValueError(f"its activation is {told['activation']}, expected {ACTIVATION}")
+        activation = {QUICK_GELU: QuickGELU, GELU: nn.GELU}[told["activation"]]
         visual = VisionTransformer(patch, patch, width, blocks, told.get("heads", width // HEAD_WIDTH), mlp_ratio=4.0,
-                                   output_dim=state["proj"].shape[1], act_layer=QuickGELU)
+                                   output_dim=state["proj"].shape[1], act_layer=activation)
         return cls(visual, told["height"], told["width"], told.get("stride"))
 
     @classmethod
@@ -95,5 +93,6 @@ class ClipViT(Tower):
 
     def describe(self):
         """Return what the weights' shapes do not say."""
-        return {**super().describe(), "stride": self.stride,
-                "heads": self.transformer.resblocks[0].attn.num_heads, "activation": ACTIVATION}
+        block = self.transformer.resblocks[0]
+        return {**super().describe(), "stride": self.stride, "heads": block.attn.num_heads,
+                "activation": GELU if isinstance(block.mlp.gelu, nn.GELU) else QUICK_GELU}

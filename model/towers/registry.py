@@ -31,11 +31,12 @@ def recognised(state, what, advice):
     raise UserError(f"{what} belong to no tower that is known ({', '.join(TOWERS)}); {advice}")
 
 
-def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride=None, seed=1):
+def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride=None, seed=1,
+               activation="auto"):
     """Build a tower that starts from weights.
 
-    Args: weights, height, width, name, stride, seed: of `Tower.load`; tower: a name of `TOWERS`; "": that of the
-        weights.
+    Args: weights, height, width, name, stride, seed, activation: of `Tower.load`; tower: a name of `TOWERS`; "": that
+        of the weights.
     Raises: UserError: there is no such tower, or the weights are not its own.
     """
     if tower:
@@ -47,4 +48,5 @@ def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride
         raise UserError(f"weights {quoted(weights)} are missing (there is no such file, and no tower has weights of "
                         f"this name with MODEL.NAME {name}); set MODEL.CLIP_WEIGHTS to a file, or to \"openai\", which "
                         "downloads MODEL.NAME")
-    return chosen.load(weights, height=height, width=width, name=name, stride=stride, seed=seed)
+    return chosen.load(weights, height=height, width=width, name=name, stride=stride, seed=seed,
+                       **({} if activation == "auto" else {"activation": activation}))

@@ -17,6 +17,7 @@ class Tower(nn.Module):
 
     kind = ""                   # its name in TOWERS, in MODEL.TOWER and in checkpoints
     untrained = "no training"   # what results call a network with the weights that `load` gives
+    unsaid = {}                 # what `describe` would have said where a checkpoint does not say it
     has_text = False            # whether `project` leads to a space of texts, which train_clip.py needs
 
     def __init__(self, stem, height, width):
@@ -32,7 +33,8 @@ class Tower(nn.Module):
             weights: a file (`model.state_dict.read_state_dict`), or a word that the tower knows, such as "openai";
             height, width: pixels of the images; name: of one of several weights under that word (MODEL.NAME);
             stride: pixels between patches (MODEL.STRIDE), for towers that have a choice;
-            seed: of layers that the weights do not hold: draw them from `utils.seeding.torch_rng(seed, "tower", ...)`.
+            seed: of layers that the weights do not hold: draw them from `utils.seeding.torch_rng(seed, "tower", ...)`;
+            activation: MODEL.ACTIVATION, given where it is not "auto"; for CLIP's towers alone.
         Raises: UserError: names or shapes differ from the tower's (`check_state_dict`), or the sizes do not suit it.
         """
         raise NotImplementedError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import load_plain, open_lock, write_atomically
+from utils.checkpoint import PARTIAL, load_plain, open_lock, write_atomically
 from utils.errors import UserError, explained, quoted
 
 DIGEST_BYTES = 32
@@ -86,6 +86,6 @@ def lock_folder(folder):
         raise UserError(f"OUTPUT_DIR {quoted(folder)} cannot be locked ({error.strerror or error}), so that two runs "
                         "could mix there; choose a folder on another disk")
     for name in WRITTEN:        # what a run that was killed while writing has left
-        for partial in Path(folder).glob(f".{name}.*.partial"):
+        for partial in Path(folder).glob(f".{name}.*{PARTIAL}"):
             partial.unlink()
     return file

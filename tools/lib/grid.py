@@ -108,7 +108,10 @@ def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TES
         pairs; tested: of `Experiment`.
     Raises: UserError: a key is unknown, a value is none that a run could have, or two runs would be the same.
     """
-    for key, _ in varied:
+    keys = [key for key, _ in varied]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UserError(f"--vary {twice[0]} stands twice; give all its values at once, as in --vary {twice[0]} A B")
+    for key in keys:
         if key in OWN_OPTION or key == "OUTPUT_DIR":
             raise UserError(f"--vary {key} is not possible: " + (
                 f"give its values to --{OWN_OPTION[key]}s" if key in OWN_OPTION else
