@@ -99,7 +99,7 @@ class RunFiles:
         if is_untrained(record):
             return BASELINE if self.known("weights") in ("", digest) else None
         path = self.folder / Path(record["checkpoint"]).name
-        return path.stem if path.is_file() and file_digest(path) == digest else None
+        return path.stem if not path.is_file() or file_digest(path) == digest else None     # logs may be kept alone
 
 
 def read_run(folder):

@@ -14,7 +14,8 @@ import torch
 import trees
 
 SCRIPTS = {name: scripts.load(name) for name in ("train_prepare", "train_clip", "test")}
-OF_A_RUN = ("config.yml", "log.txt", ".lock", "report_data")      # what a run that began may leave; never a result
+# What a run that began may leave; never a result.
+OF_A_RUN = ("config.yml", "log.txt", ".lock", "report_data", "prepare_state.pth", "clip_state.pth")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,7 +138,8 @@ CHECKPOINTS = [
     case("resuming with other labels", "train_clip", broken.other_labels, "other pseudo labels"),
     case("resuming with other images", "train_prepare", broken.other_data, "33 train rgb images instead of 32"),
     case("both states damaged", "train_prepare", broken.damaged_states, "Add --fresh"),
-    case("resuming with another test", "train_prepare", lambda p: p.resumed(TEST__TRIALS=1, TEST__EVERY=3), None),
+    case("resuming with another test", "train_prepare", lambda p: p.resumed(TEST__TRIALS=1), "TEST.TRIALS 2, now it"),
+    case("resuming with other epochs to test", "train_prepare", lambda p: p.resumed(TEST__EVERY=3), None),
     case("resuming with images held elsewhere", "train_prepare", lambda p: p.resumed(DATASET__CACHE="mmap"), None),
     case("resuming with more epochs", "train_prepare", lambda p: p.resumed(PREPARE__EPOCHS=2), None),
 ]

@@ -141,8 +141,9 @@ def test_defaults_are_allowed_and_names_stand_once():
 def test_which_settings_may_change_and_which_make_another_experiment():
     keys = [setting.name for setting in SETTINGS]
     free = {key for key in keys if may_change(key)}
-    assert {"DEVICE", "OUTPUT_DIR", "TEST.MODE", "DATASET.ROOT", "PREPARE.ALLOW_COLLAPSE"} <= free
-    assert not free & {"SEED", "DATASET.TRIAL", "DATASET.NAME", "OPTIM.LR", "CLUSTER.K1", "METHOD.NAME", "PRECISION"}
+    assert {"DEVICE", "OUTPUT_DIR", "TEST.EVERY", "DATASET.ROOT", "PREPARE.ALLOW_COLLAPSE"} <= free
+    assert not free & {"SEED", "DATASET.TRIAL", "DATASET.NAME", "OPTIM.LR", "CLUSTER.K1", "METHOD.NAME", "PRECISION",
+                       "TEST.MODE"}        # by which the best epoch is chosen
     runs = [{"SEED": 1}, {"SEED": 2, "TEST.EVERY": 1}, {"CLUSTER.EPS": 0.5}]
     assert group_names(runs) == ["CLUSTER.EPS 0.6", "CLUSTER.EPS 0.6", "CLUSTER.EPS 0.5"]
     assert group_names(runs[:2]) == ["all runs"] * 2

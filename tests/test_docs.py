@@ -106,8 +106,8 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_the_demos_table_is_that_of_the_reference_logs(page):
     runs = summary.read_runs([ROOT / "docs/reference/demo"], "python")
-    assert [run.settings["SEED"] for run in runs] == [1, 2, 3, 4, 5]
-    results = [[run.tests[name, "all"] for name in demo.TESTED] for run in runs]
+    assert [run.settings["SEED"] for run, _ in runs] == [1, 2, 3, 4, 5]
+    results = [[tests[name, "all"] for name in demo.TESTED] for _, tests in runs]
     cells = re.compile(r"[\d.]+ ± [\d.]+")
     for stage, line in zip(demo.STAGES, demo.table(results).splitlines()[1:], strict=True):
         row = re.search(rf"^\| {stage}.*$", text_of(page), re.MULTILINE).group()     # the first table's
@@ -122,15 +122,16 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
     expected = []
     for folder in (ROOT / "docs/reference/demo", *sorted((ROOT / "docs/reference/methods").iterdir())):
         runs = summary.read_runs([folder], "python")
-        assert [run.settings["SEED"] for run in runs] == [1, 2, 3, 4, 5], folder
-        name, space, exchange = (runs[0].settings[key] for key in ("METHOD.NAME", "METHOD.LINK_BY", "INPUT.CHANNEL"))
+        assert [run.settings["SEED"] for run, _ in runs] == [1, 2, 3, 4, 5], folder
+        name, space, exchange = (runs[0][0].settings[key] for key in ("METHOD.NAME", "METHOD.LINK_BY", "INPUT.CHANNEL"))
         method, _, bound = name.partition("-")
         for stage, script in (("prepare", "train_prepare"), ("finetune", "train_clip")):
             if space == "text" and stage == "prepare":
                 continue
-            numbers = [run.tests[f"{MODEL_FILES[stage]}_last", "all"] for run in runs]
+            numbers = [tests[f"{MODEL_FILES[stage]}_last", "all"] for _, tests in runs]
+            logged = [[row for row in run.epochs if row["stage"] == stage][-1] for run, _ in runs]
             cells = [spread([100 * found[key] for found in numbers], 1) for key in ("rank1", "mAP")]
-            right = spread([100 * run.logged[stage]["link_accuracy"] for run in runs], 0)
+            right = spread([100 * row["link_accuracy"] for row in logged], 0)
             expected.append(f"| {method} | {bound.replace('-', ' ') or space} | {exchange:g} | {script} | 5 | "
                             f"{' | '.join(cells)} | {right} |")
     found = re.findall(r"^\| (?:cclnet|pgm|rpnr) \|.*\|$", text_of("docs/results.md"), re.MULTILINE)

@@ -83,10 +83,10 @@ def test_it_is_tested_as_the_checkpoint_is(checkpoint, folder, tree, tmp_path, m
     scripts.without_report(monkeypatch)
     words = ["DATASET.ROOT", tree, "DEVICE", "cpu"]
     script = scripts.load("test")
-    for name, path in (("ours", checkpoint), ("published", folder / FILE_NAME)):
-        assert scripts.call(script, ["--resume_path", path, *words, "OUTPUT_DIR", tmp_path / name]) == 0
-    ours, read = (json.loads(next((tmp_path / name).glob("tests/*/metrics.json")).read_text())
-                  for name in ("ours", "published"))
+    paths = checkpoint, folder / FILE_NAME
+    for path in paths:
+        assert scripts.call(script, ["--resume_path", path, *words]) == 0
+    ours, read = (json.loads(next(path.parent.glob(f"tests/{path.stem}-*/metrics.json")).read_text()) for path in paths)
     assert ours["per_trial"] == read["per_trial"] and read["epoch"] == 7
 
 
