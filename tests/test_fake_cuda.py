@@ -107,10 +107,9 @@ def started(name="cclnet", dim=64, epoch=2, **settings):
 @pytest.fixture
 def given_links(monkeypatch):
     """Links and calibrated labels: they depend on values, of which there are none here."""
-    monkeypatch.setattr("loss.cclnet.assign", lambda _: LINKS)
+    monkeypatch.setattr("loss.cclnet.CCLNet.rule", staticmethod(lambda _: LINKS))
     monkeypatch.setattr("loss.cclnet.to_host", lambda tensor: lambda: None)
-    for module in ("pgm", "rpnr"):
-        monkeypatch.setattr(f"loss.{module}.links_of_epoch", lambda *_: LINKS)
+    monkeypatch.setattr("loss.visits.links_of_epoch", lambda *_: LINKS)
     monkeypatch.setattr("loss.rpnr.calibrate", lambda features, labels, top: labels)
 
 
