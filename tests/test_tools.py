@@ -12,7 +12,7 @@ from tools.dev import mutants, trace
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"bounds": "labels", "demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
          "evaluate": "--rerank", "experiments": "--seeds", "process": "--allow_partial", "search": "--query",
-         "dev/method_figure": "--output", "dev/mutants": "--sample", "dev/ranking_picture": "--ranks",
+         "dev/mutants": "--sample", "dev/ranking_picture": "--ranks",
          "dev/settings_page": "--output", "dev/trace": "--list",
          "dev/train_demo_clip": "--steps"}
 
