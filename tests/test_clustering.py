@@ -4,7 +4,6 @@ import pytest
 import torch
 from sklearn.cluster import DBSCAN
 
-from benchmarks import reference
 from clustering import jaccard, neighbours
 from clustering.jaccard import jaccard_distances
 from clustering.labels import ClusterSettings, cluster, make_pseudo_labels
@@ -148,11 +147,6 @@ def test_rows_of_the_encoding_sum_to_one_or_are_empty(copies, own):
     assert torch.all((total - 1).abs().minimum((total - own).abs()) < 1e-6) and total.min() < own + 1e-6
     distances = jaccard_distances(x, 10, 6, 1.0)
     assert np.isfinite(distances.data).all() and distances.data.min() >= 0
-
-
-def test_the_benchmarks_compare_with_the_same_distance():
-    x, k1, _ = with_copies(0)
-    np.testing.assert_allclose(reference.jaccard_distance(x, k1, 6, ranks(x, k1)), dense(x, k1, 6), atol=1e-6)
 
 
 def test_blocks_do_not_change_the_result(monkeypatch):
