@@ -128,8 +128,3 @@ def test_the_numbers_of_the_pipeline():
         "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
     assert LUMA == (0.299, 0.587, 0.114)
-
-
-def test_nothing_is_erased_where_no_rectangle_fits():
-    """A rectangle is smaller than the image in both directions, so an image of one row has none."""
-    assert not draw_rectangles(50, (1, 100), np.random.default_rng(0))[:, 2:].any()

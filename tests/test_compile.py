@@ -3,12 +3,9 @@ import copy
 import functools
 
 import pytest
-import scripts
 import torch
-import trees
 from open_clip.modified_resnet import ModifiedResNet
 
-import processor.setup
 from model.cclnet import CCLNet
 from model.towers.clip_resnet import ClipResNet
 from processor.features import embed
@@ -83,16 +80,3 @@ def test_no_compiler_is_a_sentence(model, monkeypatch):
     with pytest.raises(UserError, match=r"COMPILE is True.*Failed to find C compiler.*g\+\+.*COMPILE False"):
         compile_parts(model.tower, CPU)
     assert not is_compiled(model)
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_the_scripts_train_a_compiled_tower_if_asked(wanted, tmp_path, tiny_clip_file, monkeypatch):
-    called, root = [], trees.people_tree(tmp_path / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
-    monkeypatch.setattr(processor.setup, "compile_parts", lambda tower, device: called.append((type(tower), device)))
-    monkeypatch.setattr("processor.train.train", lambda *_: None)
-    monkeypatch.setattr("processor.run.epoch.finish_stage", lambda *_: None)
-    monkeypatch.setattr("report.write.save_stage_page", lambda *_: None)
-    words = scripts.settings(DATASET__ROOT=root, MODEL__CLIP_WEIGHTS=tiny_clip_file, COMPILE=wanted,
-                             OUTPUT_DIR=tmp_path / "run")
-    assert scripts.call(scripts.load("train_prepare"), words) == 0
-    assert called == [(ClipResNet, CPU)] * wanted

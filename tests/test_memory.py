@@ -83,16 +83,6 @@ def test_a_hard_prototype_follows_the_first_of_equally_hard_samples():
     assert torch.isnan(hard.prototypes).all()       # and no index is out of range: the check of the losses names images
 
 
-def test_losses_are_cross_entropies_with_the_own_modality():
-    x, batch = draw()
-    losses = begun(swaps=True).losses(x, batch)
-    assert list(losses) == ["rgb", "ir"]
-    for m, rows in zip(Modality, prototypes()):
-        logits = F.normalize(x[m], dim=1).double() @ rows.double().T / TEMPERATURE
-        expected = -logits.log_softmax(1)[range(len(logits)), batch.labels[m]].mean()
-        assert float(losses[m.value]) == pytest.approx(float(expected), rel=1e-5)
-
-
 @pytest.mark.parametrize("swaps", [True, False])
 @ORDERS
 @pytest.mark.parametrize("clusters", [(7, 5), (5, 7), (1, 4)])
@@ -113,15 +103,6 @@ def test_update_moves_the_prototypes_then_swaps_them(clusters, order, swaps):
             torch.testing.assert_close(rows, wanted, atol=1e-5, rtol=1e-4)
         linked += len(pairs)
     assert linked, "the drawn prototypes should be linked somewhere"
-
-
-def test_a_swap_that_is_due_is_done_before_the_next_losses():
-    (x, batch), method, other = draw(), begun(swaps=True), begun(swaps=True)
-    for each in (method, other):
-        each.update(x, batch)
-    other.prototypes()
-    losses, same = (each.losses(x, batch) for each in (method, other))
-    assert all(torch.equal(losses[name], same[name]) for name in losses)
 
 
 @ORDERS
