@@ -55,8 +55,7 @@ EXCLUDED = re.compile("core/(" + "|".join((
 
 def main():
     """Break the files that the command line names. Raises UserError: a name is unknown, or tests fail unchanged."""
-    files = [str(path.relative_to(ROOT)) for pattern in TESTS for path in sorted(ROOT.glob(pattern))
-             if path.stat().st_size]
+    files = [str(path.relative_to(ROOT)) for names in TESTS for path in sorted(ROOT.glob(names)) if path.stat().st_size]
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=files, default=files, metavar="FILE", help="default: the core")
     parser.add_argument("--sample", type=real_number(0, 1), default=1.0, help="share of the changes that are tried")
