@@ -152,16 +152,6 @@ def test_blocks_of_rows_are_as_large_as_they_may_be(pairs):
         assert (fits[0] or last == first + 1) and (last == n or not fits[1])
 
 
-def test_torch_search_equals_the_faiss_search(monkeypatch):
-    x = torch.from_numpy(features(3000, 60, dim=64))
-    assert neighbours.faiss is not None, "FAISS is in requirements.txt but not installed"
-    expected = k_nearest(x, 30)
-    monkeypatch.setattr(neighbours, "faiss", None)
-    found = k_nearest(x, 30)
-    np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
-    assert (found.index == expected.index).float().mean() > 0.999    # rounding may swap two that are as near
-
-
 def test_errors():
     with pytest.raises(ValueError, match=r"expected \(N, D\)"):
         cluster(np.zeros(3, np.float32), 2, 1, 0.5, 1)

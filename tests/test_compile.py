@@ -50,8 +50,7 @@ def test_a_compiled_model_embeds_in_batches_of_one_size(model, compiled, monkeyp
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", ["rpnr"])
-def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
+def test_every_pass_of_a_run_is_compiled(monkeypatch, tmp_path):
     """Embedding comes first and differs from a step; past eight variants PyTorch would compile no more."""
     parts, graphs, banks = [], [], tiny_banks()
     for name, called in (("encode", 2), ("forward", 3)):        # a stem and the layers; both stems and the layers
@@ -64,7 +63,7 @@ def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
     compile_with(monkeypatch, lambda graph, _: lambda *inputs: (graphs.append(1), graph(*inputs))[1])
     compile_parts(model.tower, CPU)
     graphs.clear()
-    settings = tiny_settings(epochs=2, METHOD__NAME=method, METHOD__CROSS_EPOCH=1)
+    settings = tiny_settings(epochs=2, METHOD__NAME="rpnr", METHOD__CROSS_EPOCH=1)
     train("prepare", model, banks, settings, TinyRun(tmp_path / "run"), tiny_tester(banks))
     assert len(graphs) == sum(parts) and {2, 3} == set(parts)
     train("prepare", plain, banks, settings, TinyRun(tmp_path / "plain"), tiny_tester(banks))

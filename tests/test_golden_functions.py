@@ -19,7 +19,7 @@ from utils.modality import Modality
 RELEASED = load_config()
 
 
-@pytest.mark.parametrize("search", ["faiss", "torch"])
+@pytest.mark.parametrize("search", ["faiss", "torch", pytest.param("gpu", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", ["sysu", "regdb", "noqe"])
 def test_clustering(golden, name, search, monkeypatch):
     g = golden.load(f"clustering_{name}")
@@ -28,23 +28,15 @@ def test_clustering(golden, name, search, monkeypatch):
         monkeypatch.setattr(neighbours, "faiss", None)
     elif neighbours.faiss is None:
         pytest.fail("FAISS is in requirements.txt but not installed")
-    sparse = jaccard.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps=1.0).tocoo()
+    features = torch.from_numpy(g["features"]).to("cuda" if search == "gpu" else "cpu")
+    sparse = jaccard.jaccard_distances(features, k1, k2, eps=1.0).tocoo()
     dense = np.ones(sparse.shape, np.float32)       # rows that share nothing are at distance 1
     dense[sparse.row, sparse.col] = sparse.data
     np.testing.assert_allclose(dense, g["jaccard"], atol=1e-5)
-    near = jaccard.jaccard_distances(torch.from_numpy(g["features"]), k1, k2, eps)
+    near = jaccard.jaccard_distances(features, k1, k2, eps)
     assert near.nnz == (g["jaccard"] <= eps).sum() and near.diagonal().max() < 1e-5
-    found = labels.cluster(g["features"], k1, k2, eps, min_samples)
+    found = labels.cluster(features, k1, k2, eps, min_samples)
     assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, g["labels"])
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["sysu", "regdb", "noqe"])
-def test_clustering_on_gpu(golden, name):
-    g = golden.load(f"clustering_{name}")
-    found = labels.cluster(torch.from_numpy(g["features"]).cuda(), int(g["k1"]), int(g["k2"]), float(g["eps"]),
-                           int(g["min_samples"]))
     np.testing.assert_array_equal(found, g["labels"])
 
 

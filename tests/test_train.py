@@ -227,14 +227,6 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, prompt_step
     learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.state_file.load()[0]))
 
 
-def test_prompts_that_are_not_finite_are_not_saved(text):
-    state = PromptState(text, LABELS, tiny_prompt_settings())
-    state.prompts[IR].context.data[2, 1, 0] = torch.nan
-    state.epoch = 3
-    with pytest.raises(NonFinite, match="context is not finite in prompt epoch 2;"):
-        state.state_dict()
-
-
 # ---- Guidance by texts
 
 def test_guidance_reads_train_prepares_labels_and_ignores_those_without():

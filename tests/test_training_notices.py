@@ -1,7 +1,6 @@
 """What a run keeps and what it refuses: checkpoints, collapsed clusters, lost files, resuming, starting over."""
 import copy
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -205,15 +204,3 @@ def test_fresh_sets_aside_what_is_made_anew_and_what_was_made_from_it(tmp_path, 
     assert all((folder / name).read_text() == name and not (tmp_path / name).exists() for name in moved)
     assert all((tmp_path / name).read_text() == name for name in stays)
     assert read_rows(tmp_path) == (rows[:1] if script == "clip" else [])
-
-
-def test_rows_of_other_stages_stay(tmp_path):
-    """A stage's rows replace those of its own; beside them stand those of the other script."""
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"stage": stage, "epoch": 1, "loss": 9}) + "\n"
-                                                    for stage in ("prepare", "prompt")))
-    run = TinyRun(tmp_path)
-    run.record("prompt", epoch=1, loss=1.0)
-    run.record("prompt", epoch=2, loss=0.5)
-    assert [(row["stage"], row["epoch"], row["loss"]) for row in read_rows(tmp_path)] == [
-        ("prepare", 1, 9), ("prompt", 1, 1.0), ("prompt", 2, 0.5)]
-    assert logging.getLogger("tiny") is run.log
