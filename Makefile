@@ -19,8 +19,9 @@ demo: .venv/installed
 	$(PY) tools/demo.py
 
 # Two tests at a time, one thread each: what a stopped and resumed run gives is the same to the bit with one thread.
+# By halves (worksteal), so that what the tests of a file share is made once.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(PY) -m ruff check .

@@ -78,10 +78,6 @@ def main():
         torch.testing.assert_close(*prototypes())
         results.add(Row(f"step {rgb} x {ir}, {BATCH} + {BATCH} samples, {'with' if with_swap else 'without'} swap",
                         measure(ours, 21), measure(released, 21)))
-    a, b = (rows.to(device) for rows in draw(CLUSTERS, DIM).values())
-    similarity = (a @ b.T).cpu().numpy()
-    results.add(Row("of it all inner products", measure(lambda: a @ b.T, 21)),
-                Row("of it the links (host)", measure(lambda: hungarian(similarity), 21)))
     results.save()
 
 
