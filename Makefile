@@ -19,19 +19,22 @@ demo: .venv/installed
 	$(PY) tools/demo.py
 
 # Two tests at a time, one thread each: what a stopped and resumed run gives is the same to the bit with one thread.
+# By halves (worksteal), so that what the tests of a file share is made once.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(PY) -m ruff check .
 
 # The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
 bench: .venv/installed
-	for name in memory augment train_step "clustering --dense"; do \
-		$(PY) -m benchmarks.bench_$$name || exit 1; done
+	for name in memory train_step clustering; do $(PY) -m benchmarks.bench_$$name || exit 1; done
 
-# On a machine with a GPU, at most 8 minutes: its tests, a short demo, times and limits of every part (docs/gpu.md).
+# On a machine with a GPU: its tests, a short demo, times and limits of every part (docs/gpu.md).
 gpu: .venv/installed
+	$(PY) -m pytest -q -m gpu
+	$(PY) tools/demo.py DEVICE cuda OUTPUT_DIR runs/gpu-demo PREPARE.EPOCHS 4 METHOD.CROSS_EPOCH 3 PROMPT.EPOCHS 5 \
+		FINETUNE.EPOCHS 6
 	$(PY) -m benchmarks.gpu
 
 # Checks a data set in ROOT, caches it, and runs CLIP's download, training, tests and table: sysu and llcm three seeds,

@@ -1,6 +1,6 @@
-"""Time pseudo labels: the whole of `cluster()` beside a bare FAISS flat search, and beside the dense way.
+"""Time pseudo labels: the whole of `cluster()` beside a bare FAISS flat search.
 
-    python -m benchmarks.bench_clustering [--dense]                     # at SYSU size
+    python -m benchmarks.bench_clustering                               # at SYSU size
     python -m benchmarks.bench_clustering --sizes 5000 20000 50000 100000
 """
 import argparse
@@ -11,7 +11,6 @@ import time
 import numpy as np
 import torch
 
-from benchmarks import reference
 from benchmarks.harness import Results, Row
 from clustering.labels import cluster
 from clustering.quality import cluster_quality
@@ -67,46 +66,32 @@ def ours(n, noise):
 
 
 def flat_search(x):
-    """Search exactly by FAISS: (N, K1) neighbours."""
+    """Search exactly by FAISS for K1 neighbours of each row."""
     import faiss
     index = faiss.IndexFlatIP(x.shape[1])
     index.add(x)
-    return index.search(x, K1)[1]
+    index.search(x, K1)
 
 
-def run(results, n, case, searched, dense):
-    """Add the rows of one case, measured in a process of its own.
-
-    Args: searched: whether the reference is a bare search; dense: whether the dense way runs too.
-    """
+def run(results, n, case, searched):
+    """Add the row of one case, measured in a process of its own. Args: searched: whether a bare search is timed too."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         seconds, labels, peak, above = pool.apply(ours, (n, CASES[case]))
     x, persons = draw(n, CASES[case])
-    search, nearest = timed(lambda: flat_search(x)) if searched else (None, None)
+    search = timed(lambda: flat_search(x))[0] if searched else None
     results.add(Row(f"{case}: cluster(), {n} x {DIM}" + "; reference: bare FAISS flat search alone" * searched,
-                    seconds, search, target="<= 1.6 x the search, <= 1.2 GB above" if searched else "",
-                    note=f"peak {peak / 1e9:.2f} GB (host), {above / 1e9:.2f} above the features and libraries; "
-                         + quality(labels, persons)))
-    if dense:
-        slow, found = timed(lambda: reference.cluster(x, K1, K2, EPS, MIN_SAMPLES, nearest))
-        same = len(set(zip(labels.tolist(), found.tolist()))) == len(set(labels.tolist())) == len(set(found.tolist()))
-        results.add(Row(f"{case}: reference: search + dense N x N, row by row + DBSCAN", seconds, slow + search,
-                        note=f"same partition: {same}"))
+                    seconds, search, note=f"peak {peak / 1e9:.2f} GB (host), {above / 1e9:.2f} above the features "
+                                          f"and libraries; {quality(labels, persons)}"))
 
 
 def main():
     """Run and save: both cases at SYSU size, or the hard one at several."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", help="only these sizes, of the hard case")
-    parser.add_argument("--dense", action="store_true", help="run the dense N x N reference too (minutes, 6 GB)")
-    arguments = parser.parse_args()
-    results = Results("clustering sizes" if arguments.sizes else "clustering")
-    if arguments.sizes:
-        for n in arguments.sizes:
-            run(results, n, HARD, False, False)
-    else:
-        for case in CASES:
-            run(results, SIZE, case, True, arguments.dense)
+    sizes = parser.parse_args().sizes
+    results = Results("clustering sizes" if sizes else "clustering")
+    for n, case in [(n, HARD) for n in sizes] if sizes else [(SIZE, case) for case in CASES]:
+        run(results, n, case, searched=not sizes)
     results.save()
 
 

@@ -8,32 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from scipy.optimize import linear_sum_assignment
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench_clustering, bench_memory, epoch
+from benchmarks import bench_clustering, bench_memory
 from benchmarks.bench_train_step import embedding, resnet, training
-from benchmarks.harness import Row, bandwidth, measure
+from benchmarks.harness import Row, measure
 from clustering.labels import make_pseudo_labels
-from clustering.neighbours import k_nearest, k_nearest_by_torch
 from configs.defaults import load_config
 from data.augment import apply, draw
-from data.images import ImageBank
-from model.clip import TextTower
-from processor.metrics import rank_metrics
-from processor.prompt import prompt_step
-from processor.run.state import PromptState, TrainState
-from processor.setup import prompt_settings, train_settings
+from data.batches import Batches
+from data.images import ImageBank, pick_cache
+from loss.links import hungarian
+from loss.method import EpochStart
+from processor.features import embed_all
+from processor.run.state import TrainState
+from processor.setup import train_settings
+from processor.train import train_step
 from utils.errors import is_out_of_memory
 from utils.modality import Modality
-from utils.runtime import gpu_rounding
 
 PRECISIONS = ("released", "fp32", "tf32", "bf16")
-# PRECISION -> what its peak is measured with: nearly all of the tower's work is in convolutions.
-PEAK_OF = {"released": ("tf32", torch.float32), "fp32": ("fp32", torch.float32), "tf32": ("tf32", torch.float32),
-           "bf16": ("fp32", torch.bfloat16)}
+EPOCHS = 240                            # of both scripts
 COMPARED = ("released", "bf16")         # precisions that are embedded in several batch sizes
+IMAGES, PERSONS = {Modality.RGB: 22258, Modality.IR: 11909}, 395        # of SYSU-MM01
 
 
 @dataclass(frozen=True)
@@ -46,14 +42,12 @@ class Sizes:
     images: dict            # Modality -> training images
     share: float            # of SYSU-MM01's images in the whole epoch
     prototypes: dict        # Modality -> clusters in the memories
-    queries: int            # of a test
-    side: int               # of the matrices whose product gives the peak
     repeats: int
 
 
-FULL = Sizes(((3, 4, 6, 3), 64, 288, 144), 64, (64, 256, 1024), epoch.SIZES, 1.0, bench_memory.CLUSTERS, 3803, 8192, 10)
+FULL = Sizes(((3, 4, 6, 3), 64, 288, 144), 64, (64, 256, 1024), IMAGES, 1.0, bench_memory.CLUSTERS, 10)
 SMALL = Sizes(((1, 1, 1, 1), 16, 64, 32), 8, (8,), {Modality.RGB: 300, Modality.IR: 200}, 0.004,
-              {Modality.RGB: 12, Modality.IR: 9}, 50, 128, 1)
+              {Modality.RGB: 12, Modality.IR: 9}, 1)
 
 
 class Bench:
@@ -64,30 +58,18 @@ class Bench:
         self.settings = self.settings_of("released")
         torch.manual_seed(0)
         self.model = resnet(*sizes.tower)
-        self.peaks = {}             # PRECISION -> FLOP/s that the device reaches
-        self.steps = max(sizes.images.values()) // sizes.batch + 1      # in an epoch
-        self.flops = {}             # PRECISION -> floating-point operations of a training step
 
     def settings_of(self, precision):
         """Return the released recipe's `TrainSettings` in a precision, swapping from the first epoch on."""
         return train_settings(load_config(None, ["PRECISION", precision, "METHOD.CROSS_EPOCH", "1",
                                                  "SAMPLER.INSTANCES", str(self.sizes.batch // 4)]), "prepare")
 
-    def row(self, what, function, per_epoch=0, precision="", flops=None):
-        """Time a call and tell its share of the peak and of the host. Args: flops: of it, counted here if None."""
+    def row(self, what, function):
+        """Time a call, and the share of it that the host needs to launch it."""
         reset_peak(self.device)
-        flops, repeats = flops or count(function), self.sizes.repeats
-        seconds, peak = measure(function, repeats, 2), self.peaks.get(precision or "fp32")
-        return Row(what, seconds, note=f"{flops / seconds / 1e12:.3g} TFLOP/s{peak_memory(self.device)}",
-                   per_epoch=per_epoch, precision=precision, arithmetic=peak and flops / peak / seconds,
-                   host=launching(function, repeats) / seconds if self.device.type == "cuda" else None)
-
-
-def count(function):
-    """Count the floating-point operations of a call."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
+        seconds = measure(function, self.sizes.repeats, 2)
+        return Row(what, seconds, note=peak_memory(self.device), host=launching(function, self.sizes.repeats) / seconds
+                   if self.device.type == "cuda" else None)
 
 
 def launching(function, repeats):
@@ -110,53 +92,36 @@ def reset_peak(device):
 
 def peak_memory(device):
     """Write the peak of the device's memory since `reset_peak`, for a note."""
-    return f", peak {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else ""
-
-
-def peaks(bench):
-    """Measure what the device can do: a large matrix product in every precision, a large copy."""
-    side, rows = bench.sizes.side, []
-    for precision, (rounding, dtype) in PEAK_OF.items():
-        a, b = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
-        with gpu_rounding(rounding):
-            seconds = measure(lambda a=a, b=b: a @ b, warmup=3)
-        bench.peaks[precision] = 2 * side**3 / seconds
-        rows.append(Row(f"matrix product of {side}, {precision}", seconds,
-                        note=f"{bench.peaks[precision] / 1e12:.4g} TFLOP/s"))
-    rate = bandwidth(bench.device)
-    return [*rows, Row("copy of 1 GB", 2e9 / rate, note=f"{rate / 1e12:.4g} TB/s")]
+    return f"peak {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else ""
 
 
 def steps(bench):
     """Time the training step in every precision, and contiguous instead of channels-last."""
-    rows, size = [], bench.sizes.batch
-    for precision in PRECISIONS:
-        step = training(bench.model, bench.device, precision, size)
-        flops = bench.flops[precision] = count(step)
-        rows.append(bench.row(f"training step 2 x {size}, {precision}", step, bench.steps, precision, flops))
-    step = training(bench.model, bench.device, precision, size, torch.contiguous_format)
-    return [*rows, bench.row(f"training step 2 x {size}, {precision}, contiguous", step, 0, precision)]
-
-
-def compiled_step(bench, precision):
-    """Time the training step with a compiled tower."""
     size = bench.sizes.batch
-    flops = bench.flops.get(precision) or count(training(bench.model, bench.device, precision, size))
-    step = training(bench.model, bench.device, precision, size, compiled=True)
+    rows = [bench.row(f"training step 2 x {size}, {precision}", training(bench.model, bench.device, precision, size))
+            for precision in PRECISIONS]
+    step = training(bench.model, bench.device, PRECISIONS[-1], size, torch.contiguous_format)
+    return [*rows, bench.row(f"training step 2 x {size}, {PRECISIONS[-1]}, contiguous", step)]
+
+
+def compiled_step(bench):
+    """Time the training step in bf16 with a compiled tower."""
+    size = bench.sizes.batch
+    step = training(bench.model, bench.device, "bf16", size, compiled=True)
     first = measure(step, repeats=1, warmup=0)
-    row = bench.row(f"training step 2 x {size}, {precision}, compiled", step, 0, precision, flops)
+    row = bench.row(f"training step 2 x {size}, bf16, compiled", step)
     row.note += f"; the first step took {first:.0f} s"
     return [row]
 
 
 def embeddings(bench):
     """Time the embedding in every precision, and in several batch sizes."""
-    rows, images, sizes = [], sum(bench.sizes.images.values()), bench.sizes.embedded
+    rows, sizes = [], bench.sizes.embedded
     for precision in PRECISIONS:
         for size in sizes if precision in COMPARED else sizes[len(sizes) // 2:][:1]:
             what = f"embedding, batches of {size}, {precision}"
             try:
-                row = bench.row(what, embedding(bench.model, bench.device, precision, size), images / size, precision)
+                row = bench.row(what, embedding(bench.model, bench.device, precision, size))
                 row.note += f", {size / row.ours:.4g} images/s"
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -166,31 +131,71 @@ def embeddings(bench):
     return rows
 
 
-def whole_epoch(bench):
-    """Run one epoch of train_prepare.py with swapping on synthetic images, on a GPU in bf16."""
-    precision = "bf16" if bench.device.type == "cuda" else "released"
-    banks = epoch.open_banks(bench.sizes.share, bench.device, bench.sizes.tower[2:])
-    model = copy.deepcopy(bench.model).to(bench.device, memory_format=torch.channels_last)
+def random_images(n, persons, seed, size):
+    """Draw (n, H, W, 3) uint8: a person is one coarse random pattern, an image is that with fine noise."""
+    height, width = size
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 200, (persons, height // 16, width // 16, 3), dtype=np.uint8)
+    person = rng.integers(0, persons, n)
+    images = rng.integers(0, 56, (n, height, width, 3), dtype=np.uint8)
+    for start in range(0, n, 1024):
+        part = slice(start, start + 1024)
+        images[part] += coarse[person[part]].repeat(16, axis=1).repeat(16, axis=2)
+    return images
+
+
+def timed(function):
+    """Call a function once: seconds until a GPU has done it, and what it returned."""
+    found = []
+    return measure(lambda: found.append(function()), repeats=1, warmup=0), found[0]
+
+
+def whole_epochs(bench):
+    """Run an epoch of train_prepare.py with swapping on synthetic images in the precisions that are compared."""
+    size, share = bench.sizes.tower[2:], bench.sizes.share
+    counts, persons = {m: int(n * share) for m, n in IMAGES.items()}, max(int(PERSONS * share), 4)
+    cache = pick_cache("auto", sum(counts.values()) * size[0] * size[1] * 3, bench.device)
+    banks = {m: ImageBank(random_images(n, persons, seed, size), bench.device, cache=cache)
+             for seed, (m, n) in enumerate(counts.items())}
+    return [row for precision in COMPARED if precision in PRECISIONS for row in whole_epoch(bench, banks, precision)]
+
+
+def whole_epoch(bench, banks, precision):
+    """Run an epoch as `processor.train.train` does: its rows. Args: banks: Modality -> `ImageBank`."""
+    state = TrainState(copy.deepcopy(bench.model).to(bench.device, memory_format=torch.channels_last),
+                       bench.settings_of(precision))
+    s, seconds, cameras = state.settings, {}, {m: bank.cameras for m, bank in banks.items()}
+    method = s.method(**s.of_method)
     reset_peak(bench.device)
-    seconds, steps = epoch.run_epoch(TrainState(model, bench.settings_of(precision)), banks, 1)
+    seconds["embedding all images"], features = timed(lambda: embed_all(state.model, banks, method, s))
+    seconds["clustering both modalities"], labels = timed(lambda: {
+        m: make_pseudo_labels(features["feature"][m], m, s.cluster) for m in Modality})
+    seconds["start of the method"], labels = timed(lambda: method.start(EpochStart(features, labels, cameras), 1))
+    batches = Batches(banks, labels, s, 1, method.views)
+
+    def train():
+        state.model.train()
+        for batch in batches:
+            train_step(state.model, state.optimizer, method, batch, None, s.precision)
+
+    seconds["training"], _ = timed(train)
     whole = sum(seconds.values())
     return [Row(f"whole epoch, {precision}, {sum(map(len, banks.values()))} images", whole,
-                note=f"{steps} steps{peak_memory(bench.device)}"),
+                note=f"{len(batches)} steps; {EPOCHS} epochs: {whole * EPOCHS / 3600:.3g} hours; "
+                     + peak_memory(bench.device)),
             *(Row(f"of it {name}", value, note=f"{value / whole:.1%} of it") for name, value in seconds.items())]
 
 
 def clustering(bench):
-    """Time the pseudo labels of both modalities, hard case, and the search for neighbours alone."""
-    rows, settings = [], bench.settings.cluster
+    """Time the pseudo labels of both modalities, hard case."""
+    rows = []
     for m, n in bench.sizes.images.items():
         x, persons = bench_clustering.draw(n, bench_clustering.CASES[bench_clustering.HARD])
         x = torch.from_numpy(x).to(bench.device)
-        make_pseudo_labels(x, m, settings)      # warm
-        seconds, labels = epoch.timed(lambda x=x, m=m: make_pseudo_labels(x, m, settings))
-        rows.append(Row(f"clustering {m.value}, {n} x {x.shape[1]}", seconds, per_epoch=1,
+        make_pseudo_labels(x, m, bench.settings.cluster)      # warm
+        seconds, labels = timed(lambda x=x, m=m: make_pseudo_labels(x, m, bench.settings.cluster))
+        rows.append(Row(f"clustering {m.value}, {n} x {x.shape[1]}", seconds,
                         note=bench_clustering.quality(labels, persons)))
-        for name, search in (("as installed", k_nearest), ("torch", k_nearest_by_torch)):
-            rows.append(Row(f"of it the search, {name}", measure(lambda x=x, f=search: f(x, settings.k1), 1)))
     return rows
 
 
@@ -206,46 +211,15 @@ def augmentation(bench):
                 found = bank.batch(rng.integers(0, 256, size))
                 apply(found, draw(policy, size, found.shape[2:], rng))
 
-        rows.append(bench.row(f"augmented images of a step, from {cache}", batch,
-                              bench.steps if cache == "device" else 0))
+        rows.append(bench.row(f"augmented images of a step, from {cache}", batch))
     return rows
 
 
 def memories(bench):
-    """Time a step of the memories, and its matching on the host."""
-    rows, k, dim = [], bench.sizes.prototypes, bench.model.feature_dim
-    for swap, name in ((False, "without"), (True, "with")):
-        step, *_ = bench_memory.steps(bench.device, k, dim, swap)
-        rows.append(bench.row(f"memories {' x '.join(map(str, k.values()))}, {name} swap", step, bench.steps * swap))
+    """Time a step of the memories, and its links, which the host finds beside the next forward pass."""
+    k, dim = bench.sizes.prototypes, bench.model.feature_dim
+    rows = [bench.row(f"memories {' x '.join(map(str, k.values()))}, {'with' if swap else 'without'} swap",
+                      bench_memory.steps(bench.device, k, dim, swap)[0]) for swap in (False, True)]
     rgb, ir = bench_memory.draw(k, dim).values()
     similarity = (rgb @ ir.T).numpy()
-    return [*rows, Row("of it the matching, on the host beside the next forward pass", measure(
-        lambda: linear_sum_assignment(similarity, maximize=True)))]
-
-
-def metrics(bench):
-    """Time the metrics of ten trials of SYSU-MM01's all-search, on the host."""
-    rng, queries, gallery_ids = np.random.default_rng(0), bench.sizes.queries, np.arange(301) % 96
-    query_ids = rng.integers(0, 96, queries)
-    distance = rng.random((queries, 301), dtype=np.float32) - np.float32(0.3) * (query_ids[:, None] == gallery_ids)
-    cameras = rng.choice([3, 6], queries), rng.choice([1, 2, 4, 5], 301)
-    seconds = measure(lambda: [rank_metrics(distance, query_ids, gallery_ids, *cameras, "sysu") for _ in range(10)], 1)
-    return [Row(f"metrics, ten trials of {queries} x 301", seconds, per_epoch=1 / load_config().TEST.EVERY)]
-
-
-def prompts(bench):
-    """Time a step of the prompt stage: texts of the clusters in a batch, forward and backward."""
-    sizes, settings = bench.sizes, prompt_settings(load_config())
-    width = 16 * sizes.tower[1]
-    torch.manual_seed(0)
-    text_sizes = CLIPTextCfg() if sizes is FULL else CLIPTextCfg(width=64, heads=2, layers=1)
-    clip = CLIP(width, CLIPVisionCfg(layers=(1, 1, 1, 1), width=32, image_size=64), text_sizes)
-    text, rng = TextTower(clip).to(bench.device), np.random.default_rng(0)
-    labels = {m: rng.integers(0, sizes.prototypes[m], n) for m, n in sizes.images.items()}
-    state, pairs = PromptState(text, labels, settings), 2 * sizes.batch
-    projections = {m: torch.randn(pairs, width, device=bench.device) for m in Modality}
-    row = bench.row(f"prompt step, {pairs} pairs", lambda: prompt_step(
-        text, state.prompts, state.optimizer, projections, {m: labels[m][:pairs] for m in Modality}))
-    count = settings.epochs * -(-max(sizes.images.values()) // pairs)
-    row.note += f"; {count * row.ours / 60:.3g} minutes for the {settings.epochs} epochs of the prompt stage"
-    return [row]
+    return [*rows, Row("of it the links", measure(lambda: hungarian(similarity)))]

@@ -1,7 +1,7 @@
 """Shared by the benchmarks: repeated timing, a training step, and a table that every script adds rows to.
 
     results = Results("memory")
-    results.compare("step", lambda: ours(), lambda: reference(), target=">= 2 x")
+    results.add(Row("step", measure(ours), measure(reference)))
     results.save()
 
 Rows land in benchmarks/results/<device>.json, one section per subject, and the Markdown tables beside it are
@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy
-import sklearn
 import torch
 
 from loss.method import EpochStart
@@ -29,32 +27,22 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass
 class Row:
-    """One line of a table; times in seconds, None where there is none; shares are fractions of 1."""
+    """One line of a table; times in seconds, None where there is none."""
 
     what: str
     ours: float | None = None
     reference: float | None = None
-    bound: float | None = None          # the least time the hardware allows, measured
-    target: str = ""
     note: str = ""
-    per_epoch: float = 0.0              # calls in an epoch; 0: it is no part of one
-    precision: str = ""                 # "" where it is the same in all
-    of_epoch: float | None = None       # share of an epoch's time
-    arithmetic: float | None = None     # share of the device's FLOP/s
     host: float | None = None           # share of the time in which the host launches kernels
 
 
 COLUMNS = {
-    "what": lambda row: row.what,
-    "ours": lambda row: seconds(row.ours),
-    "reference": lambda row: seconds(row.reference),
-    "reference / ours": lambda row: f"{row.reference / row.ours:.1f} x" if row.ours and row.reference else "",
-    "bound": lambda row: seconds(row.bound),
-    "share of an epoch": lambda row: percent(row.of_epoch),
-    "arithmetic": lambda row: percent(row.arithmetic),
-    "host": lambda row: percent(row.host),
-    "target": lambda row: row.target,
-    "note": lambda row: row.note,
+    "what": lambda row: row["what"],
+    "ours": lambda row: seconds(row["ours"]),
+    "reference": lambda row: seconds(row["reference"]),
+    "reference / ours": lambda row: f"{row['reference'] / row['ours']:.1f} x" if row["reference"] else "",
+    "host": lambda row: "" if row.get("host") is None else f"{row['host']:.0%}",
+    "note": lambda row: row["note"],
 }
 
 
@@ -64,11 +52,6 @@ def seconds(value):
         return ""
     unit, size = next(((unit, size) for unit, size in (("s", 1), ("ms", 1e-3)) if value >= size), ("us", 1e-6))
     return f"{value / size:.3g} {unit}"
-
-
-def percent(share):
-    """Write a share in percent; "" for none."""
-    return "" if share is None else f"{share:.0%}"
 
 
 def measure(function, repeats=5, warmup=1):
@@ -89,13 +72,6 @@ def synchronize():
     """Wait until a GPU has done its work, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def bandwidth(device):
-    """Measure the bytes per second of a copy that does not fit the caches."""
-    source = torch.ones(1 << 26, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / measure(lambda: target.copy_(source))
 
 
 def start_method(settings, prototypes, epoch):
@@ -127,9 +103,8 @@ def environment():
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
                          cwd=Path(__file__).parent)
     return {"device": device_name(), "commit": git.stdout.strip(), "torch": torch.__version__,
-            "cuda": torch.version.cuda or "none", "numpy": np.__version__, "scipy": scipy.__version__,
-            "sklearn": sklearn.__version__, "python": platform.python_version(), "load": round(os.getloadavg()[0], 1),
-            "time": time.strftime("%Y-%m-%d %H:%M")}
+            "cuda": torch.version.cuda or "none", "python": platform.python_version(),
+            "load": round(os.getloadavg()[0], 1), "time": time.strftime("%Y-%m-%d %H:%M")}
 
 
 class Results:
@@ -141,17 +116,13 @@ class Results:
 
     def add(self, *rows):
         """Keep and print rows."""
-        for row in rows:
+        for row in map(asdict, rows):
             self.rows.append(row)
             print("  ".join(f"{name} {cell(row)}" for name, cell in COLUMNS.items() if cell(row)), flush=True)
 
-    def compare(self, what, ours, reference=None, bound=None, target="", note="", repeats=5):
-        """Time callables `ours` and `reference`, and keep the row. Args: bound: seconds."""
-        self.add(Row(what, *(f and measure(f, repeats) for f in (ours, reference)), bound, target, note))
-
     def section(self):
         """Return what is written: {"environment", "rows"}."""
-        return {"environment": environment(), "rows": [asdict(row) for row in self.rows]}
+        return {"environment": environment(), "rows": self.rows}
 
     def save(self):
         """Write this subject's section and keep the others of this device."""
@@ -167,10 +138,9 @@ def write(path, sections, notes=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(sections, indent=1) + "\n")
     lines = [f"# {next(iter(sections.values()))['environment']['device']}" if sections else "# Nothing measured", "",
-             "`bound` is the least time the hardware allows; `arithmetic` is the share of the measured FLOP/s of a "
-             "large matrix product, `host` that of the time in which the host launches kernels.", ""]
+             "`host` is the share of the time in which the host launches kernels.", ""]
     for subject, section in sections.items():
-        about, rows = section["environment"], [Row(**row) for row in section["rows"]]
+        about, rows = section["environment"], section["rows"]
         shown = {name: cell for name, cell in COLUMNS.items() if any(cell(row) for row in rows)}
         lines += [f"## {subject}", "", f"Commit {about['commit']}, torch {about['torch']}, load {about['load']} at the "
                   f"end, {about['time']}.", "", f"| {' | '.join(shown)} |", "|" + " --- |" * len(shown),

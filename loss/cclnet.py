@@ -6,7 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from loss.cluster_memory import MEMORIES, MOMENTUM, TEMPERATURE, cluster_means, renewal
-from loss.links import assign, heads_for, hungarian, link_by, links_of_epoch, listed, similarity
+from loss.links import heads_for, hungarian, link_by, links_of_epoch, listed, similarity
 from loss.method import Method
 from utils.modality import Modality
 from utils.runtime import to_device, to_host
@@ -20,6 +20,7 @@ class CCLNet(Method):
                 Setting("SWAP_SCALE", 0.1, Range(0, 1), "share that a prototype keeps when swapped"),
                 Setting("SWAP_ORDER", "released", ("released", "simultaneous"), "whether infrared prototypes are mixed "
                         "with visible ones that have changed already, as in the released code, or with the old ones"))
+    rule = staticmethod(hungarian)
 
     @property
     def needs(self):
@@ -37,7 +38,7 @@ class CCLNet(Method):
 
     def link(self, start):
         """Link an epoch's clusters: `Links`, None where the prototypes of each step are linked."""
-        return links_of_epoch(hungarian, start, self.settings.link_by)
+        return links_of_epoch(self.rule, start, self.settings.link_by)
 
     def losses(self, features, batch):
         """Compute each modality's contrastive loss: {"rgb", "ir"}."""
@@ -61,13 +62,13 @@ class CCLNet(Method):
         if self.due is None:
             return
         (labels, found), self.due = self.due, None
-        links, s = self.epoch_links or assign(found()), self.settings
+        links, s = self.epoch_links or self.rule(found()), self.settings
         swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)
 
     def links(self):
         """Link the prototypes as the last step did, before its swap: `LinkedClusters`."""
         found = (self.due[1] if self.due else self._similarity())()
-        return listed(self.epoch_links or assign(found), found)
+        return listed(self.epoch_links or self.rule(found), found)
 
     def prototypes(self):
         """Return the prototypes after the last swap: {"rgb": (K_rgb, D), "ir": (K_ir, D)}."""

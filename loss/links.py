@@ -1,7 +1,8 @@
-"""Which clusters of the two modalities belong together: rules that turn rows of both modalities into links.
+"""Which clusters of the two modalities belong together: rules that turn similarities into links.
 
-A rule (`hungarian`, `progressive`, `optimal_transport`) takes a row per cluster of both modalities, in any space that
-the two share, and returns `Links`. METHOD.LINK_BY names the space:
+A rule (`hungarian`, `progressive`, `optimal_transport`) takes the cosines of all visible clusters with all infrared
+ones, an array (K_rgb, K_ir), and returns `Links`. A method names its own as `rule`. METHOD.LINK_BY says of what the
+cosines are:
 
     prototype    the memories' prototypes as they stand in each step, so links change within the epoch
     centroid     the clusters' mean features at the epoch's start
@@ -22,8 +23,6 @@ from utils.runtime import gpu_rounding, to_device
 from utils.settings import Setting
 
 SINKHORN = (5.0, 5000, 1e-5)        # regularisation, most iterations, error to stop at: RPNR's released numbers
-
-
 HEADS = {"prototype": "feature", "centroid": "feature", "projection": "projection", "text": "text"}    # of each space
 
 
@@ -68,7 +67,7 @@ def similarity(rgb, ir):
 
 
 def links_of_epoch(rule, start, space):
-    """Link an epoch's clusters by a rule of this file, once for the whole epoch.
+    """Link an epoch's clusters by a rule, once for the whole epoch.
 
     Args: start: `EpochStart`; space: of METHOD.LINK_BY. Returns: `Links`; None for prototypes, linked in each step.
     """
@@ -83,59 +82,50 @@ def links_of_epoch(rule, start, space):
 def link(rule, rgb, ir):
     """Link the clusters that have a row; those whose row is 0 (a cluster without a text) stay without a link.
 
-    Args: rule: a function of this file; rgb: (K_rgb, D), ir: (K_ir, D) tensors of any length. Returns: `Links`.
+    Args: rule: as those of this file; rgb: (K_rgb, D), ir: (K_ir, D) tensors of any length. Returns: `Links`.
     """
     rows = [F.normalize(rows.float(), dim=1) for rows in (rgb, ir)]
     kept = [np.flatnonzero(r.any(dim=1).cpu().numpy()) for r in rows]
-    links = no_links(rgb, ir)
+    links = no_links(len(rgb), len(ir))
     if all(map(len, kept)):
-        found = rule(*(r[to_device(k, r.device)] for r, k in zip(rows, kept)))
+        found = rule(similarity(*(r[to_device(k, r.device)] for r, k in zip(rows, kept))).cpu().numpy())
         for partner, among, own, other in zip(links, found, kept, kept[::-1]):
             partner[own] = np.where(among >= 0, other[among], -1)
     return links
 
 
 def no_links(rgb, ir):
-    """Link nothing."""
-    return Links(np.full(len(rgb), -1), np.full(len(ir), -1))
+    """Link nothing. Args: numbers of clusters."""
+    return Links(np.full(rgb, -1), np.full(ir, -1))
 
 
-def hungarian(rgb, ir):
+def hungarian(similarity):
     """Link visible and infrared clusters one to one; CCLNet's rule.
 
-    Maximises the sum of cosine similarities (`scipy.optimize.linear_sum_assignment`). If the two sides have different
-    numbers of clusters, those left over stay without a link; so do pairs with a negative similarity.
+    Maximises the sum of similarities (`scipy.optimize.linear_sum_assignment`). If the two sides have different numbers
+    of clusters, those left over stay without a link; so do pairs with a negative similarity.
 
     Args:
-        rgb: (K_rgb, D) float tensor, one row per visible cluster, of unit length. This is not checked: rows of other
-            lengths are weighted by them.
-        ir: (K_ir, D) float tensor, one row per infrared cluster, of unit length, on the same device.
+        similarity: (K_rgb, K_ir) array, cosines of a row per visible cluster with a row per infrared one.
 
     Returns:
         Links, two int64 NumPy arrays: `rgb_to_ir[i]` is the infrared partner of visible cluster i, `ir_to_rgb[j]` the
         visible partner of infrared cluster j; -1 means none.
 
     Example:
-        >>> rgb = torch.eye(3)                  # three visible clusters
-        >>> ir = torch.eye(3)[[2, 0]]           # two infrared ones: like the third and like the first
-        >>> hungarian(rgb, ir)
+        >>> hungarian(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))       # three visible clusters, two infrared ones
         Links(rgb_to_ir=array([ 1, -1,  0]), ir_to_rgb=array([2, 0]))
     """
-    return assign(similarity(rgb, ir).cpu().numpy())
-
-
-def assign(similarity):
-    """Link as `hungarian` does. Args: similarity: (K_rgb, K_ir) array. Returns: `Links`."""
     similarity = np.nan_to_num(similarity)      # the solver raises on NaN, which a check of the losses reports better
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     kept = similarity[rows, columns] >= 0
-    links = no_links(similarity, similarity.T)
+    links = no_links(*similarity.shape)
     links.rgb_to_ir[rows[kept]] = columns[kept]
     links.ir_to_rgb[columns[kept]] = rows[kept]
     return links
 
 
-def progressive(rgb, ir):
+def progressive(similarity):
     """Link every cluster, in rounds of cheapest assignments.
 
     Wu and Ye, "Unsupervised Visible-Infrared Person Re-Identification via Progressive Graph Matching and Alternate
@@ -145,11 +135,11 @@ def progressive(rgb, ir):
     (the released code does so for RegDB, and links nothing for SYSU-MM01), and there are as many rounds as it takes
     (the released code has two, and fails where one modality has more than twice as many clusters).
 
-    Args: rgb: (K_rgb, D), ir: (K_ir, D) tensors, rows L2-normalised. Returns: `Links`.
+    Args: similarity: as `hungarian`. Returns: `Links`.
     """
-    links, cost = no_links(rgb, ir), link_cost(rgb, ir)
+    links, cost = no_links(*similarity.shape), link_cost(similarity)
     many, few = links
-    if len(rgb) < len(ir):
+    if len(many) < len(few):
         (few, many), cost = links, cost.T
     rows, columns = linear_sum_assignment(cost)
     many[rows], few[columns] = columns, rows
@@ -159,21 +149,21 @@ def progressive(rgb, ir):
     return links
 
 
-def optimal_transport(rgb, ir):
+def optimal_transport(similarity):
     """Link each cluster to the one that gets the most of it in an optimal transport plan; not always mutual.
 
     Yin et al., "Robust Pseudo-label Learning with Neighbor Relation for Unsupervised Visible-Infrared Person
     Re-Identification" (ACM MM 2024).
 
-    Args: rgb: (K_rgb, D), ir: (K_ir, D) tensors, rows L2-normalised. Returns: `Links`.
+    Args: similarity: as `hungarian`. Returns: `Links`.
     """
-    plan, _ = sinkhorn(link_cost(rgb, ir), *SINKHORN)
+    plan, _ = sinkhorn(link_cost(similarity), *SINKHORN)
     return Links(plan.argmax(axis=1), plan.argmax(axis=0))
 
 
-def link_cost(rgb, ir):
-    """Compute exp(-cosine) of rows (K_rgb, D), (K_ir, D): (K_rgb, K_ir) float64 array."""
-    return np.exp(-np.nan_to_num(similarity(rgb, ir).cpu().numpy().astype(np.float64)))
+def link_cost(similarity):
+    """Compute exp(-cosine) in float64, as the released codes do. Args: similarity: (K_rgb, K_ir) array."""
+    return np.exp(-np.nan_to_num(similarity.astype(np.float64)))
 
 
 def sinkhorn(cost, regularisation, iterations, tolerance):

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from loss.calibration import calibrate
-from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_means, cross_entropy, hardest_samples
-from loss.links import heads_for, link_by, links_of_epoch, listed, optimal_transport, similarity
-from loss.method import Method
-from loss.visits import CROSS_WEIGHT, GRADIENTS, Visit, cross_visits, crossing, own_visits, renew, visit_losses
+from loss.cluster_memory import cluster_means, cross_entropy, hardest_samples
+from loss.links import optimal_transport
+from loss.visits import Visit, VisitingMethod, cross_visits, crossing, own_visits, visit_losses
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
@@ -21,26 +20,20 @@ from utils.settings import Range, Setting
 MARGIN, SHARE, SIGMA, DELTA = 0.2, 0.5, 1.0, 1.0
 
 
-class RPNR(Method):
+class RPNR(VisitingMethod):
     """PGM's visits with labels calibrated at the epoch's start, a third memory of linked clusters, a relation loss.
 
     A batch holds two views of each visible image; clusters are made of means over mirror images.
     """
 
-    SETTINGS = (TEMPERATURE, MOMENTUM, link_by("centroid"), CROSS_WEIGHT, GRADIENTS,
-                Setting("HYBRID_WEIGHT", 0.5, Range(0), "of the loss with the hybrid memory; with 0 it still moves"),
+    SETTINGS = (Setting("HYBRID_WEIGHT", 0.5, Range(0), "of the loss with the hybrid memory; with 0 it still moves"),
                 Setting("RELATION", "released", ("released", "normalised"), "length of the features in the relation "
                         "loss: the batch norm's, or 1"),
                 Setting("RELATION_WEIGHT", 10.0, Range(0), "of the relation loss"),
                 Setting("TOP_IMAGES", 20, Range(1, whole=True), "densest images of a cluster that make its prototype "
                         "for calibration"))
-    views = 2
     mirrored = True
-
-    @property
-    def needs(self):
-        """Heads that are embedded at an epoch's start."""
-        return heads_for(self.settings.link_by)
+    rule = staticmethod(optimal_transport)
 
     def start(self, start, epoch):
         """Begin an epoch: train on the clusters as they are, from METHOD.CROSS_EPOCH on on calibrated ones.
@@ -54,23 +47,19 @@ class RPNR(Method):
         if epoch < s.cross_epoch:
             return start.labels
         labels = {m: calibrate(features[m], start.labels[m], s.top_images) for m in Modality}
-        self.memories["hybrid"] = self._memory(hybrid_means(*means.values(), self._links().ir_to_rgb,
+        self.memories["hybrid"] = self._memory(hybrid_means(*means.values(), self.links_now().ir_to_rgb,
                                                             labels[Modality.IR]))
         return labels
 
     def _memory(self, prototypes):
         return MeanHardMemory(prototypes, self.settings.temperature, self.settings.momentum, MARGIN, SHARE)
 
-    def link(self, start):
-        """Link an epoch's clusters: `Links`, None where the prototypes of each step are linked."""
-        return links_of_epoch(optimal_transport, start, self.settings.link_by)
-
     def losses(self, features, batch):
         """Compute {"rgb", "ir"} and, where the modalities meet, "hybrid", "cross" and "relation"."""
         s, self.visits = self.settings, own_visits(batch)
         if self.epoch < s.cross_epoch:
             return visit_losses(self.visits, self.memories, features, s.gradients)
-        modality, partner = crossing(self._links(), self.epoch, s.cross_epoch)
+        modality, partner = crossing(self.links_now(), self.epoch, s.cross_epoch)
         hybrid = clusters = partner[batch.labels[modality]]
         if modality is Modality.IR:     # the hybrid memory counts as the infrared one does
             hybrid = np.where(clusters >= 0, batch.labels[modality], -1)
@@ -81,24 +70,6 @@ class RPNR(Method):
             rows = [F.normalize(x, dim=1) for x in rows]
         return {**visit_losses(self.visits, self.memories, features, s.gradients),
                 "relation": s.relation_weight * sum(relation_loss(x, SIGMA, DELTA) for x in rows)}
-
-    def update(self, features, batch):
-        """Move the prototypes by all visits of `losses`."""
-        renew(self.visits, self.memories, features)
-        return {}
-
-    def links(self):
-        """Return the epoch's `LinkedClusters`, or those of the prototypes now."""
-        rows = self.prototypes()
-        return listed(self._links(), similarity(rows["rgb"], rows["ir"]).cpu().numpy())
-
-    def prototypes(self):
-        """Return the mean prototypes: {"rgb": (K_rgb, D), "ir": (K_ir, D)}, where they meet "hybrid" (K_ir, D) too."""
-        return {name: memory.prototypes for name, memory in self.memories.items()}
-
-    def _links(self):
-        rows = self.prototypes()
-        return self.epoch_links or optimal_transport(rows["rgb"], rows["ir"])
 
 
 class MeanHardMemory:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from loss.cluster_memory import MOMENTUM, TEMPERATURE
+from loss.links import heads_for, link_by, links_of_epoch, listed, similarity
+from loss.method import Method
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
@@ -27,6 +30,45 @@ class Visit(NamedTuple):
     batch: Modality
     labels: np.ndarray  # (B,) clusters of the memory, -1 for none
     weight: float
+
+
+class VisitingMethod(Method):
+    """What PGM and RPNR share. A subclass has a `rule` of links, makes `memories` by name in `start`, with
+    `epoch_links`, and lists the `visits` of a batch in `losses`."""
+
+    SETTINGS = (TEMPERATURE, MOMENTUM, link_by("centroid"), CROSS_WEIGHT, GRADIENTS)
+    views = 2
+
+    @property
+    def needs(self):
+        """Heads that are embedded at an epoch's start."""
+        return heads_for(self.settings.link_by)
+
+    def link(self, start):
+        """Link an epoch's clusters: `Links`, None where the prototypes of each step are linked."""
+        return links_of_epoch(self.rule, start, self.settings.link_by)
+
+    def links_now(self):
+        """Return the epoch's `Links`, or link the prototypes as they are."""
+        return self.epoch_links or self.rule(self._cosines())
+
+    def update(self, features, batch):
+        """Move the prototypes by all visits of `losses`, one after the other."""
+        for visit in self.visits:
+            self.memories[visit.memory].update(*with_partner(features[visit.batch], visit.labels))
+        return {}
+
+    def links(self):
+        """Return the epoch's `LinkedClusters`, or those of the prototypes as they are."""
+        return listed(self.links_now(), self._cosines())
+
+    def prototypes(self):
+        """Return the prototypes of all memories: {"rgb": (K_rgb, D), "ir": (K_ir, D), ...}."""
+        return {name: memory.prototypes for name, memory in self.memories.items()}
+
+    def _cosines(self):
+        rows = self.prototypes()
+        return similarity(rows["rgb"], rows["ir"]).cpu().numpy()
 
 
 def own_visits(batch):
@@ -65,12 +107,6 @@ def visit_losses(visits, memories, features, gradients):
         else:
             losses[visit.loss] = visit.weight * memory.loss(x, clusters)
     return losses
-
-
-def renew(visits, memories, features):
-    """Move the prototypes of all visited memories, one visit after the other. Args: as `visit_losses`."""
-    for visit in visits:
-        memories[visit.memory].update(*with_partner(features[visit.batch], visit.labels))
 
 
 def with_partner(x, labels):

@@ -134,6 +134,37 @@ def model(tiny_clip_file):
     return tiny_model(tiny_clip_file)
 
 
+@pytest.fixture
+def stubs(monkeypatch):
+    """Puts something that costs nothing in place of an epoch's embedding, clusters (the persons) and steps.
+
+    `stubs.steps` holds the arguments of every step; `stubs.step` and `stubs.labels` may be replaced.
+    """
+    import processor.train
+    from tests.tiny import IMAGES, LABELS
+    from utils.modality import Modality
+
+    class Stubs:
+        def __init__(self):
+            self.steps = []
+
+        def step(self, *arguments):
+            return {"loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(1.0)}
+
+        def labels(self, modality):
+            return LABELS[modality]
+
+    def train_step(*arguments):
+        found.steps.append(arguments)
+        return found.step(*arguments)
+
+    found = Stubs()
+    monkeypatch.setattr(processor.train, "train_step", train_step)
+    monkeypatch.setattr(processor.train, "embed_all", lambda *_: {"feature": {m: torch.eye(IMAGES) for m in Modality}})
+    monkeypatch.setattr(processor.train, "make_pseudo_labels", lambda features, modality, *_: found.labels(modality))
+    return found
+
+
 @pytest.fixture(scope="session")
 def banks():
     """Random images of both modalities, of tiny.py."""

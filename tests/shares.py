@@ -1,4 +1,8 @@
 """The shipped training loop in fp64, which several processes share, for tests/test_distributed.py."""
+import os
+import signal
+import time
+
 import numpy as np
 import torch
 
@@ -12,7 +16,7 @@ from processor.setup import check_same_settings
 from processor.train import train
 from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.distributed import join_processes
-from utils.errors import UserError
+from utils.errors import UserError, exit_on_user_error, stops_on_signals
 from utils.modality import Modality
 
 KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3, np.arange(PEOPLE).repeat(EACH), -1) for m in Modality}
@@ -73,3 +77,16 @@ def differing_weights(folder):
                             processes)
     except UserError as error:
         (folder / "settings.txt").write_text(str(error))
+
+
+def to_the_end():
+    """Play a script of three processes of which the second is killed: process 2 waits in a message, 0 in Python."""
+    def main():
+        processes = join_processes("cpu")
+        with stops_on_signals(lambda: "the same command resumes with epoch 7"):
+            processes.once(lambda: None)        # all are here
+            if processes.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            processes.once(lambda: time.sleep(600))
+
+    exit_on_user_error(main)

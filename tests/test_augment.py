@@ -8,8 +8,8 @@ from torchvision import transforms
 
 from data.augment import LUMA, MEAN, NORMALISATIONS, STD, Augmentation, apply, draw, draw_rectangles, normalise
 
-DRAWS = 8000
-SYSU_RGB, REGDB_RGB = Augmentation(0.5, 0.5, 10, 0.5), Augmentation(0.5, 0.0, 0, 0.5)
+DRAWS = 4000
+SYSU_RGB = Augmentation(0.5, 0.5, 10, 0.5)
 
 
 def one_by_one(images, plan):
@@ -101,22 +101,16 @@ def test_erased_rectangles_are_distributed_as_torchvisions(size):
         assert ks_2samp(of(*ours.T), of(*theirs.T)).pvalue > 1e-3, name
 
 
-def pipeline(policy, size):
-    """The released transform of one image (H, W, 3) uint8, from torchvision's parts."""
-    return transforms.Compose([
-        Image.fromarray, transforms.RandomGrayscale(policy.grey), transforms.Pad(policy.pad),
-        transforms.RandomCrop(size), transforms.RandomHorizontalFlip(policy.flip), transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD), transforms.RandomErasing(policy.erase)])
-
-
-@pytest.mark.parametrize("policy", [SYSU_RGB, REGDB_RGB], ids=["sysu rgb", "regdb rgb"])
-def test_moments_are_those_of_torchvisions_pipeline(policy):
+def test_moments_are_those_of_torchvisions_pipeline():
     """Mean, standard deviation and skew of every channel in a 4 x 2 grid of places, over many draws of one image."""
-    size, draws = (48, 24), 4000
+    policy, size, draws = SYSU_RGB, (48, 24), 2000
     rows, columns = np.mgrid[:48, :24]
     image = np.stack([40 + 4 * rows, 250 - 8 * columns, 90 + 3 * ((rows + columns) % 40)], axis=2).astype(np.uint8)
     torch.manual_seed(1)
-    transform = pipeline(policy, size)
+    transform = transforms.Compose([
+        Image.fromarray, transforms.RandomGrayscale(policy.grey), transforms.Pad(policy.pad),
+        transforms.RandomCrop(size), transforms.RandomHorizontalFlip(policy.flip), transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD), transforms.RandomErasing(policy.erase)])
     theirs = torch.stack([transform(image) for _ in range(draws)])
     given = torch.from_numpy(image).permute(2, 0, 1).expand(draws, -1, -1, -1)
     ours = apply(given, draw(policy, draws, size, np.random.default_rng(1)))
@@ -134,8 +128,3 @@ def test_the_numbers_of_the_pipeline():
         "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
     assert LUMA == (0.299, 0.587, 0.114)
-
-
-def test_nothing_is_erased_where_no_rectangle_fits():
-    """A rectangle is smaller than the image in both directions, so an image of one row has none."""
-    assert not draw_rectangles(50, (1, 100), np.random.default_rng(0))[:, 2:].any()

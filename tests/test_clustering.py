@@ -4,7 +4,6 @@ import pytest
 import torch
 from sklearn.cluster import DBSCAN
 
-from benchmarks import reference
 from clustering import jaccard, neighbours
 from clustering.jaccard import jaccard_distances
 from clustering.labels import ClusterSettings, cluster, make_pseudo_labels
@@ -66,13 +65,14 @@ def as_dense(distances):
 
 
 def draw_case(seed):
+    """Every third one of fewer images than neighbours."""
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(2, 300))
+    n = int(rng.integers(1, 300 if seed % 3 else 9))
     return features(n, int(rng.integers(1, 12)), rng.uniform(0.2, 1.5), seed=seed), int(rng.integers(1, 36)), int(
         rng.integers(1, 9)), float(rng.uniform(0.2, 0.9))
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(15))
 def test_random_sizes_and_settings(seed):
     x, k1, k2, eps = draw_case(seed)
     expected = dense(x, k1, k2)
@@ -81,15 +81,6 @@ def test_random_sizes_and_settings(seed):
     clear = np.abs(expected - eps) > 1e-4
     assert ((as_dense(near) <= eps) == (expected <= eps))[clear].all()
     np.testing.assert_array_equal(near.toarray(), near.T.toarray())
-
-
-@pytest.mark.parametrize("k1", [1, 2, 3, 7, 8, 30])
-@pytest.mark.parametrize("k2", [1, 6])
-def test_fewer_images_than_neighbours_and_odd_k1(k1, k2):
-    for n in (1, 2, 5, 8):
-        x = features(n, 2, seed=n)
-        np.testing.assert_allclose(as_dense(jaccard_distances(torch.from_numpy(x), k1, k2, 1.0)), dense(x, k1, k2),
-                                   atol=2e-5)
 
 
 def test_edges():
@@ -114,8 +105,8 @@ def with_copies(seed):
 
 
 @pytest.mark.parametrize("min_samples", [1, 4])
-@pytest.mark.parametrize("k2", [1, 2, 6])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("k2", [1, 6])
+@pytest.mark.parametrize("seed", range(4))
 def test_more_duplicates_than_k1_are_as_in_the_released_code(seed, k2, min_samples, monkeypatch):
     x, k1, drawn = with_copies(seed)
     if seed % 3:
@@ -140,21 +131,6 @@ def test_images_that_are_all_far_from_themselves_are_outliers(monkeypatch):
     assert cluster(np.ones((4, 3), np.float32), 1, 1, 0.6, 1).tolist() == [-1] * 4
 
 
-@pytest.mark.parametrize("copies, own", [(2, 1.0), (12, 0.0)])
-def test_rows_of_the_encoding_sum_to_one_or_are_empty(copies, own):
-    x = torch.from_numpy(np.repeat(features(20, 20, seed=5), copies, axis=0))
-    encoding = jaccard.reciprocal_encoding(x, k_nearest(x, 10), 10)
-    total = torch.zeros(len(x)).index_add_(0, encoding.row, encoding.value)
-    assert torch.all((total - 1).abs().minimum((total - own).abs()) < 1e-6) and total.min() < own + 1e-6
-    distances = jaccard_distances(x, 10, 6, 1.0)
-    assert np.isfinite(distances.data).all() and distances.data.min() >= 0
-
-
-def test_the_benchmarks_compare_with_the_same_distance():
-    x, k1, _ = with_copies(0)
-    np.testing.assert_allclose(reference.jaccard_distance(x, k1, 6, ranks(x, k1)), dense(x, k1, 6), atol=1e-6)
-
-
 def test_blocks_do_not_change_the_result(monkeypatch):
     x = torch.from_numpy(features(150, 6))
     expected = as_dense(jaccard_distances(x, 15, 6, 0.7))
@@ -176,16 +152,6 @@ def test_blocks_of_rows_are_as_large_as_they_may_be(pairs):
         assert (fits[0] or last == first + 1) and (last == n or not fits[1])
 
 
-def test_torch_search_equals_the_faiss_search(monkeypatch):
-    x = torch.from_numpy(features(3000, 60, dim=64))
-    assert neighbours.faiss is not None, "FAISS is in requirements.txt but not installed"
-    expected = k_nearest(x, 30)
-    monkeypatch.setattr(neighbours, "faiss", None)
-    found = k_nearest(x, 30)
-    np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
-    assert (found.index == expected.index).float().mean() > 0.999    # rounding may swap two that are as near
-
-
 def test_errors():
     with pytest.raises(ValueError, match=r"expected \(N, D\)"):
         cluster(np.zeros(3, np.float32), 2, 1, 0.5, 1)
@@ -198,12 +164,6 @@ def test_autocast_does_not_reach_the_search():
     expected = jaccard_distances(x, 12, 4, 0.6)
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_array_equal(jaccard_distances(x, 12, 4, 0.6).toarray(), expected.toarray())
-
-
-def test_pseudo_labels_are_those_of_the_settings():
-    x, settings = features(200, 8), ClusterSettings(k1=12, k2=4, eps=0.55, min_samples=3)
-    labels = make_pseudo_labels(torch.from_numpy(x), Modality.IR, settings)
-    assert labels.max() > 0 and (labels == cluster(x, 12, 4, 0.55, 3)).all()
 
 
 def test_a_clustering_of_outliers_alone_is_refused():

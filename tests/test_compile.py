@@ -3,12 +3,9 @@ import copy
 import functools
 
 import pytest
-import scripts
 import torch
-import trees
 from open_clip.modified_resnet import ModifiedResNet
 
-import processor.setup
 from model.cclnet import CCLNet
 from model.towers.clip_resnet import ClipResNet
 from processor.features import embed
@@ -53,8 +50,7 @@ def test_a_compiled_model_embeds_in_batches_of_one_size(model, compiled, monkeyp
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", ["rpnr"])
-def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
+def test_every_pass_of_a_run_is_compiled(monkeypatch, tmp_path):
     """Embedding comes first and differs from a step; past eight variants PyTorch would compile no more."""
     parts, graphs, banks = [], [], tiny_banks()
     for name, called in (("encode", 2), ("forward", 3)):        # a stem and the layers; both stems and the layers
@@ -67,7 +63,7 @@ def test_every_pass_of_a_run_is_compiled(method, monkeypatch, tmp_path):
     compile_with(monkeypatch, lambda graph, _: lambda *inputs: (graphs.append(1), graph(*inputs))[1])
     compile_parts(model.tower, CPU)
     graphs.clear()
-    settings = tiny_settings(epochs=2, METHOD__NAME=method, METHOD__CROSS_EPOCH=1)
+    settings = tiny_settings(epochs=2, METHOD__NAME="rpnr", METHOD__CROSS_EPOCH=1)
     train("prepare", model, banks, settings, TinyRun(tmp_path / "run"), tiny_tester(banks))
     assert len(graphs) == sum(parts) and {2, 3} == set(parts)
     train("prepare", plain, banks, settings, TinyRun(tmp_path / "plain"), tiny_tester(banks))
@@ -83,16 +79,3 @@ def test_no_compiler_is_a_sentence(model, monkeypatch):
     with pytest.raises(UserError, match=r"COMPILE is True.*Failed to find C compiler.*g\+\+.*COMPILE False"):
         compile_parts(model.tower, CPU)
     assert not is_compiled(model)
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_the_scripts_train_a_compiled_tower_if_asked(wanted, tmp_path, tiny_clip_file, monkeypatch):
-    called, root = [], trees.people_tree(tmp_path / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
-    monkeypatch.setattr(processor.setup, "compile_parts", lambda tower, device: called.append((type(tower), device)))
-    monkeypatch.setattr("processor.train.train", lambda *_: None)
-    monkeypatch.setattr("processor.run.epoch.finish_stage", lambda *_: None)
-    monkeypatch.setattr("report.write.save_stage_page", lambda *_: None)
-    words = scripts.settings(DATASET__ROOT=root, MODEL__CLIP_WEIGHTS=tiny_clip_file, COMPILE=wanted,
-                             OUTPUT_DIR=tmp_path / "run")
-    assert scripts.call(scripts.load("train_prepare"), words) == 0
-    assert called == [(ClipResNet, CPU)] * wanted

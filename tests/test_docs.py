@@ -13,7 +13,7 @@ from loss.methods import METHODS
 from processor.run.folder import MODEL_FILES
 from tests.tiny import tiny_banks, tiny_model
 from tools import demo
-from tools.dev import method_figure, settings_page
+from tools.dev import settings_page
 from tools.lib import summary
 from utils.modality import Modality
 
@@ -136,13 +136,6 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
                             f"{' | '.join(cells)} | {right} |")
     found = re.findall(r"^\| (?:cclnet|pgm|rpnr) \|.*\|$", text_of("docs/results.md"), re.MULTILINE)
     assert sorted(found) == sorted(expected)
-
-
-def test_the_methods_figure_is_the_scripts(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["method_figure.py", "--output", str(tmp_path / "method.svg")])
-    method_figure.main()
-    drawn, kept = ((folder / "method.svg").read_text() for folder in (tmp_path, ROOT / "assets"))
-    assert drawn.count("<path") == kept.count("<path") > 50
 
 
 def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):

@@ -10,7 +10,10 @@ import torch
 import trees
 from torchvision.models import resnet18
 
+from data.registry import OPENERS
+from loss.cclnet import CCLNet
 from loss.methods import METHODS
+from model.towers.registry import TOWERS
 
 DOCS = scripts.REPOSITORY / "docs"
 FILE = re.compile(r"```python\n(# (\w+\.py)\n.*?)```", re.DOTALL)
@@ -42,51 +45,69 @@ def project(tmp_path_factory):
     return folder
 
 
-def train(project, script, name, clip_file, **changes):
-    """Run a script of the pages in the project: rows of metrics.jsonl, what it printed."""
-    words = scripts.settings(**{"DATASET__ROOT": "sysu", "MODEL__CLIP_WEIGHTS": clip_file, "CLUSTER__K1": 4,
-                                "METHOD__CROSS_EPOCH": 1, "OUTPUT_DIR": f"runs/{name}", **changes})
-    done = subprocess.run([sys.executable, script, *words], cwd=project, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = (project / f"runs/{name}/metrics.jsonl").read_text().splitlines()
-    return [json.loads(row) for row in rows], done.stdout
+def words(name, clip_file, **changes):
+    """A command line that writes to runs/NAME of the project."""
+    return scripts.settings(**{"DATASET__ROOT": "sysu", "MODEL__CLIP_WEIGHTS": clip_file, "CLUSTER__K1": 4,
+                               "METHOD__CROSS_EPOCH": 1, "OUTPUT_DIR": f"runs/{name}", **changes})
+
+
+def rows(project, name):
+    return [json.loads(line) for line in (project / f"runs/{name}/metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_method_with_a_setting_in_a_project_that_has_utils_of_its_own(project, tiny_clip_file):
-    rows, printed = train(project, "run_all.py", "nearest", tiny_clip_file, METHOD__NAME="nearest",
-                          METHOD__ACROSS_WEIGHT=0.5)
-    assert rows[-1]["loss_across"] > 0 and rows[-1]["links"] > 0
-    assert f"{rows[-1]['links']} links in the last epoch" in printed
+    """In processes of their own, which import the project's utils, or this repository's."""
+    done = subprocess.run([sys.executable, "run_all.py", *words("nearest", tiny_clip_file, METHOD__NAME="nearest",
+                                                                METHOD__ACROSS_WEIGHT=0.5)],
+                          cwd=project, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    row, = rows(project, "nearest")
+    assert row["loss_across"] > 0 and row["links"] > 0 and f"{row['links']} links in the last epoch" in done.stdout
     assert "ACROSS_WEIGHT: 0.5" in (project / "runs/nearest/config.yml").read_text()
 
 
-def test_the_tests_of_the_page_pass(project, monkeypatch):
+@pytest.fixture
+def here(project, monkeypatch):
+    """Runs train_mine.py in this process; afterwards nothing that it imports is entered any more."""
+    scripts.without_report(monkeypatch)
+    monkeypatch.chdir(project)
     monkeypatch.syspath_prepend(project)
-    monkeypatch.setattr("loss.methods.METHODS", {})
+    names = {path.stem for path in project.glob("*.py")} | {"imagenet_resnet18"}
+    for registry in (METHODS, OPENERS, TOWERS, sys.modules):
+        for name in names:
+            monkeypatch.setitem(registry, name, None)
+            registry.pop(name)
+
+    def run(words):
+        monkeypatch.setattr(sys, "argv", ["train_mine.py", *words])
+        exec(compile((project / "train_mine.py").read_text(), "train_mine.py", "exec"), {"__name__": "__main__"})
+    return run
+
+
+def test_the_tests_of_the_page_pass(here, project):
     names = {}
     exec(compile((project / "test_nearest.py").read_text(), "test_nearest.py", "exec"), names)
     names["test_each_cluster_is_linked_with_the_nearest"]()
 
 
-def test_a_data_set_a_loss_and_a_tower(project):
-    rows, _ = train(project, "train_mine.py", "people", "resnet18.pth", DATASET__NAME="folders", DATASET__ROOT="people",
-                    METHOD__NAME="compact", METHOD__COMPACT_WEIGHT=0.2, MODEL__TOWER="imagenet_resnet18")
-    assert {"loss_rgb", "loss_ir", "loss_compact"} <= rows[-1].keys() and 0 < rows[-1]["loss_compact"] < 0.8
-    assert rows[-1]["test"]["protocol"] == "folders v2t, one image per person"
+def test_a_data_set_a_loss_and_a_tower(here, project):
+    here(words("people", "resnet18.pth", DATASET__NAME="folders", DATASET__ROOT="people", METHOD__NAME="compact",
+               METHOD__COMPACT_WEIGHT=0.2, MODEL__TOWER="imagenet_resnet18"))
+    row, = rows(project, "people")
+    assert {"loss_rgb", "loss_ir", "loss_compact"} <= row.keys() and 0 < row["loss_compact"] < 0.8
+    assert row["test"]["protocol"] == "folders v2t, one image per person"
     content = torch.load(project / "runs/people/prepare_last.pth", weights_only=True)
     assert content["model"]["kind"] == "imagenet_resnet18"
 
 
-def test_a_linking_rule(project, tiny_clip_file, monkeypatch):
-    """In this process: the same file, entered and used as the page's script does."""
-    monkeypatch.chdir(project)
-    scripts.without_report(monkeypatch)
-    exec(compile((project / "mutual.py").read_text(), "mutual.py", "exec"), {})
-    words = scripts.settings(DATASET__ROOT="sysu", MODEL__CLIP_WEIGHTS=tiny_clip_file, CLUSTER__K1=4,
-                             METHOD__CROSS_EPOCH=1, METHOD__NAME="mutual", OUTPUT_DIR="runs/mutual")
-    try:
-        assert scripts.call(scripts.load("train_prepare"), words) == 0
-    finally:
-        METHODS.pop("mutual")
-    row, = (json.loads(line) for line in (project / "runs/mutual/metrics.jsonl").read_text().splitlines())
+@pytest.mark.parametrize("space", ["prototype", "centroid"])
+def test_a_linking_rule(here, project, tiny_clip_file, space):
+    """It holds in every space: not even at an epoch's end does the method's former rule link."""
+    def refuse(_):
+        raise AssertionError("not this rule")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CCLNet, "rule", staticmethod(refuse))
+        here(words(f"mutual-{space}", tiny_clip_file, METHOD__NAME="mutual", METHOD__LINK_BY=space))
+    row, = rows(project, f"mutual-{space}")
     assert row["links"] > 0 and row["links_per_cluster"] == 1

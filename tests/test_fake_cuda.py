@@ -1,7 +1,8 @@
-"""A device test without a GPU: PyTorch's fake tensors have a device and a shape, but no values.
+"""Device tests without a GPU: PyTorch's fake tensors have a device and a shape, but no values.
 
-A tensor that was left on the host raises where it meets one on the GPU, as it would there. What depends on values
-(links, clusters, distinct labels) and backward passes need a real GPU: test_gpu.py.
+A tensor that was left on the host raises where it meets one on the GPU, as it would there; so does, within `Waits`,
+what would let the host wait for a GPU. What depends on values (links, clusters, distinct labels) and backward passes
+need a real GPU: test_gpu.py.
 """
 import contextlib
 
@@ -13,14 +14,14 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import loss.cclnet
 import processor.features
 from clustering.neighbours import k_nearest
 from data.batches import Batch, Batches
 from data.images import ImageBank
-from loss.cclnet import swap
-from loss.image_text import supervised_contrast
 from loss.links import Links
 from loss.method import EpochStart
 from loss.methods import METHODS
@@ -28,15 +29,13 @@ from model.clip import TextTower
 from model.prompt import PromptLearner
 from processor.features import embed
 from processor.guidance import TextGuidance
-from processor.prompt import prompt_loss, text_features
+from processor.prompt import prompt_step, text_features
 from processor.run.state import PromptState, TrainState
 from processor.train import train_step
 from tests.tiny import (
-    EACH,
-    HEIGHT,
     IMAGES,
+    LABELS,
     PEOPLE,
-    WIDTH,
     tiny_banks,
     tiny_model,
     tiny_prompt_settings,
@@ -45,14 +44,16 @@ from tests.tiny import (
 from utils.checkpoint import on_host
 from utils.finite import RunningMeans
 from utils.modality import Modality
+from utils.runtime import to_device
 
-LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 BATCH = {m: np.array([0, 0, 3, 1]) for m in Modality}
 POSITIONS = {m: np.array([0, 1, 18, 6]) for m in Modality}
 CAMERAS = {m: np.arange(IMAGES) % 2 for m in Modality}
 LINKS = Links(np.array([1, -1, 2, 0, 4]), np.array([3, 0, 2, -1, 4]))
 BOTH = ("feature", "projection")
 AUGMENTATION = {"INPUT__GREY": 0.5, "INPUT__PAD": 3, "INPUT__ERASE": 1.0}
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "unique_dim", "masked_select",
+         "unique_consecutive")      # operations whose result, or its shape, the host must know
 
 
 class HostIsReal(TorchFunctionMode):
@@ -72,6 +73,22 @@ class HostIsReal(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func is torch.Tensor.nonzero:
             return args[0].new_empty((0, args[0].ndim), dtype=torch.int64)
+        return func(*args, **kwargs)
+
+
+class Waits(TorchDispatchMode):
+    """Raises where the host would wait for a GPU: values that it reads, copies that are not left to run."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        on_gpu = isinstance(args[0], torch.Tensor) and args[0].device.type == "cuda" if args else False
+        assert not (on_gpu and name in READS), f"{name} waits for a GPU"
+        if name in ("index", "index_put", "index_put_"):        # with a mask, the number of elements must be known
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), f"{name} waits for a GPU"
+        if name == "_to_copy" and torch.device(kwargs.get("device") or args[0].device).type != args[0].device.type:
+            assert kwargs.get("non_blocking"), "a copy waits for a GPU"
+        if name == "copy_" and args[0].device.type != args[1].device.type:
+            assert kwargs.get("non_blocking") or args[2:3] == (True,), "a copy waits for a GPU"
         return func(*args, **kwargs)
 
 
@@ -107,10 +124,9 @@ def started(name="cclnet", dim=64, epoch=2, **settings):
 @pytest.fixture
 def given_links(monkeypatch):
     """Links and calibrated labels: they depend on values, of which there are none here."""
-    monkeypatch.setattr("loss.cclnet.assign", lambda _: LINKS)
+    monkeypatch.setattr("loss.cclnet.CCLNet.rule", staticmethod(lambda _: LINKS))
     monkeypatch.setattr("loss.cclnet.to_host", lambda tensor: lambda: None)
-    for module in ("pgm", "rpnr"):
-        monkeypatch.setattr(f"loss.{module}.links_of_epoch", lambda *_: LINKS)
+    monkeypatch.setattr("loss.visits.links_of_epoch", lambda *_: LINKS)
     monkeypatch.setattr("loss.rpnr.calibrate", lambda features, labels, top: labels)
 
 
@@ -141,15 +157,21 @@ def test_a_tensor_left_on_the_host_raises():
         assert on_gpu([x + 1, x * torch.tensor(2.0), x[host]]) and not on_gpu([x, host]) and not on_gpu([])
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_image_side(model, training):
+def test_what_waits_is_seen():
     with fake_cuda():
-        model.to("cuda").train(training)
-        images = random(2, 3, HEIGHT, WIDTH)
-        out = model(*images.values(), BOTH)
-        assert on_gpu(out) and set(out) == set(BOTH)
-        assert on_gpu(model.encode(images[Modality.IR], Modality.IR, BOTH))
-        assert on_gpu(tuple(model.encode_image(images[Modality.IR], "ir")))
+        x, host = torch.ones(3, device="cuda"), np.arange(3)
+        for name, waits in {"item": lambda: x.sum().item(), "cpu": x.cpu, "bool": lambda: bool(x.any()),
+                            "to": lambda: torch.from_numpy(host).to("cuda"), "unique": lambda: torch.unique(x),
+                            "mask": lambda: x[x > 0]}.items():
+            with Waits():
+                try:
+                    waits()
+                except AssertionError as error:
+                    assert "waits" in str(error)
+                else:
+                    pytest.fail(f"{name} is not seen")
+        with Waits():
+            assert to_device(host, "cuda").device.type == "cuda"
 
 
 @pytest.fixture
@@ -166,16 +188,9 @@ def test_embedding(model, memory_of_gpu):
         assert on_gpu(out) and {len(rows) for rows in out.values()} == {IMAGES}
 
 
-@pytest.mark.parametrize("order", ["released", "simultaneous"])
-def test_swaps(order):
-    with fake_cuda():
-        rows = random(PEOPLE, 64)
-        swap(*rows.values(), LINKS, BATCH, 0.1, order)
-        assert on_gpu(rows)
-
-
 @pytest.mark.parametrize("name, settings", [
-    ("none", {}), ("cclnet", {}), ("cclnet", {"renewal": "hard"}), ("pgm", {}), ("pgm", {"gradients": "released"}),
+    ("none", {}), ("cclnet", {"swap_order": "simultaneous"}), ("cclnet", {"renewal": "hard"}), ("pgm", {}),
+    ("pgm", {"gradients": "released"}),
     ("rpnr", {}), ("rpnr", {"gradients": "released"})])
 def test_a_step_of_each_method(name, settings, given_links):
     with fake_cuda():
@@ -186,18 +201,14 @@ def test_a_step_of_each_method(name, settings, given_links):
         assert on_gpu(method.prototypes())
 
 
-def test_losses_between_images_and_texts(text):
+def test_a_prompt_step_waits_for_nothing(text, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     with fake_cuda():
         text.to("cuda")
-        state = PromptState(text, LABELS, tiny_prompt_settings())
+        state, projections = PromptState(text, LABELS, tiny_prompt_settings()), random(4, 32)
         assert on_gpu([state.prompts[m].state_dict() for m in Modality])
-        prompts = {m: PromptLearner(PEOPLE, m, text, torch.Generator()).to("cuda") for m in Modality}
-        projections, labels = random(4, 32), {m: torch.tensor([0, 0, 3, 1]).to("cuda") for m in Modality}
-        assert on_gpu(prompt_loss(text, prompts, projections, BATCH))
-        assert on_gpu(supervised_contrast(projections[Modality.RGB], labels[Modality.RGB], projections[Modality.IR],
-                                          labels[Modality.IR]))
-        guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
-        assert on_gpu(guidance.losses(projections, labelled()))
+        with Waits():
+            assert on_gpu(prompt_step(text, state.prompts, state.optimizer, projections, BATCH))
 
 
 def test_the_search_for_neighbours():
@@ -205,17 +216,24 @@ def test_the_search_for_neighbours():
         assert on_gpu(tuple(k_nearest(torch.randn(IMAGES, 64, device="cuda"), 5)))
 
 
-def test_the_loops_own_step_but_for_its_backward_pass(model, text, monkeypatch, given_links):
+@pytest.mark.parametrize("cache", ["mmap", "device"])
+def test_the_loops_own_step_waits_for_nothing(model, text, cache, monkeypatch, given_links):
+    """All of it but the backward pass: batch, losses, memories, the swap with links that are given, running means."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     with fake_cuda():
         text.to("cuda")
         state = TrainState(model.to("cuda"), tiny_settings())
         prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
-        batch = Batches(fake_banks(), LABELS, tiny_settings(**AUGMENTATION), 1)[0]
+        batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
         method, means = started(dim=model.feature_dim), RunningMeans()
-        numbers = train_step(model.train(), state.optimizer, method, batch, guidance, "released")
-        means.add(numbers)
+        model.train()
+        with Waits():
+            for step in range(2):
+                numbers = train_step(model, state.optimizer, method, batches[step], guidance, "released")
+                means.add(numbers)
+        with pytest.raises(AssertionError, match="waits"), Waits():
+            means.check("epoch 1", batches.names)       # every CHECK_EVERY steps
         assert {"loss_rgb", "loss_ir", "loss_i2t_rgb", "loss_i2t_ir"} <= set(numbers)
         assert on_gpu([numbers, method.prototypes(), means.sums, means.broken])
 
@@ -229,3 +247,42 @@ def test_a_state_from_the_host_comes_back_to_the_gpu(tiny_clip_file):
         state = TrainState(other.to("cuda"), tiny_settings())
         state.load_state_dict(content)
         assert on_gpu(state.model.state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["mmap", "device"])
+def test_steps_wait_for_nothing_on_a_gpu(tiny_clip_file, cache, monkeypatch):
+    """PyTorch itself raises where it would wait; the links of a swap are exempt."""
+    settings = tiny_settings(METHOD__CROSS_EPOCH=1, **AUGMENTATION)
+    banks = {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
+    model = tiny_model(tiny_clip_file).to("cuda")
+    state = TrainState(model, settings)
+    guidance = TextGuidance({m: torch.randn(PEOPLE, 32, device="cuda") for m in Modality}, LABELS, 0.1)
+    method = settings.method(**settings.of_method)
+    method.start(EpochStart({"feature": {m: torch.randn(IMAGES, model.feature_dim, device="cuda") for m in Modality}},
+                            LABELS, CAMERAS), 1)
+    batches, means, to_host = Batches(banks, LABELS, settings, 1), RunningMeans(), loss.cclnet.to_host
+
+    def exempt(tensor):
+        copy = to_host(tensor)
+
+        def wait():
+            torch.cuda.set_sync_debug_mode("default")
+            found = copy()
+            torch.cuda.set_sync_debug_mode("error")
+            return found
+        return wait
+
+    model.train()
+    train_step(model, state.optimizer, method, batches[0], guidance, "fp32")        # sets things up
+    torch.cuda.synchronize()
+    monkeypatch.setattr(loss.cclnet, "to_host", exempt)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in (1, 2):
+            means.add(train_step(model, state.optimizer, method, batches[step], guidance, "fp32"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    monkeypatch.undo()
+    means.check("epoch 1", batches.names)
+    assert len(method.links().rgb) > 0

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import processor.train
 from processor.run.folder import SilentRun
 from processor.train import train
-from tests.tiny import EACH, IMAGES, PEOPLE, tiny_banks, tiny_data, tiny_settings
-from utils.modality import Modality
+from tests.tiny import IMAGES, tiny_banks, tiny_data, tiny_settings
 
 
 class Toy(torch.nn.Module):
@@ -25,7 +23,7 @@ class Toy(torch.nn.Module):
 
 
 @pytest.mark.parametrize("stage", ["finetune", "prepare"])
-def test_regdb_schedule(golden_methods, tmp_path, monkeypatch, stage):
+def test_regdb_schedule(golden_methods, tmp_path, stubs, stage):
     """RegDB's fine-tune restarts Adam and its rates at METHOD.CROSS_EPOCH; train_prepare.py does not."""
     g = golden_methods.load("regdb_schedule")
     epochs, seen = int(g["epochs"]), []
@@ -47,9 +45,7 @@ def test_regdb_schedule(golden_methods, tmp_path, monkeypatch, stage):
         seen.append((rates, done, {name: p.detach().clone().numpy() for name, p in toy.named_parameters()}))
         return {"loss_rgb": torch.zeros(())}
 
-    monkeypatch.setattr(processor.train, "train_step", step)
-    monkeypatch.setattr(processor.train, "embed_all", lambda *_: {"feature": {m: torch.eye(IMAGES) for m in Modality}})
-    monkeypatch.setattr(processor.train, "make_pseudo_labels", lambda *_: np.arange(PEOPLE).repeat(EACH))
+    stubs.step = step
     tester = SimpleNamespace(data=tiny_data(), device=torch.device("cpu"), is_due=lambda epoch, epochs: False)
     run = SilentRun("tiny", tmp_path, logging.getLogger("tiny"), {})
     train("finetune", toy, tiny_banks(), settings, run, tester)

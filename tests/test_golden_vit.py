@@ -66,13 +66,3 @@ def test_feature_and_projection_of_both_modalities(golden_methods, new_model):
         model = new_model(g, 96, 48, 16).eval()
         feature = model.encode_image(images, "ir").feature
         np.testing.assert_allclose(feature, torch.nn.functional.normalize(token, dim=1), atol=2e-5)
-
-
-def test_stems_are_two_copies_and_all_else_is_shared(golden_methods, new_model):
-    tower = new_model(golden_methods.load("vit_96x48_s16"), 96, 48, 16).tower
-    before = tower.stems["rgb"].weight.clone()
-    assert torch.equal(tower.stems["ir"].weight, before)
-    with torch.no_grad():
-        tower.stems["ir"].weight.zero_()
-    assert torch.equal(tower.stems["rgb"].weight, before)
-    assert sum("stems." in name for name, _ in tower.named_parameters()) == 2

@@ -15,15 +15,11 @@ from utils.runtime import autocast, gpu_rounding
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory, tiny_clip_file):
-    data = trees.people_tree(tmp_path_factory.mktemp("people") / "data", ids=IDS)
-    return scripts.settings(DATASET__ROOT=data, MODEL__CLIP_WEIGHTS=tiny_clip_file, PRECISION="bf16",
-                            PREPARE__EPOCHS=2, FINETUNE__EPOCHS=2)
-
-
-def test_all_scripts_run_in_bf16(words, tmp_path, monkeypatch):
+def test_all_scripts_run_in_bf16(tiny_clip_file, tmp_path, monkeypatch):
+    """Distances are not rounded: eight bits would make ties of most of them."""
     scripts.without_report(monkeypatch)
+    words = scripts.settings(DATASET__ROOT=trees.people_tree(tmp_path / "data", ids=IDS), PRECISION="bf16",
+                             MODEL__CLIP_WEIGHTS=tiny_clip_file, PREPARE__EPOCHS=2, FINETUNE__EPOCHS=2)
     convolutions = set()
     real = torch.nn.Conv2d.forward
 
@@ -43,10 +39,14 @@ def test_all_scripts_run_in_bf16(words, tmp_path, monkeypatch):
 
     for module, name in ((loss.cluster_memory, "cross_entropy"), (processor.guidance, "image_to_text")):
         monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
+    seen, real_metrics = [], processor.metrics.rank_metrics
+    monkeypatch.setattr("processor.evaluate.rank_metrics", lambda distance, *rest: (
+        seen.append(torch.from_numpy(distance)), real_metrics(distance, *rest))[1])
     run = tmp_path / "run"
     for script in ("train_prepare", "train_clip"):
         assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
     assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "TEST.TRIALS", "2"]) == 0
+    assert (seen[-1] != seen[-1].bfloat16().float()).any()
     assert convolutions == {torch.bfloat16}
     assert in_bf16 == {"cross_entropy": {False}, "image_to_text": {False}}      # losses stay fp32
 
@@ -55,20 +55,6 @@ def test_all_scripts_run_in_bf16(words, tmp_path, monkeypatch):
     tested = json.loads(next(run.glob("tests/model_last-*/metrics.json")).read_text())
     assert tested["mAP"] > 0
     assert [tested[k] for k in ("rank1", "mAP", "mINP")] == [content["metrics"][k] for k in ("rank1", "mAP", "mINP")]
-
-
-def test_distances_are_not_rounded_to_bf16(words, tmp_path, monkeypatch):
-    """Eight bits would make ties of most distances."""
-    scripts.without_report(monkeypatch)
-    seen = []
-
-    def rank_metrics(distance, *rest, real=processor.metrics.rank_metrics):
-        seen.append(distance)
-        return real(distance, *rest)
-
-    monkeypatch.setattr("processor.evaluate.rank_metrics", rank_metrics)
-    assert scripts.call(scripts.load("test"), [*words, "OUTPUT_DIR", tmp_path / "test"]) == 0
-    assert (torch.from_numpy(seen[-1]) != torch.from_numpy(seen[-1]).bfloat16().float()).any()
 
 
 SWITCHES = {"released": ("ieee", "tf32"), "fp32": ("ieee", "ieee"), "tf32": ("tf32", "tf32"), "bf16": ("ieee", "ieee")}

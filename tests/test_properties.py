@@ -1,15 +1,9 @@
 """What must hold for any input: clustering, memory and batches, with drawn cases."""
 import numpy as np
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustering.labels import cluster
-from data.batches import Batch
-from data.sampler import cluster_batches, iterations_per_epoch
-from loss.method import EpochStart
-from loss.methods import CCLNet
-from utils.modality import Modality
 
 always_the_same = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 seeds = st.integers(0, 2 ** 32 - 1)
@@ -57,42 +51,3 @@ def test_labels_count_from_zero_without_gaps(seed, people, k1, eps, min_samples)
     labels = cluster(groups(seed, people, 3, 0.4), k1, 3, eps, min_samples)
     assert labels.dtype == np.int64 and len(labels) == 3 * people
     assert set(labels[labels >= 0].tolist()) == set(range(labels.max() + 1))
-
-
-@always_the_same
-@given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.floats(0, 1), st.floats(0, 1),
-       st.sampled_from(["released", "simultaneous"]))
-def test_memory_rows_are_unit_and_clusters_outside_the_batch_stay(seed, rgb, ir, batch, momentum, scale, order):
-    generator = torch.Generator().manual_seed(seed)
-    start = {m: torch.randn(k, 8, generator=generator) for m, k in zip(Modality, (rgb, ir))}
-    features = {m: torch.randn(batch, 8, generator=generator) for m in Modality}
-    labels = {m: torch.randint(0, k, (batch,), generator=generator).numpy() for m, k in zip(Modality, (rgb, ir))}
-    clusters = {m: np.arange(len(rows)) for m, rows in start.items()}
-    plain, swapped = (CCLNet(cross_epoch=epoch, momentum=momentum, swap_scale=scale, swap_order=order)
-                      for epoch in (2, 1))
-    for method in (plain, swapped):
-        method.start(EpochStart({"feature": start}, clusters, clusters), 1)
-    before = [rows.clone() for rows in swapped.prototypes().values()]
-    for method in (plain, swapped):
-        method.update(features, Batch(None, labels, labels, labels))
-    after = (method.prototypes().values() for method in (plain, swapped))
-    for m, linked, first, between, last in zip(Modality, plain.links(), before, *after):
-        outside = np.setdiff1d(np.arange(len(first)), labels[m])
-        assert torch.equal(last[outside], first[outside])       # swapping, too, asks for the batch
-        alone = np.setdiff1d(np.arange(len(first)), linked)
-        assert torch.equal(last[alone], between[alone])
-        torch.testing.assert_close(last.norm(dim=1), torch.ones(len(first)))
-
-
-@always_the_same
-@given(seeds, st.lists(st.integers(-1, 12), min_size=1, max_size=60).filter(lambda x: max(x) >= 0), st.integers(1, 6),
-       st.integers(1, 6))
-def test_batches_are_p_times_k_with_valid_labels(seed, labels, clusters, instances):
-    labels = np.array(labels)
-    iterations = iterations_per_epoch(int((labels >= 0).sum()), 0, clusters * instances)
-    batches = cluster_batches(labels, clusters, instances, iterations, np.random.default_rng(seed))
-    assert batches.shape == (iterations, clusters * instances)
-    drawn = labels[batches].reshape(iterations, clusters, instances)
-    assert (drawn >= 0).all() and (drawn == drawn[:, :, :1]).all()
-    if len(set(labels[labels >= 0].tolist())) >= clusters:
-        assert all(len(set(row)) == clusters for row in drawn[:, :, 0].tolist())

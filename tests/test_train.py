@@ -22,12 +22,11 @@ from processor.guidance import TextGuidance, describe_scale, log_scale
 from processor.prompt import learn_prompts, text_features
 from processor.run.state import PromptState
 from processor.train import train
-from tests.tiny import EACH, IMAGES, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
+from tests.tiny import IMAGES, LABELS, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
 from utils.distributed import ALONE
 from utils.finite import NonFinite
 from utils.modality import Modality
 
-LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}
 RGB, IR = Modality
 
 
@@ -49,24 +48,17 @@ def text(clip):
 
 
 @pytest.fixture
-def steps(monkeypatch):
-    """Puts numbers in place of an epoch's embedding, clusters and steps; a list of what each step was given.
-
-    `steps.numbers` are the losses of the steps to come, 1.0 where there are none.
-    """
+def steps(stubs):
+    """What each step of an epoch was given; `steps.numbers` are the losses of the steps to come, 1.0 without any."""
     class Steps(list):
         numbers = []
-
-    steps = Steps()
 
     def step(model, optimizer, method, batch, guidance, precision):
         steps.append(SimpleNamespace(rates=[group["lr"] for group in optimizer.param_groups], batch=batch,
                                      guidance=guidance, precision=precision, training=model.training))
         return {"loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(steps.numbers.pop(0) if steps.numbers else 1.0)}
 
-    monkeypatch.setattr(processor.train, "train_step", step)
-    monkeypatch.setattr(processor.train, "embed_all", lambda *_: {"feature": {m: torch.eye(IMAGES) for m in Modality}})
-    monkeypatch.setattr(processor.train, "make_pseudo_labels", lambda features, modality, *_: LABELS[modality])
+    steps, stubs.step = Steps(), step
     return steps
 
 
@@ -233,14 +225,6 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, prompt_step
     assert all(torch.equal(expected[m].context, found[m].context) for m in Modality)
     monkeypatch.setattr(processor.prompt, "embed", None)        # a finished stage does not even embed
     learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.state_file.load()[0]))
-
-
-def test_prompts_that_are_not_finite_are_not_saved(text):
-    state = PromptState(text, LABELS, tiny_prompt_settings())
-    state.prompts[IR].context.data[2, 1, 0] = torch.nan
-    state.epoch = 3
-    with pytest.raises(NonFinite, match="context is not finite in prompt epoch 2;"):
-        state.state_dict()
 
 
 # ---- Guidance by texts

@@ -1,13 +1,11 @@
 """What a run keeps and what it refuses: checkpoints, collapsed clusters, lost files, resuming, starting over."""
 import copy
 import json
-import logging
 
 import numpy as np
 import pytest
 import torch
 
-import processor.train
 from configs.defaults import as_dict
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
@@ -15,9 +13,8 @@ from processor.run.epoch import finish_stage
 from processor.run.folder import FORMAT, check_resumable, read_rows, set_aside
 from processor.run.resume import versions
 from processor.train import train
-from tests.tiny import EACH, IMAGES, PEOPLE, TinyRun, tiny_config, tiny_settings, tiny_tester
+from tests.tiny import LABELS, TinyRun, tiny_config, tiny_settings, tiny_tester
 from utils.errors import UserError
-from utils.modality import Modality
 
 
 class ScriptedTester:
@@ -39,24 +36,19 @@ class ScriptedTester:
 
 
 @pytest.fixture
-def clusters(monkeypatch):
-    """Puts something cheap in place of embedding, clusters and steps, which move a weight.
-
-    The set that it gives holds the epochs, counted over all runs, in which all images are in one cluster.
-    """
+def clusters(stubs):
+    """Steps that move a weight; the epochs, counted over all runs, in which all images are in one cluster: a set."""
     in_one, calls = set(), []
 
     def step(model, *_):
         next(model.parameters()).data += 0.01
         return {"loss_rgb": torch.zeros(()), "loss_ir": torch.zeros(())}
 
-    def labels(features, modality, *_):
+    def labels(modality):
         calls.append(modality)
-        return np.zeros(IMAGES, int) if (len(calls) + 1) // 2 in in_one else np.arange(PEOPLE).repeat(EACH)
+        return 0 * LABELS[modality] if (len(calls) + 1) // 2 in in_one else LABELS[modality]
 
-    monkeypatch.setattr(processor.train, "train_step", step)
-    monkeypatch.setattr(processor.train, "embed_all", lambda *_: {"feature": {m: torch.eye(IMAGES) for m in Modality}})
-    monkeypatch.setattr(processor.train, "make_pseudo_labels", labels)
+    stubs.step, stubs.labels = step, labels
     return in_one
 
 
@@ -213,15 +205,3 @@ def test_fresh_sets_aside_what_is_made_anew_and_what_was_made_from_it(tmp_path, 
     assert all((folder / name).read_text() == name and not (tmp_path / name).exists() for name in moved)
     assert all((tmp_path / name).read_text() == name for name in stays)
     assert read_rows(tmp_path) == (rows[:1] if script == "clip" else [])
-
-
-def test_rows_of_other_stages_stay(tmp_path):
-    """A stage's rows replace those of its own; beside them stand those of the other script."""
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"stage": stage, "epoch": 1, "loss": 9}) + "\n"
-                                                    for stage in ("prepare", "prompt")))
-    run = TinyRun(tmp_path)
-    run.record("prompt", epoch=1, loss=1.0)
-    run.record("prompt", epoch=2, loss=0.5)
-    assert [(row["stage"], row["epoch"], row["loss"]) for row in read_rows(tmp_path)] == [
-        ("prepare", 1, 9), ("prompt", 1, 1.0), ("prompt", 2, 0.5)]
-    assert logging.getLogger("tiny") is run.log

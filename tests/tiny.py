@@ -19,6 +19,7 @@ from utils.modality import Modality
 
 HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
 IMAGES = PEOPLE * EACH
+LABELS = {m: np.repeat(np.arange(PEOPLE), EACH) for m in Modality}      # the persons
 SETTINGS = {"CLUSTER.K1": 5, "CLUSTER.K2": 2, "METHOD.CROSS_EPOCH": 3, "SAMPLER.CLUSTERS": 2, "SAMPLER.INSTANCES": 2,
             "INPUT.GREY": 0, "INPUT.PAD": 0, "INPUT.ERASE": 0, "OPTIM.WARMUP_EPOCHS": 1, "PROMPT.BATCH_SIZE": 8}
 

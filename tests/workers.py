@@ -9,8 +9,9 @@ import pytest
 import scripts
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.workers", "processor.setup", "tests.tiny", "tests.shares",
-                                  "torch.utils.tensorboard"])
+# open_clip too: what loads weights imports it when it is called, which takes longer than a miniature run
+_context.set_forkserver_preload(["tests.workers", "processor.setup", "tests.tiny", "tests.shares", "open_clip",
+                                 "report.write", "torch.utils.tensorboard"])
 
 
 def free_port():

@@ -9,6 +9,7 @@ of `make test`.
 """
 import fnmatch
 import itertools
+import multiprocessing
 import os
 import random
 import re
@@ -43,6 +44,10 @@ TESTS = {       # files -> the tests that must notice
     "model/prompt.py": f"{GOLDEN} {TRAINING}",
     "utils/seeding.py": "test_streams test_batches",
 }
+# Tests run in forks of a process that has imported these: they take longer than most of the tests.
+SLOW_IMPORTS = ["pytest", "open_clip", "torch.utils.tensorboard", "sklearn.cluster", "sklearn.metrics", "scipy.stats",
+                "hypothesis.strategies", "faiss.contrib.torch_utils", "jinja2", "timm.scheduler"]
+FORKS = multiprocessing.get_context("forkserver")
 # An arithmetic operator becomes its opposite, a comparison its neighbours; others only give type errors.
 OPPOSITES = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_Mul", "Pow_Mul", "BitAnd_BitOr",
              "BitOr_BitAnd")
@@ -55,8 +60,7 @@ EXCLUDED = re.compile("core/(" + "|".join((
 
 def main():
     """Break the files that the command line names. Raises UserError: a name is unknown, or tests fail unchanged."""
-    files = [str(path.relative_to(ROOT)) for pattern in TESTS for path in sorted(ROOT.glob(pattern))
-             if path.stat().st_size]
+    files = [str(path.relative_to(ROOT)) for names in TESTS for path in sorted(ROOT.glob(names)) if path.stat().st_size]
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=files, default=files, metavar="FILE", help="default: the core")
     parser.add_argument("--sample", type=real_number(0, 1), default=1.0, help="share of the changes that are tried")
@@ -125,8 +129,9 @@ def tests_by_line(clone, file):
     import coverage
 
     (clone / "watch.ini").write_text("[run]\ndynamic_context = test_function\ndata_file = watched\n")
-    watch = ["coverage", "run", "--rcfile", "watch.ini", "--include", file, "-m"]
-    if not tests_pass(clone, tests_of(file), 3600, watch):
+    watch = [sys.executable, "-m", "coverage", "run", "--rcfile", "watch.ini", "--include", file, "-m", "pytest", "-x"]
+    if subprocess.run([*watch, "-q", "-p", "no:cacheprovider", *tests_of(file)], cwd=clone, capture_output=True,
+                      env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode:
         raise UserError(f"the tests of {file} fail without any change: {tests_of(file)}; mend them")
     found = coverage.CoverageData(str(clone / "watched"))
     found.read()
@@ -140,17 +145,30 @@ def node_id(context):
     return "tests/{}.py::{}".format(*context.split(".")[-2:])
 
 
-def tests_pass(clone, tests, timeout, watch=()):
-    """Run tests in a clone; those that take too long have failed.
+def tests_pass(clone, tests, timeout):
+    """Run tests in a clone, some seconds at most, after which they have failed. Args: tests: as pytest takes them."""
+    FORKS.set_forkserver_preload(SLOW_IMPORTS)
+    process = FORKS.Process(target=run_tests, args=(clone, tests))
+    process.start()
+    process.join(timeout)
+    process.kill()
+    process.join()
+    return process.exitcode == 0
 
-    Args: tests: as pytest takes them; timeout: seconds; watch: words of the module that runs pytest, or ().
-    """
-    try:
-        return subprocess.run([sys.executable, "-m", *watch, "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
-                              cwd=clone, capture_output=True, timeout=timeout,
-                              env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+
+def run_tests(clone, tests):
+    """Run tests in this process and end it with pytest's exit code; what it has of this repository is imported anew."""
+    import pytest
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None) or ""
+        if path.startswith(f"{ROOT}/") and "site-packages" not in path and name != __name__:
+            del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if path not in (str(ROOT), "")]
+    sys.dont_write_bytecode = True
+    os.chdir(clone)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
 
 
 def try_change(clone, file, operator, line, changed, lines, timeout):

@@ -73,26 +73,24 @@ def draw(root):
 
     from data.demo import draw_camera, draw_people, render
 
-    rng = np.random.default_rng(0)
-    (root / "idx").mkdir(parents=True)
-    people = draw_people(rng, PERSONS)
+    rng, lists = np.random.default_rng(0), {}
     for sensor in ("Visible", "Thermal"):
-        camera, lines = draw_camera(rng, sensor == "Thermal", 0.2), {"train": [], "test": []}
-        for label, person in enumerate(people):
-            for number in range(IMAGES):
-                name = f"{sensor}/{label}/{number}.bmp"
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
+        camera = draw_camera(rng, sensor == "Thermal", 0.2)
+        for label, person in enumerate(draw_people(np.random.default_rng(1), PERSONS)):
+            (root / sensor / str(label)).mkdir(parents=True)
+            for name in (f"{sensor}/{label}/{number}.bmp" for number in range(IMAGES)):
                 Image.fromarray(render(person, camera, rng, HEIGHT, WIDTH)).save(root / name)
-                lines["test" if label % 2 else "train"].append(f"{name} {label}\n")
-        for split, of_split in lines.items():
-            (root / "idx" / f"{split}_{sensor.lower()}_1.txt").write_text("".join(of_split))
+                lists.setdefault(f"{'test' if label % 2 else 'train'}_{sensor.lower()}_1.txt", []).append(
+                    f"{name} {label}\n")
+    (root / "idx").mkdir()
+    for name, lines in lists.items():
+        (root / "idx" / name).write_text("".join(lines))
 
 
 def trace():
     """Run the miniature training: `Trace`. Raises UserError: as train_prepare.py."""
-    import processor.setup  # noqa: F401 imported here, so that no import is counted
-    import processor.train  # noqa: F401
-    import report.write  # noqa: F401
+    for name in ("processor.setup", "processor.train", "report.write"):
+        import_module(name)         # so that no import is counted
     noted = Trace()
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder) / "data")
