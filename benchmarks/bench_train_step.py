@@ -12,7 +12,9 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from benchmarks.harness import Results, Row, measure, start_method
 from configs.defaults import load_config
 from data.batches import Batch
+from model.batch_norm import folded
 from model.cclnet import CCLNet
+from model.replay import ReplayedNetwork
 from model.towers.clip_resnet import ClipResNet
 from model.towers.clip_vit import ClipViT
 from processor.optim import image_optimizer
@@ -45,10 +47,12 @@ def random_images(model, device, size, layout):
     return torch.randn(size, 3, model.tower.height, model.tower.width, device=device).to(memory_format=layout)
 
 
-def training(model, device, precision, size, layout=torch.channels_last, compiled=False):
+def training(model, device, precision, size, layout=torch.channels_last, compiled=False,
+             replayed=False):
     """Prepare a training step without swapping: a callable.
 
-    Args: model: is copied; size: images of each modality; layout: memory format; compiled: by torch.compile.
+    Args: model: is copied; size: images of each modality; layout: memory format; compiled: by torch.compile;
+        replayed: passes as CUDA graphs.
     """
     settings = train_settings(load_config(), "prepare")
     model = copy.deepcopy(model).to(device, memory_format=layout).train()
@@ -60,7 +64,8 @@ def training(model, device, precision, size, layout=torch.channels_last, compile
     rows = {m: np.arange(size) for m in Modality}
     batch = Batch({m: random_images(model, device, size, layout) for m in Modality},
                   {m: rows[m] % settings.clusters_per_batch for m in Modality}, rows, rows)
-    return lambda: train_step(model, optimizer, method, batch, None, precision)
+    network = ReplayedNetwork(model, ("feature",)) if replayed else model
+    return lambda: train_step(network, optimizer, method, batch, None, precision)
 
 
 def embedding(model, device, precision, size, layout=torch.channels_last):
@@ -68,7 +73,8 @@ def embedding(model, device, precision, size, layout=torch.channels_last):
 
     Args: as `training`; size: images.
     """
-    model = copy.deepcopy(model).to(device, memory_format=layout).eval()
+    model = folded(model) if torch.device(device).type == "cuda" else copy.deepcopy(model).eval()
+    model = model.to(device, memory_format=layout)
     images = random_images(model, device, size, layout)
 
     def run():

@@ -19,12 +19,14 @@ from data.batches import Batches
 from data.images import ImageBank, pick_cache
 from loss.links import hungarian
 from loss.method import EpochStart
+from model.replay import ReplayedNetwork
 from processor.features import embed_all
 from processor.run.state import TrainState
 from processor.setup import train_settings
 from processor.train import train_step
 from utils.errors import is_out_of_memory
 from utils.modality import Modality
+from utils.runtime import autocast, gpu_rounding
 
 PRECISIONS = ("released", "fp32", "tf32", "bf16")
 EPOCHS = 240                            # of both scripts
@@ -96,22 +98,27 @@ def peak_memory(device):
 
 
 def steps(bench):
-    """Time the training step in every precision, and contiguous instead of channels-last."""
-    size = bench.sizes.batch
-    rows = [bench.row(f"training step 2 x {size}, {precision}", training(bench.model, bench.device, precision, size))
+    """Time the training step in every precision; in the last also with CUDA graphs and with cuDNN's own search."""
+    size, what = bench.sizes.batch, f"training step 2 x {bench.sizes.batch}, "
+    rows = [bench.row(what + precision, training(bench.model, bench.device, precision, size))
             for precision in PRECISIONS]
-    step = training(bench.model, bench.device, PRECISIONS[-1], size, torch.contiguous_format)
-    return [*rows, bench.row(f"training step 2 x {size}, {PRECISIONS[-1]}, contiguous", step)]
+    for replayed, searched in ((True, False), (True, True), (False, True)) if bench.device.type == "cuda" else ():
+        torch.backends.cudnn.benchmark = searched
+        rows.append(bench.row(what + PRECISIONS[-1] + ", CUDA graphs" * replayed + ", cudnn.benchmark" * searched,
+                              training(bench.model, bench.device, PRECISIONS[-1], size, replayed=replayed)))
+    torch.backends.cudnn.benchmark = False
+    return rows
 
 
-def compiled_step(bench):
-    """Time the training step in bf16 with a compiled tower."""
-    size = bench.sizes.batch
-    step = training(bench.model, bench.device, "bf16", size, compiled=True)
-    first = measure(step, repeats=1, warmup=0)
-    row = bench.row(f"training step 2 x {size}, bf16, compiled", step)
-    row.note += f"; the first step took {first:.0f} s"
-    return [row]
+def compiled_steps(bench):
+    """Time the training step in bf16 with a compiled tower, alone and with its passes as CUDA graphs."""
+    rows, size = [], bench.sizes.batch
+    for replayed in (False, True):
+        step = training(bench.model, bench.device, "bf16", size, compiled=True, replayed=replayed)
+        first = measure(step, repeats=1, warmup=0)
+        rows.append(bench.row(f"training step 2 x {size}, bf16, compiled" + ", CUDA graphs" * replayed, step))
+        rows[-1].note += f"; the first step took {first:.0f} s"
+    return rows
 
 
 def embeddings(bench):
@@ -157,11 +164,17 @@ def whole_epochs(bench):
     cache = pick_cache("auto", sum(counts.values()) * size[0] * size[1] * 3, bench.device)
     banks = {m: ImageBank(random_images(n, persons, seed, size), bench.device, cache=cache)
              for seed, (m, n) in enumerate(counts.items())}
-    return [row for precision in COMPARED if precision in PRECISIONS for row in whole_epoch(bench, banks, precision)]
+    kinds = [(precision, False) for precision in COMPARED if precision in PRECISIONS]
+    if bench.device.type == "cuda":
+        kinds.append((COMPARED[-1], True))
+    return [row for kind in reversed(kinds) for row in whole_epoch(bench, banks, *kind)]
 
 
-def whole_epoch(bench, banks, precision):
-    """Run an epoch as `processor.train.train` does: its rows. Args: banks: Modality -> `ImageBank`."""
+def whole_epoch(bench, banks, precision, replayed):
+    """Run an epoch as `processor.train.train` does: its rows.
+
+    Args: banks: Modality -> `ImageBank`; replayed: passes as CUDA graphs, which are captured before.
+    """
     state = TrainState(copy.deepcopy(bench.model).to(bench.device, memory_format=torch.channels_last),
                        bench.settings_of(precision))
     s, seconds, cameras = state.settings, {}, {m: bank.cameras for m, bank in banks.items()}
@@ -172,18 +185,35 @@ def whole_epoch(bench, banks, precision):
         m: make_pseudo_labels(features["feature"][m], m, s.cluster) for m in Modality})
     seconds["start of the method"], labels = timed(lambda: method.start(EpochStart(features, labels, cameras), 1))
     batches = Batches(banks, labels, s, 1, method.views)
+    network = ReplayedNetwork(state.model, ("feature",)) if replayed else state.model
+    if replayed:
+        train_step(network.train(), state.optimizer, method, batches[0], None, s.precision)
 
     def train():
         state.model.train()
         for batch in batches:
-            train_step(state.model, state.optimizer, method, batch, None, s.precision)
+            train_step(network, state.optimizer, method, batch, None, s.precision)
 
     seconds["training"], _ = timed(train)
-    whole = sum(seconds.values())
-    return [Row(f"whole epoch, {precision}, {sum(map(len, banks.values()))} images", whole,
+    whole, forward = sum(seconds.values()), timed_passes(network, batches, s.precision)
+    seconds["(of training, the network's passes alone)"] = forward * len(batches)
+    return [Row(f"whole epoch, {precision}{', CUDA graphs' * replayed}, {sum(map(len, banks.values()))} images", whole,
                 note=f"{len(batches)} steps; {EPOCHS} epochs: {whole * EPOCHS / 3600:.3g} hours; "
                      + peak_memory(bench.device)),
             *(Row(f"of it {name}", value, note=f"{value / whole:.1%} of it") for name, value in seconds.items())]
+
+
+def timed_passes(network, batches, precision):
+    """Return the seconds of the network's forward and backward pass in a step, so that the rest is seen."""
+    rgb, ir = (batches[0].images[m] for m in Modality)
+
+    def passes():
+        with gpu_rounding(precision):
+            with autocast(precision, rgb.device):
+                out = network(rgb, ir, ("feature",))["feature"]
+            sum(rows.sum() for rows in out.values()).backward()
+
+    return measure(passes, repeats=3, warmup=1)
 
 
 def clustering(bench):

@@ -13,6 +13,7 @@ from data.images import ImageBank
 from loss.cluster_memory import cluster_means
 from loss.method import EpochStart
 from model.clip import TextTower
+from model.replay import ReplayedNetwork
 from processor.evaluate import evaluate
 from processor.features import embed
 from processor.guidance import TextGuidance
@@ -47,7 +48,7 @@ def close(found, expected, **tolerance):
         torch.testing.assert_close(a, b, **tolerance)
 
 
-def training_steps(clip_file, device, name):
+def training_steps(clip_file, device, name, replayed=False):
     """Two steps of a fine-tune in which the modalities meet: the numbers of each, the method, the model."""
     torch.manual_seed(0)
     settings = tiny_settings(METHOD__NAME=name, METHOD__CROSS_EPOCH=1, PRECISION="fp32", **AUGMENTATION)
@@ -57,8 +58,9 @@ def training_steps(clip_file, device, name):
     labels = method.start(EpochStart({"feature": rows}, LABELS, CAMERAS), 1)
     guidance = TextGuidance({m: torch.randn(PEOPLE, 32).to(device) for m in Modality}, LABELS, 0.1)
     batches = Batches(real_banks(device), labels, settings, 1, method.views)
-    state.model.train()
-    found = [train_step(state.model, state.optimizer, method, batches[step], guidance, "fp32") for step in range(2)]
+    network = ReplayedNetwork(state.model, BOTH) if replayed else state.model
+    network.train()
+    found = [train_step(network, state.optimizer, method, batches[step], guidance, "fp32") for step in range(2)]
     return found, method, state.model
 
 
@@ -73,6 +75,17 @@ def test_training_steps_on_a_gpu(either_clip_file, name):
     close(method.prototypes(), same.prototypes(), rtol=0, atol=2e-2)
     assert len(method.links().rgb) > 0
     np.testing.assert_array_equal(method.links()[:2], same.links()[:2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", METHODS)
+def test_replayed_steps_are_those_of_the_network(either_clip_file, name):
+    """CUDA graphs: two replays, with the weights' change between them."""
+    found, method, model = training_steps(either_clip_file, DEVICE, name, replayed=True)
+    expected, same, other = training_steps(either_clip_file, DEVICE, name)
+    close(found, expected, rtol=1e-2, atol=1e-2)
+    close(method.prototypes(), same.prototypes(), rtol=0, atol=1e-2)
+    close(dict(model.named_buffers()), dict(other.named_buffers()), rtol=1e-3, atol=1e-3)
 
 
 def first_prompt_step(clip, device):
