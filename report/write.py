@@ -28,16 +28,19 @@ def save_stage_page(stage, state, run, tester, images):
             tester.data, tester.banks, tester.rank(state.evaluation), images, state.labels, state.linked))
 
 
-def save_report(folder, log, name, make_content):
+def save_report(folder, log, name, make_content, run=None):
     """Write what a finished stage shows and the run's page; an error becomes a warning in the log.
 
     Args: folder: OUTPUT_DIR; log: logger; name: "prepare", "finetune" or "test"; make_content: a function that gives
-        the dict of report_data/NAME.json, `report.content.stage_content` or `retrieval_content`.
+        the dict of report_data/NAME.json, `report.content.stage_content` or `retrieval_content`; run: folder of the
+        run whose checkpoint was tested, whose page is renewed if it is one.
     """
     try:
         content = json.dumps(make_content()).encode()
         write_atomically(Path(folder) / CONTENT_FOLDER / f"{name}.json", lambda file: file.write(content))
         log.info(f"page to look at: {write_run_page(folder)}")
+        if run and (Path(run) / "metrics.jsonl").is_file():
+            log.info(f"and of its run: {write_run_page(run)}")
     except Exception as error:      # no picture is worth a training run
         log.info(f"warning: the report could not be written ({type(error).__name__}: {error})")
 
