@@ -209,7 +209,10 @@ class Setup:
             run.begin()
             again = "the same command without --fresh" if fresh else "the same command"
             with stops_on_signals(lambda: f"{again} {run.position}"):
-                yield run
+                try:
+                    yield run
+                finally:
+                    run.written()
 
     def _find_state(self, script, fresh, facts):
         """Find the state to resume from, if there is one, and what is to be said about it."""

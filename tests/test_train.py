@@ -218,6 +218,7 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, prompt_step
     prompt_steps.numbers = [1.0] * 10 + [float("nan")]
     with pytest.raises(NonFinite, match="loss is not finite in prompt epoch 3, iteration 3 "):
         learn_prompts(model, text, banks, LABELS, settings, first)
+    first.written()
     content, _ = first.state_file.load()
     assert content["stages"]["prompt"]["epoch"] == 3
     again = TinyRun(tmp_path / "b", content)

@@ -36,14 +36,14 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
         run.log.info(line)
     state.evaluation = tester(model) if tester.is_due(epoch, epochs) else None
     content = checkpoint(stage, epoch, model, state.evaluation, tester)
+    run.record(stage, _cluster_sizes(labels), **numbers,
+               **({"test": content["metrics"]} if state.evaluation else {}))
     if state.evaluation:
         run.log.info(f"epoch {epoch}, {state.evaluation.protocol}\n"
                      + format_table([{"what": stage, **state.evaluation.mean()}]))
         if run.is_best(state.evaluation.mean()["rank1"]):
             run.save_model(stage, "best", {**content, "selected": "best Rank-1 on test data"})
     run.save_model(stage, "last", content)
-    run.record(stage, _cluster_sizes(labels), **numbers,
-               **({"test": content["metrics"]} if state.evaluation else {}))
     if stage == "prepare" and epoch == epochs:
         refuse_collapse(run, state.settings)
         run.save_labels(labels, epoch, method.unified)
@@ -80,10 +80,12 @@ def finish_stage(stage, state, run, tester):
         state.evaluation = tester(state.model)
     if not has_model:
         run.save_model(stage, "last", checkpoint(stage, state.epoch - 1, state.model, state.evaluation, tester))
+        run.written()
 
 
 def _estimate(stage, epochs, numbers, run):
     """Say after a stage's first epoch what the others will cost."""
+    run.written()
     files = [run.state_file.path, run.model_file(stage, "last")]
     disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**30
     gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of GPU memory" if "gpu_memory_gb" in numbers else ""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from configs.groups import may_change
@@ -51,6 +52,7 @@ class Run:
         self.history = content.get("history", [])       # a dict per finished epoch of this script
         self.position = "starts again"                  # what the same command does
         self.epoch_began = self.training_began = time.perf_counter()
+        self.writer, self.unwritten = ThreadPoolExecutor(1), []     # of large files, beside the next epoch's work
 
     @property
     def labels_folder(self):
@@ -77,6 +79,7 @@ class Run:
             self.position = f"resumes with epoch {state.epoch} of {stage}"
             self.epoch_began = self.training_began = time.perf_counter()
             yield state.epoch
+        self.written()
 
     def training_begins(self):
         """Note that an epoch's features, clusters and links are there and its first step comes."""
@@ -85,17 +88,28 @@ class Run:
     def save_state(self, stage, state):
         """Write the state file. Args: state: of a stage; the other stages' are kept."""
         self.states[stage] = on_host(state.state_dict())
-        self._write_state()
+        self._save_state()
         self.position = f"resumes with epoch {state.epoch} of {stage}"
 
     def begin(self):
         """Write a state without any epoch, which tells that what comes to lie beside it is this run's."""
         if not self.states:
-            self._write_state()
+            self._save_state()
 
-    def _write_state(self):
-        self.state_file.save({"format": FORMAT, "stages": self.states, "best": self.best, "history": self.history,
-                              "versions": versions(), **self.facts})
+    def _save_state(self):
+        self._write(self.state_file.save, {
+            "format": FORMAT, "stages": dict(self.states), "best": self.best, "history": list(self.history),
+            "versions": versions(), **self.facts})
+
+    def _write(self, function, *arguments):
+        """Let a function write, after those before it. Args: arguments: that nobody changes any more."""
+        self.unwritten.append(self.writer.submit(function, *arguments))
+
+    def written(self):
+        """Wait until all that was saved is on the disk. Raises: UserError: something could not be written."""
+        unwritten, self.unwritten = self.unwritten, []
+        for each in unwritten:
+            each.result()
 
     def is_best(self, rank1):
         """Tell whether a Rank-1 is the best of the run so far, and remember it."""
@@ -109,6 +123,7 @@ class Run:
 
         Args: distributions: name -> (N,) values, for TensorBoard alone; numbers: "epoch" and others.
         """
+        self.written()      # what the epoch before it saved
         self.events.add(stage, numbers["epoch"], {k: v for k, v in numbers.items() if k != "epoch"}, distributions)
         self.history.append({"stage": stage, **numbers})
         mine = {row["stage"] for row in self.history}
@@ -118,7 +133,7 @@ class Run:
     def save_model(self, stage, which, content):
         """Write a stage's checkpoint with the run's facts. Args: which: "last" or "best"."""
         content = {"format": FORMAT, **content, **self.facts, **self.more}
-        save_checkpoint(self.model_file(stage, which), on_host(content))
+        self._write(save_checkpoint, self.model_file(stage, which), on_host(content))
 
     def has_labels(self):
         """Tell whether the pseudo labels are there."""
