@@ -41,16 +41,24 @@ SETTINGS = (
     Setting("INPUT.ERASE", 0.5, SHARE, "probability of random erasing"),
     Setting("INPUT.CHANNEL", 0.0, SHARE, "probability of one channel in place of all three, visible images (methods "
             "with two views: of the second view, where the released codes have 1)"),
+    Setting("INPUT.IR_CHANNEL", 0.0, SHARE, "the same of infrared images, after normalising (released codes: 0.75)"),
+    Setting("INPUT.IR_MEAN", 0.0, SHARE, "probability of the channels' weighted mean in place of all three, infrared "
+            "images (released codes: 0.125)"),
+    Setting("INPUT.JITTER", 0.0, Range(0, 0.5), "strength of colour jitter: brightness, contrast, saturation and hue"),
+    Setting("INPUT.JITTER_OF", "visible", ("visible", "all"), "visible: of visible images (methods with two views: "
+            "of the second view); all: of all, infrared ones too"),
+    Setting("INPUT.RESIZE", "lanczos", ("lanczos", "bicubic"), "how training images are resized; test images: lanczos"),
 
     Setting("MODEL.NAME", "RN50", ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                                    "ViT-L-14-336"), "which of OpenAI's CLIPs; a file's kind is read from it"),
-    Setting("MODEL.CLIP_WEIGHTS", "openai", "openai or a file", "openai (MODEL.NAME, downloaded), or a file"),
+    Setting("MODEL.CLIP_WEIGHTS", "openai", "openai, imagenet or a file", "openai (MODEL.NAME) and imagenet (the AGW "
+            "towers' ResNet-50) are downloaded"),
     Setting("MODEL.ACTIVATION", "auto", ("auto", "gelu", "quick_gelu"), "of a CLIP's transformers: gelu in most of "
             "open_clip's own, quick_gelu in OpenAI's; auto: by the file's name (docs/backbones.md)"),
     Setting("MODEL.STRIDE", 16, Range(1, 2048, whole=True),
             "pixels between patches of a vision transformer; a ResNet's map has always 16"),
-    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit or one of your own; empty: that of the "
-            "weights"),
+    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit, agw, agw_plain or one of your own; "
+            "empty: that of the weights"),
 
     Setting("CLUSTER.K1", 30, COUNT, "neighbours that count as near"),
     Setting("CLUSTER.K2", 6, COUNT, "neighbours whose encodings are averaged"),
@@ -64,7 +72,11 @@ SETTINGS = (
     Setting("BATCH_NORM.SPLITS", 1, COUNT,
             "parts of a batch with statistics of their own, as DataParallel on so many GPUs"),
     Setting("SAMPLER.CLUSTERS", 4, COUNT, "P per modality and batch"),
+    Setting("SAMPLER.RGB_CLUSTERS", 0, Range(0, whole=True), "P of visible images; 0: CLUSTERS, as of infrared ones"),
     Setting("SAMPLER.INSTANCES", 16, COUNT, "K images of each"),
+    Setting("SAMPLER.CAMERAS", "any", ("any", "others"), "others: after a cluster's first image those of other "
+            "cameras, where it has any"),
+    Setting("SAMPLER.ITERATIONS", 0, Range(0, whole=True), "batches of an epoch; 0: as many as the images give"),
 
     Setting("OPTIM.LR", 3.5e-4, Range(0, above=True), "of Adam, image side"),
     Setting("OPTIM.BIAS_LR_FACTOR", 2.0, FACTOR, "on the learning rate of biases"),
@@ -99,6 +111,7 @@ SETTINGS = (
             "galleries: drawn by Python's random, or of SYSU-MM01's file with 1 or 10 shots"),
     Setting("TEST.TRIALS", 10, COUNT, "galleries; RegDB has one, all images"),
     Setting("TEST.EVERY", 5, COUNT, "epochs between evaluations during training; the last is always evaluated"),
+    Setting("TEST.MIRRORED", False, (True, False), "test the mean of an image's and its mirror image's features"),
     Setting("TEST.BATCH_SIZE", 64, COUNT, "images embedded at once; on a GPU the least (processor/features.py)"),
 
     Setting("LOG.WANDB", False, (True, False), "log to Weights & Biases too, beside the TensorBoard files"),

@@ -7,6 +7,7 @@ from loss.cluster_memory import MEMORIES, cluster_means, renewal
 from loss.links import progressive
 from loss.visits import VisitingMethod, cross_visits, crossing, own_visits, visit_losses
 from utils.modality import Modality
+from utils.settings import Setting
 
 
 class PGM(VisitingMethod):
@@ -16,8 +17,14 @@ class PGM(VisitingMethod):
     image.
     """
 
-    SETTINGS = (renewal("hard"),)
+    SETTINGS = (renewal("hard"),
+                Setting("MIRRORED", False, (True, False), "make clusters of means over an image and its mirror image"))
     rule = staticmethod(progressive)
+
+    @property
+    def mirrored(self):
+        """Whether an epoch's features are means over an image and its mirror image."""
+        return self.settings.mirrored
 
     def start(self, start, epoch):
         """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
