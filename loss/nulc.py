@@ -23,7 +23,8 @@ BLOCK_ROWS = 1024       # images whose neighbours are looked for at once
 class NULC(PGM):
     """PGM with plain prototypes whose targets, from METHOD.CROSS_EPOCH on, are shares of all clusters.
 
-    Shares and weights are those of the epoch's start, for an image's own modality and for the other one.
+    Shares and weights are those of the epoch's start, for an image's own modality and for the other one. A batch holds
+    two views of each visible image; clusters are made of means over mirror images.
     """
 
     SETTINGS = (renewal("plain"), MOMENTUM._replace(default=0.2), CROSS_WEIGHT._replace(default=3.0),
@@ -32,6 +33,7 @@ class NULC(PGM):
                 Setting("NEIGHBOURS", 30, Range(1, whole=True), "nearest images, whose clusters soften labels"),
                 Setting("SHARPNESS", 10.0, Range(0), "how fast an image's weight falls with the share that its "
                         "neighbours give to other clusters; with 0 all weigh 1"))
+    mirrored = True
 
     def start(self, start, epoch):
         """Begin an epoch as PGM does, and find the neighbours of all images where the modalities meet."""
