@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from loss.cameras import MOMENTUM, TEMPERATURE, CameraProxies, with_cameras
+from loss.cameras import CameraProxies, with_cameras
 from loss.method import EpochStart, Method
 from loss.methods import METHODS
 from processor.train import train
@@ -17,7 +17,7 @@ X = torch.tensor([[5.0, 0.0]])      # an image; its length does not count
 
 def odds(*values):
     """Unit rows whose logits with X are the logarithms of values. Returns: (N, 2)."""
-    cosines = TEMPERATURE * torch.tensor(values).log()
+    cosines = 0.07 * torch.tensor(values).log()
     return torch.stack([cosines, (1 - cosines ** 2).sqrt()], dim=1)
 
 
@@ -35,7 +35,7 @@ def test_losses_and_renewal_by_hand():
     assert float(both[1]) == pytest.approx(-np.log([3 / 15, 2 / 15, 1 / 15, 4 / 15]).sum() / 4, rel=1e-4)
     before = proxies.memory.prototypes.clone()
     proxies.update(X, [1])
-    moved = MOMENTUM * ROWS[1] + (1 - MOMENTUM) * X[0] / 5
+    moved = 0.2 * ROWS[1] + 0.8 * X[0] / 5
     torch.testing.assert_close(proxies.memory.prototypes[1], moved / moved.norm())
     assert torch.equal(proxies.memory.prototypes[[0, 2, 3, 4]], before[[0, 2, 3, 4]])
 

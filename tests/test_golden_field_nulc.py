@@ -18,9 +18,10 @@ def g(golden_field):
     return golden_field.load("nulc")
 
 
-def begun(g, gradients, epoch):
-    """The method at an epoch's start, with its own settings; its memories are those of the file."""
-    method = linked_by(NULC, Links(g["r2i"], g["i2r"]), cross_epoch=1, neighbours=int(g["neighbours"]),
+def begun(g, epoch, gradients="exact", links=None):
+    """The method at an epoch's start, with its own settings; memories, and links unless given, are those of the file.
+    """
+    method = linked_by(NULC, links or Links(g["r2i"], g["i2r"]), cross_epoch=1, neighbours=int(g["neighbours"]),
                        gradients=gradients)
     start = EpochStart({"feature": {m: rows(g, f"features_{m.value}") for m in Modality}},
                        {m: g[f"labels_{m.value}"] for m in Modality}, None)
@@ -28,6 +29,13 @@ def begun(g, gradients, epoch):
     for m in Modality:
         method.memories[m.value].prototypes = rows(g, f"memory_{m.value}").clone()
     return method
+
+
+def batch_of(g, rows=slice(None)):
+    """The batch of the file, or some rows of each modality."""
+    positions = {m: np.tile(np.flatnonzero(g[f"labels_{m.value}"] >= 0)[g[f"batch_{m.value}"]],
+                            2 if m is Modality.RGB else 1)[rows] for m in Modality}
+    return SimpleNamespace(positions=positions, labels={m: g[f"labels_{m.value}"][positions[m]] for m in Modality})
 
 
 @pytest.mark.parametrize("m", Modality)
@@ -46,10 +54,7 @@ def test_shares_and_weights(g, m, across):
 @pytest.mark.parametrize("gradients", ["released", "exact"])
 @pytest.mark.parametrize("kind", ["odd", "even"])
 def test_step(g, kind, gradients):
-    method = begun(g, gradients, int(g[f"{kind}_epoch"]) + 1)
-    positions = {m: np.tile(np.flatnonzero(g[f"labels_{m.value}"] >= 0)[g[f"batch_{m.value}"]],
-                            2 if m is Modality.RGB else 1) for m in Modality}
-    batch = SimpleNamespace(positions=positions, labels={m: g[f"labels_{m.value}"][positions[m]] for m in Modality})
+    method, batch = begun(g, int(g[f"{kind}_epoch"]) + 1, gradients), batch_of(g)
     x = {m: rows(g, f"rows_{m.value}").requires_grad_() for m in Modality}
     losses = method.losses(x, batch)
     sum(losses.values()).backward()
@@ -70,7 +75,7 @@ def test_its_own_numbers_are_the_released_ones(g):
     s = NULC().settings
     assert (s.balance, s.sharpness, s.cross_weight, s.temperature, s.momentum) == tuple(
         float(g[key]) for key in ("balance", "sharpness", "cross_weight", "temp", "momentum"))
-    assert (s.renewal, s.neighbours) == ("plain", 30)       # the file has 60 images and asks for 10
+    assert (s.renewal, s.neighbours, NULC.views, NULC.mirrored) == ("plain", 30, 2, True)     # the file asks for 10
 
 
 def test_where_no_neighbour_has_a_cluster_the_label_stands_alone():
@@ -81,3 +86,13 @@ def test_where_no_neighbour_has_a_cluster_the_label_stands_alone():
     shares, weights = nearby_clusters(rows, rows, labels, 9).soften(np.array([0]), np.array([0]), 10.0)
     assert shares.tolist() == [pytest.approx([0.75, 0.25])]         # 3 of 5 and 1 of 5
     assert weights.tolist() == [pytest.approx(np.exp(-10 / 16))]
+
+
+def test_images_without_a_partner_stay_out(g):
+    """The loss across the modalities is the mean over the others."""
+    method = begun(g, 1, links=Links(np.array([3, -1, -1, 2, -1]), g["i2r"]))
+    x = {m: rows(g, f"rows_{m.value}") for m in Modality}
+    kept = np.flatnonzero(np.isin(batch_of(g).labels[Modality.RGB], [0, 3]))
+    assert 0 < len(kept) < len(x[Modality.RGB])
+    alone = method.losses({m: x[m][kept % len(x[m])] for m in Modality}, batch_of(g, kept % 9))
+    torch.testing.assert_close(method.losses(x, batch_of(g))["cross"], alone["cross"])
