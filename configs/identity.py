@@ -10,7 +10,8 @@ from pathlib import Path
 
 # Settings that decide the numbers of a checkpoint on given images.
 DECIDING = ("DATASET.NAME", "DATASET.TRIAL", "TEST.PROTOCOL", "TEST.TRIALS", "INPUT.HEIGHT", "INPUT.WIDTH",
-            "INPUT.NORMALISATION", "MODEL.TOWER", "MODEL.STRIDE", "MODEL.ACTIVATION", "PRECISION", "TEST.MIRRORED")
+            "INPUT.RESIZE", "INPUT.NORMALISATION", "MODEL.TOWER", "MODEL.STRIDE", "MODEL.ACTIVATION", "PRECISION",
+            "TEST.MIRRORED")
 BASELINE = "baseline"       # the untrained network: stands for the name of a checkpoint in the names of folders
 
 

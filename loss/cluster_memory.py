@@ -52,8 +52,9 @@ class ClusterMemory:
     def loss(self, x, labels, before=None):
         """Compute the cross entropy of normalise(x) @ prototypes.T / temperature; gradients flow to x alone.
 
-        Args: x: (B, D) features of any length; labels: (B,) cluster of each; before: another state of this memory from
-            which the loss's value is taken, while its gradient multiplies today's prototypes (see loss/visits.py).
+        Args: x: (B, D) features of any length; labels: (B,) cluster of each, or (B, K) shares of all clusters; before:
+            another state of this memory from which the loss's value is taken, while its gradient multiplies today's
+            prototypes (see loss/visits.py).
         Returns: a scalar, the mean.
         """
         x = F.normalize(x.float(), dim=1)
@@ -130,8 +131,8 @@ def cluster_means(features, labels):
 def cross_entropy(x, prototypes, labels, temperature, before=None):
     """Compute the mean cross entropy of x @ prototypes.T / temperature; of no rows 0, which has a gradient.
 
-    Args: x: (B, D); prototypes: (K, D); labels: (B,); before: (K, D) prototypes of an earlier time, whose logits take
-        the place of today's, while the logits' gradient stays today's.
+    Args: x: (B, D); prototypes: (K, D); labels: (B,), or (B, K) shares of the clusters, of any sum; before: (K, D)
+        prototypes of an earlier time, whose logits take the place of today's, while their gradient stays today's.
     """
     if not len(labels):
         return x.sum()

@@ -39,7 +39,9 @@ class Method:
     """
 
     SETTINGS = (Setting("CROSS_EPOCH", 61, Range(1, whole=True), "first epoch in which the modalities meet: swapping, "
-                        "or the cross-modal loss"),)
+                        "or the cross-modal loss"),
+                Setting("CAMERA_WEIGHT", 0.0, Range(0), "of the losses of camera proxies; 0: there are none "
+                        "(loss/cameras.py)"))
     needs = ("feature",)        # heads that are embedded at an epoch's start: "feature", "projection", "text"
     # Attributes of the class, the same for all settings:
     views = 1                   # of each visible image in a batch

@@ -8,6 +8,7 @@ import copy
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from loss.cluster_memory import MOMENTUM, TEMPERATURE
 from loss.links import heads_for, link_by, links_of_epoch, listed, similarity
@@ -30,6 +31,7 @@ class Visit(NamedTuple):
     batch: Modality
     labels: np.ndarray  # (B,) clusters of the memory, -1 for none
     weight: float
+    shares: torch.Tensor | None = None      # (B, K) target shares of all clusters; None: 1 of the label
 
 
 class VisitingMethod(Method):
@@ -100,12 +102,13 @@ def visit_losses(visits, memories, features, gradients):
     losses, renewed = {}, copy.deepcopy(memories) if gradients == "released" else memories
     for visit in visits:
         x, clusters = with_partner(features[visit.batch], visit.labels)
+        target = clusters if visit.shares is None else with_partner(visit.shares, visit.labels)[0]
         memory = renewed[visit.memory]
         if gradients == "released":     # autograd multiplies the rows of a copy, which the update leaves alone
-            losses[visit.loss] = visit.weight * copy.deepcopy(memory).loss(x, clusters, memories[visit.memory])
+            losses[visit.loss] = visit.weight * copy.deepcopy(memory).loss(x, target, memories[visit.memory])
             memory.update(x, clusters)
         else:
-            losses[visit.loss] = visit.weight * memory.loss(x, clusters)
+            losses[visit.loss] = visit.weight * memory.loss(x, target)
     return losses
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from clustering.labels import ClusterSettings, make_pseudo_labels
 from data.batches import Batches
+from loss.cameras import with_cameras
 from loss.method import EpochStart
 from model.replay import ReplayedNetwork
 from processor.features import embed_all
@@ -70,7 +71,7 @@ def train(stage, model, images, settings, run, tester, guidance=None):
     Raises:
         UserError: all images of a modality are outliers. NonFinite: a loss, feature or weight is not finite.
     """
-    s, p, method = settings, run.processes, settings.method(**settings.of_method)
+    s, p, method = settings, run.processes, with_cameras(settings.method(**settings.of_method))
     state = run.restore(stage, TrainState(model, s))
     cameras = {m: bank.cameras for m, bank in images.items()}
     heads = HEADS[guidance is not None]

@@ -26,7 +26,10 @@ SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "METHOD__CROSS_EPOC
 
 
 class DoubleCCLNet(CCLNet):
-    """A `CCLNet` in fp64, which gets fp32 images where it embeds."""
+    """A `CCLNet` in fp64, which gets fp32 images."""
+
+    def forward(self, rgb, ir, *rest):
+        return super().forward(rgb.double(), ir.double(), *rest)
 
     def encode(self, images, *rest):
         return super().encode(images.double(), *rest)

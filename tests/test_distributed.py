@@ -22,8 +22,9 @@ from utils.modality import Modality
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 CASES = {       # splits of the batch norm, whether texts guide, settings
     "cclnet with texts, a batch norm in each half": (2, True, {"METHOD__NAME": "cclnet"}),
-    "pgm with the released gradients, a batch norm of the whole": (
-        1, False, {"METHOD__NAME": "pgm", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released"}),
+    "nulc on pgm's released gradients, with camera proxies, a batch norm of the whole": (
+        1, False, {"METHOD__NAME": "nulc", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released",
+                   "METHOD__NEIGHBOURS": 5, "METHOD__CAMERA_WEIGHT": 0.5}),
 }
 
 

@@ -12,7 +12,7 @@ from configs.settings import SETTINGS
 from loss.methods import METHODS
 from processor.run.folder import MODEL_FILES
 from tests.tiny import tiny_banks, tiny_model
-from tools import demo
+from tools import demo, experiments
 from tools.dev import settings_page
 from tools.lib import summary
 from utils.modality import Modality
@@ -112,6 +112,18 @@ def test_the_demos_table_is_that_of_the_reference_logs(page):
     for stage, line in zip(demo.STAGES, demo.table(results).splitlines()[1:], strict=True):
         row = re.search(rf"^\| {stage}.*$", text_of(page), re.MULTILINE).group()     # the first table's
         assert cells.findall(row) == cells.findall(line), stage
+
+
+def test_published_figures_are_those_of_the_pages_and_the_logs():
+    text, logs = text_of("docs/methods.md") + text_of("docs/results.md"), text_of("docs/reference/published/logs.csv")
+    for dataset in ("SYSU-MM01", "RegDB"):
+        for method in ("cclnet", *experiments.PUBLISHED):
+            for row in summary.published(dataset, method):
+                found = {name: f"{value:.2f}" for (kind, name), (value, _) in row.numbers.items()
+                         if kind != summary.UNSTATED}
+                assert not found or f"{found['rank1']} / {found['mAP']}" in text or f"mAP ≈ {found['mAP']}" in text, row
+                if method == "pgm" and row.mode != "indoor":
+                    assert f",{found['rank1']},{found['mAP']},{found['mINP']}\n" in logs
 
 
 def test_the_table_of_methods_is_that_of_the_reference_logs():

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -304,9 +305,12 @@ def test_table_of_two_methods(tmp_path, capsys):
     line = next(line for line in text.splitlines() if "released " in line and "train_clip" in line)
     assert line.split()[-18:] == ["60.00", "±", "10.00"] * 3 + ["70.00", "±", "10.00"] * 3
     assert text.index("last epoch") < text.index("best on test") < text.index("method")
-    published = next(line for line in text.splitlines() if line.startswith("README") and "train_clip" in line)
-    assert published.split()[-6:] == ["–", "–", "–", "55.31", "50.38", "–"]
-    assert "abstract of the paper: Rank-1 54.0" in text
+    assert re.search(r"^cclnet, CLIP RN50: README of the released code +train_clip .*–  +55.31 +50.38 +–$", text, re.M)
+    assert "abstract of the paper, ACM MM 2023: Rank-1 54.0" in text and "pgm, " not in text
+    experiments.main(["table", str(tmp_path), "--published", "pgm"])
+    text = capsys.readouterr().out
+    assert re.search(r"^pgm, AGW ResNet-50: log of the released code +– +all .*–  +56.29 +51.36 +35.06$", text, re.M)
+    assert "sdcl, " not in text
     experiments.main(["table", str(tmp_path), "--latex"])
     latex = capsys.readouterr().out
     assert r"METHOD.SWAP\_ORDER released & train\_clip & all & 3 & 60.00 $\pm$ 10.00 &" in latex
@@ -390,6 +394,7 @@ def test_tables_of_what_does_not_compare(tmp_path):
             experiments.main(["table", *map(str, folders)])
 
     refuses("names no folder")
+    refuses("argument --published: invalid choice: 'ours'", tmp_path, "--published", "ours")
     refuses("nowhere is no folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     refuses("empty holds no run", tmp_path / "empty")

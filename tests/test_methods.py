@@ -275,7 +275,7 @@ def test_a_method_of_ones_own_in_the_loop(mine, model, banks, tmp_path, monkeypa
     ("METHOD.NAME mine METHOD.PUL 1", "unknown key METHOD.PUL; did you mean METHOD.PULL?"),
     ("METHOD.NAME mine METHOD.PULL 2", "sets METHOD.PULL to 2; expected a number from 0 to 1"),
     ("METHOD.PULL 1", "unknown key METHOD.PULL"), ("METHOD.NAME pgm METHOD.SWAP_SCALE 1", "unknown key METHOD.SWAP_S"),
-    ("METHOD.NAME ours", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none or mine"),
+    ("METHOD.NAME ours", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or nulc or none or mine"),
     ("METHOD.NAME rpnr METHOD.TOP_IMAGES 0", "sets METHOD.TOP_IMAGES to 0; expected a whole number from 1 on"),
     ("METHOD.RENEWAL soft", "sets METHOD.RENEWAL to soft; expected plain or hard")])
 def test_settings_that_a_method_does_not_have(mine, words, message):
@@ -286,12 +286,13 @@ def test_settings_that_a_method_does_not_have(mine, words, message):
 
 
 def test_a_setting_that_a_class_does_not_have_is_a_mistake_of_its_caller():
-    with pytest.raises(TypeError, match="CCLNet has no setting swap; it has cross_epoch, temperature"):
+    with pytest.raises(TypeError, match="CCLNet has no setting swap; it has cross_epoch, camera_weight, temperature"):
         METHODS["cclnet"](swap=1)
 
 
-@pytest.mark.parametrize("name, end", [("sysu", ""), ("regdb", ""), ("llcm", ""), ("sysu", "_agw"), ("regdb", "_agw")])
-@pytest.mark.parametrize("method, momentum", [("pgm", 0.2), ("rpnr", 0.1)])
+@pytest.mark.parametrize("name, end, method, momentum", [*(
+    (*place, *method) for place in (("sysu", ""), ("regdb", ""), ("llcm", ""), ("sysu", "_agw"), ("regdb", "_agw"))
+    for method in (("pgm", 0.2), ("rpnr", 0.1))), ("sysu", "", "nulc", 0.2)])
 def test_configurations_of_the_methods_are_those_of_two_released_runs(name, end, method, momentum):
     """PyTorch's own StepLR, of 20 epochs in a run of 50 (PGM's train_regdb.py: 10 of 30), anew in each half."""
     epochs, step = (30, 10) if (name, method) == ("regdb", "pgm") else (50, 20)
@@ -304,8 +305,8 @@ def test_configurations_of_the_methods_are_those_of_two_released_runs(name, end,
     config = load_config(f"configs/{name}_{method}{end}.yml")
     assert (config.METHOD.NAME, config.METHOD.MOMENTUM, config.INPUT.CHANNEL) == (method, momentum, 1)
     assert method in config.OUTPUT_DIR and config.DATASET.NAME == name
-    assert method == "pgm" or config.METHOD.TOP_IMAGES == (5 if name == "regdb" else 20)
-    for stage in ("prepare",) if end else ("prepare", "finetune"):
+    assert method != "rpnr" or config.METHOD.TOP_IMAGES == (5 if name == "regdb" else 20)
+    for stage in ("prepare",) if end or method == "nulc" else ("prepare", "finetune"):
         s = train_settings(config, stage)
         assert [s.lr * s.lr_factor(epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
         assert s.restart_epoch == s.of_method["cross_epoch"] == epochs + 1 and s.bias_lr_factor == 1

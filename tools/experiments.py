@@ -3,7 +3,8 @@
     python tools/experiments.py run   [--config_file configs/sysu.yml] [--seeds 1 2 3] [--trials 1-10]
                                       [--vary KEY VALUE VALUE ...] [--only prepare] [--at_once N] [KEY VALUE ...]
     python tools/experiments.py run   ... --cluster slurm [--partition NAME] [--gpus 1] [--cpus 8] [--hours 12]
-    python tools/experiments.py table FOLDER [FOLDER ...] [--protocol python] [--logged NAME] [--csv | --latex]
+    python tools/experiments.py table FOLDER [FOLDER ...] [--protocol python] [--logged NAME] [--published [METHOD ...]]
+                                      [--csv | --latex]
 
 `run` makes every run of the grid in a folder of its own in OUTPUT_DIR, named by what differs: train_prepare.py,
 train_clip.py, then test.py on the last and the best checkpoint of both; with `--only prepare` without train_clip.py.
@@ -22,6 +23,7 @@ from utils.errors import Parser, UserError, exit_on_user_error, real_number, who
 
 MAX_RUNS = 1000     # more are a slip
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
+PUBLISHED = ("pgm", "rpnr", "sdcl")     # methods of others with figures in docs/reference/published
 KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
 
 
@@ -49,6 +51,8 @@ def parse_arguments(arguments=None):
     parser.add_argument("--logged", action="append", default=[], metavar="NAME",
                         help="table: a number of metrics.jsonl, of the last epoch, as in --logged link_accuracy; "
                              "may be given several times")
+    parser.add_argument("--published", nargs="*", choices=PUBLISHED, metavar="METHOD",
+                        help=f"table: what the authors of {', '.join(PUBLISHED)} published, or of those named")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")
     options = parser.parse_intermixed_args(arguments)
@@ -134,12 +138,12 @@ def run(options):
         raise UserError(f"{len(failed)} of {len(experiments)} runs failed: {sentences}")
 
 
-def print_table(folders, protocol, form="text", logged=()):
-    """Print the table of runs, and what is missing to stderr. Args: form: "text", "csv" or "latex"; logged: names."""
+def print_table(folders, protocol, form="text", logged=(), others=()):
+    """Print the table of runs, and what is missing to stderr. Args: form: of `FORMS`; the rest: as `summarise`."""
     from tools.lib import summary
 
     runs = summary.read_runs(folders, protocol)
-    print(summary.FORMS[form](summary.summarise(runs, logged)), end="", flush=True)
+    print(summary.FORMS[form](summary.summarise(runs, logged, others)), end="", flush=True)
     print("\n".join(summary.missing(runs)), file=sys.stderr)
 
 
@@ -150,7 +154,8 @@ def main(arguments=None):
         if not options.overrides:
             raise UserError("table names no folder; expected those of runs or of a grid, as in table runs/sysu")
         form = "csv" if options.csv else "latex" if options.latex else "text"
-        print_table(options.overrides, options.protocol, form, options.logged)
+        others = () if options.published is None else options.published or PUBLISHED
+        print_table(options.overrides, options.protocol, form, options.logged, others)
     else:
         run(options)
 

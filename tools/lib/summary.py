@@ -15,6 +15,7 @@ from utils.errors import UserError
 SHOWN = {"rank1": "Rank-1", "mAP": "mAP", "mINP": "mINP"}       # in text and LaTeX; CSV holds all
 STAGES = {BASELINE: "baseline", "prepare": "train_prepare", "finetune": "train_clip"}
 LAST, BEST, UNSTATED, LOGGED = "last epoch", "best on test", "not stated", "logged"     # kinds of numbers
+FIGURES = Path(__file__).resolve().parents[2] / "docs/reference/published/figures.csv"
 KINDS = {"last": LAST, "best": BEST}        # end of a checkpoint's name -> of which epoch its numbers are
 
 
@@ -33,18 +34,13 @@ class Row(NamedTuple):
     source: str = ""        # of published figures; "" for our runs
 
 
-def _published(source, stage, mode, kind, **numbers):
-    """Make a `Row` of published figures in percent."""
-    return Row(source, stage, mode, {(kind, name): (value, None) for name, value in numbers.items()}, source=source)
-
-
-README, ABSTRACT = "README of the released code", "abstract of the paper"
-PUBLISHED = {       # data set -> rows. Nothing else is the authors' number.
-    "SYSU-MM01": (_published(README, "train_prepare", "all", BEST, rank1=50.02, mAP=45.52),
-                  _published(README, "train_clip", "all", BEST, rank1=55.31, mAP=50.38),
-                  _published(ABSTRACT, "train_clip", "not stated", UNSTATED, rank1=54.0)),
-    "RegDB": (_published(README, "train_clip", "trial 1, direction not stated", BEST, rank1=71.94, mAP=67.63),),
-}
+def published(dataset, method):
+    """List what the authors of a method published for a data set: [`Row`], none where they published nothing."""
+    with open(FIGURES, encoding="utf-8", newline="") as file:
+        return [Row(f"{line['method']}, {line['backbone']}: {line['source']}", line["stage"], line["mode"],
+                    {(line["selection"], name): (float(line[name]), None) for name in SHOWN if line[name]},
+                    source=f"{line['source']}, {line['repository']}")
+                for line in csv.DictReader(file) if (line["dataset"], line["method"]) == (dataset, method)]
 
 
 def read_runs(folders, protocol):
@@ -108,12 +104,12 @@ def _protocol(record):
     return record["protocol"].replace(f" trial {record['identity']['DATASET.TRIAL']}", "")
 
 
-def summarise(runs, logged=()):
-    """Average over the runs of each method, stage and mode, and add the published figures of the data set: [`Row`].
+def summarise(runs, logged=(), others=()):
+    """Average over the runs of each method, stage and mode, and add what CCLNet's authors published: [`Row`].
 
     Args: runs: of `read_runs`; logged: names of numbers in metrics.jsonl that are averaged too, where all runs of a row
-        have them.
-    Raises: UserError: no row has such a number, or two runs are the same one.
+        have them; others: methods whose authors' figures are added as well.
+    Raises: UserError: no row has such a number, two runs are the same one, or nothing was published of a method.
     """
     names, groups = _names(runs), {}
     for run, tests in runs:
@@ -140,7 +136,13 @@ def summarise(runs, logged=()):
             raise UserError(f"--logged names {name}, which is no number of all runs' metrics.jsonl; expected one of "
                             f"{', '.join(known)}")
     dataset = next(record["dataset"] for _, tests in runs for record in tests.values())
-    return [*rows, *PUBLISHED.get(dataset, ())]
+    for method in ("cclnet", *others):
+        figures = published(dataset, method)
+        if method in others and not figures:
+            raise UserError(f"--published names {method}, of which no figures on {dataset} are known; expected runs on "
+                            "SYSU-MM01 or RegDB")
+        rows += figures
+    return rows
 
 
 def _names(runs):
