@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Settings that decide the numbers of a checkpoint on given images.
 DECIDING = ("DATASET.NAME", "DATASET.TRIAL", "TEST.PROTOCOL", "TEST.TRIALS", "INPUT.HEIGHT", "INPUT.WIDTH",
-            "INPUT.RESIZE", "INPUT.NORMALISATION", "MODEL.TOWER", "MODEL.STRIDE", "MODEL.ACTIVATION", "PRECISION",
+            "INPUT.NORMALISATION", "MODEL.TOWER", "MODEL.STRIDE", "MODEL.ACTIVATION", "PRECISION",
             "TEST.MIRRORED")
 BASELINE = "baseline"       # the untrained network: stands for the name of a checkpoint in the names of folders
 

@@ -1,8 +1,9 @@
 """Camera proxies: a prototype for each camera of each cluster, and losses that any method can add to its own.
 
-Wang et al., "Camera-Aware Proxies for Unsupervised Person Re-Identification" (AAAI 2021; CAP, whose numbers these are);
+Wang et al., "Camera-Aware Proxies for Unsupervised Person Re-Identification" (AAAI 2021; CAP);
 Chen et al., "ICE: Inter-instance Contrastive Encoding for Unsupervised Person Re-identification" (ICCV 2021) has the
-loss across cameras too. METHOD.CAMERA_WEIGHT turns them on.
+loss across cameras too. The numbers are those of public re-implementations of CAP; no released code was compared.
+METHOD.CAMERA_WEIGHT turns them on.
 """
 import numpy as np
 import torch
