@@ -3,5 +3,6 @@ from loss.cclnet import CCLNet
 from loss.none import NoLinks
 from loss.pgm import PGM
 from loss.rpnr import RPNR
+from loss.unify import Unify
 
-METHODS = {"cclnet": CCLNet, "pgm": PGM, "rpnr": RPNR, "none": NoLinks}
+METHODS = {"cclnet": CCLNet, "pgm": PGM, "rpnr": RPNR, "unify": Unify, "none": NoLinks}

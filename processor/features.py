@@ -1,6 +1,7 @@
 """The only loop that embeds images."""
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from data.augment import normalise
@@ -35,15 +36,19 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
 
     Args:
         model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality;
-        heads: of "feature" (N, D), L2-normalised, and "projection" (N, E); indices: positions in the bank, all if
-        None; batch_size: images at once, on a GPU in the first batch; precision: of `utils.runtime`; mirrored: take the
-        mean of each image's and its mirror image's, not normalised again; processes: of `utils.distributed`.
+        heads: of "feature" (N, D), L2-normalised, "depths" (N, L, D), not normalised, and "projection" (N, E);
+        indices: positions in the bank, all if None; batch_size: images at once, on a GPU in the first batch; precision:
+        of `utils.runtime`; mirrored: take the mean of each image's and its mirror image's, not normalised again, but a
+        tower of several depths has its features normalised after the mean alone; processes: of `utils.distributed`.
     Returns:
         {head: float32 tensor on the model's device}.
     Raises:
         NonFinite: an embedding is not finite.
     """
     indices = np.arange(len(bank)) if indices is None else np.asarray(indices)
+    mirrored, asked = mirrored or model.tower.mirrored, heads
+    if raw := mirrored and model.tower.depths > 1:
+        heads = tuple(dict.fromkeys("depths" if head == "feature" else head for head in heads))
     was_training, own, compiled = model.training, processes.share(len(indices), batch_size), is_compiled(model)
     model.eval()
     encoder = folded(model) if bank.device.type == "cuda" and not compiled else model
@@ -80,10 +85,12 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     embedded = {head: processes.gather(torch.cat(batches)[:own.stop - own.start], len(indices), unit)
                 for head, batches in rows.items()}
     for head, found in embedded.items():
-        broken = (~torch.isfinite(found).all(dim=1)).nonzero()[:, 0]
+        broken = (~torch.isfinite(found.flatten(1)).all(dim=1)).nonzero()[:, 0]
         if len(broken):
             raise NonFinite(f"the {head} of {len(broken)} {modality.value} image{'s' if len(broken) > 1 else ''}",
                             bank.names(indices[broken.cpu().numpy()]))
+    if raw and "feature" in asked:
+        embedded["feature"] = F.normalize(embedded["depths"].flatten(1), dim=1)
     return embedded
 
 

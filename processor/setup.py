@@ -17,7 +17,7 @@ from data.augment import Augmentation
 from data.cache import open_banks
 from data.images import pick_cache
 from data.manifest import data_manifest
-from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels, origin
+from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels, origin, renumbered
 from data.registry import open_dataset
 from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
@@ -147,7 +147,8 @@ class Setup:
                 raise UserError(f"pseudo labels in {quoted(folder)} were made with {others[0]}, not {others[1]}; run "
                                 "train_prepare.py with these settings first, or set PSEUDO_LABEL_DIR to that folder to "
                                 "use them on purpose")
-            return labels, f"pseudo labels from {folder}, {origin(made)}"
+            # Of unified labels a modality may lack some, and a prompt without an image would never learn.
+            return renumbered(labels), f"pseudo labels from {folder}, {origin(made)}"
 
         return self.processes.once(read)
 

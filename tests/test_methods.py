@@ -230,7 +230,9 @@ class Mine(Method):
     """Trains on TWO by losses of odd names."""
 
     SETTINGS = (Setting("PULL", 0.5, Range(0, 1), "weight of the length"),)
-    unified = True
+
+    def unifies(self, epoch):
+        return True
 
     def start(self, start, epoch):
         self.seen = start
@@ -275,7 +277,7 @@ def test_a_method_of_ones_own_in_the_loop(mine, model, banks, tmp_path, monkeypa
     ("METHOD.NAME mine METHOD.PUL 1", "unknown key METHOD.PUL; did you mean METHOD.PULL?"),
     ("METHOD.NAME mine METHOD.PULL 2", "sets METHOD.PULL to 2; expected a number from 0 to 1"),
     ("METHOD.PULL 1", "unknown key METHOD.PULL"), ("METHOD.NAME pgm METHOD.SWAP_SCALE 1", "unknown key METHOD.SWAP_S"),
-    ("METHOD.NAME ours", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or none or mine"),
+    ("METHOD.NAME ours", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or "),
     ("METHOD.NAME rpnr METHOD.TOP_IMAGES 0", "sets METHOD.TOP_IMAGES to 0; expected a whole number from 1 on"),
     ("METHOD.RENEWAL soft", "sets METHOD.RENEWAL to soft; expected plain or hard")])
 def test_settings_that_a_method_does_not_have(mine, words, message):

@@ -46,7 +46,7 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
                **({"test": content["metrics"]} if state.evaluation else {}))
     if stage == "prepare" and epoch == epochs:
         refuse_collapse(run, state.settings)
-        run.save_labels(labels, epoch, method.unified)
+        run.save_labels(labels, epoch, method.unifies(epoch))
     state.epoch += 1
     run.save_state(stage, state)
     if epoch == 1 < epochs:
@@ -75,7 +75,8 @@ def finish_stage(stage, state, run, tester):
     has_labels, has_model, has_page = run.processes.once(lambda: (
         run.has_labels(), run.model_file(stage, "last").is_file(), run.has_page(stage)))
     if stage == "prepare" and not has_labels:
-        run.save_labels(state.labels, state.epoch - 1, state.settings.method.unified)
+        s, last = state.settings, state.epoch - 1
+        run.save_labels(state.labels, last, s.method(**s.of_method).unifies(last))
     if state.evaluation is None and not (has_model and has_page):
         state.evaluation = tester(state.model)
     if not has_model:
