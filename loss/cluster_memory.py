@@ -67,7 +67,9 @@ class ClusterMemory:
 
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
-        x, labels = _unit_rows(x, labels)
+        self._move(*_unit_rows(x, labels))
+
+    def _move(self, x, labels):
         turn = _occurrence(labels)
         order = np.argsort(turn, kind="stable")
         of_turns = (to_device(v, x.device).split(np.bincount(turn).tolist()) for v in (labels[order], order))
@@ -111,10 +113,16 @@ def cross_entropy(x, prototypes, labels, temperature, before=None):
     """
     if not len(labels):
         return x.sum()
+    logits = cosine_logits(x, prototypes, temperature, before)
+    return F.cross_entropy(logits, to_device(labels, logits.device))
+
+
+def cosine_logits(x, prototypes, temperature, before=None):
+    """Compute x @ prototypes.T / temperature: (B, K). Args: as `cross_entropy`."""
     logits = x @ prototypes.T
     if before is not None:
         logits = logits + (x @ before.T - logits).detach()
-    return F.cross_entropy(logits / temperature, to_device(labels, logits.device))
+    return logits / temperature
 
 
 def hardest_samples(x, labels, prototypes):

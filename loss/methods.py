@@ -3,6 +3,7 @@ from loss.cclnet import CCLNet
 from loss.none import NoLinks
 from loss.pgm import PGM
 from loss.rpnr import RPNR
+from loss.sdcl import SDCL
 from loss.unify import Unify
 
-METHODS = {"cclnet": CCLNet, "pgm": PGM, "rpnr": RPNR, "unify": Unify, "none": NoLinks}
+METHODS = {"cclnet": CCLNet, "pgm": PGM, "rpnr": RPNR, "sdcl": SDCL, "unify": Unify, "none": NoLinks}

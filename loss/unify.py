@@ -55,7 +55,7 @@ class Unify(Method):
         return labels
 
     def losses(self, features, batch):
-        """Compute each modality's contrastive losses: {"rgb", "ir"}, with two depths also "rgb_shallow", "ir_shallow"."""
+        """Compute the contrastive losses {"rgb", "ir"}, with two depths also "rgb_shallow" and "ir_shallow"."""
         rows = self.by_depth(features)
         self.visits = [Visit(m.value + depth, ("shared" if self.linked else m.value) + depth, m.value + depth,
                              batch.labels[m], 1.0) for depth in DEPTHS for m in Modality if m.value + depth in rows]
@@ -96,7 +96,7 @@ def unify(rgb, ir, labels, top):
 
 
 def votes(rgb, ir, labels, top):
-    """List the clusters of the infrared images nearest to each visible one, most similar first, by first and last depth.
+    """List the clusters of the infrared images nearest to each visible one, nearest first, by first and last depth.
 
     Args: as `unify`. Returns: two arrays (N_rgb, top).
     """

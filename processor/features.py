@@ -46,8 +46,8 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
         NonFinite: an embedding is not finite.
     """
     indices = np.arange(len(bank)) if indices is None else np.asarray(indices)
-    mirrored, asked = mirrored or model.tower.mirrored, heads
-    if raw := mirrored and model.tower.depths > 1:
+    asked, raw = heads, mirrored and model.tower.depths > 1
+    if raw:
         heads = tuple(dict.fromkeys("depths" if head == "feature" else head for head in heads))
     was_training, own, compiled = model.training, processes.share(len(indices), batch_size), is_compiled(model)
     model.eval()

@@ -271,7 +271,8 @@ def train_settings(config, stage):
         seed=config.SEED, epochs=section.EPOCHS, cluster=ClusterSettings(**_lower(config.CLUSTER)),
         method=method, of_method={key: value for key, value in _lower(config.METHOD).items() if key != "name"},
         clusters_per_batch=config.SAMPLER.CLUSTERS, instances=config.SAMPLER.INSTANCES, augmentation=augmentation,
-        lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
+        optimizer=config.OPTIM.NAME, lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR,
+        weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
         lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
         lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
@@ -288,6 +289,9 @@ def check_needs(settings, tower, stage):
     if stage == "finetune" and not tower.has_text:
         raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
                         "has trained, or choose a CLIP")
+    if settings.method.depths > tower.depths:
+        raise UserError(f"{settings.method.__name__} needs shallow features beside deep ones, and MODEL.TOWER "
+                        f"{tower.kind} has none; choose transreid, or METHOD.NAME unify, which can do without")
     needs = settings.method(**settings.of_method).needs
     if "text" in needs and stage == "prepare":
         raise UserError("METHOD.LINK_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "

@@ -5,9 +5,10 @@ import os
 from model.state_dict import read_state_dict
 from model.towers.clip_resnet import ClipResNet
 from model.towers.clip_vit import ClipViT
+from model.towers.transreid import TransReID
 from utils.errors import UserError, quoted
 
-TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT)}      # a project of its own adds to it
+TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT, TransReID)}      # a project of its own adds to it
 FORMER_KINDS = {"resnet": "clip_resnet", "vit": "clip_vit"}         # as earlier checkpoints call them
 
 

@@ -19,7 +19,6 @@ class Tower(nn.Module):
     untrained = "no training"   # what results call a network with the weights that `load` gives
     unsaid = {}                 # what `describe` would have said where a checkpoint does not say it
     depths = 1                  # parts of a feature: 2 where its halves are deep and shallow ones
-    mirrored = False            # whether images are embedded as means over themselves and their mirror images
     has_text = False            # whether `project` leads to a space of texts, which train_clip.py needs
 
     def __init__(self, stem, height, width):
