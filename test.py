@@ -55,7 +55,7 @@ def main():
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")
         evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION,
-                               setup.processes)
+                               setup.processes, config.TEST.MIRRORED)
         if not setup.processes.writes:
             return
         save_results(folder, log, setup, tested, content, path or model.tower.untrained, evaluations)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Settings that decide the numbers of a checkpoint on given images.
 DECIDING = ("DATASET.NAME", "DATASET.TRIAL", "TEST.PROTOCOL", "TEST.TRIALS", "INPUT.HEIGHT", "INPUT.WIDTH",
-            "INPUT.NORMALISATION", "MODEL.TOWER", "MODEL.STRIDE", "MODEL.ACTIVATION", "PRECISION")
+            "INPUT.NORMALISATION", "MODEL.TOWER", "MODEL.STRIDE", "MODEL.ACTIVATION", "PRECISION", "TEST.MIRRORED")
 BASELINE = "baseline"       # the untrained network: stands for the name of a checkpoint in the names of folders
 
 
@@ -49,7 +49,7 @@ def differences(tested, settings, images):
     Args: tested: `identity` of the test; settings, images: the run's; empty where they are not known.
     """
     others = [f"{key} {tested[key]}" for key in DECIDING
-              if key != "TEST.PROTOCOL" and key in settings and settings[key] != tested[key]]
+              if key != "TEST.PROTOCOL" and key in settings and settings[key] != tested.get(key, settings[key])]
     return ", ".join([*others, *(["other images"] if images and images != tested["images"] else [])])
 
 

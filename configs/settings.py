@@ -44,13 +44,14 @@ SETTINGS = (
 
     Setting("MODEL.NAME", "RN50", ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                                    "ViT-L-14-336"), "which of OpenAI's CLIPs; a file's kind is read from it"),
-    Setting("MODEL.CLIP_WEIGHTS", "openai", "openai or a file", "openai (MODEL.NAME, downloaded), or a file"),
+    Setting("MODEL.CLIP_WEIGHTS", "openai", "openai, imagenet or a file", "openai (MODEL.NAME) and imagenet (the AGW "
+            "towers' ResNet-50) are downloaded"),
     Setting("MODEL.ACTIVATION", "auto", ("auto", "gelu", "quick_gelu"), "of a CLIP's transformers: gelu in most of "
             "open_clip's own, quick_gelu in OpenAI's; auto: by the file's name (docs/backbones.md)"),
     Setting("MODEL.STRIDE", 16, Range(1, 2048, whole=True),
             "pixels between patches of a vision transformer; a ResNet's map has always 16"),
-    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit, transreid or one of your own; empty: "
-            "that of the weights"),
+    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit, agw, agw_plain, transreid or one of "
+            "your own; empty: that of the weights"),
 
     Setting("CLUSTER.K1", 30, COUNT, "neighbours that count as near"),
     Setting("CLUSTER.K2", 6, COUNT, "neighbours whose encodings are averaged"),
@@ -100,6 +101,7 @@ SETTINGS = (
             "galleries: drawn by Python's random, or of SYSU-MM01's file with 1 or 10 shots"),
     Setting("TEST.TRIALS", 10, COUNT, "galleries; RegDB has one, all images"),
     Setting("TEST.EVERY", 5, COUNT, "epochs between evaluations during training; the last is always evaluated"),
+    Setting("TEST.MIRRORED", False, (True, False), "test the mean of an image's and its mirror image's features"),
     Setting("TEST.BATCH_SIZE", 64, COUNT, "images embedded at once; on a GPU the least (processor/features.py)"),
 
     Setting("LOG.WANDB", False, (True, False), "log to Weights & Biases too, beside the TensorBoard files"),

@@ -31,6 +31,8 @@ class CCLNet(nn.Module):
         self.tower = tower
         self.neck = nn.BatchNorm1d(tower.feature_dim)
         self.neck.bias.requires_grad_(False)
+        if tower.neck_weight is not None:
+            self.neck.weight.data.copy_(tower.neck_weight)
 
     @property
     def feature_dim(self):

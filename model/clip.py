@@ -4,18 +4,16 @@ Any OpenAI-format CLIP will do whose image tower is a ModifiedResNet or a vision
 are read from the names and shapes of its weights. open_clip is slow to import, so functions import it when called.
 """
 import os
-import socket
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.state_dict import OTHER_WEIGHTS, check_state_dict, read_state_dict
+from model.state_dict import OTHER_WEIGHTS, check_state_dict, downloading, read_state_dict
 from utils.errors import UserError, explained, quoted
 
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
-SECONDS = 30                        # without a byte of a download
 DEFAULT_NAME = "RN50"               # of MODEL.NAME, which beside a file says nothing
 TEXT_KEYS = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection")
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")     # what archives hold beside weights
@@ -97,14 +95,9 @@ def _download(name):
     if not url:
         raise UserError(f"MODEL.NAME is {name}; choose {' or '.join(list_pretrained_models_by_tag('openai'))}")
     place = os.path.join(CACHE_DIR, os.path.basename(url))
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SECONDS)       # open_clip sets none and would wait for ever
-    try:
-        with explained(f"CLIP weights could not be downloaded from {url}",
-                       f"download the file with a browser to {place}, or set MODEL.CLIP_WEIGHTS to its path"):
-            return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
-    finally:
-        socket.setdefaulttimeout(patience)
+    with downloading(f"CLIP weights from {url}",
+                     f"download the file with a browser to {place}, or set MODEL.CLIP_WEIGHTS to its path"):
+        return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
 
 
 def resize_positions(positions, rows, columns, grid=None):

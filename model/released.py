@@ -1,4 +1,5 @@
-"""From a checkpoint's content to a model, and the released format: the weights of a `ClipResNet` under its names."""
+"""From a checkpoint's content to a model, and the released formats: CCLNet's, the weights of a `ClipResNet` under its
+names, and that of PGM, RPNR, ADCA and N-ULC, an `AGW` under nearly the same; the latter is read alone."""
 import math
 
 import numpy as np
@@ -16,6 +17,8 @@ from utils.modality import Modality
 
 # our prefix, released prefix, how the names behind it start (the released file holds whole, mostly unused copies)
 MAPPING = (
+    ("tower.layers.layer2.non_local_", "NL_2.", ""),
+    ("tower.layers.layer3.non_local_", "NL_3.", ""),
     ("tower.stems.rgb.", "visible_module.visible.", ("conv", "bn")),
     ("tower.stems.ir.", "thermal_module.thermal.", ("conv", "bn")),
     ("tower.layers.", "base_resnet.base.", ("layer",)),
@@ -25,7 +28,7 @@ MAPPING = (
 # Every released copy of CLIP's image tower, and the stem of ours that has the weights it starts from.
 COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visible.", "tower.stems.rgb."),
           ("base_resnet.base.", "tower.stems.rgb."))
-# Weights that every checkpoint in the released format has.
+# Weights that a checkpoint in a released format has.
 LANDMARKS = ("visible_module.visible.conv1.weight", "thermal_module.thermal.conv1.weight",
              "base_resnet.base.layer1.0.conv1.weight", "base_resnet.base.layer4.0.conv3.weight",
              "base_resnet.base.attnpool.positional_embedding", "bottleneck.weight")
@@ -33,6 +36,7 @@ TEXT_PARTS = ("positional_embedding", "text_projection", "transformer.", "ln_fin
 RANKS = (1, 5, 10, 20)
 SETTINGS = {"height": "INPUT.HEIGHT", "width": "INPUT.WIDTH", "stride": "MODEL.STRIDE", "kind": "MODEL.TOWER",
             "activation": "MODEL.ACTIVATION"}
+AGW_SIZE = 288, 144         # of the images of released AGWs, which do not tell it
 DAMAGED = "Train or download it again"
 
 
@@ -129,10 +133,17 @@ def from_released(state):
 
 def released_input_size(state):
     """Find (height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
+    if is_released_agw(state):
+        return AGW_SIZE
     positions = state.get("base_resnet.base.attnpool.positional_embedding")
     cells = len(positions) - 1 if isinstance(positions, torch.Tensor) and positions.dim() else 0
     columns = math.isqrt(max(cells, 0) // 2)
     return (2 * columns * STRIDE, columns * STRIDE) if cells > 0 and 2 * columns ** 2 == cells else None
+
+
+def is_released_agw(state):
+    """Tell a released AGW (`released_state`), which is tested by means over mirror images, from a released CCLNet."""
+    return not any("attnpool" in name or name.startswith("text_encoder.") for name in state)
 
 
 def describe_released(content):
@@ -141,11 +152,12 @@ def describe_released(content):
     used = len(from_released(state))
     prompts = ", ".join(f"{len(state[name])} {m.value}" for m in Modality
                         if (name := f"prompt_learner.cls_ctx_{m.value}") in state and state[name].dim())
-    stated = ", ".join(f"{label} {value:.4f}" for label, key in (("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"))
+    stated = ", ".join(f"{label} {value:.4f}" for label, key in (("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"),
+                                                                 ("best mAP", "best_mAP"))
                        if (value := first_number(content.get(key))) is not None)
     epoch = first_number(content.get("epoch"))
     return (f"released format, epoch {'unknown' if epoch is None else int(epoch)}, states {stated or 'no results'}; "
-            f"{used} of its {len(state)} weights used (two stems, trunk, attention pool, neck), {len(state) - used} "
+            f"{used} of its {len(state)} weights used (those of the image side), {len(state) - used} "
             f"ignored (unused copies, text encoder, prompts: {prompts or 'none'}); it does not say which data set or "
             "trial it was trained on")
 

@@ -1,14 +1,29 @@
 """State dicts of files that others made: read without running code of theirs, and compared with a module's own."""
+import contextlib
 import hashlib
 import os
+import socket
 import zipfile
 
 import torch
 
 from utils.checkpoint import load_plain
-from utils.errors import UserError, quoted
+from utils.errors import UserError, explained, quoted
 
 OTHER_WEIGHTS = "Download the file again, or set MODEL.CLIP_WEIGHTS to another"
+SECONDS = 30                        # without a byte of a download
+
+
+@contextlib.contextmanager
+def downloading(what, remedy):
+    """Let no download in a block wait for ever, and explain its errors. Raises: UserError: "WHAT could not be ..."."""
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)       # the libraries set none
+    try:
+        with explained(f"{what} could not be downloaded", remedy):
+            yield
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def read_state_dict(path):

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch.nn.functional as F
 
 from processor.features import embed
 from processor.metrics import hidden_images, rank_metrics
@@ -64,6 +65,7 @@ class Tester:
     batch_size: int
     precision: str
     processes: Processes = ALONE
+    mirrored: bool = False
 
     @property
     def device(self):
@@ -77,20 +79,20 @@ class Tester:
     def __call__(self, model):
         """Return the `Evaluation` of a model."""
         return evaluate(model, self.data, self.banks, [self.retrieval], self.batch_size, self.precision,
-                        self.processes)[0]
+                        self.processes, self.mirrored)[0]
 
     def rank(self, evaluation):
         """Return the `Ranking` of the first trial of a test, for the page."""
         return rank_trial(self.data, self.retrieval, evaluation)
 
 
-def evaluate(model, data, banks, retrievals, batch_size, precision, processes=ALONE):
+def evaluate(model, data, banks, retrievals, batch_size, precision, processes=ALONE, mirrored=False):
     """Rank the galleries of several retrievals by cosine distance; every image that any of them uses is embedded once.
 
     Args:
         model: `CCLNet`; data: `DataSet`; banks: Modality -> `ImageBank` of the test images;
         retrievals: list of `Retrieval`; batch_size, precision: of the embedding, in which the processes share; the
-        first of them ranks.
+        first of them ranks; mirrored: test the mean of an image's and its mirror image's features, of unit length.
     Returns: list of `Evaluation`, one per retrieval.
     Raises: UserError: a trial's gallery holds nobody of the queries.
     """
@@ -98,8 +100,9 @@ def evaluate(model, data, banks, retrievals, batch_size, precision, processes=AL
     for m in Modality:
         used = np.unique(np.concatenate([positions for r in retrievals for positions in (
             [r.query] if r.query_modality is m else r.galleries)]))
-        features[m] = used, embed(model, banks[m], m, indices=used, batch_size=batch_size,
-                                  precision=precision, processes=processes)["feature"]
+        rows = embed(model, banks[m], m, indices=used, batch_size=batch_size, precision=precision, mirrored=mirrored,
+                     processes=processes)["feature"]
+        features[m] = used, F.normalize(rows, dim=1) if mirrored else rows
     ranked = processes.once(lambda: [replace(rank_features(data, retrieval, features), features=None)
                                      for retrieval in retrievals])
     return [replace(found, features=features) for found in ranked]

@@ -165,7 +165,7 @@ class Setup:
         """Build the `Tester` of TEST.MODE, or of the first mode if that is both."""
         test = self.config.TEST
         return Tester(self.data, self.banks("test"), self.retrievals[0], test.EVERY, test.BATCH_SIZE,
-                      self.config.PRECISION, self.processes)
+                      self.config.PRECISION, self.processes, test.MIRRORED)
 
     def start(self, folder):
         """Open the log in a folder, write config.yml and where the run comes from, print the counts: the logger."""

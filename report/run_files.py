@@ -83,9 +83,10 @@ class RunFiles:
         if own := _records(self.folder / "metrics.json"):
             found += [Tested(".", Path(record["checkpoint"]).stem, "", record) for record in own]
             if beside.parent.name == "tests" and "identity" in own[0]:
+                how = [own[0]["identity"].get(key) for key in ("images", *DECIDING)]
                 found += [Tested(name, BASELINE, "", record) for name, record in _below(beside.parent)
-                          if is_untrained(record) and name != beside.name and not any(
-                              record["identity"][key] != own[0]["identity"][key] for key in ("images", *DECIDING))]
+                          if is_untrained(record) and name != beside.name
+                          and how == [record["identity"].get(key) for key in ("images", *DECIDING)]]
             return found
         for name, record in _below(self.folder / "tests"):
             if of := self._owner(record):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.golden_field_files import FOLDER as GOLDEN_FIELD
+
 GOLDEN = Path(os.environ.get("CCLNET_GOLDEN", Path(__file__).parent / "golden"))
 GOLDEN_METHODS = Path(os.environ.get("CCLNET_GOLDEN_METHODS", Path(__file__).parent / "golden_methods"))
 
@@ -36,22 +38,18 @@ class Golden:
         self.meta = json.loads((folder / "meta.json").read_text())
         self.seed = self.meta["seed"]
 
-    @cached_property
-    def recipe(self):
-        return self.module("recipe")
-
-    @cached_property
-    def recipe_vit(self):
-        sys.path.insert(0, str(self.folder))        # it imports the recipe beside it
-        try:
-            return self.module("recipe_vit")
-        finally:
-            sys.path.pop(0)
+    recipe = cached_property(lambda self: self.module("recipe"))
+    recipe_vit = cached_property(lambda self: self.module("recipe_vit"))
+    recipe_field = cached_property(lambda self: self.module("recipe_field"))
 
     def module(self, name):
         spec = importlib.util.spec_from_file_location(name, self.folder / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.path.insert(0, str(self.folder))        # others import the recipe beside them
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.pop(0)
         return module
 
     def load(self, name):
@@ -73,6 +71,12 @@ def golden():
 def golden_methods():
     """Numbers of other released codes, and of CCLNet's RegDB release."""
     return Golden(GOLDEN_METHODS)
+
+
+@pytest.fixture(scope="session")
+def golden_field():
+    """Numbers of the encoders and methods that the field trains."""
+    return Golden(GOLDEN_FIELD)
 
 
 @pytest.fixture(scope="session")

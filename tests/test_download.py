@@ -119,7 +119,7 @@ def test_a_server_that_never_answers(monkeypatch, tmp_path):
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         for target, value in ((f"{download.__name__}.FILE_URL", address), (f"{download.__name__}.RETRIES", 0),
                               (f"{download.__name__}.TIMEOUT", 0.2), ("model.published.SECONDS", 0.2),
-                              ("huggingface_hub.hf_hub_url", lambda *_: address), ("model.clip.SECONDS", 0.2),
+                              ("huggingface_hub.hf_hub_url", lambda *_: address), ("model.state_dict.SECONDS", 0.2),
                               ("model.clip.CACHE_DIR", str(tmp_path)),
                               ("open_clip.pretrained.get_pretrained_url", lambda *_: f"{address}1/RN50.pt")):
             monkeypatch.setattr(target, value)

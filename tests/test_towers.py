@@ -1,72 +1,31 @@
-"""The contract of a tower, by one that has no texts and no CLIP: from a file to a published model and back."""
+"""The contract of a tower without texts, by a narrow AGW: from ImageNet's names to a published model and back."""
 import pytest
 import scripts
 import torch
 import trees
-from torch import nn
+from torchvision.models import ResNet50_Weights
 
+from model.batch_norm import folded
 from model.cclnet import CCLNet
 from model.published import load_checkpoint
-from model.released import model_from_checkpoint
-from model.state_dict import check_state_dict, read_state_dict
+from model.released import model_from_checkpoint, released_name
+from model.towers.agw import AGW, AGWPlain
 from model.towers.clip_resnet import ClipResNet
 from model.towers.registry import TOWERS, load_tower
-from model.towers.tower import Tower
 from tools import export_released
 from utils.errors import UserError
 from utils.modality import Modality
-from utils.seeding import torch_rng
-
-
-class Convolutions(Tower):
-    """A convolution per modality and one for both; a last layer, which the weights do not hold."""
-
-    kind, untrained = "convolutions", "two convolutions"
-
-    def __init__(self, sizes, height, width):
-        super().__init__(nn.Sequential(nn.Conv2d(3, sizes[0], 4, 4), nn.BatchNorm2d(sizes[0])), height, width)
-        self.shared, self.last = nn.Conv2d(sizes[0], sizes[1], 3), nn.Linear(sizes[1], sizes[1])
-
-    @classmethod
-    def load(cls, weights, *, height, width, name="", stride=None, seed=1):
-        state = read_state_dict(weights)
-        tower = cls((len(state["first.weight"]), len(state["shared.weight"])), height, width)
-        own = {**{f"first.{k}": v for k, v in tower.stems["rgb"][0].state_dict().items()},
-               **{f"shared.{k}": v for k, v in tower.shared.state_dict().items()}}
-        check_state_dict(state, own, f"the file {weights}", "Choose another")
-        for module, prefix in ((tower.stems["rgb"][0], "first."), (tower.stems["ir"][0], "first."),
-                               (tower.shared, "shared.")):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        nn.init.normal_(tower.last.weight, generator=torch_rng(seed, "tower", "last"))
-        nn.init.zeros_(tower.last.bias)
-        return tower
-
-    @classmethod
-    def rebuild(cls, state, told):
-        return cls((len(state["stems.rgb.0.weight"]), len(state["shared.weight"])), told["height"], told["width"])
-
-    @classmethod
-    def recognises(cls, state):
-        return "shared.weight" in state
-
-    @property
-    def feature_dim(self):
-        return self.last.out_features
-
-    def trunk(self, x):
-        return self.last(self.shared(x).mean(dim=(2, 3)).float()), None
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(TOWERS, "convolutions", Convolutions)
 
 
 @pytest.fixture(scope="module")
 def weights():
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"first.weight": (8, 3, 4, 4), "first.bias": (8,), "shared.weight": (16, 8, 3, 3), "shared.bias": (16,)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    """A ResNet of 8 channels as torchvision would save it, with its last layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = AGWPlain(8, (1, 2, 3, 1), 32, 16).state_dict()
+    return {"fc.weight": torch.ones(1000, 256), **{
+        name.removeprefix("stems.rgb.").removeprefix("layers."): value for name, value in state.items()
+        if not name.startswith("stems.ir.")}}
 
 
 @pytest.fixture
@@ -84,41 +43,75 @@ def features(model):
         return torch.cat([model.eval().encode_image(images(), m).feature for m in Modality])
 
 
-def test_it_is_loaded_from_a_file_and_new_layers_are_seeded(file, weights):
-    """The file's own tower is found by its names; one seed gives one tower, whatever torch's own state is."""
-    towers = {seed: load_tower(file, height=32, width=16, seed=seed) for seed in (1, 2)}
-    torch.rand(3)
-    again = load_tower(file, "convolutions", height=32, width=16, seed=1)
-    assert type(again) is Convolutions and torch.equal(again.stems["ir"][0].weight, weights["first.weight"])
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in towers[1].state_dict().items())
-    assert not torch.equal(towers[2].last.weight, again.last.weight)
+@pytest.mark.parametrize("kind, places", [("agw", ("layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer3.2")),
+                                          ("agw_plain", ())])
+def test_it_starts_from_imagenet_and_what_is_new_is_seeded(file, weights, monkeypatch, kind, places):
+    """Both stems are ImageNet's; non-local blocks change nothing yet; one seed gives one network."""
+    monkeypatch.setattr(ResNet50_Weights.IMAGENET1K_V1, "get_state_dict", lambda **_: weights, raising=False)
+    models = [CCLNet(load_tower(start, kind, height=32, width=16, seed=seed))
+              for start, seed in ((file, 1), ("imagenet", 1), (file, 2))]
+    states = [model.state_dict() for model in models]
+    for m in Modality:
+        assert torch.equal(states[0][f"tower.stems.{m.value}.conv1.weight"], weights["conv1.weight"])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+    new = {name for name, value in states[0].items() if not torch.equal(value, states[2][name])}
+    parts = ("theta.weight", "theta.bias", "phi.weight", "phi.bias", "g.0.weight", "g.0.bias", "W.0.weight", "W.0.bias")
+    assert new == {"neck.weight", *(f"tower.layers.{place.replace('.', '.non_local_')}.{part}"
+                                    for place in places for part in parts)}
+    assert abs(states[0]["neck.weight"].std() - 0.01) < 0.002
+    drawn = [states[0][name].abs().max() for name in new if "layer3" in name and ".W." not in name]     # of 128 channels
+    assert all(value <= 128 ** -0.5 for value in drawn)
+    plain = CCLNet(load_tower(file, "agw_plain", height=32, width=16))
+    plain.neck.weight.data.copy_(states[0]["neck.weight"])
+    torch.testing.assert_close(features(models[0]), features(plain))
+
+
+def test_folded_batch_norms_compute_the_same(file):
+    """Also those of non-local blocks; a test on a GPU folds them."""
+    model = CCLNet(load_tower(file, height=32, width=16))
+    for name, parameter in model.named_parameters():
+        if ".W.1." in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    quick = folded(model)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in quick.modules())
+    torch.testing.assert_close(features(quick), features(model), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda w: w.pop("shared.bias"), "shared.bias is missing; expected a tensor of shape (16,)"),
+    (lambda w: w.pop("layer3.2.bn1.bias"), "layer3.2.bn1.bias is missing; expected a tensor of shape (32,)"),
     (lambda w: w.update(other=torch.ones(1)), "other is unknown"),
-    (lambda w: w.update({"first.bias": torch.ones(3)}), "first.bias has shape (3,); expected (8,)"),
-    (lambda w: w.update({"first.bias": torch.ones(8, dtype=torch.int64)}), "first.bias holds numbers of type"),
-    (lambda w: w.update({"first.bias": torch.full((8,), torch.nan)}), "first.bias holds NaN or Inf"),
-], ids=["missing", "unknown", "shape", "dtype", "NaN"])
+    (lambda w: w.update({"bn1.bias": torch.ones(3)}), "bn1.bias has shape (3,); expected (8,)"),
+    (lambda w: w.update({"conv1.weight": torch.ones(64, 3, 7, 7)}), "bn1.weight has shape (8,); expected (64,)"),
+    (lambda w: w.update({"conv1.weight": torch.ones(8)}), "conv1.weight has shape (8,); expected (64, 3, 7, 7)"),
+    (lambda w: w.update({"bn1.bias": torch.ones(8, dtype=torch.int64)}), "bn1.bias holds numbers of type"),
+    (lambda w: w.update({"bn1.bias": torch.full((8,), torch.nan)}), "bn1.bias holds NaN or Inf"),
+], ids=["missing", "unknown", "shape", "width", "no convolution", "dtype", "NaN"])
 def test_weights_that_differ_are_refused_by_name(weights, tmp_path, change, sentence):
     changed = dict(weights)
     change(changed)
     torch.save(changed, tmp_path / "bad.pth")
     with pytest.raises(UserError) as caught:
-        load_tower(str(tmp_path / "bad.pth"), height=32, width=16)
+        load_tower(str(tmp_path / "bad.pth"), "agw", height=32, width=16)
     assert "bad.pth does not fit the model: " + sentence in str(caught.value)
 
 
-def test_weights_of_another_tower_are_refused(file, tiny_clip_file, tiny_vit_file, tmp_path):
+def test_weights_of_another_tower_are_refused(file, tiny_clip_file, tiny_vit_file, tmp_path, monkeypatch):
+    def no_network(**_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(ResNet50_Weights.IMAGENET1K_V1, "get_state_dict", no_network, raising=False)
     torch.save({"weight": torch.ones(1)}, tmp_path / "unknown.pth")
     for words, sentence in (
             ((file, "clip_resnet"), "lack visual.conv1.weight, .* expected a whole CLIP"),
             ((tiny_vit_file, "clip_resnet"), "MODEL.TOWER is clip_resnet, but the weights .* hold a vision transf"),
             ((tiny_clip_file, "clip_vit"), "MODEL.TOWER is clip_vit, but the weights .* hold a ResNet"),
+            ((tiny_clip_file, "agw"), "tiny_clip.pt does not fit the model: conv1.weight is missing.*another MODEL"),
+            (("openai", "agw"), "MODEL.TOWER is agw, but MODEL.CLIP_WEIGHTS is openai, a CLIP; set it to \"imagenet\""),
+            (("imagenet",), "ResNet-50 could not be downloaded .no route to host.; set MODEL.CLIP_WEIGHTS"),
             ((file, "clip_vot"), "MODEL.TOWER is clip_vot; did you mean clip_vit?"),
-            ((str(tmp_path / "unknown.pth"),), "belong to no tower that is known .clip_resnet, clip_vit, convolutions"),
-            (("imagenet",), "weights imagenet are missing")):
+            ((str(tmp_path / "unknown.pth"),), "belong to no tower that is known .clip_resnet, clip_vit, agw, agw_"),
+            (("a word",), "weights 'a word' are missing")):
         with pytest.raises(UserError, match=sentence):
             load_tower(*words, height=32, width=16)
 
@@ -133,7 +126,7 @@ def test_a_kind_that_is_not_the_registered_name_is_a_mistake(monkeypatch, tiny_c
 def test_a_tower_without_texts_refuses_projections(file):
     model = CCLNet(load_tower(file, height=32, width=16))
     assert model.encode_image(images(), "rgb").projection is None
-    with pytest.raises(UserError, match="MODEL.TOWER convolutions has no texts"):
+    with pytest.raises(UserError, match="MODEL.TOWER agw has no texts"):
         model(images(), images(), ("feature", "projection"))
     assert model.parameters_without(("feature",)) == []
 
@@ -145,24 +138,32 @@ def test_train_test_publish_and_read_it(file, tmp_path, monkeypatch, capsys):
     assert scripts.call(scripts.load("train_prepare"), words) == 0
     path = tmp_path / "run/prepare_last.pth"
     model = model_from_checkpoint(load_checkpoint(path), path)
-    assert type(model.tower) is Convolutions and model.describe() == {"kind": "convolutions", "height": 32, "width": 16}
+    assert type(model.tower) is AGW and model.describe() == {"kind": "agw", "height": 32, "width": 16}
     assert scripts.call(scripts.load("test"), ["--resume_path", path]) == 0
     assert scripts.call(scripts.load("test"), ["--resume_path", path, "MODEL.TOWER", "clip_vit"]) == 2
-    assert "was trained with MODEL.TOWER convolutions, now it is clip_vit" in capsys.readouterr().err
+    assert "was trained with MODEL.TOWER agw, now it is clip_vit" in capsys.readouterr().err
     assert scripts.call(scripts.load("train_clip"), words) == 2
-    assert "MODEL.TOWER convolutions has no texts, which train_clip.py learns" in capsys.readouterr().err
+    assert "MODEL.TOWER agw has no texts, which train_clip.py learns" in capsys.readouterr().err
     projection = [*words, "OUTPUT_DIR", str(tmp_path / "no"), "METHOD.LINK_BY", "projection"]
     assert scripts.call(scripts.load("train_prepare"), projection) == 2
-    assert "METHOD.LINK_BY is projection, but MODEL.TOWER convolutions has no texts" in capsys.readouterr().err
+    assert "METHOD.LINK_BY is projection, but MODEL.TOWER agw has no texts" in capsys.readouterr().err
     assert not (tmp_path / "no").exists() and not list((tmp_path / "run").glob("clip_*"))
     export_released.main([str(path), str(tmp_path / "out"), "--safetensors"])
     published = tmp_path / "out/model.safetensors"
     assert torch.equal(features(model_from_checkpoint(load_checkpoint(published), published)), features(model))
-    with pytest.raises(UserError, match="MODEL.TOWER convolutions, and the released format knows clip_resnet alone"):
+    with pytest.raises(UserError, match="MODEL.TOWER agw, and the released format knows clip_resnet alone"):
         export_released.main([str(path), str(tmp_path / "out.pth"), "--clip_weights", file])
 
 
-def test_a_checkpoint_without_a_kind_is_recognised(file):
-    model = CCLNet(load_tower(file, height=32, width=16))
-    content = {"state_dict": model.state_dict(), "model": {"height": 32, "width": 16}}
-    assert torch.equal(features(model_from_checkpoint(content, "x.pth")), features(model))
+@pytest.mark.parametrize("kind", ["agw", "agw_plain"])
+def test_checkpoints_without_a_kind_and_released_ones_are_recognised(file, kind):
+    """By the names of the weights; a released one is under other names and may be of any size."""
+    model = CCLNet(load_tower(file, kind, height=32, width=16))
+    released = {f"module.{released_name(name)}": value for name, value in model.state_dict().items()}
+    for content, size in (({"state_dict": model.state_dict(), "model": {"height": 32, "width": 16}}, ()),
+                          ({"state_dict": released, "epoch": 3, "best_mAP": 0.5}, (32, 16)),
+                          ({"state_dict": released}, ())):
+        found = model_from_checkpoint(content, "x.pth", *size)
+        assert found.describe() == {"kind": kind, "height": 32 if size or "model" in content else 288,
+                                    "width": 16 if size or "model" in content else 144}
+        assert torch.equal(features(found), features(model))

@@ -36,6 +36,7 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from configs.checkpoint import settings_of  # noqa: E402
@@ -96,7 +97,8 @@ class Searcher:
         model = model_from_checkpoint(content, checkpoint)
         self.size, self.device = tuple(model.describe()[side] for side in ("height", "width")), device
         self.digest = weights_digest(model)
-        self.normalisation = load_config(base=settings_of(content)).INPUT.NORMALISATION
+        config = load_config(base=settings_of(content))
+        self.normalisation, self.mirrored = config.INPUT.NORMALISATION, config.TEST.MIRRORED
         self.ranges = {m: stored_range(content, m) for m in Modality}       # of images of more than 8 bits
         self.model = model.to(device, memory_format=torch.channels_last)
 
@@ -107,13 +109,14 @@ class Searcher:
             images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY, grey_range),
                                           paths[start:start + AT_ONCE], "decoding"))
             bank = ImageBank(images, self.device, normalisation=self.normalisation)
-            parts.append(embed(self.model, bank, modality, batch_size=64, precision="released")["feature"].cpu())
+            rows = embed(self.model, bank, modality, batch_size=64, precision="released", mirrored=self.mirrored)
+            parts.append(F.normalize(rows["feature"], dim=1).cpu())
         return torch.cat(parts).numpy()
 
     def gallery(self, paths, modality, cache_dir):
         """Embed image files, or read their features if cache_dir has them: features (N, D), whether it had them."""
         stats = [(path.resolve(), file_stat(path)) for path in paths]
-        made_from = [self.digest, modality.value, self.size, self.normalisation, self.ranges[modality],
+        made_from = [self.digest, modality.value, self.size, self.normalisation, self.mirrored, self.ranges[modality],
                      *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
         name = f"features-{_digest(repr(made_from).encode())}"
         for file in Path(cache_dir).glob(f"{name}-*.npy"):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.clip import HEAD_WIDTH, load_clip, resize_positions
-from model.towers.tower import Tower
+from model.towers.tower import Tower, generalised_mean
 from utils.errors import UserError
 
 STRIDE = 16                      # of the feature map, with layer4 at stride 1
@@ -26,13 +26,7 @@ class ClipResNet(Tower):
     kind, untrained, has_text = "clip_resnet", "baseline CLIP", True
 
     def __init__(self, visual, height, width, stride=None):
-        if stride not in (None, STRIDE):
-            raise UserError(f"MODEL.STRIDE is {stride}, but the weights hold a ResNet, whose feature map always "
-                            f"has a stride of {STRIDE}. Leave MODEL.STRIDE out, or choose a vision transformer")
-        for key, pixels in (("HEIGHT", height), ("WIDTH", width)):
-            if pixels % STRIDE or pixels < STRIDE:
-                raise UserError(f"INPUT.{key} is {pixels}; expected a multiple of {STRIDE}, the stride of a ResNet's "
-                                "feature map")
+        check_input(height, width, stride)
         super().__init__(_chain(visual, STEM), height, width)
         self.layers = _chain(visual, LAYERS)
         # The released code runs layer4 at stride 1: the average pools of its first block go, the weights stay.
@@ -82,8 +76,7 @@ class ClipResNet(Tower):
         Returns: (B, D), the generalised mean (p = 3) of the map; the map (B, D, H/16, W/16), for `project`.
         """
         feature_map = self.layers(x)
-        x = feature_map.float()
-        return ((x * x * x).mean(dim=(2, 3)) + 1e-12) ** (1 / 3), feature_map
+        return generalised_mean(feature_map), feature_map
 
     def project(self, feature_map):
         """Return the first token of the attention pool: (B, E), CLIP's joint space with texts, not normalised."""
@@ -92,6 +85,17 @@ class ClipResNet(Tower):
     def describe(self):
         """Return what the weights' shapes do not say."""
         return {**super().describe(), "stride": STRIDE, "heads": self.attnpool.heads}
+
+
+def check_input(height, width, stride):
+    """Refuse what does not suit the map of a ResNet. Raises: UserError: sizes off its stride, or another stride."""
+    if stride not in (None, STRIDE):
+        raise UserError(f"MODEL.STRIDE is {stride}, but the weights hold a ResNet, whose feature map always "
+                        f"has a stride of {STRIDE}. Leave MODEL.STRIDE out, or choose a vision transformer")
+    for key, pixels in (("HEIGHT", height), ("WIDTH", width)):
+        if pixels % STRIDE or pixels < STRIDE:
+            raise UserError(f"INPUT.{key} is {pixels}; expected a multiple of {STRIDE}, the stride of a ResNet's "
+                            "feature map")
 
 
 class Chain(nn.Sequential):

@@ -3,12 +3,13 @@ import difflib
 import os
 
 from model.state_dict import read_state_dict
+from model.towers.agw import AGW, AGWPlain
 from model.towers.clip_resnet import ClipResNet
 from model.towers.clip_vit import ClipViT
 from model.towers.transreid import TransReID
 from utils.errors import UserError, quoted
 
-TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT, TransReID)}      # a project of its own adds to it
+TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT, AGW, AGWPlain, TransReID)}     # a project adds its own
 FORMER_KINDS = {"resnet": "clip_resnet", "vit": "clip_vit"}         # as earlier checkpoints call them
 
 
@@ -47,7 +48,7 @@ def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride
                             "set MODEL.TOWER, or choose other weights")
     elif not (chosen := next((cls for cls in TOWERS.values() if cls.offers(weights, name)), None)):
         raise UserError(f"weights {quoted(weights)} are missing (there is no such file, and no tower has weights of "
-                        f"this name with MODEL.NAME {name}); set MODEL.CLIP_WEIGHTS to a file, or to \"openai\", which "
-                        "downloads MODEL.NAME")
+                        f"this name with MODEL.NAME {name}); set MODEL.CLIP_WEIGHTS to a file, to \"openai\", which "
+                        "downloads MODEL.NAME, or to \"imagenet\"")
     return chosen.load(weights, height=height, width=width, name=name, stride=stride, seed=seed,
                        **({} if activation == "auto" else {"activation": activation}))

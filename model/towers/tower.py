@@ -1,6 +1,7 @@
 """What an image tower is: a stem per modality, a trunk that both share, and the weights that it starts from."""
 import copy
 
+import torch
 from torch import nn
 
 from utils.errors import UserError
@@ -19,6 +20,7 @@ class Tower(nn.Module):
     untrained = "no training"   # what results call a network with the weights that `load` gives
     unsaid = {}                 # what `describe` would have said where a checkpoint does not say it
     depths = 1                  # parts of a feature: 2 where its halves are deep and shallow ones
+    neck_weight = None          # (D,) that the batch norm behind the tower starts from; None: ones
     has_text = False            # whether `project` leads to a space of texts, which train_clip.py needs
 
     def __init__(self, stem, height, width):
@@ -86,3 +88,9 @@ class Tower(nn.Module):
     def describe(self):
         """Return what the weights' shapes do not say, for checkpoints and `rebuild`."""
         return {"kind": self.kind, "height": self.height, "width": self.width}
+
+
+def generalised_mean(feature_map):
+    """Pool a map (B, D, H, W): (B, D) float32, or float64 of such a map, the generalised mean with p = 3."""
+    x = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
+    return ((x * x * x).mean(dim=(2, 3)) + 1e-12) ** (1 / 3)
