@@ -24,6 +24,8 @@ CASES = {       # splits of the batch norm, whether texts guide, settings
     "cclnet with texts, a batch norm in each half": (2, True, {"METHOD__NAME": "cclnet"}),
     "pgm with the released gradients, a batch norm of the whole": (
         1, False, {"METHOD__NAME": "pgm", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released"}),
+    "sdcl, whose second epoch unifies labels": (2, False, {"METHOD__NAME": "sdcl", "METHOD__UNIFY_EPOCH": 2,
+                                                           "OPTIM__NAME": "sgd"}),
 }
 
 

@@ -1,15 +1,23 @@
 """SDCL and its label unification: equal to the numbers of the released code, through the classes that training uses."""
+import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from configs.defaults import load_config
 from loss.cluster_memory import ClusterMemory
 from loss.method import EpochStart
 from loss.methods import METHODS
 from loss.unify import frequencies, most_frequent, votes
+from processor.evaluate import Evaluation
+from processor.metrics import RankMetrics
+from processor.run.folder import SilentRun
+from processor.setup import train_settings
+from processor.train import train
 from tests.golden_field_files import FOLDER
+from tests.tiny import IMAGES, tiny_banks, tiny_data
 from utils.modality import Modality
 
 RGB, IR = Modality
@@ -109,3 +117,57 @@ def test_step(kind, gradients):
         close(rows, g[f"{kind}_after_memory_{name}"], 2e-5)
     for name, memory in method.images.items():
         close(memory.prototypes, g[f"{kind}_after_images_{name if 'shallow' in name else name + '_deep'}"], 2e-5)
+
+
+class Toy(torch.nn.Module):
+    """A weight that sees the gradients of the file instead of its own."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def describe(self):
+        return {}
+
+
+class Tests:
+    """Tests every epoch; the best one on test data is the file's."""
+
+    data, device = tiny_data(), torch.device("cpu")
+
+    def __init__(self, best):
+        self.best, self.tested = best, -1
+
+    def is_due(self, epoch, epochs):
+        return True
+
+    def __call__(self, model):
+        self.tested += 1
+        rank = 1 if self.tested == self.best else 2
+        return Evaluation("tiny", "all", (0,), (RankMetrics(np.ones(1, bool), np.array([[rank == 1, True]]),
+                                                            *np.full((3, 1), 1 / rank)),))
+
+
+@pytest.mark.parametrize("name", ["sysu", "regdb"])
+def test_schedule_of_the_configuration(name, tmp_path, stubs, monkeypatch):
+    """SGD's rates and momentum go on where the best epoch's weights are taken up."""
+    g = load("sdcl_schedule")
+    config = load_config(f"configs/{name}_sdcl.yml", ["METHOD.UNIFY_FROM", "released"])
+    settings, rows = train_settings(config, "prepare"), {m: torch.eye(IMAGES)[:, None] for m in Modality}
+    monkeypatch.setattr("processor.train.embed_all", lambda *_: {
+        "feature": {m: x.flatten(1) for m, x in rows.items()}, "depths": rows})
+    toy, rates, found = Toy(torch.from_numpy(g["toy_start"].copy())), [], []
+
+    def step(model, optimizer, *_):
+        toy.weight.grad = torch.from_numpy(g[f"{name}_toy_gradient"][len(found)])
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        found.append(toy.weight.detach().clone().numpy())
+        return {"loss_rgb": torch.zeros(())}
+
+    stubs.step = step
+    run = SilentRun("tiny", tmp_path, logging.getLogger("tiny"), {})
+    train("prepare", toy, tiny_banks(), settings, run, Tests(int(g[f"{name}_best_epoch"])))
+    np.testing.assert_allclose(rates, g[f"{name}_lr"], rtol=1e-9)
+    np.testing.assert_allclose(found, g[f"{name}_toy"], atol=2e-6)
+    assert settings.method.best_epoch.fget(settings.method(**settings.of_method)) == int(g[f"{name}_unify_epoch"]) + 1

@@ -10,8 +10,6 @@ from model.cclnet import CCLNet
 from model.towers.registry import load_tower
 from model.towers.transreid import TransReID
 from processor.features import embed
-from tests.conftest import Golden
-from tests.golden_field_files import FOLDER
 from tests.shares import DoubleCCLNet
 from utils.errors import UserError
 from utils.modality import Modality
@@ -28,18 +26,6 @@ def in_double(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
-@pytest.fixture(scope="module")
-def field():
-    return Golden(FOLDER)
-
-
-@pytest.fixture(scope="module")
-def recipe(field):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(field.folder)
-        return field.module("recipe_field")
-
-
 def close(found, expected):
     np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
 
@@ -51,20 +37,20 @@ def images(field, name):
 
 
 @pytest.fixture(scope="module")
-def published(field, recipe, tmp_path_factory):
+def published(golden_field, tmp_path_factory):
     """The file of a pre-training run, as DINO's code writes it."""
     path = tmp_path_factory.mktemp("weights") / "ics.pth"
-    state = recipe.ics_checkpoint(field.seed, 128, 3)
+    state = golden_field.recipe_field.ics_checkpoint(golden_field.seed, 128, 3)
     torch.save({"teacher": {**{f"module.backbone.{name}": value for name, value in state.items()},
                             "module.head.mlp.0.weight": torch.ones(2)}, "epoch": 3, "student": {},
                 "args": argparse.Namespace(arch="vit")}, path)
     return str(path)
 
 
-def renamed(field, recipe, positions):
+def renamed(field, positions):
     """The weights of the two-stream model under our names: both necks are one."""
     found = {}
-    for name, value in recipe.ics_state_dict(field.seed, 128, 3, positions).items():
+    for name, value in field.recipe_field.ics_state_dict(field.seed, 128, 3, positions).items():
         ours = our_name(name)
         found[ours] = torch.cat([found[ours], value]) if ours in found and value.ndim else value
     return found
@@ -76,8 +62,8 @@ def our_name(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_published_weights(field, published, name):
-    g, shown = images(field, name)
+def test_published_weights(golden_field, published, name):
+    g, shown = images(golden_field, name)
     model = CCLNet(load_tower(published, height=int(g["height"]), width=int(g["width"]))).double().eval()
     close(model.tower.pos_embed, g["pos_embed"])
     for m in Modality:
@@ -87,13 +73,13 @@ def test_published_weights(field, published, name):
 
 
 @pytest.fixture
-def different(field, recipe):
+def different(golden_field):
     """A case's name -> its numbers, images, and a model all of whose weights differ."""
     def build(name):
-        g, shown = images(field, name)
+        g, shown = images(golden_field, name)
         size = int(g["height"]), int(g["width"])
         model = DoubleCCLNet(TransReID(int(g["model_width"]), int(g["model_depth"]), *size, drop=0.0)).double()
-        model.load_state_dict(renamed(field, recipe, size[0] * size[1] // 256))
+        model.load_state_dict(renamed(golden_field, size[0] * size[1] // 256))
         return g, shown, model
     return build
 
@@ -120,13 +106,13 @@ def test_features(different, name):
     assert found["depths"].shape == (len(shown[RGB]), 2, 128)
 
 
-def test_training(field, different):
+def test_training(golden_field, different):
     g, shown, model = different("vit_ics_96x48")
     out = torch.cat(list(model.train()(*shown.values())["feature"].values()))
     deep, shallow = out.chunk(2, dim=1)
     close(deep, g["train_deep"])
     close(shallow, g["train_shallow"])
-    loss = (out * field.draw("vit_ics_96x48.direction", (7, 256)).double()).mean()
+    loss = (out * golden_field.draw("vit_ics_96x48.direction", (7, 256)).double()).mean()
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(g["loss"]), rel=1e-5)
     state, gradients = model.state_dict(), {name: p.grad for name, p in model.named_parameters()}
@@ -148,8 +134,8 @@ def test_training(field, different):
     (lambda w: w.update({"patch_embed.proj.weight": torch.zeros(128, 3, 16, 16)}), "patch_embed.proj.weight has shape"),
     (lambda w: w.pop("norm.weight"), "are not those of MODEL.TOWER transreid: expected blocks and a norm of a multip"),
     (lambda w: w.update(other=torch.ones(1)), "other is unknown")])
-def test_other_weights_are_refused(field, recipe, tmp_path, change, message):
-    state = {**recipe.ics_checkpoint(field.seed, 128, 3), "fc.weight": torch.zeros(3, 128)}      # which is ignored
+def test_other_weights_are_refused(golden_field, tmp_path, change, message):
+    state = {**golden_field.recipe_field.ics_checkpoint(golden_field.seed, 128, 3), "fc.weight": torch.zeros(3, 128)}      # which is ignored
     change(state)
     torch.save({"model": state}, tmp_path / "ics.pth")
     with pytest.raises(UserError, match=message):
