@@ -62,10 +62,13 @@ def _part():
     return "rest"
 
 
-def count(steps=2, images=600, clusters=60):
-    """Count the launches of an average step: {part: number}. Args: images, clusters: of each modality."""
+def count(steps=2, images=600, clusters=60, words=()):
+    """Count the launches of an average step: {part: number}.
+
+    Args: images, clusters: of each modality; words: KEY VALUE words, settings that differ from the released ones.
+    """
     torch.manual_seed(0)
-    settings = train_settings(load_config(None, ["PRECISION", "bf16", "METHOD.CROSS_EPOCH", "1"]), "prepare")
+    settings = train_settings(load_config(None, ["PRECISION", "bf16", "METHOD.CROSS_EPOCH", "1", *words]), "prepare")
     model, rng = resnet(channels=16, height=32, width=16), np.random.default_rng(0)
     banks = {m: ImageBank(rng.integers(0, 256, (images, 32, 16, 3), dtype=np.uint8)) for m in Modality}
     labels = {m: rng.permutation(np.arange(images) % clusters) for m in Modality}

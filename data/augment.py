@@ -112,8 +112,7 @@ def apply(images, plan, normalisation="imagenet"):
     down, across, flip = (mark.bool() for mark in marks)
     bytes_of_all = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).flatten()
     out = bytes_of_all.unfold(0, 3 * width, 1).index_select(0, start.flatten()).view(batch, height, width, 3)
-    out = torch.where(flip[..., None, None], out.flip(2), out).permute(0, 3, 1, 2)
-    out = out.to(torch.float32, memory_format=torch.contiguous_format)
+    out = torch.where(flip[..., None, None], out.flip(2), out).permute(0, 3, 1, 2).float()
     if plan.grey.any():
         rows = to_device(np.flatnonzero(plan.grey), out.device)
         red, green, blue = (weight * channel for weight, channel in zip(LUMA, out[rows].unbind(1)))

@@ -51,8 +51,8 @@ class CCLNet(Method):
         It is done before the prototypes are next read: a GPU's host finds the links while the GPU is busy with the
         next batch's forward pass.
         """
-        for m, memory in self.memories.items():
-            memory.update(features[m], batch.labels[m])
+        memories = list(self.memories.values())
+        memories[0].update_all(memories, [features[m] for m in self.memories], [batch.labels[m] for m in self.memories])
         if self.crosses:
             self.due = batch.labels, self._similarity()
         return {}

@@ -62,20 +62,40 @@ class ClusterMemory:
     def update(self, x, labels):
         """Move prototypes to their samples, in batch order: m[y] <- normalise(momentum m[y] + (1 - momentum) x).
 
-        Clusters do not touch one another, so every cluster's first sample is taken at once, then every second one,
-        and so on.
-
         Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
         """
-        self._move(*_unit_rows(x, labels))
+        self.update_all([self], [x], [labels])
 
-    def _move(self, x, labels):
-        turn = _occurrence(labels)
-        order = np.argsort(turn, kind="stable")
-        of_turns = (to_device(v, x.device).split(np.bincount(turn).tolist()) for v in (labels[order], order))
-        for rows, samples in zip(*of_turns):
-            mixed = self.momentum * self.prototypes[rows] + (1 - self.momentum) * x[samples]
-            self.prototypes[rows] = F.normalize(mixed, dim=1)
+    def samples(self, x, labels):
+        """Return what prototypes are mixed with, and the labels on the host: features of unit length."""
+        return _unit_rows(x, labels)
+
+    @staticmethod
+    def update_all(memories, features, labels):
+        """Update several memories of one class and momentum together, which spares a GPU's host half the work.
+
+        A subclass with an `update` of its own has this of its own too. Clusters do not touch one another, so every
+        cluster's first sample is taken at once, then every second one, and so on. Clusters with more samples stand
+        before others, so those of a turn are the first rows.
+
+        Args: features: (B, D) of each memory; labels: (B,) of each.
+        """
+        momentum, sizes = memories[0].momentum, [len(memory.prototypes) for memory in memories]
+        rows, of_joined = zip(*(memories[0].samples(x, of) for x, of in zip(features, labels)))
+        of_joined = np.concatenate([of + first for of, first in zip(of_joined, np.cumsum([0, *sizes[:-1]]))])
+        clusters, member, count = np.unique(of_joined, return_inverse=True, return_counts=True)
+        most, turn = np.argsort(-count, kind="stable"), _occurrence(member)
+        order = np.lexsort([np.argsort(most)[member], turn])
+        order, clusters = to_device(np.concatenate([order, clusters[most]]), rows[0].device).split(
+            [len(order), len(clusters)])
+        joined = torch.cat([memory.prototypes for memory in memories])
+        moved, samples = joined[clusters], ((1 - momentum) * torch.cat(rows))[order]
+        for of_turn in samples.split(np.bincount(turn).tolist()):
+            first = moved[:len(of_turn)]
+            F.normalize(momentum * first + of_turn, dim=1, out=first)
+        joined[clusters] = moved
+        for memory, prototypes in zip(memories, joined.split(sizes)):
+            memory.prototypes.copy_(prototypes)
 
 
 class HardMemory(ClusterMemory):
@@ -87,6 +107,12 @@ class HardMemory(ClusterMemory):
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
         mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[hardest]
         self.prototypes[clusters] = F.normalize(mixed, dim=1)
+
+    @staticmethod
+    def update_all(memories, features, labels):
+        """Call `update` on several memories. Args: as `ClusterMemory.update_all`."""
+        for memory, x, of in zip(memories, features, labels):
+            memory.update(x, of)
 
 
 MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> class

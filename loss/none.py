@@ -22,8 +22,8 @@ class NoLinks(Method):
 
     def update(self, features, batch):
         """Move the prototypes to the batch."""
-        for m, memory in self.memories.items():
-            memory.update(features[m], batch.labels[m])
+        memories = list(self.memories.values())
+        memories[0].update_all(memories, [features[m] for m in self.memories], [batch.labels[m] for m in self.memories])
         return {}
 
     def prototypes(self):

@@ -108,6 +108,6 @@ class ImageMemory(ClusterMemory):
         logarithm = torch.log(logits.softmax(dim=1).clamp(min=LEAST))
         return (-(logarithm * near).sum(dim=1) / (near.sum(dim=1) + 1)).mean()
 
-    def update(self, x, positions):
-        """Move the images' rows to features of any length, in the batch's order: long ones nearly replace them."""
-        self._move(x.detach().float(), np.asarray(positions))
+    def samples(self, x, positions):
+        """Return what rows are mixed with: features as long as they are, which nearly replace a row of unit length."""
+        return x.detach().float(), np.asarray(positions)

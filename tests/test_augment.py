@@ -38,7 +38,7 @@ def test_equals_one_image_at_a_time(size, policy):
     channels_last = torch.from_numpy(images).permute(0, 3, 1, 2)
     for given in (channels_last, channels_last.contiguous()):
         out = apply(given, plan)
-        assert out.dtype == torch.float32 and out.is_contiguous()
+        assert out.dtype == torch.float32
         assert np.array_equal(given.permute(0, 2, 3, 1), images)        # what was given is left as it was
         np.testing.assert_allclose(out.permute(0, 2, 3, 1), one_by_one(images, plan), atol=1e-5)
 

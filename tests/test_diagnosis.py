@@ -63,7 +63,8 @@ def trained(folder, clip_file, banks, order, **changes):
     """Run train_prepare.py's stage with the identities in an order: its weights, labels and metrics."""
     model = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
     settings = train_settings(tiny_config(PREPARE__EPOCHS=2, METHOD__CROSS_EPOCH=2, **changes), "prepare")
-    train("prepare", model, banks, settings, Run("prepare", folder, logging.getLogger("tiny"), {"manifest": {}}),
+    train("prepare", model, banks, settings, Run("prepare", folder, logging.getLogger("tiny"),
+                                                   {"manifest": {}, "config": {}}),
           tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

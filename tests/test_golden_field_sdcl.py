@@ -17,7 +17,7 @@ from processor.run.folder import SilentRun
 from processor.setup import train_settings
 from processor.train import train
 from tests.golden_field_files import FOLDER
-from tests.tiny import IMAGES, tiny_banks, tiny_data
+from tests.tiny import LABELS, PEOPLE, tiny_banks, tiny_data
 from utils.modality import Modality
 
 RGB, IR = Modality
@@ -130,7 +130,7 @@ class Toy(torch.nn.Module):
         return {}
 
 
-class Tests:
+class EveryEpoch:
     """Tests every epoch; the best one on test data is the file's."""
 
     data, device = tiny_data(), torch.device("cpu")
@@ -143,9 +143,8 @@ class Tests:
 
     def __call__(self, model):
         self.tested += 1
-        rank = 1 if self.tested == self.best else 2
-        return Evaluation("tiny", "all", (0,), (RankMetrics(np.ones(1, bool), np.array([[rank == 1, True]]),
-                                                            *np.full((3, 1), 1 / rank)),))
+        found = np.array([[self.tested == self.best, True]])
+        return Evaluation("tiny", "all", (0,), (RankMetrics(np.ones(1, bool), found, *np.ones((3, 1))),))
 
 
 @pytest.mark.parametrize("name", ["sysu", "regdb"])
@@ -153,7 +152,7 @@ def test_schedule_of_the_configuration(name, tmp_path, stubs, monkeypatch):
     """SGD's rates and momentum go on where the best epoch's weights are taken up."""
     g = load("sdcl_schedule")
     config = load_config(f"configs/{name}_sdcl.yml", ["METHOD.UNIFY_FROM", "released"])
-    settings, rows = train_settings(config, "prepare"), {m: torch.eye(IMAGES)[:, None] for m in Modality}
+    settings, rows = train_settings(config, "prepare"), {m: torch.eye(PEOPLE)[LABELS[m]][:, None] for m in Modality}
     monkeypatch.setattr("processor.train.embed_all", lambda *_: {
         "feature": {m: x.flatten(1) for m, x in rows.items()}, "depths": rows})
     toy, rates, found = Toy(torch.from_numpy(g["toy_start"].copy())), [], []
@@ -167,7 +166,7 @@ def test_schedule_of_the_configuration(name, tmp_path, stubs, monkeypatch):
 
     stubs.step = step
     run = SilentRun("tiny", tmp_path, logging.getLogger("tiny"), {})
-    train("prepare", toy, tiny_banks(), settings, run, Tests(int(g[f"{name}_best_epoch"])))
+    train("prepare", toy, tiny_banks(), settings, run, EveryEpoch(int(g[f"{name}_best_epoch"])))
     np.testing.assert_allclose(rates, g[f"{name}_lr"], rtol=1e-9)
     np.testing.assert_allclose(found, g[f"{name}_toy"], atol=2e-6)
-    assert settings.method.best_epoch.fget(settings.method(**settings.of_method)) == int(g[f"{name}_unify_epoch"]) + 1
+    assert settings.method(**settings.of_method).best_epoch == int(g[f"{name}_unify_epoch"]) + 1

@@ -125,7 +125,7 @@ def test_rpnr_optimal_transport(golden_methods):
         means = [rows(g, f"centroids_{m.value}_{case}") for m in Modality]
         unit = [F.normalize(x, dim=1) for x in means]
         plan, iterations = sinkhorn(link_cost((unit[0] @ unit[1].T).numpy()), *numbers)
-        assert iterations == int(g[f"iterations_{case}"])
+        assert iterations == int(g[f"iterations_{case}"]) and sinkhorn(plan, numbers[0], 3, 0.0)[1] == 3
         close(plan, g[f"plan_{case}"], 2e-5)
         links = link(optimal_transport, *means)
         np.testing.assert_array_equal(links.ir_to_rgb, g[f"i2r_{case}"])

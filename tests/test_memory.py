@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from loss.cclnet import CCLNet, swap
-from loss.cluster_memory import ClusterMemory, HardMemory
+from loss.cluster_memory import ClusterMemory, HardMemory, cluster_means
 from loss.links import Links, hungarian, listed
 from tests.tiny import epoch_of
 from utils.modality import Modality
@@ -58,6 +58,11 @@ def naive_swap(rgb, ir, pairs, labels, simultaneous):
 
 def pair_list(links):
     return [(r, i) for r, i in enumerate(links.rgb_to_ir.tolist()) if i >= 0]
+
+
+def test_means_of_clusters_of_two_images_none_and_one():
+    means = cluster_means(torch.tensor([[1.0], [9.0], [5.0], [3.0]]), np.array([0, -1, 2, 0]))
+    assert means.tolist() == [[2], [0], [5]]
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.9])

@@ -80,7 +80,7 @@ class Built:
 
     def run_folder(self):
         assert self.model
-        with self.setup.training("prepare", fresh=False) as run:
+        with self.setup.training("clip", fresh=False) as run:
             return str(run.output_dir)
 
     def weights(self):
@@ -95,7 +95,7 @@ class Built:
             return str(error)[:14]
 
     def label_folder(self):
-        return str(self.setup.pseudo_labels()[0])
+        return self.setup.pseudo_labels()[1].split()[3].rstrip(",")        # "pseudo labels from FOLDER, ..."
 
     def cache_files(self):
         assert self.images
@@ -115,6 +115,7 @@ ROWS = {
     "PRECISION": row("bf16", lambda b: (b.prepare.precision, b.prompt.precision, b.setup.tester().precision),
                      ("bf16",) * 3),
     "COMPILE": row(True, lambda b: b.model.tower is b.seen.get("compile_parts")),
+    "CUDA_GRAPHS": row(True, lambda b: (b.prepare.cuda_graphs, b.prompt.cuda_graphs), (True, True)),
     "PSEUDO_LABEL_DIR": row(f"{FOLDER}/labels", Built.label_folder),
     "DATASET.CACHE_DIR": row(f"{FOLDER}/cache", Built.cache_files, True),
     "DATASET.CACHE": row("device", lambda b: b.setup.cache),

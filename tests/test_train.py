@@ -189,7 +189,7 @@ def prompt_steps(monkeypatch):
 
     steps, positions = Steps(), torch.arange(IMAGES)[:, None].float()
 
-    def step(text, prompts, optimizer, projections, labels):
+    def step(text, prompts, optimizer, projections, labels, _):
         steps.append({m: projections[m][:, 0].long().numpy() for m in Modality})
         for m in Modality:
             np.testing.assert_array_equal(labels[m], LABELS[m][steps[-1][m]])
