@@ -135,7 +135,8 @@ def test_training(golden_field, different):
     (lambda w: w.pop("norm.weight"), "are not those of MODEL.TOWER transreid: expected blocks and a norm of a multip"),
     (lambda w: w.update(other=torch.ones(1)), "other is unknown")])
 def test_other_weights_are_refused(golden_field, tmp_path, change, message):
-    state = {**golden_field.recipe_field.ics_checkpoint(golden_field.seed, 128, 3), "fc.weight": torch.zeros(3, 128)}      # which is ignored
+    state = golden_field.recipe_field.ics_checkpoint(golden_field.seed, 128, 3)
+    state["fc.weight"] = torch.zeros(3, 128)        # which is ignored
     change(state)
     torch.save({"model": state}, tmp_path / "ics.pth")
     with pytest.raises(UserError, match=message):
