@@ -41,6 +41,14 @@ SETTINGS = (
     Setting("INPUT.ERASE", 0.5, SHARE, "probability of random erasing"),
     Setting("INPUT.CHANNEL", 0.0, SHARE, "probability of one channel in place of all three, visible images (methods "
             "with two views: of the second view, where the released codes have 1)"),
+    Setting("INPUT.IR_CHANNEL", 0.0, SHARE, "the same of infrared images, after normalising (released codes: 0.75)"),
+    Setting("INPUT.IR_MEAN", 0.0, SHARE, "probability of the channels' weighted mean in place of all three, infrared "
+            "images (released codes: 0.125)"),
+    Setting("INPUT.JITTER", 0.0, Range(0, 0.5), "strength of colour jitter: brightness, contrast, saturation and hue"),
+    Setting("INPUT.JITTER_OF", "visible", ("visible", "all"), "visible: of visible images (methods with two views: "
+            "of the second view); all: of all, infrared ones too"),
+    Setting("INPUT.RESIZE", "lanczos", ("lanczos", "bicubic", "bilinear"), "how training images are resized; test "
+            "images: lanczos"),
 
     Setting("MODEL.NAME", "RN50", ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                                    "ViT-L-14-336"), "which of OpenAI's CLIPs; a file's kind is read from it"),
@@ -65,7 +73,11 @@ SETTINGS = (
     Setting("BATCH_NORM.SPLITS", 1, COUNT,
             "parts of a batch with statistics of their own, as DataParallel on so many GPUs"),
     Setting("SAMPLER.CLUSTERS", 4, COUNT, "P per modality and batch"),
+    Setting("SAMPLER.RGB_CLUSTERS", 0, Range(0, whole=True), "P of visible images; 0: CLUSTERS, as of infrared ones"),
     Setting("SAMPLER.INSTANCES", 16, COUNT, "K images of each"),
+    Setting("SAMPLER.CAMERAS", "any", ("any", "others"), "others: after a cluster's first image those of other "
+            "cameras, where it has any"),
+    Setting("SAMPLER.ITERATIONS", 0, Range(0, whole=True), "batches of an epoch; 0: as many as the images give"),
 
     Setting("OPTIM.NAME", "adam", ("adam", "sgd"), "of the image side; sgd has a momentum of 0.9"),
     Setting("OPTIM.LR", 3.5e-4, Range(0, above=True), "of the image side"),

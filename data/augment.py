@@ -4,10 +4,10 @@ The released pipeline, here for all images of a batch at once (torchvision's nam
 
     RandomGrayscale -> Pad -> RandomCrop -> RandomHorizontalFlip -> ToTensor -> Normalize -> RandomErasing
 
-and, where it is asked for, channel exchange, after normalising as in the codes that use it: Ye et al., "Channel
-Augmented Joint Learning for Visible-Infrared Recognition" (ICCV 2021). Yang et al., "Augmented Dual-Contrastive
-Aggregation Learning" (ACM MM 2022, ADCA), and PGM and RPNR after it, train on a second view of each visible image with
-probability 1.
+and, where it is asked for, ColorJitter in front of ToTensor, and channel exchange, after normalising as in the codes
+that use it: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition" (ICCV 2021). Yang et al.,
+"Augmented Dual-Contrastive Aggregation Learning" (ACM MM 2022, ADCA), and PGM and RPNR after it, train on a second view
+of each visible image with probability 1.
 """
 import functools
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data.colour import draw_jitter, grey, jitter
 from utils.runtime import to_device
 
 MEAN = (0.485, 0.456, 0.406)     # ImageNet's, as the released code does, not CLIP's
@@ -26,19 +27,25 @@ NORMALISATIONS = {               # name -> mean and standard deviation of the ch
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),         # of CLIP-ReID's vision transformer
 }
-LUMA = (0.299, 0.587, 0.114)     # ITU-R 601-2
 ERASE_AREA, ERASE_ASPECT, ERASE_TRIES = (0.02, 0.33), (0.3, 3.3), 10    # torchvision's defaults
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images: probabilities of grey, flip, erase and channel exchange; pixels of padding."""
+    """What happens to training images: probabilities of grey, flip, erase and channel exchange; pixels of padding.
+
+    `mean` is the probability of the channels' weighted mean in place of all three, after normalising as the exchange;
+    `jitter` the strength of colour jitter, `first_jitter` that of the first of two views.
+    """
 
     grey: float = 0.0
     flip: float = 0.0
     pad: int = 0
     erase: float = 0.0
     channel: float = 0.0
+    mean: float = 0.0
+    jitter: float = 0.0
+    first_jitter: float = 0.0
 
 
 class Plan(NamedTuple):
@@ -48,7 +55,8 @@ class Plan(NamedTuple):
     corner: np.ndarray      # (B, 2) int64: top, left of the crop; negative ones reach into the zero padding
     flip: np.ndarray        # (B,) bool
     erased: np.ndarray      # (B, 4) int64: top, left, height, width in the cropped image; height 0 erases nothing
-    channel: np.ndarray     # (B,) int64: the channel that takes the place of all three, -1 for none
+    channel: np.ndarray     # (B,) int64: the channel that takes the place of all three, 3 for their mean, -1 for none
+    jitter: np.ndarray      # (B, 8), of `draw_jitter`
 
     def part(self, rows):
         """The plan of some of the images. Args: rows: slice or positions."""
@@ -68,8 +76,10 @@ def draw(policy, batch, size, rng):
     corner = rng.integers(-policy.pad, policy.pad + 1, (batch, 2))
     flip, grey, erase = (rng.random(batch) < chance for chance in (policy.flip, policy.grey, policy.erase))
     erased = draw_rectangles(batch, size, rng) * erase[:, None]
-    exchanged = rng.random(batch) < policy.channel      # last, so that the draws before it are those without it
-    return Plan(grey, corner, flip, erased, np.where(exchanged, rng.integers(0, 3, batch), -1))
+    exchange = rng.random(batch)        # last, so that the draws before it are those without it
+    channel = np.where(exchange < policy.channel, rng.integers(0, 3, batch),
+                       np.where(exchange < policy.channel + policy.mean, 3, -1))
+    return Plan(grey, corner, flip, erased, channel, draw_jitter(policy.jitter, batch, rng))
 
 
 def draw_rectangles(batch, size, rng):
@@ -93,7 +103,7 @@ def draw_rectangles(batch, size, rng):
 
 
 def apply(images, plan, normalisation="imagenet"):
-    """Carry out a plan: crop out of zero padding, flip, grey, normalise, exchange channels, erase.
+    """Carry out a plan: crop out of zero padding, flip, grey, jitter, normalise, exchange channels, erase.
 
     All images are cut out at once: a row of pixels is a piece of memory, whose start the host computes. Image by image
     the host would keep a GPU waiting. Everything that was drawn is sent in one copy.
@@ -115,13 +125,19 @@ def apply(images, plan, normalisation="imagenet"):
     out = torch.where(flip[..., None, None], out.flip(2), out).permute(0, 3, 1, 2).float()
     if plan.grey.any():
         rows = to_device(np.flatnonzero(plan.grey), out.device)
-        red, green, blue = (weight * channel for weight, channel in zip(LUMA, out[rows].unbind(1)))
-        out[rows] = (red + green + blue)[:, None]
+        out[rows] = grey(out[rows])
+    jittered = np.flatnonzero((plan.jitter[:, :4] != (1, 1, 1, 0)).any(axis=1))
+    if len(jittered):
+        rows = to_device(jittered, out.device)
+        out[rows] = jitter(out[rows], plan.jitter[jittered])
     out = _normalise(out, normalisation)
-    exchanged = np.flatnonzero(plan.channel >= 0)
+    exchanged = np.flatnonzero((plan.channel >= 0) & (plan.channel < 3))
     if len(exchanged):
         rows, channel = (to_device(v, out.device) for v in (exchanged, plan.channel[exchanged]))
         out[rows] = out[rows, channel][:, None]
+    if (plan.channel == 3).any():
+        rows = to_device(np.flatnonzero(plan.channel == 3), out.device)
+        out[rows] = grey(out[rows])
     return out.masked_fill_(down[:, None, :, None] & across[:, None, None], 0)
 
 

@@ -37,11 +37,13 @@ class Batches:
         s = self.settings = settings
         self.images, self.labels, self.epoch, self.processes = images, labels, epoch, processes
         self.views = {Modality.RGB: views, Modality.IR: 1}
-        per_modality = s.clusters_per_batch * s.instances
-        count = iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality), per_modality)
-        self.positions = {m: cluster_batches(labels[m], s.clusters_per_batch, s.instances, count,
-                                             numpy_rng(s.seed, "sampler", m.value, epoch)) for m in Modality}
-        self.size = per_modality * sum(self.views.values())     # images of both modalities
+        count = s.iterations or iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality),
+                                                     s.clusters_per_batch * s.instances)
+        clusters = {Modality.RGB: s.rgb_clusters or s.clusters_per_batch, Modality.IR: s.clusters_per_batch}
+        self.positions = {m: cluster_batches(labels[m], clusters[m], s.instances, count,
+                                             numpy_rng(s.seed, "sampler", m.value, epoch),
+                                             images[m].cameras if s.across_cameras else None) for m in Modality}
+        self.size = s.instances * sum(clusters[m] * self.views[m] for m in Modality)    # images of both modalities
 
     def __len__(self):
         return len(self.positions[Modality.RGB])
@@ -61,7 +63,8 @@ class Batches:
         if self.views[modality] == 1:
             plan = augment.draw(policy, len(positions), size, numpy_rng(*name))
         else:       # channels are exchanged in the second view alone
-            first = augment.draw(replace(policy, channel=0.0), len(positions) // 2, size, numpy_rng(*name))
+            of_first = replace(policy, channel=0.0, jitter=policy.first_jitter)
+            first = augment.draw(of_first, len(positions) // 2, size, numpy_rng(*name))
             second = augment.draw(policy, len(positions) // 2, size, numpy_rng(*name, "second view"))
             plan = first.followed_by(second)
         return augment.apply(images, plan if len(images) == len(positions) else plan.part(own), bank.normalisation)

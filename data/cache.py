@@ -14,7 +14,7 @@ from utils.errors import UserError, quoted
 
 
 def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu", cache="mmap",
-               normalisation="imagenet", announce=None):
+               normalisation="imagenet", announce=None, resize="lanczos"):
     """Open the images of a split from their cache, which is written first if it is missing or stale.
 
     Args:
@@ -23,6 +23,7 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
         cache_dir: folder of the .npy files, "" for the data set's own.
         device, cache, normalisation: of `ImageBank`.
         announce: a function that is told in a line what is decoded, before it is.
+        resize: of `data.images.read_image`; arrays are of the size that they have.
     Returns: Modality -> `ImageBank`.
     Raises:
         UserError: an image does not decode, all of them are constant, the cache cannot be written, or the images are
@@ -39,7 +40,8 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
                                 f"{width}. Set them to {array.shape[1]} and {array.shape[2]}")
         else:
             files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
-            described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF"}
+            described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
+                         **({} if resize == "lanczos" else {"resize": resize})}
             if not files.is_current(described):
                 if announce:
                     announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
@@ -124,7 +126,8 @@ class CacheFiles:
             def decode(position):
                 """Fill in an image; tell whether it shows more than one colour."""
                 images[position] = read_image(Path(root) / image_set.paths[position], height, width,
-                                              grey_range=described.get("range"))
+                                              grey_range=described.get("range"),
+                                              resize=described.get("resize", "lanczos"))
                 return (images[position] != images[position, 0, 0]).any()
 
             if not any(in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")):

@@ -87,12 +87,13 @@ def in_parallel(function, items, description):
                       leave=False, disable=None)
 
 
-def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None):
-    """Decode one image file, convert it to RGB and resize it (Lanczos): (height, width, 3) uint8.
+def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None, resize="lanczos"):
+    """Decode one image file, convert it to RGB and resize it: (height, width, 3) uint8.
 
-    Args: remedy, grey_range: as `decode_image`. Raises: UserError: as `decode_image`.
+    Args: remedy, grey_range: as `decode_image`; resize: as INPUT.RESIZE. Raises: UserError: as `decode_image`.
     """
-    return np.asarray(decode_image(path, remedy, grey_range).resize((width, height), Image.LANCZOS))
+    image = decode_image(path, remedy, grey_range)
+    return np.asarray(image.resize((width, height), Image.Resampling[resize.upper()]))
 
 
 def decode_image(path, remedy=OF_DATA_SET, grey_range=None):

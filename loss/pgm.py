@@ -7,6 +7,7 @@ from loss.cluster_memory import MEMORIES, cluster_means, renewal
 from loss.links import progressive
 from loss.visits import VisitingMethod, cross_visits, crossing, own_visits, visit_losses
 from utils.modality import Modality
+from utils.settings import Setting
 
 
 class PGM(VisitingMethod):
@@ -16,13 +17,22 @@ class PGM(VisitingMethod):
     image.
     """
 
-    SETTINGS = (renewal("hard"),)
+    SETTINGS = (renewal("hard"),
+                Setting("RENEWAL_BEFORE", "", ("", *MEMORIES), "the same before METHOD.CROSS_EPOCH, which the released "
+                        "first run has plain; empty: as RENEWAL"),
+                Setting("MIRRORED", False, (True, False), "make clusters of means over an image and its mirror image"))
     rule = staticmethod(progressive)
+
+    @property
+    def mirrored(self):
+        """Whether an epoch's features are means over an image and its mirror image."""
+        return self.settings.mirrored
 
     def start(self, start, epoch):
         """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
         s, self.epoch = self.settings, epoch
-        self.memories = {m.value: MEMORIES[s.renewal](cluster_means(start.features["feature"][m], start.labels[m]),
+        renewed = s.renewal if epoch >= s.cross_epoch else s.renewal_before or s.renewal
+        self.memories = {m.value: MEMORIES[renewed](cluster_means(start.features["feature"][m], start.labels[m]),
                                                       s.temperature, s.momentum) for m in Modality}
         self.epoch_links = self.link(start)
         return start.labels

@@ -10,6 +10,7 @@ n GPUs: part i holds the i-th of n pieces of each modality. Process r of N has t
 Running statistics are those of the first part, as under DataParallel. In evaluation mode nothing differs.
 """
 import copy
+import math
 
 import torch
 import torch.distributed as dist
@@ -19,16 +20,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def spread_batch_norm(model, splits, processes, views=1):
+def spread_batch_norm(model, splits, processes, rows=(1, 1)):
     """Replace the batch norms of a `CCLNet` by ones that fit the processes; parameters and their names stay.
 
     Args: splits: n, which divides the number of processes or is a multiple of it; processes: of `utils.distributed`;
-        views: of each visible image in a batch, beside one of each infrared image.
+        rows: numbers of visible and infrared images in a batch, views counted.
     Returns: the model.
     """
     if splits > processes.size:
-        stems, rest = set(model.tower.stems.modules()), splits // processes.size
-        _replace(model, lambda norm: PartBatchNorm(norm, rest, (1,) if norm in stems else (views, 1)))
+        stems, rest, rows = set(model.tower.stems.modules()), splits // processes.size, tuple(rows)
+        shares = tuple(number // math.gcd(*rows) for number in rows)
+        _replace(model, lambda norm: PartBatchNorm(norm, rest, (1,) if norm in stems else shares))
     elif splits < processes.size:
         group = processes.neighbours(processes.size // splits)
         if next(model.parameters()).is_cuda:

@@ -85,13 +85,17 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     embedded = {head: processes.gather(torch.cat(batches)[:own.stop - own.start], len(indices), unit)
                 for head, batches in rows.items()}
     for head, found in embedded.items():
-        broken = (~torch.isfinite(found.flatten(1)).all(dim=1)).nonzero()[:, 0]
-        if len(broken):
-            raise NonFinite(f"the {head} of {len(broken)} {modality.value} image{'s' if len(broken) > 1 else ''}",
-                            bank.names(indices[broken.cpu().numpy()]))
+        _check_finite(found, f"the {head} of", modality, bank, indices)
     if raw and "feature" in asked:
         embedded["feature"] = F.normalize(embedded["depths"].flatten(1), dim=1)
     return embedded
+
+
+def _check_finite(found, what, modality, bank, indices):
+    broken = (~torch.isfinite(found.flatten(1)).all(dim=1)).nonzero()[:, 0]
+    if len(broken):
+        raise NonFinite(f"{what} {len(broken)} {modality.value} image{'s' if len(broken) > 1 else ''}",
+                        bank.names(indices[broken.cpu().numpy()]))
 
 
 def grown_batch(batch_size, bytes_of_image, free):

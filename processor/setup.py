@@ -99,8 +99,9 @@ class Setup:
         if self.config.CUDA_GRAPHS and (self.config.COMPILE or self.processes.size > 1 or self.device.type != "cuda"):
             raise UserError(f"CUDA_GRAPHS is True on {self.device.type}, with {self.processes.size} process(es) and "
                             f"COMPILE {self.config.COMPILE}; expected one process on a GPU, without COMPILE")
-        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes,
-                                  METHODS[self.config.METHOD.NAME].views)
+        rows = batch_images(self.config)
+        rows[Modality.RGB] *= METHODS[self.config.METHOD.NAME].views
+        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes, rows.values())
         if self.config.COMPILE:
             compile_parts(model.tower, self.device)
         return model
@@ -114,7 +115,8 @@ class Setup:
         config = self.config
         with self.processes.in_turn():      # the first decodes the images
             return open_banks(self.data, split, self.manifest, config.INPUT.HEIGHT, config.INPUT.WIDTH,
-                              config.DATASET.CACHE_DIR, self.device, self.cache, config.INPUT.NORMALISATION, print_line)
+                              config.DATASET.CACHE_DIR, self.device, self.cache, config.INPUT.NORMALISATION, print_line,
+                              config.INPUT.RESIZE if split == "train" else "lanczos")
 
     @cached_property
     def cache(self):
@@ -242,20 +244,29 @@ def check_same_settings(config, processes):
                         "start all processes with the same settings")
 
 
+def batch_images(config):
+    """Count the images in a batch, each visible one once: {Modality: number}."""
+    sampler = config.SAMPLER
+    return {Modality.RGB: (sampler.RGB_CLUSTERS or sampler.CLUSTERS) * sampler.INSTANCES,
+            Modality.IR: sampler.CLUSTERS * sampler.INSTANCES}
+
+
 def check_shares(config, size):
     """Refuse a batch that does not divide among processes and splits.
 
     Args: size: number of processes. Raises: UserError.
     """
-    images, splits = config.SAMPLER.CLUSTERS * config.SAMPLER.INSTANCES, config.BATCH_NORM.SPLITS
-    batch = (f"SAMPLER.CLUSTERS {config.SAMPLER.CLUSTERS} x SAMPLER.INSTANCES {config.SAMPLER.INSTANCES} = {images} "
-             "images")
-    if images % size:
-        raise UserError(f"a batch of {batch} of each modality cannot be shared equally by {size} processes; change one "
-                        f"of the two, or set torchrun's --nproc_per_node so that the processes divide {images}")
-    if images % splits:
-        raise UserError(f"a batch of {batch} of each modality cannot be split into BATCH_NORM.SPLITS {splits} equal "
-                        "parts; set it to a number that divides them")
+    splits = config.BATCH_NORM.SPLITS
+    for m, images in batch_images(config).items():
+        key = "RGB_CLUSTERS" if m is Modality.RGB and config.SAMPLER.RGB_CLUSTERS else "CLUSTERS"
+        batch = (f"a batch of SAMPLER.{key} {config.SAMPLER[key]} x SAMPLER.INSTANCES {config.SAMPLER.INSTANCES} = "
+                 f"{images} {m.value} images")
+        if images % size:
+            raise UserError(f"{batch} cannot be shared equally by {size} processes; change one of the two, or set "
+                            f"torchrun's --nproc_per_node so that the processes divide {images}")
+        if images % splits:
+            raise UserError(f"{batch} cannot be split into BATCH_NORM.SPLITS {splits} equal parts; set it to a number "
+                            "that divides them")
     if splits % size and size % splits:
         raise UserError(f"BATCH_NORM.SPLITS {splits} and {size} processes do not divide one another; expected a "
                         "multiple of the other, so that a part lies in one process, or a process in one part")
@@ -263,14 +274,18 @@ def check_shares(config, size):
 
 def train_settings(config, stage):
     """Collect the `TrainSettings` of a configuration. Args: stage: "prepare" or "finetune"."""
-    section, method = config[stage.upper()], METHODS[config.METHOD.NAME]
-    augmentation = {m: Augmentation(flip=config.INPUT.FLIP, pad=config.INPUT.PAD, erase=config.INPUT.ERASE,
-                                    **({"grey": config.INPUT.GREY, "channel": config.INPUT.CHANNEL}
-                                       if m is Modality.RGB else {})) for m in Modality}
+    section, method, given = config[stage.upper()], METHODS[config.METHOD.NAME], config.INPUT
+    every = given.JITTER if given.JITTER_OF == "all" else 0.0
+    shared = {"flip": given.FLIP, "pad": given.PAD, "erase": given.ERASE, "first_jitter": every}
+    augmentation = {
+        Modality.RGB: Augmentation(grey=given.GREY, channel=given.CHANNEL, jitter=given.JITTER, **shared),
+        Modality.IR: Augmentation(channel=given.IR_CHANNEL, mean=given.IR_MEAN, jitter=every, **shared)}
     return TrainSettings(
         seed=config.SEED, epochs=section.EPOCHS, cluster=ClusterSettings(**_lower(config.CLUSTER)),
         method=method, of_method={key: value for key, value in _lower(config.METHOD).items() if key != "name"},
-        clusters_per_batch=config.SAMPLER.CLUSTERS, instances=config.SAMPLER.INSTANCES, augmentation=augmentation,
+        clusters_per_batch=config.SAMPLER.CLUSTERS, rgb_clusters=config.SAMPLER.RGB_CLUSTERS,
+        instances=config.SAMPLER.INSTANCES, across_cameras=config.SAMPLER.CAMERAS == "others",
+        iterations=config.SAMPLER.ITERATIONS, augmentation=augmentation,
         optimizer=config.OPTIM.NAME, lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR,
         weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,

@@ -35,7 +35,10 @@ class TrainSettings:
     method: type                # a subclass of `Method`
     of_method: dict             # its settings, by their names in lower case
     clusters_per_batch: int     # P, of each modality
+    rgb_clusters: int           # P of visible images; 0: the same
     instances: int              # K
+    across_cameras: bool        # whether the images of a cluster are drawn by `data.sampler.across_cameras`
+    iterations: int             # of an epoch; 0: what the images give
     augmentation: dict          # Modality -> `Augmentation`
     optimizer: str              # of `processor.optim.OPTIMIZERS`
     lr: float

@@ -54,7 +54,7 @@ def train_two_epochs(clip_file, folder, splits, guided, changes, device="cpu"):
     for bank in banks.values():
         bank.device = device
     model = new_model(clip_file, kind).to(device, dtype)
-    spread_batch_norm(model, splits, processes, settings.method.views)
+    spread_batch_norm(model, splits, processes, (settings.method.views, 1))
     generator = torch.Generator().manual_seed(0)
     texts = {m: torch.randn(PEOPLE, 32, generator=generator).to(device, dtype) for m in Modality}
     run = TinyRun(folder / str(processes.rank))

@@ -3,35 +3,43 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import chi2_contingency, chisquare, ks_2samp
+from scipy.stats import chi2_contingency, chisquare, ks_2samp, kstest
 from torchvision import transforms
+from torchvision.transforms import functional as TF
 
-from data.augment import LUMA, MEAN, NORMALISATIONS, STD, Augmentation, apply, draw, draw_rectangles, normalise
+from data.augment import MEAN, NORMALISATIONS, STD, Augmentation, apply, draw, draw_rectangles, normalise
+from data.colour import LUMA, draw_jitter
 
 DRAWS = 4000
 SYSU_RGB = Augmentation(0.5, 0.5, 10, 0.5)
+JITTER = TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue
 
 
 def one_by_one(images, plan):
-    """(B, H, W, 3) uint8 -> (B, H, W, 3) float64, by NumPy."""
+    """(B, H, W, 3) uint8 -> (B, H, W, 3) float64, by NumPy, and torchvision for jitter."""
     height, width = images.shape[1:3]
     pad = 12
     out = np.empty(images.shape)
-    for i, (grey, corner, flip, (top, left, h, w), channel) in enumerate(zip(*plan)):
+    for i, (grey, corner, flip, (top, left, h, w), channel, drawn) in enumerate(zip(*plan)):
         image = np.pad(images[i].astype(float), ((pad, pad), (pad, pad), (0, 0)))
         image = image[pad + corner[0]:pad + corner[0] + height, pad + corner[1]:pad + corner[1] + width]
         image = image[:, ::-1] if flip else image
         image = np.repeat(image @ np.array(LUMA)[:, None], 3, axis=2) if grey else image
+        image = torch.from_numpy(image.transpose(2, 0, 1) / 255)
+        for number in drawn[4:].astype(int) if drawn[3] else ():
+            image = JITTER[number](image, drawn[number])
+        image = 255 * image.numpy().transpose(1, 2, 0)
         out[i] = (image / 255 - MEAN) / STD
         if channel >= 0:
-            out[i] = out[i][:, :, channel:channel + 1]
+            out[i] = (out[i] @ LUMA)[..., None] if channel == 3 else out[i][:, :, channel:channel + 1]
         out[i, top:top + h, left:left + w] = 0
     return out
 
 
 @pytest.mark.parametrize("size", [(7, 5), (9, 6), (32, 16), (1, 1)])
 @pytest.mark.parametrize("policy", [Augmentation(), Augmentation(0.5, 0.5, 3, 0.5), Augmentation(1, 1, 10, 1),
-                                    Augmentation(0.2, 0.5, 3, 0.5, 0.5), Augmentation(channel=1)])
+                                    Augmentation(0.2, 0.5, 3, 0.5, 0.5), Augmentation(channel=1),
+                                    Augmentation(0.2, 0.5, 3, 0.5, 0.4, 0.4, jitter=0.5)])
 def test_equals_one_image_at_a_time(size, policy):
     images = np.random.default_rng(0).integers(0, 256, (11, *size, 3), dtype=np.uint8)
     plan = draw(policy, 11, size, np.random.default_rng(1))
@@ -40,7 +48,8 @@ def test_equals_one_image_at_a_time(size, policy):
         out = apply(given, plan)
         assert out.dtype == torch.float32
         assert np.array_equal(given.permute(0, 2, 3, 1), images)        # what was given is left as it was
-        np.testing.assert_allclose(out.permute(0, 2, 3, 1), one_by_one(images, plan), atol=1e-5)
+        np.testing.assert_allclose(out.permute(0, 2, 3, 1), one_by_one(images, plan),
+                                   atol=1e-3 if policy.jitter else 1e-5)     # torchvision has fewer digits of LUMA
 
 
 def test_plans_are_parted_and_joined_by_their_images():
@@ -55,11 +64,18 @@ def test_plans_are_parted_and_joined_by_their_images():
 
 
 def test_channels_are_exchanged_with_their_probability_evenly():
-    drawn = draw(Augmentation(channel=0.6), DRAWS, (8, 4), np.random.default_rng(0)).channel
-    counts = np.bincount(drawn + 1, minlength=4)
-    assert len(counts) == 4
-    assert chisquare(counts, DRAWS * np.array([0.4, 0.2, 0.2, 0.2])).pvalue > 1e-3
+    drawn = draw(Augmentation(channel=0.6, mean=0.3), DRAWS, (8, 4), np.random.default_rng(0)).channel
+    counts = np.bincount(drawn + 1)
+    assert len(counts) == 5 and chisquare(counts, DRAWS * np.array([0.1, 0.2, 0.2, 0.2, 0.3])).pvalue > 1e-3
     assert (draw(Augmentation(channel=1), DRAWS, (8, 4), np.random.default_rng(0)).channel >= 0).all()
+
+
+def test_jitter_is_drawn_evenly_in_any_order():
+    drawn = draw_jitter(0.5, DRAWS, np.random.default_rng(0))
+    for column, low in zip(drawn.T, (0.5, 0.5, 0.5, -0.5)):
+        assert kstest(column, "uniform", (low, 1)).pvalue > 1e-3
+    _, counts = np.unique(drawn[:, 4:], axis=0, return_counts=True)
+    assert len(counts) == 24 and chisquare(counts).pvalue > 1e-3
 
 
 def test_channel_exchange_leaves_all_other_draws_as_they_are_without_it():

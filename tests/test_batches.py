@@ -6,7 +6,7 @@ import torch
 from data.augment import MEAN, STD, apply, draw, normalise
 from data.batches import Batches, PromptBatches
 from data.images import ImageBank
-from data.sampler import cluster_batches, iterations_per_epoch
+from data.sampler import across_cameras, cluster_batches, iterations_per_epoch
 from tests.tiny import EACH, IMAGES, PEOPLE, one_of, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng
@@ -44,6 +44,38 @@ def test_batches_hold_p_clusters_of_k_images():
     share = np.bincount(drawn[:, :, 0].ravel()) / 200          # each cluster is in 4 of 6 batches
     assert np.abs(share - 4 / 6).max() < 0.15
     assert set(batches.ravel()) == set(np.flatnonzero(labels >= 0))
+
+
+@pytest.mark.parametrize("of, few", [([0, 0, 0, 1, 1, 2, 2], False), ([0, 0, 0, 0, 0, 1], True), ([3] * 5, False),
+                                     ([3, 3, 3], True), ([3], True)],
+                         ids=["others", "few others", "one camera", "one camera, few images", "one image"])
+def test_images_of_other_cameras(of, few):
+    """Four images of a cluster: any one, three of other cameras; one of these twice only where there are few."""
+    cameras, firsts = np.array([9, *of]), set()
+    for seed in range(200):
+        drawn = np.array(across_cameras(np.arange(1, len(cameras)), cameras, 4, numpy_rng(seed)))
+        firsts.add(drawn[0])
+        others = drawn[1:]
+        if len(set(of)) > 1:
+            assert (cameras[others] != cameras[drawn[0]]).all()
+        elif len(of) > 1:
+            assert drawn[0] not in others
+        assert few or len(set(others)) == 3
+    assert firsts == set(range(1, len(cameras)))
+
+
+def test_batches_of_other_cameras_and_of_fewer_visible_clusters():
+    """P visible clusters of their own, K images each, cameras of the images; as many batches as asked for."""
+    changes = {"SAMPLER__CLUSTERS": 4, "SAMPLER__RGB_CLUSTERS": 2, "SAMPLER__INSTANCES": 3, "SAMPLER__ITERATIONS": 5}
+    batches = batches_of("pgm", SAMPLER__CAMERAS="others", **changes)
+    assert len(batches) == 5 and batches.size == 3 * (2 * 2 + 4)
+    for batch in batches:
+        for m, clusters in ((RGB, 2), (IR, 4)):
+            labels, positions = (rows[m][:3 * clusters].reshape(-1, 3) for rows in (batch.labels, batch.positions))
+            assert len(set(labels[:, 0])) == clusters and (labels == labels[:, :1]).all()
+            assert all(len(set(row)) == 3 for row in positions)     # each image has a camera of its own here
+            assert batch.images[m].shape[0] == len(batch.labels[m]) == 3 * clusters * (2 if m is RGB else 1)
+    assert any(len(set(row)) < 3 for batch in batches_of("pgm", **changes) for row in batch.positions[IR].reshape(4, 3))
 
 
 @pytest.mark.parametrize("clusters", [1, 2, 3])
@@ -105,6 +137,16 @@ def test_a_batch_holds_two_views_of_visible_images(method):
     second = batches_of(method)[0].images[RGB].chunk(2)[1]
     assert not torch.equal(second, plain[0].images[RGB])       # drawn by a stream of its own
     assert not all(torch.equal(image[0], image[1]) for image in second)
+
+
+@pytest.mark.parametrize("method, of, changed", [
+    ("cclnet", "visible", (True, False)), ("pgm", "visible", (False, True, False)), ("pgm", "all", (True, True, True))])
+def test_colour_jitter(method, of, changed):
+    """Of visible images, of their second views, or of all images; all else stays as it was."""
+    plain, jittered = (batches_of(method, INPUT__JITTER=strength, INPUT__JITTER_OF=of)[0] for strength in (0, 0.5))
+    views = [[*batch.images[RGB].split(4), batch.images[IR]] for batch in (plain, jittered)]
+    assert tuple(not torch.equal(*pair) for pair in zip(*views)) == changed
+    assert all(np.array_equal(plain.positions[m], jittered.positions[m]) for m in Modality)
 
 
 @pytest.mark.parametrize("method", ["cclnet", "pgm"])

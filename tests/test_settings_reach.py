@@ -1,4 +1,5 @@
 """Every setting reaches the objects that a run is built of: with another value, another object and no other."""
+import json
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -101,6 +102,12 @@ class Built:
         assert self.images
         return any(self.seen["folder"].glob("cache/*rgb*.npy"))
 
+    def resized(self):
+        """How training and test images were resized."""
+        assert self.images and self.setup.tester()
+        return [json.loads((self.setup.data.cache_dir("") / f"{split}_ir_resized_manifest.json").read_text())
+                .get("resize", "lanczos") for split in ("train", "test")]
+
 
 def row(value, get, becomes=None):
     """Another value of a setting; what is read off the objects; what that becomes, the value itself if None."""
@@ -127,6 +134,10 @@ ROWS = {
     "INPUT.PAD": row(4, lambda b: b.policies("pad"), [4, 4]),
     "INPUT.ERASE": row(0.6, lambda b: b.policies("erase"), [0.6, 0.6]),
     "INPUT.CHANNEL": row(0.4, lambda b: b.policies("channel"), [0.4, 0.0]),
+    "INPUT.IR_CHANNEL": row(0.4, lambda b: b.policies("channel"), [0.0, 0.4]),
+    "INPUT.IR_MEAN": row(0.2, lambda b: b.policies("mean"), [0.0, 0.2]),
+    "INPUT.JITTER": row(0.3, lambda b: b.policies("jitter"), [0.3, 0.0]),
+    "INPUT.RESIZE": row("bicubic", Built.resized, ["bicubic", "lanczos"]),
     "MODEL.NAME": row("RN101", lambda b: [found[-1] for found in b.weights()], ["RN101"] * 2),
     "MODEL.CLIP_WEIGHTS": row(f"{FOLDER}/clip.pt", lambda b: [found[0] for found in b.weights()],
                               [f"{FOLDER}/clip.pt"] * 2),
@@ -141,6 +152,9 @@ ROWS = {
     "METHOD.NAME": row("pgm", lambda b: b.prepare.method, METHODS["pgm"]),
     "BATCH_NORM.SPLITS": row(2, lambda b: getattr(b.model.neck, "parts", 1)),
     "SAMPLER.CLUSTERS": row(3, lambda b: len(set(b.batches[0].labels[IR]))),
+    "SAMPLER.RGB_CLUSTERS": row(1, lambda b: [len(set(b.batches[0].labels[m])) for m in Modality], [1, 2]),
+    "SAMPLER.CAMERAS": row("others", lambda b: b.prepare.across_cameras, True),
+    "SAMPLER.ITERATIONS": row(5, lambda b: len(b.batches)),
     "SAMPLER.INSTANCES": row(4, lambda b: np.bincount(b.batches[0].labels[IR]).max()),
     "OPTIM.LR": row(0.001, lambda b: b.groups[0]["base_lr"]),
     "OPTIM.BIAS_LR_FACTOR": row(3.0, lambda b: b.groups[1]["base_lr"] / b.groups[0]["base_lr"]),
@@ -170,6 +184,7 @@ ROWS = {
                          "SYSU-MM01 all-search single-shot, original permutations 1-2"),
     "TEST.TRIALS": row(3, lambda b: len(b.setup.retrievals[0].trials)),
     "TEST.EVERY": row(2, lambda b: [e for e in range(1, 8) if b.setup.tester().is_due(e, 7)], [2, 4, 6, 7]),
+    "TEST.MIRRORED": row(True, lambda b: b.setup.tester().mirrored),
     "TEST.BATCH_SIZE": row(7, lambda b: (b.prepare.embed_batch_size, b.prompt.embed_batch_size,
                                          b.setup.tester().batch_size), (7, 7, 7)),
     "LOG.WANDB": row(True, lambda b: b.setup and "check_wandb" in b.seen),
@@ -178,6 +193,7 @@ BESIDE = {      # keys that one configuration cannot vary, and FINETUNE.LABEL_SM
     "DATASET.NAME": "test_data_set_settings", "DATASET.ROOT": "test_data_set_settings",
     "DATASET.TRIAL": "test_data_set_settings", "DATASET.CHECK_COUNTS": "test_data_set_settings",
     "DATASET.IR_RANGE": "test_data_set_settings",
+    "INPUT.JITTER_OF": "test_batches.py: test_colour_jitter",
     "FINETUNE.LABEL_SMOOTHING": "test_setup.py: test_train_clip_builds_the_fine_tune_from_what_was_learned"}
 
 

@@ -52,8 +52,8 @@ def of_two(monkeypatch):
 
 @pytest.mark.parametrize("clusters, instances, splits, size, sentence", [
     (16, 16, 1, 1, None), (3, 2, 1, 6, None), (2, 3, 6, 1, None), (4, 3, 2, 4, None), (4, 3, 4, 2, None),
-    (3, 3, 1, 2, "= 9 images of each modality cannot be shared equally by 2 processes"),
-    (3, 3, 2, 1, "= 9 images of each modality cannot be split into BATCH_NORM.SPLITS 2 equal parts"),
+    (3, 3, 1, 2, "= 9 rgb images cannot be shared equally by 2 processes"),
+    (3, 3, 2, 1, "= 9 rgb images cannot be split into BATCH_NORM.SPLITS 2 equal parts"),
     (3, 4, 2, 3, "BATCH_NORM.SPLITS 2 and 3 processes do not divide one another"),
     (3, 4, 3, 2, "BATCH_NORM.SPLITS 3 and 2 processes do not divide one another")])
 def test_batches_that_processes_and_splits_share(clusters, instances, splits, size, sentence):
@@ -66,9 +66,11 @@ def test_batches_that_processes_and_splits_share(clusters, instances, splits, si
             check_shares(config, size)
 
 
-@pytest.mark.parametrize("method, views", [("cclnet", 1), ("pgm", 2)])
-def test_parts_of_batch_norm_know_the_views_of_the_method(new_setup, method, views):
-    assert new_setup(METHOD__NAME=method, BATCH_NORM__SPLITS=2).model_to_train().neck.shares == (views, 1)
+@pytest.mark.parametrize("method, clusters, shares", [("cclnet", 0, (1, 1)), ("pgm", 0, (2, 1)), ("pgm", 1, (1, 1)),
+                                                      ("cclnet", 3, (3, 2))])
+def test_parts_of_batch_norm_know_the_rows_of_both_modalities(new_setup, method, clusters, shares):
+    setup = new_setup(METHOD__NAME=method, BATCH_NORM__SPLITS=2, SAMPLER__RGB_CLUSTERS=clusters)
+    assert setup.model_to_train().neck.shares == shares
 
 
 def test_the_place_of_the_images(new_setup, of_two, monkeypatch):

@@ -60,8 +60,8 @@ def test_it_starts_from_imagenet_and_what_is_new_is_seeded(file, weights, monkey
     assert new == {"neck.weight", *(f"tower.layers.{place.replace('.', '.non_local_')}.{part}"
                                     for place in places for part in parts)}
     assert abs(states[0]["neck.weight"].std() - 0.01) < 0.002
-    drawn = [states[0][name].abs().max() for name in new if "layer3" in name and ".W." not in name]     # of 128 channels
-    assert all(value <= 128 ** -0.5 for value in drawn)
+    drawn = [states[0][name].abs().max() for name in new if "layer3" in name and ".W." not in name]
+    assert all(value <= 128 ** -0.5 for value in drawn)     # channels
     plain = CCLNet(load_tower(file, "agw_plain", height=32, width=16))
     plain.neck.weight.data.copy_(states[0]["neck.weight"])
     torch.testing.assert_close(features(models[0]), features(plain))
