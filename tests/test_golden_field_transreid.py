@@ -145,7 +145,8 @@ def test_other_weights_are_refused(golden_field, tmp_path, change, message):
 
 @pytest.mark.parametrize("words, message", [
     ({"weights": "openai"}, "weights openai are missing; MODEL.TOWER transreid starts from a file"),
-    ({"height": 90}, "INPUT.HEIGHT is 90; expected a multiple of 16"), ({"stride": 12}, "MODEL.STRIDE is 12, but")])
+    ({"height": 90}, "INPUT.HEIGHT is 90; expected a multiple of 16"), ({"stride": 12}, "MODEL.STRIDE is 12, but"),
+    ({"activation": "gelu"}, "MODEL.ACTIVATION is gelu, but MODEL.TOWER transreid is no CLIP")])
 def test_other_words_are_refused(published, words, message):
     with pytest.raises(UserError, match=message):
         load_tower(**{"weights": published, "tower": "transreid", "height": 96, "width": 48, **words})

@@ -62,7 +62,8 @@ class TransReID(Tower):
             raise UserError(f"weights {quoted(weights)} are missing; MODEL.TOWER {cls.kind} starts from a file of "
                             "TransReID-SSL such as vit_base_ics_cfs_lup.pth: set MODEL.CLIP_WEIGHTS to its path")
         state = {key: value for key, value in read_state_dict(weights).items() if not UNUSED.search(key)}
-        sizes = len(state.get("norm.weight", "")), len({key.split(".")[1] for key in state if key[:7] == "blocks."})
+        sizes = (state["norm.weight"].numel() if "norm.weight" in state else 0,
+                 len({key.split(".")[1] for key in state if key.startswith("blocks.")}))
         if not all(sizes) or sizes[0] % HEAD_WIDTH:
             raise UserError(f"weights {quoted(weights)} are not those of MODEL.TOWER {cls.kind}: expected blocks and a "
                             f"norm of a multiple of {HEAD_WIDTH} numbers, under TransReID-SSL's names. {OTHER_WEIGHTS}")
