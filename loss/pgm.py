@@ -18,8 +18,6 @@ class PGM(VisitingMethod):
     """
 
     SETTINGS = (renewal("hard"),
-                Setting("RENEWAL_BEFORE", "", ("", *MEMORIES), "the same before METHOD.CROSS_EPOCH, which the released "
-                        "first run has plain; empty: as RENEWAL"),
                 Setting("MIRRORED", False, (True, False), "make clusters of means over an image and its mirror image"))
     rule = staticmethod(progressive)
 
@@ -31,8 +29,7 @@ class PGM(VisitingMethod):
     def start(self, start, epoch):
         """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
         s, self.epoch = self.settings, epoch
-        renewed = s.renewal if epoch >= s.cross_epoch else s.renewal_before or s.renewal
-        self.memories = {m.value: MEMORIES[renewed](cluster_means(start.features["feature"][m], start.labels[m]),
+        self.memories = {m.value: MEMORIES[s.renewal](cluster_means(start.features["feature"][m], start.labels[m]),
                                                       s.temperature, s.momentum) for m in Modality}
         self.epoch_links = self.link(start)
         return start.labels

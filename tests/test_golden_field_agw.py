@@ -8,7 +8,7 @@ import torch
 from data.augment import MEAN, STD
 from data.images import ImageBank
 from data.records import Retrieval
-from model.released import from_released, model_from_checkpoint, released_name
+from model.released import model_from_checkpoint, released_name
 from processor.evaluate import evaluate
 from processor.features import embed
 from utils.modality import Modality
@@ -77,14 +77,3 @@ def test_outputs_gradients_and_statistics(case):
     assert sum(value.grad is not None for value in own.values()) == int(case.numbers["parameters_with_gradient"])
     for m in Modality:
         case.check(f"after_eval_{m.value}", model.eval().encode_image(images[m][:2], m).feature)
-
-
-def test_a_whole_released_checkpoint_is_read(golden_field):
-    """Of three whole ResNet-50s, non-local blocks and a classifier, what is used has the recipe's names and shapes."""
-    keys = golden_field.json("agw_keys")
-    copies = keys["copies_and_what_is_read_of_them"]
-    names = {f"{copy}{name}": shape for copy in copies for name, shape in keys["backbone"].items()} | keys["others"]
-    weights = golden_field.recipe_field.agw_state_dict(golden_field.seed)
-    used = from_released({name: torch.zeros(shape) for name, shape in names.items()})
-    assert {released_name(name): list(value.shape) for name, value in used.items()} == {
-        name: list(value.shape) for name, value in weights.items()}

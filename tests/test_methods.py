@@ -293,9 +293,9 @@ def test_a_setting_that_a_class_does_not_have_is_a_mistake_of_its_caller():
         METHODS["cclnet"](swap=1)
 
 
-@pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
+@pytest.mark.parametrize("name, end", [("sysu", ""), ("regdb", ""), ("llcm", ""), ("sysu", "_agw"), ("regdb", "_agw")])
 @pytest.mark.parametrize("method, momentum", [("pgm", 0.2), ("rpnr", 0.1)])
-def test_configurations_of_the_methods_are_those_of_two_released_runs(name, method, momentum):
+def test_configurations_of_the_methods_are_those_of_two_released_runs(name, end, method, momentum):
     """PyTorch's own StepLR, of 20 epochs in a run of 50 (PGM's train_regdb.py: 10 of 30), anew in each half."""
     epochs, step = (30, 10) if (name, method) == ("regdb", "pgm") else (50, 20)
     adam, run = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=3.5e-4), []
@@ -304,11 +304,11 @@ def test_configurations_of_the_methods_are_those_of_two_released_runs(name, meth
         run += released.get_last_lr()
         adam.step()
         released.step()
-    config = load_config(f"configs/{name}_{method}.yml")
+    config = load_config(f"configs/{name}_{method}{end}.yml")
     assert (config.METHOD.NAME, config.METHOD.MOMENTUM, config.INPUT.CHANNEL) == (method, momentum, 1)
     assert method in config.OUTPUT_DIR and config.DATASET.NAME == name
     assert method == "pgm" or config.METHOD.TOP_IMAGES == (5 if name == "regdb" else 20)
-    for stage in ("prepare", "finetune"):
+    for stage in ("prepare",) if end else ("prepare", "finetune"):
         s = train_settings(config, stage)
         assert [s.lr * s.lr_factor(epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
         assert s.restart_epoch == s.of_method["cross_epoch"] == epochs + 1 and s.bias_lr_factor == 1

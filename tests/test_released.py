@@ -78,24 +78,41 @@ def test_names_map_both_ways(model, golden):
         released_name("text.positional_embedding")
 
 
-def test_exact_released_file_is_tested_without_clip(tmp_path, golden, monkeypatch, capsys):
+RELEASED = {     # names and shapes, what lies beside them, mirror images, what is said
+    "cclnet": (lambda golden, _: golden.json("released_checkpoint_keys"),
+               {"cmc": np.linspace(0.55, 0.9, 20), "mAP": np.float64(0.5038), "mINP": np.float64(0.37)}, False,
+               "states Rank-1 0.5500, mAP 0.5038, mINP 0.3700; 362 of its 1176 weights used (those of the image side), "
+               "814 ignored (unused copies, text encoder, prompts: 10 rgb, 8 ir)"),
+    "agw": (lambda _, field: agw_names(field.json("agw_keys")), {"best_mAP": np.float64(0.5136)}, True,
+            "states best mAP 0.5136; 394 of its 1025 weights used")}
+
+
+def agw_names(keys):
+    """Names and shapes of a checkpoint of PGM or RPNR: three whole ResNet-50s and what stands beside them."""
+    copies = {copy + name: shape for copy in keys["copies_and_what_is_read_of_them"]
+              for name, shape in keys["backbone"].items()}
+    return {f"module.{name}": shape for name, shape in {**copies, **keys["others"]}.items()}
+
+
+@pytest.mark.parametrize("kind", RELEASED)
+def test_exact_released_file_is_tested_without_imagenet_or_clip(tmp_path, golden, golden_field, monkeypatch, capsys,
+                                                                 kind):
+    names, beside, mirrored, sentence = RELEASED[kind]
     state = {}
-    for name, shape in golden.json("released_checkpoint_keys").items():
+    for name, shape in names(golden, golden_field).items():
         value = 1 if name.endswith("num_batches_tracked") else 1.0 if "running_var" in name else 0.01
         state[name] = torch.tensor(value).expand(shape)           # one number in the file, whatever the shape
-    path = tmp_path / "model_best.pth"
-    torch.save({"state_dict": state, "cmc": np.linspace(0.55, 0.9, 20), "mAP": np.float64(0.5038),
-                "mINP": np.float64(0.37), "epoch": 57}, path)
+    path = tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict": state, "epoch": 57, **beside}, path)
     scripts.without_report(monkeypatch)
     root = trees.people_tree(tmp_path / "data", ids={"train": (1,), "val": (2,), "test": (3,)})
     words = ["DATASET.ROOT", root, "DATASET.CHECK_COUNTS", "False", "DEVICE", "cpu", "OUTPUT_DIR", tmp_path / "out",
              "MODEL.CLIP_WEIGHTS", "no/file"]
     assert scripts.call(scripts.load("test"), ["--resume_path", path, *words]) == 0
-    said = capsys.readouterr().out
-    assert "released format, epoch 57, states Rank-1 0.5500, mAP 0.5038, mINP 0.3700" in said
-    assert "362 of its 1176 weights used" in said and "814 ignored" in said and "10 rgb, 8 ir" in said
+    assert f"released format, epoch 57, {sentence}" in capsys.readouterr().out
     record = json.loads(next(tmp_path.glob("**/metrics.json")).read_text())
     assert record["epoch"] == 57 and record["selection"] == "as released" and 0 < record["rank1"] <= 1
+    assert record["identity"]["TEST.MIRRORED"] is mirrored and record["identity"]["INPUT.HEIGHT"] == 288
 
 
 def test_export_has_the_released_names_and_reads_back(exported, model, clip_file, golden):

@@ -1,10 +1,14 @@
 """The contract of a tower without texts, by a narrow AGW: from ImageNet's names to a published model and back."""
+import json
+
 import pytest
 import scripts
 import torch
 import trees
 from torchvision.models import ResNet50_Weights
 
+from configs.defaults import load_config
+from data.augment import Augmentation
 from model.batch_norm import folded
 from model.cclnet import CCLNet
 from model.published import load_checkpoint
@@ -12,6 +16,7 @@ from model.released import model_from_checkpoint, released_name
 from model.towers.agw import AGW, AGWPlain
 from model.towers.clip_resnet import ClipResNet
 from model.towers.registry import TOWERS, load_tower
+from processor.setup import batch_images, train_settings
 from tools import export_released
 from utils.errors import UserError
 from utils.modality import Modality
@@ -153,6 +158,37 @@ def test_train_test_publish_and_read_it(file, tmp_path, monkeypatch, capsys):
     assert torch.equal(features(model_from_checkpoint(load_checkpoint(published), published)), features(model))
     with pytest.raises(UserError, match="MODEL.TOWER agw, and the released format knows clip_resnet alone"):
         export_released.main([str(path), str(tmp_path / "out.pth"), "--clip_weights", file])
+
+
+# Visible and infrared images of a batch, parts of its batch norm, iterations, largest distance of neighbours.
+@pytest.mark.parametrize("name, numbers", [
+    ("sysu_pgm_agw", (128, 256, 4, 200, 0.6)), ("regdb_pgm_agw", (128, 256, 4, 100, 0.3)),
+    ("sysu_rpnr_agw", (128, 128, 2, 200, 0.6)), ("regdb_rpnr_agw", (64, 128, 2, 100, 0.3))])
+def test_released_recipes_hold_their_numbers_and_run(file, tmp_path, monkeypatch, name, numbers):
+    """Whole ones by their numbers; at a small size, from clusters to a test of means over mirror images."""
+    config_file = scripts.REPOSITORY / "configs" / f"{name}.yml"
+    config = load_config(config_file)
+    settings, images = train_settings(config, "prepare"), batch_images(config).values()
+    assert (*images, config.BATCH_NORM.SPLITS, settings.iterations, settings.cluster.eps) == numbers
+    assert settings.method(**settings.of_method).mirrored and settings.across_cameras and config.MODEL.TOWER == "agw"
+    assert settings.augmentation == {
+        Modality.RGB: Augmentation(flip=0.5, pad=10, erase=0.5, channel=1, jitter=0.5 if "pgm" in name else 0),
+        Modality.IR: Augmentation(flip=0.5, pad=10, erase=0.5, channel=0.75, mean=0.125)}
+    scripts.without_report(monkeypatch)
+    if name.startswith("sysu"):
+        root = trees.people_tree(tmp_path / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
+    else:
+        root = trees.regdb_tree(tmp_path / "data", persons=4, images=3)
+    words = scripts.settings(DATASET__ROOT=root, OUTPUT_DIR=tmp_path / "run", MODEL__CLIP_WEIGHTS=file,
+                             SAMPLER__CLUSTERS=4, SAMPLER__RGB_CLUSTERS=2, SAMPLER__ITERATIONS=2,
+                             CLUSTER__MIN_SAMPLES=1, PREPARE__EPOCHS=3, PREPARE__ALLOW_COLLAPSE=True)
+    assert scripts.call(scripts.load("train_prepare"), ["--config_file", config_file, *words]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and "loss_cross" not in rows[0] and "loss_cross" in rows[2]
+    path = tmp_path / "run/prepare_last.pth"
+    assert scripts.call(scripts.load("test"), ["--resume_path", path, "TEST.TRIALS", 2]) == 0
+    record = json.loads(next((tmp_path / "run/tests").glob("*/metrics.json")).read_text())
+    assert record["identity"]["TEST.MIRRORED"] and record["mAP"] == load_checkpoint(path)["metrics"]["mAP"]
 
 
 @pytest.mark.parametrize("kind", ["agw", "agw_plain"])
