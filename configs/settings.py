@@ -47,7 +47,8 @@ SETTINGS = (
     Setting("INPUT.JITTER", 0.0, Range(0, 0.5), "strength of colour jitter: brightness, contrast, saturation and hue"),
     Setting("INPUT.JITTER_OF", "visible", ("visible", "all"), "visible: of visible images (methods with two views: "
             "of the second view); all: of all, infrared ones too"),
-    Setting("INPUT.RESIZE", "lanczos", ("lanczos", "bicubic"), "how training images are resized; test images: lanczos"),
+    Setting("INPUT.RESIZE", "lanczos", ("lanczos", "bicubic", "bilinear"), "how training images are resized; test "
+            "images: lanczos"),
 
     Setting("MODEL.NAME", "RN50", ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
                                    "ViT-L-14-336"), "which of OpenAI's CLIPs; a file's kind is read from it"),
@@ -57,8 +58,8 @@ SETTINGS = (
             "open_clip's own, quick_gelu in OpenAI's; auto: by the file's name (docs/backbones.md)"),
     Setting("MODEL.STRIDE", 16, Range(1, 2048, whole=True),
             "pixels between patches of a vision transformer; a ResNet's map has always 16"),
-    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit, agw, agw_plain or one of your own; "
-            "empty: that of the weights"),
+    Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit, agw, agw_plain, transreid or one of "
+            "your own; empty: that of the weights"),
 
     Setting("CLUSTER.K1", 30, COUNT, "neighbours that count as near"),
     Setting("CLUSTER.K2", 6, COUNT, "neighbours whose encodings are averaged"),
@@ -66,7 +67,7 @@ SETTINGS = (
     Setting("CLUSTER.MIN_SAMPLES", 4, COUNT,
             "neighbours, itself among them, that make an image the core of a cluster"),
 
-    Setting("METHOD.NAME", "cclnet", "cclnet, pgm, rpnr, none or one of your own",
+    Setting("METHOD.NAME", "cclnet", "cclnet, pgm, rpnr, sdcl, unify, none or one of your own",
             "what is done with clusters and their links (docs/methods.md)"),
 
     Setting("BATCH_NORM.SPLITS", 1, COUNT,
@@ -78,9 +79,10 @@ SETTINGS = (
             "cameras, where it has any"),
     Setting("SAMPLER.ITERATIONS", 0, Range(0, whole=True), "batches of an epoch; 0: as many as the images give"),
 
-    Setting("OPTIM.LR", 3.5e-4, Range(0, above=True), "of Adam, image side"),
+    Setting("OPTIM.NAME", "adam", ("adam", "sgd"), "of the image side; sgd has a momentum of 0.9"),
+    Setting("OPTIM.LR", 3.5e-4, Range(0, above=True), "of the image side"),
     Setting("OPTIM.BIAS_LR_FACTOR", 2.0, FACTOR, "on the learning rate of biases"),
-    Setting("OPTIM.WEIGHT_DECAY", 5e-4, FACTOR, "of Adam: added to the gradients"),
+    Setting("OPTIM.WEIGHT_DECAY", 5e-4, FACTOR, "added to the gradients"),
     Setting("OPTIM.WARMUP_EPOCHS", 10, Range(0, whole=True), "in which the learning rate rises to LR, linearly"),
     Setting("OPTIM.WARMUP_FACTOR", 0.01, FACTOR, "share of LR at the start of the warm-up"),
     Setting("OPTIM.STEPS", [30, 50], "a list of epochs such as [30, 50]",
@@ -92,7 +94,7 @@ SETTINGS = (
     Setting("PREPARE.EPOCHS", 120, COUNT, "of train_prepare.py"),
     Setting("PREPARE.ALLOW_COLLAPSE", False, (True, False), "train on though a modality stays in one cluster"),
     Setting("PREPARE.RESTART_AT_CROSS", False, (True, False),
-            "new Adam and new warm-up at METHOD.CROSS_EPOCH, as the second runs of PGM and RPNR"),
+            "new optimiser and new warm-up at METHOD.CROSS_EPOCH, as the second runs of PGM and RPNR"),
     Setting("PROMPT.EPOCHS", 60, COUNT, "of train_clip.py's first stage"),
     Setting("PROMPT.BATCH_SIZE", 128, COUNT, "pairs of a visible and an infrared image"),
     Setting("PROMPT.LR", 3.5e-4, Range(0, above=True), "of Adam, before the cosine"),

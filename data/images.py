@@ -90,7 +90,7 @@ def in_parallel(function, items, description):
 def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None, resize="lanczos"):
     """Decode one image file, convert it to RGB and resize it: (height, width, 3) uint8.
 
-    Args: remedy, grey_range: as `decode_image`; resize: "lanczos" or "bicubic". Raises: UserError: as `decode_image`.
+    Args: remedy, grey_range: as `decode_image`; resize: as INPUT.RESIZE. Raises: UserError: as `decode_image`.
     """
     image = decode_image(path, remedy, grey_range)
     return np.asarray(image.resize((width, height), Image.Resampling[resize.upper()]))

@@ -25,7 +25,7 @@ def save_pseudo_labels(folder, labels, manifest, unified=False, made=None):
         unified: both modalities share one range, in which a number is the same person: they are renumbered together.
         made: how, {"epoch": the last one, "config": the settings of the run}.
     """
-    labels = _renumbered(labels, unified)
+    labels = renumbered(labels, unified)
     for modality, array in labels.items():
         save_array(Path(folder) / FILE_NAMES[modality], array)
     save_json(Path(folder) / MANIFEST_NAME, {**manifest, "unified": unified, "labels": labels_digest(labels),
@@ -64,7 +64,7 @@ def load_pseudo_labels(folder, sizes, manifest):
     stored = _manifest_of_these_images(folder, manifest)
     labels = {m: _read(Path(folder) / name, m, sizes[m]) for m, name in FILE_NAMES.items()}
     if stored is None:
-        return _renumbered(labels), None
+        return renumbered(labels), None
     if stored.get("labels", labels_digest(labels)) != labels_digest(labels):
         raise UserError(f"pseudo labels in {folder} are not those that the {MANIFEST_NAME} beside them was written "
                         f"for. {AGAIN}, or remove {MANIFEST_NAME} if they belong to this data set")
@@ -127,7 +127,7 @@ def _manifest_of_these_images(folder, manifest):
     return stored
 
 
-def _renumbered(labels, together=False):
+def renumbered(labels, together=False):
     """Renumber clusters 0, 1, 2 ... in the same order, -1 stays. Args: together: by one mapping for both modalities."""
     found = {}
     for m, array in labels.items():

@@ -67,6 +67,10 @@ class ClusterMemory:
         """
         self.update_all([self], [x], [labels])
 
+    def samples(self, x, labels):
+        """Return what prototypes are mixed with, and the labels on the host: features of unit length."""
+        return _unit_rows(x, labels)
+
     @staticmethod
     def update_all(memories, features, labels):
         """Update several memories of one class and momentum together, which spares a GPU's host half the work.
@@ -78,7 +82,7 @@ class ClusterMemory:
         Args: features: (B, D) of each memory; labels: (B,) of each.
         """
         momentum, sizes = memories[0].momentum, [len(memory.prototypes) for memory in memories]
-        rows, of_joined = zip(*(_unit_rows(x, of) for x, of in zip(features, labels)))
+        rows, of_joined = zip(*(memories[0].samples(x, of) for x, of in zip(features, labels)))
         of_joined = np.concatenate([of + first for of, first in zip(of_joined, np.cumsum([0, *sizes[:-1]]))])
         clusters, member, count = np.unique(of_joined, return_inverse=True, return_counts=True)
         most, turn = np.argsort(-count, kind="stable"), _occurrence(member)
@@ -136,10 +140,16 @@ def cross_entropy(x, prototypes, labels, temperature, before=None):
     """
     if not len(labels):
         return x.sum()
+    logits = cosine_logits(x, prototypes, temperature, before)
+    return F.cross_entropy(logits, to_device(labels, logits.device))
+
+
+def cosine_logits(x, prototypes, temperature, before=None):
+    """Compute x @ prototypes.T / temperature: (B, K). Args: as `cross_entropy`."""
     logits = x @ prototypes.T
     if before is not None:
         logits = logits + (x @ before.T - logits).detach()
-    return F.cross_entropy(logits / temperature, to_device(labels, logits.device))
+    return logits / temperature
 
 
 def hardest_samples(x, labels, prototypes):

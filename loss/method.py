@@ -21,7 +21,7 @@ class EpochStart:
     """All training images at the start of an epoch, in the order of the data set."""
 
     features: dict      # head of the method's `needs` -> Modality -> (N, ·) tensor; "feature" is of unit length, where
-                        # the method is `mirrored` the mean of two such rows
+                        # the method is `mirrored` the mean of two such rows; "depths" (N, L, D) are not normalised
     labels: dict        # Modality -> (N,) int64 array of clusters from 0 on, -1 for outliers
     cameras: dict       # Modality -> (N,) int64 array
 
@@ -42,11 +42,12 @@ class Method:
                         "or the cross-modal loss"),
                 Setting("CAMERA_WEIGHT", 0.0, Range(0), "of the losses of camera proxies; 0: there are none "
                         "(loss/cameras.py)"))
-    needs = ("feature",)        # heads that are embedded at an epoch's start: "feature", "projection", "text"
+    needs = ("feature",)        # heads embedded at an epoch's start: "feature", "depths", "projection", "text"
     # Attributes of the class, the same for all settings:
     views = 1                   # of each visible image in a batch
     mirrored = False            # whether an epoch's features are means over an image and its mirror image
-    unified = False             # whether both modalities' labels share one range of clusters
+    depths = 1                  # that a tower's features must have: 2 for deep and shallow ones
+    best_epoch = None           # that begins with the weights which were best on test data so far
 
     def __init__(self, **settings):
         known = {setting.name.lower(): setting.default for setting in self.declared()}
@@ -69,6 +70,10 @@ class Method:
         Returns: Modality -> (N,) int64 array, the labels to train on; -1 leaves an image out.
         """
         raise NotImplementedError
+
+    def unifies(self, epoch):
+        """Tell whether both modalities' labels share one range of clusters in an epoch."""
+        return False
 
     def losses(self, features, batch):
         """Compute the losses of a batch; they are summed for training, and logged as loss_NAME.

@@ -4,5 +4,7 @@ from loss.none import NoLinks
 from loss.nulc import NULC
 from loss.pgm import PGM
 from loss.rpnr import RPNR
+from loss.sdcl import SDCL
+from loss.unify import Unify
 
-METHODS = {"cclnet": CCLNet, "pgm": PGM, "rpnr": RPNR, "nulc": NULC, "none": NoLinks}
+METHODS = {"cclnet": CCLNet, "pgm": PGM, "rpnr": RPNR, "nulc": NULC, "sdcl": SDCL, "unify": Unify, "none": NoLinks}

@@ -42,8 +42,9 @@ class CCLNet(nn.Module):
     def forward(self, rgb, ir, heads=("feature",)):
         """Embed a batch of both modalities; the trunk sees them as one batch, RGB first, so its batch norms see both.
 
-        Args: rgb, ir: (B_rgb, 3, H, W), (B_ir, 3, H, W); heads: of "feature" and "projection".
-        Returns: {head: Modality -> (B, ·)}; features are L2-normalised in evaluation mode.
+        Args: rgb, ir: (B_rgb, 3, H, W), (B_ir, 3, H, W); heads: of "feature", "depths" and "projection".
+        Returns: {head: Modality -> (B, ·)}; features are L2-normalised in evaluation mode, and never as "depths"
+            (B, L, D), which are their L parts.
         """
         x = torch.cat([self.tower.stem(rgb, Modality.RGB), self.tower.stem(ir, Modality.IR)])
         return {head: dict(zip(Modality, rows.split([len(rgb), len(ir)])))
@@ -65,9 +66,11 @@ class CCLNet(nn.Module):
     def _heads(self, x, heads):
         pooled, state = self.tower.trunk(x)
         out = {}
-        if "feature" in heads:
+        if "feature" in heads or "depths" in heads:
             feature = self.neck(pooled)
-            out["feature"] = feature if self.training else F.normalize(feature, dim=1)
+            both = {"feature": feature if self.training else F.normalize(feature, dim=1),
+                    "depths": feature.unflatten(1, (self.tower.depths, -1))}
+            out = {head: both[head] for head in heads if head in both}
         if "projection" in heads:
             out["projection"] = self.tower.project(state)
         return out

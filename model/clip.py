@@ -100,16 +100,15 @@ def _download(name):
         return download_pretrained_from_url(url, cache_dir=CACHE_DIR)
 
 
-def resize_positions(positions, rows, columns):
-    """Resize the position embedding of a square grid bilinearly (align_corners False); the first token's row is kept.
+def resize_positions(positions, rows, columns, grid=None):
+    """Resize the position embedding of a grid bilinearly (align_corners False); the first token's row is kept.
 
-    Args: positions: (1 + n * n, D). Returns: (1 + rows * columns, D).
+    Args: positions: (1 + N, D); grid: (rows, columns) of the N; None: a square. Returns: (1 + rows * columns, D).
     """
-    first, grid = positions.detach()[:1], positions.detach()[1:]
-    side = round(len(grid) ** 0.5)
-    grid = grid.T.reshape(1, -1, side, side)
-    grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=False)
-    return torch.cat([first, grid.flatten(2)[0].T])
+    first, rest = positions.detach()[:1], positions.detach()[1:]
+    rest = rest.T.reshape(1, -1, *(grid or 2 * [round(len(rest) ** 0.5)]))
+    rest = F.interpolate(rest, size=(rows, columns), mode="bilinear", align_corners=False)
+    return torch.cat([first, rest.flatten(2)[0].T])
 
 
 class TextTower(nn.Module):

@@ -29,9 +29,9 @@ def downloading(what, remedy):
 def read_state_dict(path):
     """Read the weights of a file: {name: tensor on the host}.
 
-    The file holds a state dict that torch.save wrote, alone or under "state_dict", with or without "module." before the
-    names; or it is one of OpenAI's CLIP archives. Those are programs (TorchScript), so one is loaded only if its
-    SHA-256 is one that OpenAI published.
+    The file holds a state dict that torch.save wrote, alone or under "state_dict" or "model", with or without "module."
+    before the names; or under "teacher", whose backbone is taken; or it is one of OpenAI's CLIP archives. Those are
+    programs (TorchScript), so one is loaded only if its SHA-256 is one that OpenAI published.
 
     Raises: UserError: the file is missing or damaged, holds more than tensors, or is another program.
     """
@@ -42,8 +42,10 @@ def read_state_dict(path):
         content = _published_archive(path)
     else:
         content = load_plain(path, f"weights {quoted(path)}", OTHER_WEIGHTS)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {str(name).removeprefix("module."): value for name, value in content["state_dict"].items()}
+    for key, start in (("state_dict", ""), ("model", ""), ("teacher", "backbone.")):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = {str(name).removeprefix("module."): value for name, value in content[key].items()}
+            content = {name.removeprefix(start): value for name, value in content.items() if name.startswith(start)}
     found = isinstance(content, dict) and {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
     if not found:       # numbers and text beside them do no harm
         raise UserError(f"weights {quoted(path)} hold no tensors by name; expected a state dict. {OTHER_WEIGHTS}")

@@ -1,6 +1,7 @@
 """The only loop that embeds images."""
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from data.augment import normalise
@@ -35,9 +36,10 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
 
     Args:
         model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality;
-        heads: of "feature" (N, D), L2-normalised, and "projection" (N, E); indices: positions in the bank, all if
-        None; batch_size: images at once, on a GPU in the first batch; precision: of `utils.runtime`; mirrored: take the
-        mean of each image's and its mirror image's, not normalised again; processes: of `utils.distributed`.
+        heads: of "feature" (N, D), L2-normalised, "depths" (N, L, D), not normalised, and "projection" (N, E);
+        indices: positions in the bank, all if None; batch_size: images at once, on a GPU in the first batch; precision:
+        of `utils.runtime`; mirrored: take the mean of each image's and its mirror image's, not normalised again, but a
+        tower of several depths has its features normalised after the mean alone; processes: of `utils.distributed`.
     Returns:
         {head: float32 tensor on the model's device}.
     Raises:
@@ -59,17 +61,15 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
                 # A compiled model keeps to one batch size: the last batch is filled up with repeats.
                 images = bank.batch(np.resize(chosen, batch_size) if compiled else chosen)
                 images = normalise(images, bank.normalisation)
-                views = (images, images.flip(3)) if mirrored else (images,)
                 with autocast(precision, bank.device):
-                    embedded = [encoder.encode(view, modality, heads) for view in views]
+                    embedded = _encode(encoder, images, modality, heads, mirrored)
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise
                 batch_size //= 2
                 continue
             for head in heads:
-                found = [view[head][:len(chosen)].float() for view in embedded]
-                rows[head].append(sum(found) / len(found) if mirrored else found[0])
+                rows[head].append(embedded[head][:len(chosen)])
             if done == 0 and given is not None:
                 each = (bytes_given(bank.device) - given) / len(images)
                 batch_size = grown_batch(batch_size, each, bytes_free(bank.device))
@@ -80,11 +80,22 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     embedded = {head: processes.gather(torch.cat(batches)[:own.stop - own.start], len(indices), unit)
                 for head, batches in rows.items()}
     for head, found in embedded.items():
-        broken = (~torch.isfinite(found).all(dim=1)).nonzero()[:, 0]
+        broken = (~torch.isfinite(found.flatten(1)).all(dim=1)).nonzero()[:, 0]
         if len(broken):
             raise NonFinite(f"the {head} of {len(broken)} {modality.value} image{'s' if len(broken) > 1 else ''}",
                             bank.names(indices[broken.cpu().numpy()]))
     return embedded
+
+
+def _encode(model, images, modality, heads, mirrored):
+    """Embed a batch: {head: float32 rows}. Args: as `embed`."""
+    raw = mirrored and model.tower.depths > 1
+    asked = tuple(dict.fromkeys("depths" if raw and head == "feature" else head for head in heads))
+    views = [model.encode(view, modality, asked) for view in ((images, images.flip(3)) if mirrored else (images,))]
+    rows = {head: sum(view[head].float() for view in views) / len(views) for head in asked}
+    if raw and "feature" in heads:
+        rows["feature"] = F.normalize(rows["depths"].flatten(1), dim=1)
+    return rows
 
 
 def grown_batch(batch_size, bytes_of_image, free):

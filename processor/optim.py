@@ -1,26 +1,29 @@
 """Optimisers and learning rates of the released recipe."""
 import math
 from bisect import bisect_right
+from functools import partial
 
 import torch
 
 from utils.errors import UserError
 
+OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}      # OPTIM.NAME
 
-def image_optimizer(named_parameters, lr, weight_decay, bias_lr_factor, factors=()):
-    """Build Adam over (name, parameter) pairs; parameters named "bias" learn at lr * bias_lr_factor.
+
+def image_optimizer(named_parameters, lr, weight_decay, bias_lr_factor, factors=(), kind="adam"):
+    """Build Adam or SGD over (name, parameter) pairs; parameters named "bias" learn at lr * bias_lr_factor.
 
     `set_lr` sets the learning rates before the first step.
 
     Args: factors: (start of a name, factor on the learning rate) pairs, of which the first that fits a name counts;
-        each gives two groups more, of weights and biases.
+        each gives two groups more, of weights and biases; kind: of `OPTIMIZERS`.
     """
     groups = {(factor, bias): [] for factor in (1.0, *(factor for _, factor in factors)) for bias in (False, True)}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             groups[_factor(name, factors), "bias" in name].append(parameter)
     on_gpu = any(parameter.is_cuda for parameters in groups.values() for parameter in parameters)
-    return torch.optim.Adam([{"params": parameters, "base_lr": lr * factor * (bias_lr_factor if bias else 1.0)}
+    return OPTIMIZERS[kind]([{"params": parameters, "base_lr": lr * factor * (bias_lr_factor if bias else 1.0)}
                              for (factor, bias), parameters in groups.items()], weight_decay=weight_decay,
                             fused=on_gpu or None)      # a kernel in place of many; the last bits differ
 

@@ -17,7 +17,7 @@ from data.augment import Augmentation
 from data.cache import open_banks
 from data.images import pick_cache
 from data.manifest import data_manifest
-from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels, origin
+from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels, origin, renumbered
 from data.registry import open_dataset
 from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
@@ -149,7 +149,8 @@ class Setup:
                 raise UserError(f"pseudo labels in {quoted(folder)} were made with {others[0]}, not {others[1]}; run "
                                 "train_prepare.py with these settings first, or set PSEUDO_LABEL_DIR to that folder to "
                                 "use them on purpose")
-            return labels, f"pseudo labels from {folder}, {origin(made)}"
+            # Of unified labels a modality may lack some, and a prompt without an image would never learn.
+            return renumbered(labels), f"pseudo labels from {folder}, {origin(made)}"
 
         return self.processes.once(read)
 
@@ -288,7 +289,8 @@ def train_settings(config, stage):
         clusters_per_batch=config.SAMPLER.CLUSTERS, rgb_clusters=config.SAMPLER.RGB_CLUSTERS,
         instances=config.SAMPLER.INSTANCES, across_cameras=config.SAMPLER.CAMERAS == "others",
         iterations=config.SAMPLER.ITERATIONS, augmentation=augmentation,
-        lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR, weight_decay=config.OPTIM.WEIGHT_DECAY,
+        optimizer=config.OPTIM.NAME, lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR,
+        weight_decay=config.OPTIM.WEIGHT_DECAY,
         warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
         lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
         lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
@@ -305,6 +307,9 @@ def check_needs(settings, tower, stage):
     if stage == "finetune" and not tower.has_text:
         raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
                         "has trained, or choose a CLIP")
+    if settings.method.depths > tower.depths:
+        raise UserError(f"{settings.method.__name__} needs shallow features beside deep ones, and MODEL.TOWER "
+                        f"{tower.kind} has none; choose transreid, or METHOD.NAME unify, which can do without")
     needs = settings.method(**settings.of_method).needs
     if "text" in needs and stage == "prepare":
         raise UserError("METHOD.LINK_BY is text, but train_prepare.py has no texts: train_clip.py learns them; choose "

@@ -5,6 +5,7 @@ repeated from the state that the one before it has saved, it gives the same bits
 """
 from dataclasses import dataclass
 
+import torch
 from tqdm import tqdm
 
 from clustering.labels import ClusterSettings, make_pseudo_labels
@@ -19,6 +20,7 @@ from processor.run.state import TrainState
 from utils.finite import RunningMeans
 from utils.modality import Modality
 from utils.runtime import autocast, gpu_rounding
+from utils.seeding import torch_rng
 
 CHECK_EVERY = 20        # steps between looks at the losses, for which a GPU is waited for
 HEADS = (("feature",), ("feature", "projection"))       # of the model that are trained: without texts, with texts
@@ -39,6 +41,7 @@ class TrainSettings:
     across_cameras: bool        # whether the images of a cluster are drawn by `data.sampler.across_cameras`
     iterations: int             # of an epoch; 0: what the images give
     augmentation: dict          # Modality -> `Augmentation`
+    optimizer: str              # of `processor.optim.OPTIMIZERS`
     lr: float
     bias_lr_factor: float
     weight_decay: float
@@ -79,6 +82,8 @@ def train(stage, model, images, settings, run, tester, guidance=None):
     for epoch in run.epochs_left(stage, state, s.epochs):
         if epoch == s.restart_epoch:
             state.renew_optimizer()
+        if epoch == method.best_epoch:
+            state.take_best()
         set_lr(state.optimizer, s.lr_factor(epoch))
         features = embed_all(model, images, method, s, guidance, p)                     # 1 features of all images
         labels = {m: make_pseudo_labels(features["feature"][m], m, s.cluster, p) for m in Modality}     # 2 clusters
@@ -86,6 +91,7 @@ def train(stage, model, images, settings, run, tester, guidance=None):
         del features        # hundreds of megabytes that the steps do not need
         batches, means = Batches(images, labels, s, epoch, method.views, p), RunningMeans()
         trained.train()
+        torch.manual_seed(torch_rng(s.seed, "stochastic depth", stage, epoch, p.rank).initial_seed())   # transreid's
         run.training_begins()
         for batch in tqdm(batches, f"{stage} epoch {epoch}", leave=False, disable=p.hides_bars, unit="batch"):
             means.add(train_step(trained, state.optimizer, method, batch, guidance, s.precision))       # 4 P x K images

@@ -49,7 +49,7 @@ def test_the_supervised_bound_has_one_prototype_for_a_person():
     x = torch.nn.functional.normalize(FEATURES[Modality.IR], dim=1)
     expected = torch.nn.functional.cross_entropy(x @ means.T / 0.5, torch.from_numpy(labels[Modality.IR]))
     torch.testing.assert_close(losses["id_ir"], expected)
-    assert method.links() is None and method.unified
+    assert method.links() is None and method.unifies(1)
 
 
 @pytest.mark.parametrize("bound, method, folder", [("links", "pgm", "true-links"), ("labels", "cclnet", "true-labels"),

@@ -25,6 +25,8 @@ CASES = {       # splits of the batch norm, whether texts guide, settings
     "nulc on pgm's released gradients, with camera proxies, a batch norm of the whole": (
         1, False, {"METHOD__NAME": "nulc", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released",
                    "METHOD__NEIGHBOURS": 5, "METHOD__CAMERA_WEIGHT": 0.5}),
+    "sdcl, whose second epoch unifies labels": (2, False, {"METHOD__NAME": "sdcl", "METHOD__UNIFY_EPOCH": 2,
+                                                           "OPTIM__NAME": "sgd"}),
 }
 
 

@@ -156,6 +156,7 @@ ROWS = {
     "SAMPLER.CAMERAS": row("others", lambda b: b.prepare.across_cameras, True),
     "SAMPLER.ITERATIONS": row(5, lambda b: len(b.batches)),
     "SAMPLER.INSTANCES": row(4, lambda b: np.bincount(b.batches[0].labels[IR]).max()),
+    "OPTIM.NAME": row("sgd", lambda b: b.groups[0].get("momentum"), 0.9),
     "OPTIM.LR": row(0.001, lambda b: b.groups[0]["base_lr"]),
     "OPTIM.BIAS_LR_FACTOR": row(3.0, lambda b: b.groups[1]["base_lr"] / b.groups[0]["base_lr"]),
     "OPTIM.WEIGHT_DECAY": row(0.003, lambda b: {group["weight_decay"] for group in b.groups}, {0.003}),

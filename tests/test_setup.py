@@ -157,7 +157,7 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
     ("text", "finetune", True, None), ("projection", "prepare", True, None), ("prototype", "prepare", False, None)])
 def test_methods_that_need_what_is_not_there(space, stage, has_text, sentence):
     settings = train_settings(load_config(None, ["METHOD.LINK_BY", space]), stage)
-    tower = SimpleNamespace(has_text=has_text, kind="tiny")
+    tower = SimpleNamespace(has_text=has_text, kind="tiny", depths=1)
     if sentence is None:
         check_needs(settings, tower, stage)
     else:

@@ -88,7 +88,8 @@ def one_of(size, rank=0):
 
 def epoch_of(rows):
     """An `EpochStart` with an image per cluster, so that memories start from its rows. Args: Modality -> (K, D)."""
-    return EpochStart({"feature": rows}, {m: np.arange(len(of)) for m, of in rows.items()},
+    features = {"feature": rows, "depths": {m: of[:, None] for m, of in rows.items()}}
+    return EpochStart(features, {m: np.arange(len(of)) for m, of in rows.items()},
                       {m: np.zeros(len(of), np.int64) for m, of in rows.items()})
 
 

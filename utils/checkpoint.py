@@ -1,4 +1,5 @@
 """Files that are whole or not there: written to a temporary name, flushed, then renamed."""
+import argparse
 import hashlib
 import io
 import json
@@ -18,11 +19,11 @@ import torch
 from utils.errors import UserError, explained, quoted
 
 # What numpy numbers inside a checkpoint (the released ones hold some) need when no other pickled code may run, as
-# numpy 1 ("numpy.core") and numpy 2 ("numpy._core") spell it.
-NUMPY_GLOBALS = [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQefd"},
-                 *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
-                   for name, function in (("scalar", np._core.multiarray.scalar),
-                                          ("_reconstruct", np._core.multiarray._reconstruct)))]
+# numpy 1 ("numpy.core") and numpy 2 ("numpy._core") spell it; and a namespace of settings, which DINO's codes save.
+HARMLESS = [argparse.Namespace, np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?bBhHiIlLqQefd"},
+            *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
+              for name, function in (("scalar", np._core.multiarray.scalar),
+                                     ("_reconstruct", np._core.multiarray._reconstruct)))]
 
 MOST_INFLATED = 1032        # bytes that a byte of a zip archive can become at most
 PARTIAL = ".cclnet-partial"     # how the name of a file ends that is not whole yet, and of no other program's
@@ -183,7 +184,7 @@ def load_plain(source, what, remedy):
     """
     with explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"):
         _check_archive(source)
-        with torch.serialization.safe_globals(NUMPY_GLOBALS):
+        with torch.serialization.safe_globals(HARMLESS):
             try:
                 content = torch.load(source, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError as error:

@@ -6,9 +6,10 @@ from model.state_dict import read_state_dict
 from model.towers.agw import AGW, AGWPlain
 from model.towers.clip_resnet import ClipResNet
 from model.towers.clip_vit import ClipViT
+from model.towers.transreid import TransReID
 from utils.errors import UserError, quoted
 
-TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT, AGW, AGWPlain)}    # a project of its own adds to it
+TOWERS = {tower.kind: tower for tower in (ClipResNet, ClipViT, AGW, AGWPlain, TransReID)}     # a project adds its own
 FORMER_KINDS = {"resnet": "clip_resnet", "vit": "clip_vit"}         # as earlier checkpoints call them
 
 
@@ -49,5 +50,7 @@ def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride
         raise UserError(f"weights {quoted(weights)} are missing (there is no such file, and no tower has weights of "
                         f"this name with MODEL.NAME {name}); set MODEL.CLIP_WEIGHTS to a file, to \"openai\", which "
                         "downloads MODEL.NAME, or to \"imagenet\"")
+    if activation != "auto" and not chosen.has_text:
+        raise UserError(f"MODEL.ACTIVATION is {activation}, but MODEL.TOWER {chosen.kind} is no CLIP; leave it out")
     return chosen.load(weights, height=height, width=width, name=name, stride=stride, seed=seed,
                        **({} if activation == "auto" else {"activation": activation}))

@@ -19,6 +19,7 @@ class Tower(nn.Module):
     kind = ""                   # its name in TOWERS, in MODEL.TOWER and in checkpoints
     untrained = "no training"   # what results call a network with the weights that `load` gives
     unsaid = {}                 # what `describe` would have said where a checkpoint does not say it
+    depths = 1                  # parts of a feature: 2 where its halves are deep and shallow ones
     neck_weight = None          # (D,) that the batch norm behind the tower starts from; None: ones
     has_text = False            # whether `project` leads to a space of texts, which train_clip.py needs
 

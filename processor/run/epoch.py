@@ -7,6 +7,7 @@ from clustering.labels import collapse_warnings
 from clustering.quality import diagnose, known_persons, link_numbers, with_images
 from processor.evaluate import format_table, metrics_record
 from processor.run.events import memory_use
+from utils.checkpoint import on_host
 from utils.errors import UserError
 from utils.finite import check_weights
 from utils.modality import Modality
@@ -34,7 +35,9 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
                "seconds": time.perf_counter() - run.epoch_began, **memory_use(tester.device)}
     for line in [*epoch_lines(stage, numbers, epochs), *collapse_warnings(labels)]:
         run.log.info(line)
-    state.evaluation = tester(model) if tester.is_due(epoch, epochs) else None
+    best_is_wanted = method.best_epoch is not None and epoch < method.best_epoch
+    due = tester.is_due(epoch, epochs) or best_is_wanted and epoch + 1 == method.best_epoch
+    state.evaluation = tester(model) if due else None
     content = checkpoint(stage, epoch, model, state.evaluation, tester)
     run.record(stage, _cluster_sizes(labels), **numbers,
                **({"test": content["metrics"]} if state.evaluation else {}))
@@ -43,10 +46,12 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
                      + format_table([{"what": stage, **state.evaluation.mean()}]))
         if run.is_best(state.evaluation.mean()["rank1"]):
             run.save_model(stage, "best", {**content, "selected": "best Rank-1 on test data"})
+            if best_is_wanted:
+                state.best = on_host(model.state_dict())
     run.save_model(stage, "last", content)
     if stage == "prepare" and epoch == epochs:
         refuse_collapse(run, state.settings)
-        run.save_labels(labels, epoch, method.unified)
+        run.save_labels(labels, epoch, method.unifies(epoch))
     state.epoch += 1
     run.save_state(stage, state)
     if epoch == 1 < epochs:
@@ -75,7 +80,8 @@ def finish_stage(stage, state, run, tester):
     has_labels, has_model, has_page = run.processes.once(lambda: (
         run.has_labels(), run.model_file(stage, "last").is_file(), run.has_page(stage)))
     if stage == "prepare" and not has_labels:
-        run.save_labels(state.labels, state.epoch - 1, state.settings.method.unified)
+        s, last = state.settings, state.epoch - 1
+        run.save_labels(state.labels, last, s.method(**s.of_method).unifies(last))
     if state.evaluation is None and not (has_model and has_page):
         state.evaluation = tester(state.model)
     if not has_model:

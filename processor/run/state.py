@@ -17,18 +17,24 @@ class TrainState:
         self.labels = None      # of the last epoch, Modality -> (N,), for the pseudo labels and the page
         self.linked = None      # its `LinkedClusters`
         self.evaluation = None  # `Evaluation` of the test at its end, if there was one; not saved
+        self.best = None        # weights that were best on test data, where the method's `best_epoch` is to come
         self.renew_optimizer()
 
     def renew_optimizer(self):
         """Begin with a new optimiser, without memory of earlier steps."""
         s = self.settings
         self.optimizer = image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor,
-                                         s.lr_factors)
+                                         s.lr_factors, s.optimizer)
+
+    def take_best(self):
+        """Go on with the weights that were best on test data; the optimiser stays."""
+        self.model.load_state_dict(self.best)
+        self.best = None
 
     def state_dict(self):
         """Return it as tensors and numbers."""
         return {"epoch": self.epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "labels": {m.value: torch.from_numpy(labels) for m, labels in self.labels.items()},
+                "labels": {m.value: torch.from_numpy(labels) for m, labels in self.labels.items()}, "best": self.best,
                 "linked": self.linked and [torch.from_numpy(values) for values in self.linked]}
 
     def load_state_dict(self, state):
@@ -36,6 +42,7 @@ class TrainState:
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state.get("best")
         self.labels = {m: state["labels"][m.value].numpy() for m in Modality}
         self.linked = state["linked"] and LinkedClusters(*(values.numpy() for values in state["linked"]))
 
