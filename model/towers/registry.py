@@ -50,7 +50,6 @@ def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride
                         f"this name with MODEL.NAME {name}); set MODEL.CLIP_WEIGHTS to a file, to \"openai\", which "
                         "downloads MODEL.NAME, or to \"imagenet\"")
     if activation != "auto" and not chosen.has_text:
-        raise UserError(f"MODEL.ACTIVATION is {activation}, but MODEL.TOWER {chosen.kind} is no CLIP, of whose "
-                        "transformers it is; leave it out")
+        raise UserError(f"MODEL.ACTIVATION is {activation}, but MODEL.TOWER {chosen.kind} is no CLIP; leave it out")
     return chosen.load(weights, height=height, width=width, name=name, stride=stride, seed=seed,
                        **({} if activation == "auto" else {"activation": activation}))
