@@ -131,6 +131,8 @@ def test_a_kind_that_is_not_the_registered_name_is_a_mistake(monkeypatch, tiny_c
 def test_a_tower_without_texts_refuses_projections(file):
     model = CCLNet(load_tower(file, height=32, width=16))
     assert model.encode_image(images(), "rgb").projection is None
+    with pytest.raises(UserError, match="MODEL.ACTIVATION is gelu, but MODEL.TOWER agw is no CLIP"):
+        load_tower(file, height=32, width=16, activation="gelu")
     with pytest.raises(UserError, match="MODEL.TOWER agw has no texts"):
         model(images(), images(), ("feature", "projection"))
     assert model.parameters_without(("feature",)) == []
