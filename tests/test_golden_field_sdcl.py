@@ -151,7 +151,7 @@ class EveryEpoch:
 def test_schedule_of_the_configuration(name, tmp_path, stubs, monkeypatch):
     """SGD's rates and momentum go on where the best epoch's weights are taken up."""
     g = load("sdcl_schedule")
-    config = load_config(f"configs/{name}_sdcl.yml", ["METHOD.UNIFY_FROM", "released"])
+    config = load_config(f"configs/{name}_sdcl.yml", ["METHOD.UNIFY_FROM", "released", "SAMPLER.ITERATIONS", "1"])
     settings, rows = train_settings(config, "prepare"), {m: torch.eye(PEOPLE)[LABELS[m]][:, None] for m in Modality}
     monkeypatch.setattr("processor.train.embed_all", lambda *_: {
         "feature": {m: x.flatten(1) for m, x in rows.items()}, "depths": rows})

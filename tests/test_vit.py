@@ -122,7 +122,7 @@ def test_what_a_checkpoint_does_and_does_not_say(new_model):
 @pytest.mark.parametrize("changes, lacks, sentence", [
     ({"heads": 11}, "", "model.pth does not fit together"), ({"heads": "two"}, "", "model.pth does not fit together"),
     ({"kind": "clip_resnet"}, "", "does not fit together .* expected a model of kind clip_resnet"),
-    ({"kind": "agw"}, "", "MODEL.TOWER of checkpoint model.pth is agw; expected clip_resnet or clip_vit"),
+    ({"kind": "vgg"}, "", "MODEL.TOWER of checkpoint model.pth is vgg; expected clip_resnet or clip_vit"),
     ({"stride": 17}, "", "MODEL.STRIDE is 17"),
     ({"activation": "relu"}, "", "model.pth does not fit together .'relu'"),
     ({"stride": 4}, "", r"tower.positional_embedding has shape \(4, 128\); expected \(6, 128\)"),
@@ -223,7 +223,7 @@ def test_normalisations():
     assert tuple(augment.NORMALISATIONS) == CHOICES["INPUT.NORMALISATION"]
     images = torch.full((1, 3, 8, 4), 51, dtype=torch.uint8)
     plan = augment.Plan(np.array([False]), np.array([[0, 0]]), np.array([False]), np.array([[2, 1, 3, 2]]),
-                        np.array([-1]))
+                        np.array([-1]), np.array([[1, 1, 1, 0, 0, 1, 2, 3]]))
     for name, (mean, std) in augment.NORMALISATIONS.items():
         expected = (0.2 - torch.tensor(mean)) / torch.tensor(std)
         torch.testing.assert_close(augment.normalise(images, name)[0, :, 0, 0], expected)
