@@ -7,7 +7,7 @@ import scripts
 import torch
 import trees
 
-from data.pseudo_labels import FILE_NAMES
+from data.pseudo_labels import FILE_NAMES, save_pseudo_labels
 from model.published import load_checkpoint
 from utils.modality import Modality
 
@@ -81,10 +81,8 @@ def test_prompts_of_unified_labels_are_of_those_that_a_modality_has(run, tiny_cl
     assert code == 0 and rows(folder)[0]["links"] > 0
     labels = {m: np.load(folder / "pseudo_labels" / name) for m, name in FILE_NAMES.items()}
     labels[Modality.RGB][labels[Modality.RGB] == 0] = -1
-    other = folder.with_name("labels")
-    other.mkdir()
-    for m, name in FILE_NAMES.items():
-        np.save(other / name, labels[m])
+    other, manifest = folder.with_name("labels"), json.loads((folder / "pseudo_labels/manifest.json").read_text())
+    save_pseudo_labels(other, labels, manifest, manifest["unified"], manifest["made"])
     code, folder = run("train_clip", "clip", PSEUDO_LABEL_DIR=other, **words)
     prompts = load_checkpoint(folder / "model_last.pth")["prompts"]
     assert code == 0 and all(len(prompts[m.value]["context"]) == len(set(labels[m]) - {-1}) for m in Modality)
