@@ -68,8 +68,9 @@ class ClusterMemory:
         self.update_all([self], [x], [labels])
 
     def samples(self, x, labels):
-        """Return what prototypes are mixed with, and the labels on the host: features of unit length."""
-        return _unit_rows(x, labels)
+        """Return what prototypes are mixed with, features of unit length without a gradient, and labels on the host."""
+        labels = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+        return F.normalize(x.detach().float(), dim=1), labels
 
     @staticmethod
     def update_all(memories, features, labels):
@@ -104,7 +105,7 @@ class HardMemory(ClusterMemory):
 
     def update(self, x, labels):
         """Move each prototype of the batch once, to the sample of its cluster that is least similar to it."""
-        x, labels = _unit_rows(x, labels)
+        x, labels = self.samples(x, labels)
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
         mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[hardest]
         self.prototypes[clusters] = F.normalize(mixed, dim=1)
@@ -165,12 +166,6 @@ def hardest_samples(x, labels, prototypes):
     place = torch.where(similarity == lowest[member], torch.arange(len(x), device=x.device), len(x))
     first = torch.full_like(clusters, len(x)).scatter_reduce(0, member, place, "amin")
     return clusters, first.clamp(max=len(x) - 1)        # NaN equals nothing; a check of the losses reports it better
-
-
-def _unit_rows(x, labels):
-    """Return features of unit length without a gradient, and their labels on the host."""
-    labels = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
-    return F.normalize(x.detach().float(), dim=1), labels
 
 
 def _occurrence(labels):
