@@ -340,6 +340,7 @@ def test_only_tests_of_the_checkpoints_as_they_are_and_as_the_run_is_are_its_res
     (tmp_path / "b/model_last.pth").write_text("trained again since")
     for number, tested in enumerate(({"TEST__TRIALS": 1}, {"INPUT__HEIGHT": 96}, {"PRECISION": "bf16"}), start=3):
         record(tmp_path / str(number), seed=number, tested=tested)
+    record(tmp_path / "a", checkpoint="downloaded")     # another one in the folder
     assert [len(tests) for _, tests in summary.read_runs([tmp_path], "python")] == [0, 0, 0, 1, 0]
 
 

@@ -254,7 +254,9 @@ def test_best_epochs_and_other_tests_have_rows_of_their_own(runs, tmp_path):
         add_test(tmp_path / "run", number, of, epoch=epoch, record=a_record(number), **settings)
     add_test(tmp_path / "run", 0.8, "prepare_last", record=a_record(0.8), mode="v2t")
     (tmp_path / "run/prepare_last.pth").write_text("trained again since")
-    found = rows_of(write_run_page(tmp_path / "run").read_text(), "Small numbers below")
+    text = write_run_page(tmp_path / "run").read_text()
+    found = rows_of(text, "Small numbers below")
+    assert "train_clip.py, epoch 3; tiny" in text       # what the page begins with
     assert [row[:2] for row in found[2:]] == [
         ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"],
         ["train_clip.py, epoch 3, PRECISION bf16", "5.0 ± 1.4 +1.0"],
