@@ -14,13 +14,14 @@ DECIDING = ("DATASET.NAME", "DATASET.TRIAL", "TEST.PROTOCOL", "TEST.TRIALS", "IN
 BASELINE = "baseline"       # the untrained network: stands for the name of a checkpoint in the names of folders
 
 
-def identity(checkpoint, images, mode, settings):
+def identity(checkpoint, images, mode, settings, galleries=()):
     """Return the identity of a test, a flat dict.
 
     Args: checkpoint: SHA-256 of the file, or of the untrained weights; images: `images_digest`; mode: as TEST.MODE;
-        settings: of the test, a flat dict.
+        settings: of the test, a flat dict; galleries: of all trials, lists of positions.
     """
-    return {"checkpoint": checkpoint, "images": images, "mode": mode, **{key: settings[key] for key in DECIDING}}
+    return {"checkpoint": checkpoint, "images": images, "mode": mode, "galleries": _digest(galleries),
+            **{key: settings[key] for key in DECIDING}}
 
 
 def images_digest(manifest):

@@ -148,6 +148,7 @@ def test_prepare_alone(settings, tmp_path, capsys):
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
     (["--vary", "CLUSTER.EPS", "0.5", "--vary", "CLUSTER.EPS", "0.6"], "--vary CLUSTER.EPS stands twice"),
     (["--seeds", "3-1"], "--seeds 3-1 names none"), (["--seeds", "1-30000"], "--seeds 1-30000 names more than 1,000"),
+    (["--seeds", "1-999", "--vary", "CLUSTER.EPS", "0.5", "0.6"], "the grid has 1,998 runs; expected 1,000 at most"),
     (["--vary", "SEED", "1", "2"], "--vary SEED is not possible: give its values to --seeds"),
     (["--vary", "OUTPUT_DIR", "a", "b"], "every run has a folder of its own"),
     (["--at_once", "0"], "--at_once: '0' is no whole number from 1 to 1,000"),

@@ -112,6 +112,14 @@ def test_a_result_is_replaced_only_by_the_same_test(place, trained, changes):
     assert len(after) - len(before) == (1 if changes or not before else 0)
 
 
+def test_other_galleries_are_another_test(place, trained):
+    before = set(trained.rglob("metrics.json"))
+    for trials in (2, 3, 3):        # each file draws others
+        trees.permutation_file(place.data, trials, persons=7)
+        assert place.start("test", "--resume_path", trained / "model_last.pth", TEST__PROTOCOL="original-1")[0] == 0
+    assert len(set(trained.rglob("metrics.json")) - before) == 2
+
+
 @pytest.mark.parametrize("key, before, now", [("INPUT__NORMALISATION", "imagenet", "half"), ("INPUT__HEIGHT", 32, 48)])
 def test_images_of_another_kind_than_the_checkpoint_was_trained_on_are_refused(place, trained, key, before, now):
     code, said = place.start("test", "--resume_path", trained / "model_last.pth", **{key: now})
