@@ -2,6 +2,7 @@
 import html
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -353,6 +354,12 @@ def test_charts_say_where_their_axis_begins():
     point = figure.hover["lines"][0]["points"][1]
     x, y = figure.axes[0].transData.transform((2, 5)) * 72 / figure.dpi
     assert point == [pytest.approx(x, abs=0.1), pytest.approx(2.8 * 72 - y, abs=0.1), "2", "5"]
+
+
+def test_a_pipe_in_a_runs_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="metrics.jsonl is no file"):
+        read_run(tmp_path)
 
 
 def test_a_report_never_stops_a_run(tmp_path, caplog):
