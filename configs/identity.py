@@ -15,13 +15,14 @@ DECIDING = ("DATASET.NAME", "DATASET.TRIAL", "TEST.PROTOCOL", "TEST.TRIALS", "IN
 BASELINE = "baseline"       # the untrained network: stands for the name of a checkpoint in the names of folders
 
 
-def identity(checkpoint, images, mode, settings):
+def identity(checkpoint, images, mode, settings, galleries=()):
     """Return the identity of a test, a flat dict.
 
     Args: checkpoint: SHA-256 of the file, or of the untrained weights; images: `images_digest`; mode: as TEST.MODE;
-        settings: of the test, a flat dict.
+        settings: of the test, a flat dict; galleries: of all trials, lists of positions.
     """
-    return {"checkpoint": checkpoint, "images": images, "mode": mode, **{key: settings[key] for key in DECIDING}}
+    return {"checkpoint": checkpoint, "images": images, "mode": mode, "galleries": _digest(galleries),
+            **{key: settings[key] for key in DECIDING}}
 
 
 def images_digest(manifest):
@@ -32,14 +33,15 @@ def images_digest(manifest):
 def results_folder(output, path, tested):
     """Choose the folder of a test's results: tests/CHECKPOINT-PROTOCOL-MODE-IDENTITY beside the checkpoint.
 
-    Untrained weights, those on a hub, and a checkpoint in a folder that cannot be written have theirs in `output`.
+    Untrained weights have theirs in `output`; in its tests/elsewhere, which no run is said to have made, lie those of a
+    checkpoint on a hub or in a folder that cannot be written.
 
     Args: output: OUTPUT_DIR; path: of the checkpoint, "" for untrained weights; tested: the test's `identity`.
     """
     file = Path(path or BASELINE)
     beside = file.is_file() and os.access(file.parent, os.W_OK)
-    return (file.parent if beside else Path(output)) / "tests" / (
-        f"{file.stem}-{tested['TEST.PROTOCOL']}-{tested['mode']}-{_digest(tested)[:8]}")
+    parent = file.parent / "tests" if beside else Path(output, "tests", "elsewhere" if path else "")
+    return parent / f"{file.stem}-{tested['TEST.PROTOCOL']}-{tested['mode']}-{_digest(tested)[:8]}"
 
 
 def differences(tested, settings, images):

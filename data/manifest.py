@@ -79,8 +79,8 @@ def data_manifest(data, cache_dir="", ir_range=()):
     """Describe a `DataSet`: {"train": {"rgb": {"images", "paths", "contents"}, "ir": ...}, "test": ...}.
 
     "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files, "" for images
-    that come from an array. Times are left out: a copy of the data is the same data. Images of more than 8 bits add
-    what `grey_range` returns.
+    that come from an array. Times are left out: a copy of the data is the same data. Test images add "scored", a hash
+    over `DataSet.test_lines`, and images of more than 8 bits what `grey_range` returns.
 
     Args:
         cache_dir: folder of the decoded images, "" for the data set's own; the hashes are remembered there.
@@ -97,6 +97,8 @@ def data_manifest(data, cache_dir="", ir_range=()):
             described["contents"] = hash_of_lines(content for content, _ in facts)
             of_modality = [fact[1] for _, other, facts in sets if other.modality is images.modality for fact in facts]
             described |= grey_range(of_modality, images.modality, ir_range)
+        if split == "test":
+            described["scored"] = hash_of_lines(data.test_lines(images.modality))
         manifest[split][images.modality.value] = described
     return manifest
 
@@ -150,6 +152,7 @@ def manifest_differences(found, expected, splits=("train", "test")):
                 differences.append(f"{ours['images']:,} {what} instead of {theirs['images']:,}")
                 continue
             for key, phrase in (("paths", "names or in another order"), ("contents", "contents"),
+                                ("scored", "persons, cameras, queries or galleries"),
                                 ("range", "grey ranges (DATASET.IR_RANGE)")):
                 # images that come from an array do not say what files they are of
                 if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:

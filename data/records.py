@@ -97,6 +97,11 @@ class DataSet(ABC):
         own = (folder / f"trial{self.trial}",) if self.trial else ()
         return own + ((folder,) if self.trial <= 1 else ())
 
+    def test_lines(self, modality):
+        """Say in a line of each test image what its score depends on beside its pixels."""
+        images = self.test[modality]
+        return [f"{person} {camera}" for person, camera in zip(images.persons, images.cameras)]
+
     def sets(self):
         """List all images as (split, `ImageSet`), split "train" or "test"."""
         return [(split, images) for split in ("train", "test") for images in getattr(self, split).values()]

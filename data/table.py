@@ -38,6 +38,12 @@ class TableDataSet(DataSet):
         return tuple(mode for mode, m in CROSS_MODES.items()
                      if len(self.roles[m]["query"]) and len(self.roles[m.other]["gallery"]))
 
+    def test_lines(self, modality):
+        """Say of each test image whether it is a query and in the gallery too."""
+        lines = super().test_lines(modality)
+        is_query, is_shown = (np.isin(np.arange(len(lines)), rows) for rows in self.roles[modality].values())
+        return [f"{line} {query} {shown}" for line, query, shown in zip(lines, is_query, is_shown)]
+
     def _retrieval(self, mode, trials, protocol):
         """Select all queries and the whole gallery."""
         m = CROSS_MODES[mode]

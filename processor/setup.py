@@ -161,7 +161,8 @@ class Setup:
 
     def identity(self, checkpoint, mode):
         """Return the `configs.identity` of a test. Args: checkpoint: its SHA-256; mode: as TEST.MODE."""
-        return identity(checkpoint, images_digest(self.manifest), mode, flat(as_dict(self.config)))
+        galleries = [gallery.tolist() for retrieval in self.retrievals for gallery in retrieval.galleries]
+        return identity(checkpoint, images_digest(self.manifest), mode, flat(as_dict(self.config)), galleries)
 
     def tester(self):
         """Build the `Tester` of TEST.MODE, or of the first mode if that is both."""

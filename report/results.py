@@ -76,9 +76,13 @@ def scored_of(record):
 
 
 def main_result(results):
-    """Choose the result that a page begins with: the last stage's last epoch by the first protocol; None for none."""
+    """Choose the result that a page begins with: the last stage's last epoch by the first protocol; None for none.
+
+    Another checkpoint that lies in the folder comes first only where no stage was tested.
+    """
     first = [result for result in results if result.protocol == results[0].protocol and result.is_main]
-    return first[-1] if first else (results or [None])[0]
+    stages = [result for result in first if result.stage in TRAINED]
+    return (stages or first)[-1] if first else (results or [None])[0]
 
 
 def baseline_of(results, protocol):

@@ -156,7 +156,9 @@ def _read_named(folder, pattern, names):
 
 
 def _read(path, parse=json.loads):
-    """Read a text file. Raises UserError: it is damaged."""
+    """Read a text file. Raises UserError: it is damaged or no file."""
+    if not path.is_file():      # a pipe would be waited for
+        raise UserError(f"{quoted(path)} is no file; expected what the run wrote. Remove it")
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:

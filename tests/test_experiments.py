@@ -149,6 +149,7 @@ def test_prepare_alone(settings, tmp_path, capsys):
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
     (["--vary", "CLUSTER.EPS", "0.5", "--vary", "CLUSTER.EPS", "0.6"], "--vary CLUSTER.EPS stands twice"),
     (["--seeds", "3-1"], "--seeds 3-1 names none"), (["--seeds", "1-30000"], "--seeds 1-30000 names more than 1,000"),
+    (["--seeds", "1-999", "--vary", "CLUSTER.EPS", "0.5", "0.6"], "the grid has 1,998 runs; expected 1,000 at most"),
     (["--vary", "SEED", "1", "2"], "--vary SEED is not possible: give its values to --seeds"),
     (["--vary", "OUTPUT_DIR", "a", "b"], "every run has a folder of its own"),
     (["--at_once", "0"], "--at_once: '0' is no whole number from 1 to 1,000"),
@@ -344,6 +345,7 @@ def test_only_tests_of_the_checkpoints_as_they_are_and_as_the_run_is_are_its_res
     (tmp_path / "b/model_last.pth").write_text("trained again since")
     for number, tested in enumerate(({"TEST__TRIALS": 1}, {"INPUT__HEIGHT": 96}, {"PRECISION": "bf16"}), start=3):
         record(tmp_path / str(number), seed=number, tested=tested)
+    record(tmp_path / "a", checkpoint="downloaded")     # another one in the folder
     assert [len(tests) for _, tests in summary.read_runs([tmp_path], "python")] == [0, 0, 0, 1, 0]
 
 

@@ -10,7 +10,10 @@ import scripts
 import torch
 import trees
 
+from configs.identity import results_folder
 from processor.run.resume import lock_folder
+from report.run_files import read_run
+from tests.tested import add_test
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 
@@ -109,10 +112,27 @@ def test_a_result_is_replaced_only_by_the_same_test(place, trained, changes):
     assert len(after) - len(before) == (1 if changes or not before else 0)
 
 
+def test_other_galleries_are_another_test(place, trained):
+    before = set(trained.rglob("metrics.json"))
+    for trials in (2, 3, 3):        # each file draws others
+        trees.permutation_file(place.data, trials, persons=7)
+        assert place.start("test", "--resume_path", trained / "model_last.pth", TEST__PROTOCOL="original-1")[0] == 0
+    assert len(set(trained.rglob("metrics.json")) - before) == 2
+
+
 @pytest.mark.parametrize("key, before, now", [("INPUT__NORMALISATION", "imagenet", "half"), ("INPUT__HEIGHT", 32, 48)])
 def test_images_of_another_kind_than_the_checkpoint_was_trained_on_are_refused(place, trained, key, before, now):
     code, said = place.start("test", "--resume_path", trained / "model_last.pth", **{key: now})
     assert code == 2 and f"was trained with {key.replace('__', '.')} {before}, now it is {now}" in said
+
+
+def test_results_of_a_model_on_a_hub_are_not_those_of_the_run_in_output_dir(tmp_path):
+    made, checkpoint = add_test(tmp_path, 0.5), "hf://lab/x/model_last.safetensors"
+    tested = json.loads(made.read_text())["identity"]
+    assert [test.of for test in read_run(tmp_path).tests] == ["model_last"]
+    results_folder(tmp_path, checkpoint, tested).parent.mkdir()
+    shutil.move(made.parent, results_folder(tmp_path, checkpoint, tested))
+    assert not read_run(tmp_path).tests and list(tmp_path.glob("tests/elsewhere/model_last-*/metrics.json"))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 import html
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -254,7 +255,9 @@ def test_best_epochs_and_other_tests_have_rows_of_their_own(runs, tmp_path):
         add_test(tmp_path / "run", number, of, epoch=epoch, record=a_record(number), **settings)
     add_test(tmp_path / "run", 0.8, "prepare_last", record=a_record(0.8), mode="v2t")
     (tmp_path / "run/prepare_last.pth").write_text("trained again since")
-    found = rows_of(write_run_page(tmp_path / "run").read_text(), "Small numbers below")
+    text = write_run_page(tmp_path / "run").read_text()
+    found = rows_of(text, "Small numbers below")
+    assert "train_clip.py, epoch 3; tiny" in text       # what the page begins with
     assert [row[:2] for row in found[2:]] == [
         ["train_clip.py, epoch 3", "30.0 ± 1.4 +26.0"],
         ["train_clip.py, epoch 3, PRECISION bf16", "5.0 ± 1.4 +1.0"],
@@ -351,6 +354,12 @@ def test_charts_say_where_their_axis_begins():
     point = figure.hover["lines"][0]["points"][1]
     x, y = figure.axes[0].transData.transform((2, 5)) * 72 / figure.dpi
     assert point == [pytest.approx(x, abs=0.1), pytest.approx(2.8 * 72 - y, abs=0.1), "2", "5"]
+
+
+def test_a_pipe_in_a_runs_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="metrics.jsonl is no file"):
+        read_run(tmp_path)
 
 
 def test_a_report_never_stops_a_run(tmp_path, caplog):

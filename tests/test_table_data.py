@@ -11,6 +11,7 @@ from trees import write_image
 
 from clustering.quality import known_persons
 from data import table
+from data.manifest import data_manifest, manifest_differences
 from data.registry import open_dataset
 from utils.errors import UserError
 from utils.modality import Modality
@@ -80,6 +81,15 @@ def test_wrong_rows_are_named(tmp_path, row, sentence):
 def test_wrong_tables(tmp_path, rows, head, sentence):
     with pytest.raises(UserError, match=sentence):
         table.load(write(tmp_path / "mine", rows, head))
+
+
+@pytest.mark.parametrize("row, column, value", [(6, 4, "z"), (5, 3, "4"), (5, 1, "test")])
+def test_other_persons_cameras_and_galleries_are_other_data(tmp_path, row, column, value):
+    rows = [list(row) for row in ROWS]
+    rows[row][column] = value
+    before, now = (data_manifest(table.load(write(tmp_path / "mine", of))) for of in (ROWS, rows))
+    found = manifest_differences(now, before)
+    assert found[-1] == "test rgb images of other persons, cameras, queries or galleries"
 
 
 @pytest.mark.parametrize("make", [

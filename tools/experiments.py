@@ -11,6 +11,7 @@ train_clip.py, then test.py on the last and the best checkpoint of both; with `-
 The same command again resumes; what is finished is skipped, a failed run does not stop the others. `table` reads the
 folders of runs, or of grids.
 """
+import math
 import re
 import sys
 import time
@@ -102,6 +103,9 @@ def grid_of(options):
     from data.registry import open_dataset
     from tools.lib.grid import ALL_TESTED, BASELINE, TESTED, make_grid
 
+    count = math.prod(len(values) or 1 for values in (options.seeds, options.trials, *dict(options.vary).values()))
+    if count > MAX_RUNS:
+        raise UserError(f"the grid has {count:,} runs; expected {MAX_RUNS:,} at most. Give fewer seeds or values")
     tested = TESTED[options.only] if options.only else ALL_TESTED
     experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary,
                             ((BASELINE,) if options.baseline else ()) + tested)

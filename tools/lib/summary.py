@@ -46,7 +46,8 @@ def published(dataset, method):
 def read_runs(folders, protocol):
     """Read the runs in folders, each a run's or one that holds runs: [(`RunFiles`, its tests)], the same folder once.
 
-    The tests are {(checkpoint's name, mode): record}, those that were done as the run would have done them.
+    The tests are {(checkpoint's name, mode): record}, those of the run's own weights that were done as the run would
+    have done them.
 
     Args: protocol: "python", "original-1" or "original-10".
     Raises: UserError: a folder holds no run, or is one and holds more; runs are of different data sets or protocols;
@@ -67,7 +68,8 @@ def read_runs(folders, protocol):
                             "folder of a run or of a grid of runs")
         found |= {path.resolve(): path for path in inside}
     runs = [(run, {(tested.of, tested.record["mode"]): tested.record for tested in run.tests
-                   if not tested.differs and tested.record["identity"]["TEST.PROTOCOL"] == protocol})
+                   if tested.of in (BASELINE, *MODEL_NAMES) and not tested.differs
+                   and tested.record["identity"]["TEST.PROTOCOL"] == protocol})
             for run in map(read_run, found.values())]
     _refuse_mixtures(runs)
     if not any(tests for _, tests in runs):
