@@ -104,7 +104,8 @@ def save_results(folder, log, setup, tested, content, what, evaluations):
     selection = "as released" if released_state(content) is not None else content.get("selected", "last epoch")
     facts = {"checkpoint": what, "epoch": int(first_number(content.get("epoch")) or 0),
              "selection": selection if content else "no training"}
-    results = [metrics_record(evaluation, setup.data, identity={**tested, "mode": evaluation.mode}, **facts)
+    results = [metrics_record(evaluation, setup.data, identity=setup.identity(tested["checkpoint"], evaluation.mode),
+                              **facts)
                for evaluation in evaluations]
     output = folder / "metrics.json"
     save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])

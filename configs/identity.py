@@ -25,9 +25,9 @@ def identity(checkpoint, images, mode, settings, galleries=()):
             **{key: settings[key] for key in DECIDING}}
 
 
-def images_digest(manifest):
-    """Hash the test images. Args: manifest: `data.manifest.data_manifest`. Returns: hex digits."""
-    return _digest(manifest["test"])
+def images_digest(manifest, split="test"):
+    """Hash the images of a split. Args: manifest: `data.manifest.data_manifest`. Returns: hex digits."""
+    return _digest(manifest[split])
 
 
 def results_folder(output, path, tested):

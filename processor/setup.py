@@ -161,7 +161,8 @@ class Setup:
 
     def identity(self, checkpoint, mode):
         """Return the `configs.identity` of a test. Args: checkpoint: its SHA-256; mode: as TEST.MODE."""
-        galleries = [gallery.tolist() for retrieval in self.retrievals for gallery in retrieval.galleries]
+        galleries = [gallery.tolist() for retrieval in self.retrievals if mode in (retrieval.mode, "both")
+                     for gallery in retrieval.galleries]
         return identity(checkpoint, images_digest(self.manifest), mode, flat(as_dict(self.config)), galleries)
 
     def tester(self):
@@ -178,7 +179,8 @@ class Setup:
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
         save_json(Path(folder) / "report_data" / f"run-{self.script}.json", {
             "method": self.config.METHOD.NAME, "config": as_dict(self.config), "weights": self.weights,
-            "images": images_digest(self.manifest), **provenance(self.device)})
+            "images": images_digest(self.manifest), "train_images": images_digest(self.manifest, "train"),
+            **provenance(self.device)})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
         log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()

@@ -406,7 +406,7 @@ def test_tables_of_what_does_not_compare(tmp_path):
     record(tmp_path / "c" / "1", TEST={"TRIALS": 2}, tested={"TEST__TRIALS": 2})
     refuses("tested with TEST.TRIALS 2, .* with 10; their numbers do not compare", tmp_path / "a", tmp_path / "c")
     record(tmp_path / "d" / "1", images="others", seed=2)
-    refuses("tested with other images, whose digest is others", tmp_path / "a", tmp_path / "d")
+    refuses("tested on images with the digest others", tmp_path / "a", tmp_path / "d")
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     refuses("are runs of the same settings, seed and data", tmp_path / "a", tmp_path / "copy")
     shutil.rmtree(tmp_path / "a/1/tests")

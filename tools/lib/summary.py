@@ -91,14 +91,18 @@ def _refuse_mixtures(runs):
         if name != expected:
             raise UserError(f"{run.folder} is of the data set {name}, {folder} of {expected}; expected one data set. "
                             "Make a table for each")
+        trial, trained = run.settings["DATASET.TRIAL"], run.known("train_images")
+        facts = [(trial, trained, "trained on images with the digest")] if trained else []
         for (_, mode), record in tests.items():
             tested = record["identity"]
-            for key, found, what in ((mode, tested["TEST.TRIALS"], "TEST.TRIALS"),
-                                     (tested["DATASET.TRIAL"], tested["images"], "other images, whose digest is")):
-                other, folder = seen.setdefault((what, key), (found, run.folder))
-                if found != other:
-                    raise UserError(f"{run.folder} was tested with {what} {found}, {folder} with {other}; their "
-                                    "numbers do not compare. Test them alike, or make a table for each")
+            facts += [(mode, tested["TEST.TRIALS"], "tested with TEST.TRIALS"),
+                      (trial, tested["images"], "tested on images with the digest"),
+                      ((mode, trial), tested.get("galleries"), "tested with galleries of the digest")]
+        for key, found, what in facts:
+            other, folder = seen.setdefault((what, key), (found, run.folder))
+            if found != other:
+                raise UserError(f"{run.folder} was {what} {found}, {folder} with {other}; their numbers do not "
+                                "compare. Train and test them alike, or make a table for each")
 
 
 def _protocol(record):
