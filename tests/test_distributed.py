@@ -71,7 +71,7 @@ def test_parts_are_those_of_data_parallel(tiny_clip_file, parts, views):
     names = list(whole.state_dict())
     expected = [replica(rgb_piece, ir_piece) for replica, rgb_piece, ir_piece in
                 zip(replicas, rgb.chunk(parts), ir.chunk(parts))]
-    model = spread_batch_norm(whole, parts, ALONE, views)
+    model = spread_batch_norm(whole, parts, ALONE, (len(rgb), len(ir)))
     assert list(model.state_dict()) == names
     found = model(rgb, ir)
     for m in Modality:
