@@ -28,7 +28,8 @@ lint: .venv/installed
 
 # The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
 bench: .venv/installed
-	for name in memory train_step clustering; do $(PY) -m benchmarks.bench_$$name || exit 1; done
+	for name in bench_memory bench_train_step bench_clustering launches; do \
+		$(PY) -m benchmarks.$$name || exit 1; done
 
 # On a machine with a GPU, about 8 minutes: times of every part, the most valuable first, its tests, a short demo
 # (docs/gpu.md). What fails does not stop the rest.
