@@ -69,7 +69,8 @@ def count(steps=2, images=600, clusters=60, words=()):
     """
     torch.manual_seed(0)
     settings = train_settings(load_config(None, ["PRECISION", "bf16", "METHOD.CROSS_EPOCH", "1", *words]), "prepare")
-    model, rng = resnet(channels=16, height=32, width=16), np.random.default_rng(0)
+    model = resnet(channels=16, height=32, width=16).to(memory_format=torch.channels_last)        # as `Setup.place`
+    rng = np.random.default_rng(0)
     banks = {m: ImageBank(rng.integers(0, 256, (images, 32, 16, 3), dtype=np.uint8)) for m in Modality}
     labels = {m: rng.permutation(np.arange(images) % clusters) for m in Modality}
     state, method = TrainState(model.train(), settings), settings.method(**settings.of_method)
