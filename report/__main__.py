@@ -7,7 +7,7 @@ The stages write the page of their run at their end; the first command writes it
 Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes figures as PNG and PDF:
 all, or those whose names hold one of the words after --only, such as cmc or finetune_loss.
 """
-from utils.errors import Parser, UserError, exit_on_user_error
+from utils.errors import Parser, UserError, exit_on_user_error, shown
 
 
 def main():
@@ -28,9 +28,9 @@ def main():
         raise UserError("--only chooses figures to write; expected --figures DIR with it")
     path = (write_run_page(folders[0], arguments.figures, only, arguments.all_stages) if len(folders) == 1 else
             write_comparison_page(folders, arguments.output, arguments.figures, only))
-    print(f"written to {path}")
+    print(shown(f"written to {path}"))
     if arguments.figures:
-        print(f"figures written to {arguments.figures}")
+        print(shown(f"figures written to {arguments.figures}"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
 from configs.settings import SETTINGS  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, real_number, shown, whole_number  # noqa: E402
 
 MAX_RUNS = 1000     # more are a slip
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
@@ -129,9 +129,9 @@ def run(options):
     if options.cluster:
         for experiment, job in zip(experiments, submit(experiments, executor)):
             print(f"{experiment.name}: job {job.job_id}")
-        print(f"when they are finished: python tools/experiments.py table {folder}")
+        print(shown(f"when they are finished: python tools/experiments.py table {folder}"))
         return
-    print(f"{len(experiments)} runs in {folder}: {', '.join(experiment.name for experiment in experiments)}")
+    print(shown(f"{len(experiments)} runs in {folder}: {', '.join(experiment.name for experiment in experiments)}"))
     failed = run_here(experiments, options.at_once)
     finished = len(experiments) - len(failed)
     print(f"\n{finished} of {len(experiments)} runs are finished, {time.time() - started:.0f} s\n")
@@ -147,8 +147,8 @@ def print_table(folders, protocol, form="text", logged=(), others=()):
     from tools.lib import summary
 
     runs = summary.read_runs(folders, protocol)
-    print(summary.FORMS[form](summary.summarise(runs, logged, others)), end="", flush=True)
-    print("\n".join(summary.missing(runs)), file=sys.stderr)
+    print(shown(summary.FORMS[form](summary.summarise(runs, logged, others))), end="", flush=True)
+    print(shown("\n".join(summary.missing(runs))), file=sys.stderr)
 
 
 def main(arguments=None):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, exit_on_user_error, real_number, shown, whole_number  # noqa: E402
 
 SIDE = whole_number(1, 10_000)      # pixels
 
@@ -53,17 +53,18 @@ def main(arguments=None):
     data = open_dataset(arguments.dataset, arguments.root, arguments.trial, check_counts and not arguments.check)
     if arguments.check:
         lines, problems = verify(data, check_counts, arguments.cache_dir, ir_range)
-        print("\n".join(lines))
+        print(shown("\n".join(lines)))
         if problems:
             raise UserError(f"{data.root} holds {'; '.join(problems)}. Restore the files of the original data "
                             "set (--allow-partial accepts other counts)")
-        print(f"{data.name} in {data.root} is in order")
+        print(shown(f"{data.name} in {data.root} is in order"))
         return
-    print("\n".join((*data.counts(), *data.notes)))
+    print(shown("\n".join((*data.counts(), *data.notes))))
     manifest = data_manifest(data, arguments.cache_dir, ir_range)
     for split in manifest:
         open_banks(data, split, manifest, arguments.height, arguments.width, arguments.cache_dir, announce=print_line)
-    print(f"cache of {arguments.height} x {arguments.width} images is in {data.cache_dir(arguments.cache_dir)}")
+    cache = data.cache_dir(arguments.cache_dir)
+    print(shown(f"cache of {arguments.height} x {arguments.width} images is in {cache}"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tools.lib.grid import REPOSITORY
-from utils.errors import UserError, stops_on_signals
+from utils.errors import UserError, shown, stops_on_signals
 
 ERRORS = "stderr.txt"       # in the folder of a run: what its last script wrote to stderr
 SECONDS = 0.2               # between looks at the scripts that run
@@ -38,7 +38,7 @@ def work(experiment, environment=None, quiet=False):
     except UserError as found:
         error = str(found)
     experiment.note(error)
-    print(f"{experiment.name}: {f'failed, {error}' if error else 'finished'}", flush=True)
+    print(shown(f"{experiment.name}: {f'failed, {error}' if error else 'finished'}"), flush=True)
     return error
 
 
