@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.images import deep_values, file_stat, in_parallel
-from utils.checkpoint import write_atomically
+from utils.checkpoint import read_digest, write_atomically
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 
@@ -56,12 +56,8 @@ def file_facts(image_set, root, split, folder):
 
 def file_hash(path):
     """Return the SHA-256 of a file: hex digits. Raises UserError: it cannot be read."""
-    with (explained(f"{quoted(path)} cannot be read", "restore it or correct the lists of the data set"),
-          open(path, "rb") as file):
-        digest = hashlib.sha256()
-        while part := file.read(2 ** 20):
-            digest.update(part)
-        return digest.hexdigest()
+    with explained(f"{quoted(path)} cannot be read", "restore it or correct the lists of the data set"):
+        return read_digest(path)
 
 
 def _remembered(memory):

@@ -113,15 +113,20 @@ def map_array(path):
 def file_digest(path):
     """Return the SHA-256 of a file: hex digits. While its size and times stay the same it is read once."""
     stat = os.stat(path)
-    return _digest_of(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _remembered_digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(1000)
-def _digest_of(path, *_):
+def _remembered_digest(path, *_):
+    return read_digest(path)
+
+
+def read_digest(path):
+    """Read a file, by pieces, for its SHA-256: hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(2 ** 22):
-            digest.update(block)
+        while piece := file.read(2 ** 20):
+            digest.update(piece)
     return digest.hexdigest()
 
 
