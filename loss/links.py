@@ -14,6 +14,7 @@ Links of all spaces but the first hold for the whole epoch.
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
@@ -23,6 +24,7 @@ from utils.runtime import gpu_rounding, to_device
 from utils.settings import Setting
 
 SINKHORN = (5.0, 5000, 1e-5)        # regularisation, most iterations, error to stop at: RPNR's released numbers
+BLOCK_ROWS = 1024       # whose similarities to all others are computed at once
 HEADS = {"prototype": "feature", "centroid": "feature", "projection": "projection", "text": "text"}    # of each space
 
 
@@ -64,6 +66,15 @@ def similarity(rgb, ir):
     """Compute all inner products of rows (K_rgb, D) with rows (K_ir, D) on their device, never rounded to TF32."""
     with gpu_rounding("fp32"):
         return rgb @ ir.T
+
+
+def nearest(x, others, count):
+    """Find the rows of others (M, D) with the largest inner products with those of x (N, D), by blocks of x.
+
+    Args: count: of rows, at most M count. Returns: (N, count) int64 tensor on their device, the largest first.
+    """
+    return torch.cat([similarity(block, others).topk(min(count, len(others)), dim=1).indices
+                      for block in x.split(BLOCK_ROWS)])
 
 
 def links_of_epoch(rule, start, space):

@@ -10,14 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from loss.cluster_memory import MOMENTUM, renewal
-from loss.links import similarity
+from loss.links import nearest
 from loss.pgm import PGM
 from loss.visits import CROSS_WEIGHT, cross_visits, crossing, own_visits, visit_losses
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
-
-BLOCK_ROWS = 1024       # images whose neighbours are looked for at once
 
 
 class NULC(PGM):
@@ -89,13 +87,12 @@ class NearbyClusters(NamedTuple):
 
 
 def nearby_clusters(rows, others, labels, k):
-    """Find the clusters of each image's k nearest ones, by blocks of rows; where both are one modality itself counts.
+    """Find the clusters of each image's k nearest ones; where both are one modality itself counts.
 
     Args: rows: (N, D), others: (M, D) tensors, compared by cosine; labels: (M,) clusters of the others, -1 for none; k:
         at most M count. Returns: `NearbyClusters`.
     """
     rows, others = (F.normalize(x.float(), dim=1) for x in (rows, others))
-    count, k = int(labels.max()) + 1, min(k, len(others))
+    count = int(labels.max()) + 1
     clusters = to_device(np.where(labels >= 0, labels, count), rows.device)
-    found = [clusters[similarity(block, others).topk(k, dim=1).indices] for block in rows.split(BLOCK_ROWS)]
-    return NearbyClusters(torch.cat(found), torch.bincount(clusters, minlength=count)[:count].float())
+    return NearbyClusters(clusters[nearest(rows, others, k)], torch.bincount(clusters, minlength=count)[:count].float())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from loss.cluster_memory import MOMENTUM, TEMPERATURE, ClusterMemory, cluster_means
-from loss.links import LinkedClusters, similarity
+from loss.links import LinkedClusters, nearest
 from loss.method import Method
 from loss.visits import GRADIENTS, Visit, visit_losses, with_partner
 from utils.errors import UserError
@@ -18,7 +18,6 @@ from utils.settings import Range, Setting
 
 DEPTHS = ("", "_shallow")       # behind the names of losses and memories
 SMOOTH = 5                      # visible images, itself among them, whose most frequent vote an image gets (released)
-BLOCK_ROWS = 4096               # of similarities at once
 
 
 class Unify(Method):
@@ -91,7 +90,7 @@ def unify(rgb, ir, labels, top):
     """
     vote = most_frequent(*votes(rgb, ir, labels, top))
     unit = F.normalize(rgb, dim=2).flatten(1)       # products are sums of the depths' cosines
-    of_similar = np.sort(vote[nearest(unit, unit, SMOOTH)], axis=1)
+    of_similar = np.sort(vote[nearest(unit, unit, SMOOTH).cpu().numpy()], axis=1)
     return most_frequent(of_similar, of_similar)
 
 
@@ -101,7 +100,7 @@ def votes(rgb, ir, labels, top):
     Args: as `unify`. Returns: two arrays (N_rgb, top).
     """
     unit = [F.normalize(rows, dim=2).unbind(1) for rows in (rgb, ir)]
-    return [labels[nearest(unit[0][depth], unit[1][depth], top)] for depth in (0, -1)]
+    return [labels[nearest(unit[0][depth], unit[1][depth], top).cpu().numpy()] for depth in (0, -1)]
 
 
 def frequencies(among, votes):
@@ -115,9 +114,3 @@ def most_frequent(among, votes):
     The released code takes `torch.topk` of the counts, which leaves open which of equals it gives.
     """
     return among[np.arange(len(among)), frequencies(among, votes).argmax(axis=1)]
-
-
-def nearest(x, others, count):
-    """Find the rows of others (M, D) with the largest inner products with those of x (N, D): (N, count) array."""
-    return torch.cat([similarity(block, others).topk(min(count, len(others))).indices
-                      for block in x.split(BLOCK_ROWS)]).cpu().numpy()
