@@ -1,12 +1,10 @@
-"""Grids of runs and their table: RegDB's trials on a miniature tree, and scripts of a second."""
+"""Grids of runs: RegDB's trials on a miniature tree, and scripts of a second."""
 import contextlib
 import csv
 import io
 import json
 import os
-import re
 import runpy
-import shutil
 import signal
 import sys
 import threading
@@ -19,9 +17,7 @@ import pytest
 import scripts
 from trees import regdb_tree
 
-from configs.groups import group_names
 from report.run_files import read_run
-from tests.tested import add_test
 from tools import experiments
 from tools.lib import grid, schedule, summary
 from tools.lib.grid import Experiment, Step, make_grid
@@ -273,146 +269,6 @@ def test_jobs_of_a_cluster_are_queued_again_when_their_time_is_over(tmp_path, mo
     os.kill(int(controller[0]), signal.SIGUSR2)
     assert job.result() == ""
     assert (run.folder / "starts").read_text() == "first first second "
-
-
-def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", images="", tested=None,
-           **settings):
-    """Write a run's folder as a script leaves it, with one test."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yml").write_text(json.dumps({"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}))
-    return add_test(folder, value, checkpoint, protocol=protocol, images=images, record={"dataset": "SYSU-MM01"},
-                    DATASET__NAME="sysu", **(tested or {}))
-
-
-def ours(folder, *logged):
-    """The table's rows of our runs."""
-    return [row for row in summary.summarise(summary.read_runs([folder], "python"), logged) if not row.source]
-
-
-def test_table_of_two_methods(tmp_path, capsys):
-    for seed, value in ((1, 0.5), (2, 0.6), (3, 0.7)):
-        for checkpoint, more in (("model_last", 0), ("model_best", 0.1)):
-            record(tmp_path / f"a{seed}", value=value + more, seed=seed, METHOD={"SWAP_ORDER": "released"},
-                   TEST={"EVERY": seed}, checkpoint=checkpoint)
-    record(tmp_path / "b1", value=0.25, METHOD={"SWAP_ORDER": "simultaneous"})
-    released, other = ours(tmp_path)
-    assert (released.method, released.n) == ("METHOD.SWAP_ORDER released", 3)
-    assert (other.method, other.n) == ("METHOD.SWAP_ORDER simultaneous", 1)
-    assert released.numbers["last epoch", "rank1"] == pytest.approx((60, 10))
-    assert released.numbers["best on test", "mAP"] == pytest.approx((70, 10))
-    assert other.numbers["last epoch", "rank1"] == (25, None) and ("best on test", "rank1") not in other.numbers
-    experiments.main(["table", str(tmp_path)])
-    text = capsys.readouterr().out
-    line = next(line for line in text.splitlines() if "released " in line and "train_clip" in line)
-    assert line.split()[-18:] == ["60.00", "±", "10.00"] * 3 + ["70.00", "±", "10.00"] * 3
-    assert text.index("last epoch") < text.index("best on test") < text.index("method")
-    assert re.search(r"^cclnet, CLIP RN50: README of the released code +train_clip .*–  +55.31 +50.38 +–$", text, re.M)
-    assert "abstract of the paper, ACM MM 2023: Rank-1 54.0" in text and "pgm, " not in text
-    experiments.main(["table", str(tmp_path), "--published", "pgm"])
-    text = capsys.readouterr().out
-    assert re.search(r"^pgm, AGW ResNet-50: log of the released code +– +all .*–  +56.29 +51.36 +35.06$", text, re.M)
-    assert "sdcl, " not in text
-    experiments.main(["table", str(tmp_path), "--latex"])
-    latex = capsys.readouterr().out
-    assert r"METHOD.SWAP\_ORDER released & train\_clip & all & 3 & 60.00 $\pm$ 10.00 &" in latex
-    assert r"\multicolumn{3}{c}{best on test}" in latex and r"\bottomrule" in latex
-    assert r"\multicolumn{10}{l}{\footnotesize all: SYSU-MM01 all-search; 1,100 of 1,200 queries scored} \\" in latex
-
-
-@pytest.mark.parametrize("changes, names", [
-    ([{"SEED": 1, "DEVICE": "cpu"}, {"SEED": 2, "OUTPUT_DIR": "x", "TEST.EVERY": 9}], ["all runs"] * 2),
-    # a key of one method alone says nothing more than the method's name, unless nothing else tells them apart
-    ([{"METHOD.NAME": "pgm", "METHOD.GRADIENTS": "exact"}, {"METHOD.SWAP_SCALE": 0.1}],
-     ["METHOD.NAME pgm", "METHOD.NAME cclnet"]),
-    ([{"METHOD.OWN": 2}, {}], ["METHOD.OWN 2", "METHOD.OWN –"]),
-    ([{}, {"CLUSTER.K1": 30}, {"CLUSTER.K1": 20}], ["CLUSTER.K1 30", "CLUSTER.K1 30", "CLUSTER.K1 20"]),    # a default
-    ([{"PSEUDO_LABEL": ""}, {"PSEUDO_LABEL": "x"}], ["PSEUDO_LABEL (not set)", "PSEUDO_LABEL x"])])
-def test_which_runs_belong_together(changes, names):
-    assert group_names(changes) == names
-
-
-def test_what_a_grid_varied_tells_runs_apart(tmp_path):
-    """Also a key that makes no other method elsewhere."""
-    for device in ("cpu", "cuda"):
-        record(tmp_path / device, DEVICE=device)
-        (tmp_path / device / "experiment.json").write_text(json.dumps({"varied": {"DEVICE": device}}))
-    assert [row.method for row in ours(tmp_path)] == ["DEVICE cpu", "DEVICE cuda"]
-
-
-def test_only_tests_of_the_checkpoints_as_they_are_and_as_the_run_is_are_its_results(tmp_path):
-    record(tmp_path / "a", seed=1)
-    record(tmp_path / "b", seed=2)
-    (tmp_path / "b/model_last.pth").write_text("trained again since")
-    for number, tested in enumerate(({"TEST__TRIALS": 1}, {"INPUT__HEIGHT": 96}, {"PRECISION": "bf16"}), start=3):
-        record(tmp_path / str(number), seed=number, tested=tested)
-    record(tmp_path / "a", checkpoint="downloaded")     # another one in the folder
-    assert [len(tests) for _, tests in summary.read_runs([tmp_path], "python")] == [0, 0, 0, 1, 0]
-
-
-@pytest.mark.parametrize("value", [float("nan"), "0.5", 37.5, True])
-def test_a_number_that_no_test_writes_is_refused(tmp_path, value):
-    record(tmp_path / "a", value)
-    with pytest.raises(UserError, match="holds rank1 .*; expected a number from 0 to 1"):
-        summary.read_runs([tmp_path], "python")
-
-
-def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):
-    record(tmp_path / "runs")
-    record(tmp_path / "runs/seed1")
-    with pytest.raises(UserError, match=r"runs is the folder of a run and holds others \(seed1\).* as in .*seed1$"):
-        summary.read_runs([tmp_path / "runs"], "python")
-    (tmp_path / "runs/seed1").rename(tmp_path / "runs/old-1")       # kept by --fresh
-    assert [run.folder for run, _ in summary.read_runs([tmp_path / "runs"], "python")] == [tmp_path / "runs"]
-
-
-def test_a_table_shows_what_was_logged(tmp_path, capsys):
-    """Of the last epoch of the checkpoint's own stage; a number that only some runs have is left out."""
-    for seed, share in ((1, 0.25), (2, 0.75)):
-        folder = tmp_path / f"seed{seed}"
-        record(folder, seed=seed)
-        record(folder, seed=seed, checkpoint="prepare_last")
-        lines = [{"stage": "prepare", "epoch": 1, "share": 0.1, "own": 1},
-                 {"stage": "finetune", "epoch": 1, "share": 9},
-                 {"stage": "finetune", "epoch": 2, "share": share, **({"own": 1} if seed == 1 else {})}]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = {row.stage: {name: found for (kind, name), found in row.numbers.items() if kind == "logged"}
-            for row in ours(tmp_path, "share", "own")}
-    assert rows == {"train_clip": {"share": pytest.approx((0.5, 0.125 ** 0.5))},
-                    "train_prepare": {"share": (pytest.approx(0.1), 0.0), "own": (1, 0.0)}}
-    words = ["table", str(tmp_path), "--logged", "share"]
-    experiments.main(words)
-    head, *lines = capsys.readouterr().out.splitlines()[1:]
-    assert head.endswith("  share") and next(line for line in lines if "train_clip" in line).endswith("0.50 ± 0.35")
-    experiments.main([*words, "--csv"])
-    head, prepare, clip, *_ = csv.reader(capsys.readouterr().out.splitlines())
-    assert head[-2:] == ["logged share", "logged share sd"] and clip[-2:] == ["0.5000", "0.3536"]
-    with pytest.raises(UserError, match="--logged names shard, which is no number of all .* own, share"):
-        experiments.main(["table", str(tmp_path), "--logged", "shard"])
-
-
-def test_tables_of_what_does_not_compare(tmp_path):
-    def refuses(sentence, *folders):
-        with pytest.raises(UserError, match=sentence):
-            experiments.main(["table", *map(str, folders)])
-
-    refuses("names no folder")
-    refuses("argument --published: invalid choice: 'ours'", tmp_path, "--published", "ours")
-    refuses("nowhere is no folder", tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    refuses("empty holds no run", tmp_path / "empty")
-    record(tmp_path / "a" / "1")
-    record(tmp_path / "b" / "1", DATASET={"NAME": "llcm", "TRIAL": 1})
-    refuses("is of the data set llcm, .* of sysu; expected one data set", tmp_path / "a", tmp_path / "b")
-    record(tmp_path / "c" / "1", TEST={"TRIALS": 2}, tested={"TEST__TRIALS": 2})
-    refuses("tested with TEST.TRIALS 2, .* with 10; their numbers do not compare", tmp_path / "a", tmp_path / "c")
-    record(tmp_path / "d" / "1", images="others", seed=2)
-    refuses("tested on images with the digest others", tmp_path / "a", tmp_path / "d")
-    shutil.copytree(tmp_path / "a", tmp_path / "copy")
-    refuses("are runs of the same settings, seed and data", tmp_path / "a", tmp_path / "copy")
-    shutil.rmtree(tmp_path / "a/1/tests")
-    refuses("no test with protocol python was found in any run; missing: ", tmp_path / "a")
-    with pytest.raises(UserError, match="choose one"):
-        experiments.main(["table", "x", "--csv", "--latex"])
 
 
 def test_slurm_gets_what_was_asked_for(monkeypatch, tmp_path):

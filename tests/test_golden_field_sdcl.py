@@ -16,15 +16,10 @@ from processor.metrics import RankMetrics
 from processor.run.folder import SilentRun
 from processor.setup import train_settings
 from processor.train import train
-from tests.golden_field_files import FOLDER
 from tests.tiny import LABELS, PEOPLE, tiny_banks, tiny_data
 from utils.modality import Modality
 
 RGB, IR = Modality
-
-
-def load(name):
-    return np.load(FOLDER / f"{name}.npz", allow_pickle=False)
 
 
 def close(found, expected, share):
@@ -38,9 +33,9 @@ def both_depths(g, side):
 
 
 @pytest.mark.parametrize("name", ["unify_sysu", "unify_regdb"])
-def test_unification(name):
+def test_unification(golden_field, name):
     """Of equally frequent clusters the first one wins here; `torch.topk` took others."""
-    g = load(name)
+    g = golden_field.load(name)
     rows = {m: both_depths(g, m.value) for m in Modality}
     top, labels = int(g["top"]), {m: g[f"labels_{m.value}"] for m in Modality}
     deep, shallow = votes(*rows.values(), labels[IR], top)
@@ -78,8 +73,8 @@ def begun(g, kind, gradients):
 
 @pytest.mark.parametrize("gradients", ["released", "exact"])
 @pytest.mark.parametrize("kind", ["intra", "cross_even", "cross_odd", "unified_even", "unified_odd"])
-def test_step(kind, gradients):
-    g = load("sdcl_step")
+def test_step(golden_field, kind, gradients):
+    g = golden_field.load("sdcl_step")
     method = begun(g, kind, gradients)
     parts = {(m, depth): torch.from_numpy(g[f"{depth}_{m.value}"]).requires_grad_()
              for m in Modality for depth in ("deep", "shallow")}
@@ -148,9 +143,9 @@ class EveryEpoch:
 
 
 @pytest.mark.parametrize("name", ["sysu", "regdb"])
-def test_schedule_of_the_configuration(name, tmp_path, stubs, monkeypatch):
+def test_schedule_of_the_configuration(golden_field, name, tmp_path, stubs, monkeypatch):
     """SGD's rates and momentum go on where the best epoch's weights are taken up."""
-    g = load("sdcl_schedule")
+    g = golden_field.load("sdcl_schedule")
     config = load_config(f"configs/{name}_sdcl.yml", ["METHOD.UNIFY_FROM", "released", "SAMPLER.ITERATIONS", "1"])
     settings, rows = train_settings(config, "prepare"), {m: torch.eye(PEOPLE)[LABELS[m]][:, None] for m in Modality}
     monkeypatch.setattr("processor.train.embed_all", lambda *_: {
