@@ -9,7 +9,7 @@ import numpy as np
 
 from data.images import ImageBank, in_parallel, read_image
 from data.manifest import file_hash, range_line
-from utils.checkpoint import map_array, open_lock, save_array, save_json
+from utils.checkpoint import PARTIAL, map_array, open_lock, save_array, save_json
 from utils.errors import UserError, quoted
 
 
@@ -114,7 +114,7 @@ class CacheFiles:
 
     def _write(self, image_set, root, described):
         save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
-        height, width, partial = described["height"], described["width"], self.images.with_suffix(".partial")
+        height, width, partial = described["height"], described["width"], self.images.with_suffix(PARTIAL)
         partial.unlink(missing_ok=True)
         try:
             images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
