@@ -64,7 +64,7 @@ def main():
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
                 log.info(f"written to {file}")
         save_report(folder, log, "test", lambda: retrieval_content(setup.data, banks, [
-            rank_trial(setup.data, *tested) for tested in zip(setup.retrievals, evaluations)]), folder.parents[1])
+            rank_trial(setup.data, *pair) for pair in zip(setup.retrievals, evaluations)]), folder.parents[1])
 
 
 def check_same_data(content, path, facts):

@@ -67,7 +67,7 @@ SETTINGS = (
     Setting("CLUSTER.MIN_SAMPLES", 4, COUNT,
             "neighbours, itself among them, that make an image the core of a cluster"),
 
-    Setting("METHOD.NAME", "cclnet", "cclnet, pgm, rpnr, sdcl, unify, none or one of your own",
+    Setting("METHOD.NAME", "cclnet", "cclnet, pgm, rpnr, nulc, sdcl, unify, none or one of your own",
             "what is done with clusters and their links (docs/methods.md)"),
 
     Setting("BATCH_NORM.SPLITS", 1, COUNT,

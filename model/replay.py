@@ -1,6 +1,6 @@
 """Passes of a network as CUDA graphs: a forward and a backward are one launch each, which the host of a GPU needs.
 
-Only for one process, and for networks that torch.compile has not taken. Everything around them stays as it is.
+Only for one process and without torch.compile. Everything around the passes stays as it is.
 """
 import torch
 from torch import nn

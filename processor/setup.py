@@ -245,7 +245,7 @@ def check_same_settings(config, processes):
     """Refuse settings that differ from those of the first process, but for paths. Raises: UserError."""
     own = flat(as_dict(config))
     first = processes.once(lambda: own)
-    for key in set(differing_keys([first, own])) - set(PATHS):
+    for key in sorted(set(differing_keys([first, own])) - set(PATHS)):
         raise UserError(f"process {processes.rank} has {key} {own.get(key)}, and process 0 has {first.get(key)}; "
                         "start all processes with the same settings")
 

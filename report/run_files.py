@@ -18,8 +18,6 @@ CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "p
 GRID_FILE = "experiment.json"
 SCRIPTS = ("train_prepare", "train_clip", "test")
 WRITERS = "train_prepare.py, train_clip.py or test.py"
-
-
 MODEL_NAMES = {"prepare_last": "prepare", "prepare_best": "prepare", "model_last": "finetune", "model_best": "finetune"}
 RATES = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")      # numbers of a test, as fractions of 1
 
