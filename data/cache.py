@@ -3,13 +3,12 @@ import fcntl
 import json
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 
 from data.images import ImageBank, in_parallel, read_image
-from data.manifest import file_hash, range_line
-from utils.checkpoint import PARTIAL, map_array, open_lock, save_array, save_json
+from data.manifest import range_line
+from utils.checkpoint import PARTIAL, file_digest, save_array, save_json
 from utils.errors import UserError, quoted
 
 
@@ -31,14 +30,8 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
     """
     banks = {}
     for m, images in getattr(data, split).items():
-        shape = (len(images), height, width, 3)
-        if images.array:
-            array = map_array(images.array)
-            if array.shape != shape:
-                raise UserError(f"{images.array} holds images of {array.shape[1]} x {array.shape[2]} pixels, and the "
-                                f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
-                                f"{width}. Set them to {array.shape[1]} and {array.shape[2]}")
-        else:
+        path, shape = images.array, (len(images), height, width, 3)
+        if not path:
             files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
             described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
                          **({} if resize == "lanczos" else {"resize": resize})}
@@ -49,7 +42,12 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
                     if "range" in described:
                         announce(range_line(described, m))
                 files.write(images, data.root, described)
-            array = map_array(files.images)
+            path = files.images
+        array = np.lib.format.open_memmap(path, mode="r")
+        if array.shape != shape:
+            raise UserError(f"{path} holds images of {array.shape[1]} x {array.shape[2]} pixels, and the folders they "
+                            f"came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH {width}. Set "
+                            f"them to {array.shape[1]} and {array.shape[2]}")
         banks[m] = ImageBank(array, device, images.paths, cache, normalisation, images.cameras)
     return banks
 
@@ -66,36 +64,33 @@ class CacheFiles:
         self.manifest = folder / f"{stem}_manifest.json"
 
     def is_current(self, described):
-        """Tell whether the files were made from these very images at this size, and are as they were written."""
-        known = self._known_manifest() or {}
-        return {**described, "arrays": known.get("arrays")} == known and not self.altered()
-
-    def altered(self, digests=False):
-        """Find a file that is missing or not as it was written: its path, or None.
+        """Tell whether the files were made from these very images at this size, and are as they were written.
 
         A file of the size and time that the manifest holds is taken for the same; another time, as a copy has, is
-        settled by its digest. Args: digests: compare the digests of all files.
+        settled by its digest.
         """
-        for name, (size, time, digest) in (self._known_manifest() or {}).get("arrays", {}).items():
+        known = json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else {}
+        arrays = known.pop("arrays", {})
+        for name, (size, time, digest) in arrays.items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size or (
-                    (digests or path.stat().st_mtime_ns != time) and file_hash(path) != digest):
-                return path
-        return None
+                    path.stat().st_mtime_ns != time and file_digest(path) != digest):
+                return False
+        return bool(arrays) and known == described
 
     def write(self, image_set, root, described):
         """Decode all images into new files, unless another run has just done so.
 
         Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
         """
-        foreign = next((path for path in (self.images, self.labels, self.paths) if os.path.lexists(path)), None)
-        if foreign and self._known_manifest() is None:
-            raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) "
-                            "and is not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to "
-                            "another folder")
+        foreign = [path for path in (self.images, self.labels, self.paths) if path.exists()]
+        if foreign and not self.manifest.is_file():
+            raise UserError(f"{quoted(foreign[0])} is not from here (no {self.manifest.name} lies beside it) and is "
+                            "not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another "
+                            "folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open_lock(self.folder / ".cache.lock") as lock:
+            with open(self.folder / ".cache.lock", "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not self.is_current(described):
                     self._write(image_set, root, described)
@@ -103,19 +98,9 @@ class CacheFiles:
             raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
                             "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
 
-    def _known_manifest(self):
-        """Read the manifest beside the arrays; None if there is none, or none that this project writes."""
-        try:
-            content = json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else None
-        except (OSError, ValueError):
-            return None
-        is_ours = isinstance(content, dict) and ("unfinished" in content or {"images", "orientation"} <= content.keys())
-        return content if is_ours else None
-
     def _write(self, image_set, root, described):
         save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
         height, width, partial = described["height"], described["width"], self.images.with_suffix(PARTIAL)
-        partial.unlink(missing_ok=True)
         try:
             images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
                                                shape=(len(image_set), height, width, 3))
@@ -125,7 +110,7 @@ class CacheFiles:
 
             def decode(position):
                 """Fill in an image; tell whether it shows more than one colour."""
-                images[position] = read_image(Path(root) / image_set.paths[position], height, width,
+                images[position] = read_image(root / image_set.paths[position], height, width,
                                               grey_range=described.get("range"),
                                               resize=described.get("resize", "lanczos"))
                 return (images[position] != images[position, 0, 0]).any()
@@ -140,6 +125,6 @@ class CacheFiles:
             partial.unlink(missing_ok=True)
         save_array(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
         save_array(self.paths, np.array(image_set.paths))
-        arrays = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, file_hash(path)]
+        arrays = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, file_digest(path)]
                   for path in (self.images, self.labels, self.paths)}
         save_json(self.manifest, {**described, "arrays": arrays})

@@ -4,6 +4,7 @@ A person is drawn once as a map of materials; the modality then decides how brig
 in the visible image, a reflectance that knows nothing of that colour in the infrared one. What the two images
 of a person share is therefore shape: build, garments, pattern, bag, hat and hair.
 """
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -177,30 +178,19 @@ def caption(person, infrared, coloured=True, brief=False):
 
 
 def draw_dataset(root, seed=0):
-    """Draw the demo's people into the folder `root`, which must not exist; it appears only when complete.
+    """Draw the demo's people into the folder `root` unless it is there; it appears only when complete.
 
-    Raises: FileExistsError: `root` exists, be it since before or drawn meanwhile by another process; it is kept.
+    Returns: the seed that its people were drawn with; None where the folder does not say so.
     """
     root = Path(root)
-    exists = f"{root} exists already; remove it to draw the demo's people again"
-    if root.exists():
-        raise FileExistsError(exists)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
-        _write_dataset(Path(partial) / root.name, seed)
-        try:
-            (Path(partial) / root.name).rename(root)
-        except OSError as error:
-            if root.exists():
-                raise FileExistsError(exists) from error
-            raise
-
-
-def drawn_seed(root):
-    """Return the seed that a folder was drawn with; None where it does not say so."""
-    file = Path(root) / SEED_FILE
-    text = file.read_text().strip() if file.is_file() else ""
-    return int(text) if text.isdigit() else None
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
+            _write_dataset(Path(partial) / root.name, seed)
+            with suppress(OSError):     # drawn meanwhile by another run
+                (Path(partial) / root.name).rename(root)
+    file = root / SEED_FILE
+    return int(file.read_text()) if file.is_file() else None
 
 
 def _write_dataset(root, seed):

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from data.records import ImageSet
-from utils.errors import UserError, explained, is_unicode, quoted
+from utils.errors import UserError, explained, quoted
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 ORIGINAL = "Take the file of the original data set"
@@ -29,9 +29,6 @@ def find_images(root, modality, ids, cameras, parent=""):
                 names = sorted(p.name for p in (root / folder).iterdir()
                                if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
                 rows += [(f"{folder}/{name}", person, camera) for name in names]
-    strange = next((path for path, *_ in rows if not is_unicode(path)), None)
-    if strange:
-        raise UserError(f"image {quoted(root / strange)} has bytes in its name that are no UTF-8; rename it")
     return ImageSet.from_rows(modality, rows)
 
 
@@ -89,9 +86,9 @@ def read_image_list(path, layout):
 
 
 def require_file(path, remedy):
-    """Raise UserError unless a path leads to a file: reading a pipe would wait forever."""
+    """Raise UserError unless a path leads to a file."""
     if not path.is_file():
-        raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}; {remedy}")
+        raise UserError(f"{path} is missing; {remedy}")
 
 
 def _read(path, layout):

@@ -56,18 +56,10 @@ def load(root, check_counts=True):
             raise UserError(f"{len(shared)} images are in {root / 'idx' / f'train_{sensor}.txt'} and in the test "
                             f"folders ({min(shared)} is one); expected disjoint sets. Take the lists of the original "
                             "data set")
-    data = LLCMDataSet("LLCM", root, train, test, notes=_notes(root, train, test_ids))
+    data = LLCMDataSet("LLCM", root, train, test)
     return data.check_counts() if check_counts else data
 
 
 def _camera(path):
     found = CAMERA_FOLDER.search(path)
     return int(found[1]) if found else 0
-
-
-def _notes(root, train, test_ids):
-    """Warn of person folders that training lists and test ids share: a sentence, or none."""
-    folders = {path.split("/")[-2] for images in train.values() for path in images.paths if "/" in path}
-    shared = sorted(folders & {f"{person:04d}" for person in test_ids})
-    return (f"warning: training lists and test_id.txt of {root} share {len(shared)} person folders, such as "
-            f"{shared[0]}; unless both splits are numbered on their own, these persons are in both",) if shared else ()

@@ -64,8 +64,7 @@ def test_interrupted_drawing_leaves_nothing_and_an_existing_folder_is_kept(small
     with pytest.raises(KeyboardInterrupt):
         demo.draw_dataset(tmp_path / "set")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(FileExistsError, match="remove it"):
-        demo.draw_dataset(tmp_path)
+    assert demo.draw_dataset(tmp_path) is None and not list(tmp_path.iterdir())
 
 
 def test_of_two_runs_that_draw_at_once_both_read_what_the_first_drew(small, tmp_path, monkeypatch):
@@ -87,7 +86,7 @@ def test_of_two_runs_that_draw_at_once_both_read_what_the_first_drew(small, tmp_
 def test_another_trial_has_people_of_its_own(small, tmp_path):
     """A folder keeps the people of its trial; one that does not say whose they are is taken as it is."""
     open_dataset("demo", tmp_path / "set", 2)
-    assert demo.drawn_seed(tmp_path / "set") == 1
+    assert demo.draw_dataset(tmp_path / "set") == 1
     with pytest.raises(UserError, match="holds the people of DATASET.TRIAL 2, not of 1; .* DATASET.ROOT .*set1"):
         open_dataset("demo", tmp_path / "set", 1)
     (tmp_path / "set" / demo.SEED_FILE).unlink()

@@ -1,5 +1,4 @@
 """SYSU-MM01: order, both protocols, shared arrays, counts, and one test per defect of a tree."""
-import os
 import random
 import shutil
 
@@ -84,18 +83,15 @@ def test_original_galleries_are_the_first_numbers_of_each_permutation(root, shot
             for n in rows[c - 1][p - 1][trial - 1][:shots]]
 
 
-def crashing_file(root):
-    """A file with one wrong byte, a cell's type, at which SciPy's reader crashes."""
+def cut_file(root):
     permutation_file(root)
     path = root / "exp" / "rand_perm_cam.mat"
-    content = path.read_bytes()
-    path.write_bytes(content[:144] + b"\6" + content[145:])
+    path.write_bytes(path.read_bytes()[:-20])
 
 
 @pytest.mark.parametrize("prepare, protocol, sentence", [
     (lambda root: None, "original-1", "rand_perm_cam.mat is missing"),
-    (lambda root: os.mkfifo(root / "exp" / "rand_perm_cam.mat"), "original-1", "rand_perm_cam.mat is no file"),
-    (crashing_file, "original-1", "rand_perm_cam.mat cannot be read"),
+    (cut_file, "original-1", "rand_perm_cam.mat cannot be read"),
     (lambda root: permutation_file(root, trials=4, persons=5), "original-1",
      "no permutations for person 6 in camera 1"),
     (lambda root: permutation_file(root, trials=4, images=3), "original-1",
@@ -124,7 +120,6 @@ def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
 @pytest.mark.parametrize("break_tree, sentence", [
     (lambda root: shutil.rmtree(root / "cam3"), "cam3 is missing"),
     (lambda root: (root / "exp" / "val_id.txt").unlink(), "val_id.txt is missing"),
-    (lambda root: [(root / "exp" / "val_id.txt").unlink(), os.mkfifo(root / "exp" / "val_id.txt")], "is no file"),
     (lambda root: (root / "exp" / "test_id.txt").write_text(""), "test_id.txt is empty"),
     (lambda root: (root / "exp" / "test_id.txt").write_text("4,five"), "something else than numbers"),
     (lambda root: edit(root / "exp" / "test_id.txt", "4", "3,4"), "persons 3 .* in training and test"),
@@ -133,7 +128,7 @@ def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
     (lambda root: [path.rename(path.with_suffix(".gif")) for path in root.glob("cam*/000[456]/*.jpg")],
      "holds no rgb test image"),
     (lambda root: root.rename(root.with_name("elsewhere")), "data root .* is missing"),
-], ids=["camera", "id file", "pipe", "empty ids", "words", "overlap", "no training images", "wrong extension", "root"])
+], ids=["camera", "id file", "empty ids", "words", "overlap", "no training images", "wrong extension", "root"])
 def test_broken_trees_are_refused(root, break_tree, sentence):
     break_tree(root)
     with pytest.raises(UserError, match=sentence):
@@ -157,6 +152,7 @@ def shared(root):
     for images in data.train.values():
         file = root / f"train_{images.modality.value}_resized_path.npy"
         np.save(file, np.array([f"/elsewhere/SYSU-MM01/{path}" for path in images.paths]))
+        (root / f"train_{images.modality.value}_resized_label.npy").unlink()
     for path in root.glob("cam*/000[123]"):
         shutil.rmtree(path)
     return root, data
@@ -179,18 +175,14 @@ def test_training_from_shared_arrays(shared, tmp_path):
 
 @pytest.mark.parametrize("name, change, sentence", [
     ("img", lambda a: a.astype(np.float32), "holds float32 of shape"),
-    ("img", lambda a: a[..., 0], "expected uint8"),
-    ("img", lambda a: a[:-1], r"shape \(11, 32, 16, 3\), \(12,\) labels"),
-    ("label", lambda a: a[:-1], r"\(11,\) labels"),
-    ("label", lambda a: a[::-1].copy() % 2, "disagree about who is who"),
+    ("img", lambda a: a[:-1], r"shape \(11, 32, 16, 3\), and \(12,\) paths"),
     ("path", lambda a: a[::-1], "expected paths sorted by"),
     ("path", lambda a: np.char.replace(a, "cam", "kamera"), "expected file paths in the layout"),
     ("path", lambda a: np.char.replace(a, "/0003/", "/0004/"), "1 persons outside the training id files"),
     ("path", lambda a: np.char.replace(a, "cam6", "cam5"), "1 cameras that are not ir|expected paths sorted"),
-    ("path", lambda a: None, "path.npy is missing; expected _img, _label and"),
+    ("path", lambda a: None, "path.npy is missing; expected _img and _path"),
     ("path", lambda a: b"broken", "path.npy cannot be read"),
-], ids=["type", "shape", "images", "labels", "label order", "path order", "paths", "test person", "camera",
-        "missing", "broken"])
+], ids=["type", "images", "path order", "paths", "test person", "camera", "missing", "broken"])
 def test_shared_arrays_are_checked(shared, name, change, sentence):
     path = shared[0] / f"train_ir_resized_{name}.npy"
     changed = change(np.load(path))

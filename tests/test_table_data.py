@@ -1,6 +1,5 @@
 """Own images by images.csv: directions, order, every wrong row by its number, and the ten lines of the documents."""
 import csv
-import os
 import re
 from pathlib import Path
 
@@ -93,11 +92,11 @@ def test_other_persons_cameras_and_galleries_are_other_data(tmp_path, row, colum
 
 
 @pytest.mark.parametrize("make", [
-    lambda path: path.write_bytes(b"\xff\xfe"), lambda path: path.write_bytes(b"path\0,split\n"),
-    lambda path: path.write_bytes(b'path,split,modality,camera,person\n"a.png,train'), lambda path: None, os.mkfifo])
+    lambda path: path.write_bytes(b"\xff\xfe"), lambda path: path.write_text("path,split\n"),
+    lambda path: path.write_text('path,split,modality,camera,person\n"a.png,train'), lambda path: None])
 def test_what_is_no_table(tmp_path, make):
     make(tmp_path / "images.csv")
-    with pytest.raises(UserError, match="images.csv (cannot be read|has the columns|is missing|is no file)"):
+    with pytest.raises(UserError, match="images.csv (cannot be read|has the columns|is missing)"):
         table.load(tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_after_its_block_a_signal_is_handled_as_before():
 
 
 def test_a_sentence_is_one_line():
-    assert one_line("a\nb \udcff c\x1b[1m \u202e é") == r"a\nb \xff c\x1b[1m \u202e é"
+    assert one_line("a\nb \udcff c\x1b[1m \u202e é") == r"a\nb \udcff c\x1b[1m \u202e é"
     assert quoted("a/b.yml") == "a/b.yml" and quoted("my run") == "'my run'" and quoted("") == "''"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import PARTIAL, load_plain, open_lock, write_atomically
+from utils.checkpoint import PARTIAL, load_plain, write_atomically
 from utils.errors import UserError, explained, quoted
 
 DIGEST_BYTES = 32
@@ -74,7 +74,7 @@ def lock_folder(folder):
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file = open_lock(Path(folder) / ".lock")
+        file = open(Path(folder) / ".lock", "a")
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {quoted(folder)} cannot be written ({error.strerror or error}); choose another")
     try:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from data import llcm, regdb, sysu
 from data.records import ImageSet, Retrieval
-from utils.checkpoint import file_digest, load_arrays
+from utils.checkpoint import file_digest
 from utils.errors import UserError, explained
 from utils.modality import Modality
 
@@ -56,8 +56,9 @@ def read_features(path):
         features are not finite or 0.
     """
     path = Path(path)
-    with explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"):
-        arrays = load_arrays(path)
+    with (explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"),
+          np.load(path, allow_pickle=False) as file):
+        arrays = dict(file)
     images, features = {}, {}
     for m in Modality:
         count = len(np.atleast_1d(_array(arrays, f"{m.value}_features", path)))
