@@ -5,9 +5,9 @@ import torch
 from sklearn.cluster import DBSCAN
 
 from clustering import jaccard, neighbours
-from clustering.jaccard import jaccard_distances
+from clustering.jaccard import distances_of
 from clustering.labels import ClusterSettings, cluster, make_pseudo_labels
-from clustering.neighbours import k_nearest
+from clustering.neighbours import k_nearest, neighbours_of
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -56,6 +56,10 @@ def dense(x, k1, k2):
     return released_distance(x, ranks(x, k1), k1, k2)
 
 
+def jaccard_distances(x, k1, k2, eps):
+    return distances_of(*neighbours_of(torch.as_tensor(x), k1), k1, k2, eps)
+
+
 def as_dense(distances):
     """A CSR matrix with 1 wherever it stores nothing."""
     distances = distances.tocoo()
@@ -76,8 +80,8 @@ def draw_case(seed):
 def test_random_sizes_and_settings(seed):
     x, k1, k2, eps = draw_case(seed)
     expected = dense(x, k1, k2)
-    np.testing.assert_allclose(as_dense(jaccard_distances(torch.from_numpy(x), k1, k2, 1.0)), expected, atol=2e-5)
-    near = jaccard_distances(torch.from_numpy(x), k1, k2, eps)
+    np.testing.assert_allclose(as_dense(jaccard_distances(x, k1, k2, 1.0)), expected, atol=2e-5)
+    near = jaccard_distances(x, k1, k2, eps)
     clear = np.abs(expected - eps) > 1e-4
     assert ((as_dense(near) <= eps) == (expected <= eps))[clear].all()
     np.testing.assert_array_equal(near.toarray(), near.T.toarray())
@@ -117,7 +121,7 @@ def test_more_duplicates_than_k1_are_as_in_the_released_code(seed, k2, min_sampl
     expected = released_distance(x, nearest, k1, k2)
     assert sum(len(k_reciprocal_neigh(nearest, i, k1)) == 0 for i in range(len(x))) > 10
     assert (expected.diagonal() > 0.3).any() or seed % 3 == 0
-    np.testing.assert_allclose(as_dense(jaccard_distances(torch.from_numpy(x), k1, k2, 1.0)), expected, atol=2e-5)
+    np.testing.assert_allclose(as_dense(jaccard_distances(x, k1, k2, 1.0)), expected, atol=2e-5)
     for eps in (0.3, 0.6, 0.9):
         assert np.abs(expected - eps).min() > 1e-6
         labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(expected)

@@ -29,11 +29,11 @@ def test_clustering(golden, name, search, monkeypatch):
     elif neighbours.faiss is None:
         pytest.fail("FAISS is in requirements.txt but not installed")
     features = torch.from_numpy(g["features"]).to("cuda" if search == "gpu" else "cpu")
-    sparse = jaccard.jaccard_distances(features, k1, k2, eps=1.0).tocoo()
+    sparse = jaccard.distances_of(*neighbours.neighbours_of(features, k1), k1, k2, eps=1.0).tocoo()
     dense = np.ones(sparse.shape, np.float32)       # rows that share nothing are at distance 1
     dense[sparse.row, sparse.col] = sparse.data
     np.testing.assert_allclose(dense, g["jaccard"], atol=1e-5)
-    near = jaccard.jaccard_distances(features, k1, k2, eps)
+    near = jaccard.distances_of(*neighbours.neighbours_of(features, k1), k1, k2, eps)
     assert near.nnz == (g["jaccard"] <= eps).sum() and near.diagonal().max() < 1e-5
     found = labels.cluster(features, k1, k2, eps, min_samples)
     assert found.dtype == np.int64
