@@ -64,19 +64,25 @@ class CacheFiles:
         self.manifest = folder / f"{stem}_manifest.json"
 
     def is_current(self, described):
-        """Tell whether the files were made from these very images at this size, and are as they were written.
+        """Tell whether the files were made from these very images at this size, and are as they were written."""
+        known = self._known()
+        return known == {**described, "arrays": known.get("arrays")} and not self.altered()
+
+    def altered(self, digests=False):
+        """Find a file that is missing or not as it was written: its path, or None.
 
         A file of the size and time that the manifest holds is taken for the same; another time, as a copy has, is
-        settled by its digest.
+        settled by its digest. Args: digests: compare the digests of all files.
         """
-        known = json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else {}
-        arrays = known.pop("arrays", {})
-        for name, (size, time, digest) in arrays.items():
+        for name, (size, time, digest) in self._known().get("arrays", {}).items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size or (
-                    path.stat().st_mtime_ns != time and file_digest(path) != digest):
-                return False
-        return bool(arrays) and known == described
+                    (digests or path.stat().st_mtime_ns != time) and file_digest(path) != digest):
+                return path
+        return None
+
+    def _known(self):
+        return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else {}
 
     def write(self, image_set, root, described):
         """Decode all images into new files, unless another run has just done so.

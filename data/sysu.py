@@ -5,10 +5,12 @@
     ROOT/exp/rand_perm_cam.mat                  galleries of the original protocol; only that needs it
     ROOT/train_{rgb,ir}_resized_*.npy           training images where their folders are not there
 """
+import json
 import re
+import subprocess
+import sys
 
 import numpy as np
-from scipy.io import loadmat
 
 from data.cache import CacheFiles
 from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file, require_images
@@ -19,6 +21,11 @@ from utils.modality import Modality
 CAMERAS = {Modality.RGB: (1, 2, 4, 5), Modality.IR: (3, 6)}
 GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 LAYOUT = "cam1 .. cam6/PPPP/NNNN.jpg and exp/train_id.txt, val_id.txt, test_id.txt"
+# Prints rand_perm_cam.mat as JSON, in a process of its own: SciPy's reader may crash on a damaged file.
+READER = """import json, sys
+from scipy.io import loadmat
+cells = loadmat(sys.argv[1], variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
+print(json.dumps([[cell.tolist() for cell in of_camera.ravel()] for of_camera in cells]))"""
 PATH = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/[^/]+$")
 
 
@@ -139,12 +146,13 @@ def permuted_galleries(path, groups, trials, shots):
     require_file(path, "TEST.PROTOCOL original-1 and original-10 read their galleries there. Take the file of the "
                        "original data set, or set TEST.PROTOCOL python")
     with explained(f"{path} cannot be read", f"expected the MATLAB variable rand_perm_cam. {ORIGINAL}"):
-        cells = [of_camera.ravel() for of_camera in loadmat(path)["rand_perm_cam"].ravel()]
+        cells = json.loads(subprocess.run([sys.executable, "-c", READER, path], capture_output=True, timeout=60,
+                                          check=True).stdout)
     galleries = [[] for _ in range(trials)]
     for (person, camera), positions in groups.items():
         with explained(f"{path} has no permutations for person {person} in camera {camera}",
                        f"expected a cell per camera and in it a cell per person. {ORIGINAL}"):
-            rows = np.atleast_2d(cells[camera - 1][person - 1].astype(np.int64))
+            rows = np.atleast_2d(np.array(cells[camera - 1][person - 1], np.int64))
         if rows.shape[1] != len(positions) or (np.sort(rows, axis=1) != np.arange(1, len(positions) + 1)).any():
             raise UserError(f"{path} permutes {rows.shape[1]} images of person {person} in camera {camera}, but the "
                             f"folder holds {len(positions)}; expected the same images. Take file and folders of the "

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.cache import CacheFiles
 from data.images import in_parallel, pixel_range, stored_image
 from data.manifest import grey_range, range_line
 from utils.checkpoint import file_digest
@@ -25,11 +26,11 @@ class ImageFile(NamedTuple):
     problem: str = ""       # "" if it decodes
 
 
-def verify(data, check_counts=True, ir_range=()):
-    """Compare counts, read every image file, look for duplicates and for what lies in the folders besides.
+def verify(data, check_counts=True, cache_dir="", ir_range=()):
+    """Compare counts, read every image file and cache, look for duplicates and for what lies in the folders besides.
 
     Args: data: `DataSet`, opened without a check of its counts; check_counts: other counts than published are wrong,
-        where the data set insists on them; ir_range: as `data.manifest.data_manifest`.
+        where the data set insists on them; cache_dir, ir_range: as `data.manifest.data_manifest`.
     Returns: lines to read; and phrases on what makes the data set unfit.
     """
     files = in_parallel(_read, [(data.root, path, split, images.modality) for split, images in data.sets()
@@ -55,6 +56,9 @@ def verify(data, check_counts=True, ir_range=()):
         problems.append(f"{len(broken)} images that do not decode, such as {broken[0].path}")
     if leaks:
         problems.append(f"{len(leaks)} images that are in training and test, such as {leaks[0]}")
+    for split, images in data.sets():
+        if path := CacheFiles(data.cache_dir(cache_dir), split, images.modality.value).altered(digests=True):
+            problems.append(f"decoded images that were altered or cut off since they were written, {path}; remove them")
     return lines, problems
 
 

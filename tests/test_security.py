@@ -3,6 +3,7 @@ import hashlib
 import io
 import os
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -57,6 +58,32 @@ def test_numbers_beside_the_weights_do_no_harm(tiny_clip_file, tmp_path):
         torch.save(content, tmp_path / f"{number}.pt")
         assert torch.equal(load_clip(str(tmp_path / f"{number}.pt")).visual.conv1.weight,
                            state["visual.conv1.weight"].float())
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, load_clip, load_config, read_features])
+def test_a_pipe_in_a_files_place_is_not_waited_for(load, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe (is|are) missing; "):
+        load(str(tmp_path / "pipe"))
+
+
+def test_archives_that_claim_more_than_they_hold(tmp_path):
+    torch.save({"state_dict": {"w": torch.zeros(10 ** 5)}}, tmp_path / "whole.pth")
+    with (zipfile.ZipFile(tmp_path / "whole.pth") as read,
+          zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as write):
+        for entry in read.namelist():
+            write.writestr(entry, read.read(entry))
+    with pytest.raises(UserError, match="bomb.pth cannot be read"):
+        load_checkpoint(tmp_path / "bomb.pth")
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % 10 ** 15
+    header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header.ljust(117) + b"\n"
+    (tmp_path / "bad.npy").write_bytes(header + bytes(80))
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as write:
+        write.writestr("rgb_features.npy", header + bytes(80))
+    with pytest.raises(ValueError, match="greater than file size"):
+        load_array(tmp_path / "bad.npy")
+    with pytest.raises(MemoryError):        # which ends in a sentence
+        read_features(tmp_path / "bad.npz")
 
 
 def test_state_file_with_a_right_checksum(trap, tmp_path):

@@ -83,15 +83,17 @@ def test_original_galleries_are_the_first_numbers_of_each_permutation(root, shot
             for n in rows[c - 1][p - 1][trial - 1][:shots]]
 
 
-def cut_file(root):
+def crashing_file(root):
+    """A file with one wrong byte, a cell's type, at which SciPy's reader crashes."""
     permutation_file(root)
     path = root / "exp" / "rand_perm_cam.mat"
-    path.write_bytes(path.read_bytes()[:-20])
+    content = path.read_bytes()
+    path.write_bytes(content[:144] + b"\6" + content[145:])
 
 
 @pytest.mark.parametrize("prepare, protocol, sentence", [
     (lambda root: None, "original-1", "rand_perm_cam.mat is missing"),
-    (cut_file, "original-1", "rand_perm_cam.mat cannot be read"),
+    (crashing_file, "original-1", "rand_perm_cam.mat cannot be read"),
     (lambda root: permutation_file(root, trials=4, persons=5), "original-1",
      "no permutations for person 6 in camera 1"),
     (lambda root: permutation_file(root, trials=4, images=3), "original-1",

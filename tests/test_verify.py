@@ -1,4 +1,5 @@
 """`python tools/process.py`: the table, every finding of --check, exit codes, the cache."""
+import os
 import re
 import runpy
 import shutil
@@ -94,7 +95,7 @@ def test_counts_of_llcm_are_no_error(tmp_path, capsys):
     assert "6 counts differ from the published ones: 3 training persons instead of 713" in capsys.readouterr().out
 
 
-def test_cache_lies_in_the_folder_of_its_trial(tmp_path):
+def test_cache_lies_in_the_folder_of_its_trial_and_is_checked(tmp_path):
     root = regdb_tree(tmp_path / "RegDB")
     process("--dataset", "regdb", "--root", root, "--trial", 2, "--allow-partial", "--height", 32,
             "--width", 16, "--cache_dir", tmp_path / "fast")
@@ -102,6 +103,13 @@ def test_cache_lies_in_the_folder_of_its_trial(tmp_path):
     assert images.shape == (4, 32, 16, 3)
     with Image.open(root / (root / "idx" / "train_thermal_2.txt").read_text().split()[0]) as first:
         assert np.array_equal(images[0], np.asarray(first.convert("RGB").resize((16, 32), Image.LANCZOS)))
+    file = tmp_path / "fast" / "trial2" / "train_rgb_resized_img.npy"
+    times = file.stat()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")         # of the same size and time
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match="decoded images that were altered .*train_rgb_resized_img.npy; remove them"):
+        process("--dataset", "regdb", "--root", root, "--trial", 2, "--allow-partial", "--check", "--cache_dir",
+                tmp_path / "fast")
 
 
 def test_command_line_ends_with_one_sentence_and_code_2(root, monkeypatch, capsys):

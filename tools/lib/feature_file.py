@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from data import llcm, regdb, sysu
+from data.layout import require_file
 from data.records import ImageSet, Retrieval
 from utils.checkpoint import file_digest
 from utils.errors import UserError, explained
@@ -56,6 +57,7 @@ def read_features(path):
         features are not finite or 0.
     """
     path = Path(path)
+    require_file(path, f"expected a .npz file of arrays. {ADVICE}")
     with (explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"),
           np.load(path, allow_pickle=False) as file):
         arrays = dict(file)
