@@ -1,7 +1,6 @@
 """tools/evaluate.py: any method's features, a paired comparison, and re-ranking against a plain reference."""
 import csv
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -261,13 +260,6 @@ def test_wrong_files_are_one_sentence(data, tmp_path, change, sentence):
     assert not (tmp_path / "bad-evaluated").exists()
 
 
-def test_an_array_that_claims_more_than_the_file_holds(tmp_path):
-    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive, archive.open("rgb_features.npy", "w") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10 ** 9, 99)})
-    with pytest.raises(UserError, match=r"bad.npz cannot be read \(rgb_features.npy claims 396"):
-        read_features(tmp_path / "bad.npz")
-
-
 def test_other_mistakes(data, tmp_path):
     def refuses(sentence, *words):
         with pytest.raises(UserError, match=sentence):
@@ -276,7 +268,7 @@ def test_other_mistakes(data, tmp_path):
     arrays = arrays_of(data.test, 1.0)
     good, text = save(tmp_path / "good.npz", arrays), tmp_path / "text.npz"
     text.write_text("no arrays")
-    refuses("features .*none.npz cannot be read", tmp_path / "none.npz")
+    refuses("none.npz is missing; expected a .npz file", tmp_path / "none.npz")
     refuses("features .*text.npz cannot be read", text)
     refuses("holds no queries and galleries; name the protocol", good)
     refuses("TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor", good, "--protocol", "sysu", "--mode", "v2t")
