@@ -1,7 +1,6 @@
 """Images decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
 import fcntl
 import json
-import math
 import os
 
 import numpy as np
@@ -22,32 +21,23 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
         cache_dir: folder of the .npy files, "" for the data set's own.
         device, cache, normalisation: of `ImageBank`.
         announce: a function that is told in a line what is decoded, before it is.
-        resize: of `data.images.read_image`; arrays are of the size that they have.
+        resize: of `data.images.read_image`.
     Returns: Modality -> `ImageBank`.
-    Raises:
-        UserError: an image does not decode, all of them are constant, the cache cannot be written, or the images are
-            an array of another size.
+    Raises: UserError: an image does not decode, all of them are constant, or the cache cannot be written.
     """
     banks = {}
     for m, images in getattr(data, split).items():
-        path, shape = images.array, (len(images), height, width, 3)
-        if not path:
-            files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
-            described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
-                         **({} if resize == "lanczos" else {"resize": resize})}
-            if not files.is_current(described):
-                if announce:
-                    announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
-                             f"{math.prod(shape) / 1e9:,.2f} GB")
-                    if "range" in described:
-                        announce(range_line(described, m))
-                files.write(images, data.root, described)
-            path = files.images
-        array = np.lib.format.open_memmap(path, mode="r")
-        if array.shape != shape:
-            raise UserError(f"{path} holds images of {array.shape[1]} x {array.shape[2]} pixels, and the folders they "
-                            f"came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH {width}. Set "
-                            f"them to {array.shape[1]} and {array.shape[2]}")
+        files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
+        described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
+                     **({} if resize == "lanczos" else {"resize": resize})}
+        if not files.is_current(described):
+            if announce:
+                announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
+                         f"{3 * len(images) * height * width / 1e9:,.2f} GB")
+                if "range" in described:
+                    announce(range_line(described, m))
+            files.write(images, data.root, described)
+        array = np.lib.format.open_memmap(files.images, mode="r")
         banks[m] = ImageBank(array, device, images.paths, cache, normalisation, images.cameras)
     return banks
 

@@ -16,10 +16,12 @@ def existing_root(root, layout):
     return root
 
 
-def find_images(root, modality, ids, cameras, parent=""):
+def find_images(root, modality, ids, cameras, split, parent=""):
     """List the images in PARENTcamC/PPPP of all persons and cameras, sorted by person, camera and name: `ImageSet`.
 
     Files with another ending, and those whose name starts with a dot, are no images of the data set.
+
+    Args: split: for messages. Raises: UserError: there are none.
     """
     rows = []
     for person in ids:
@@ -29,16 +31,11 @@ def find_images(root, modality, ids, cameras, parent=""):
                 names = sorted(p.name for p in (root / folder).iterdir()
                                if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
                 rows += [(f"{folder}/{name}", person, camera) for name in names]
-    return ImageSet.from_rows(modality, rows)
-
-
-def require_images(images, root, ids, cameras, split):
-    """Return the images, if there are any. Raises UserError: there are none."""
-    if not len(images):
-        raise UserError(f"{root} holds no {images.modality.value} {split} image; expected PPPP/NNNN.jpg in "
+    if not rows:
+        raise UserError(f"{root / parent} holds no {modality.value} {split} image; expected PPPP/NNNN.jpg in "
                         f"{', '.join(f'cam{c}' for c in cameras)} for the {len(ids)} ids of the {split} split. Check "
                         "DATASET.ROOT and the id files")
-    return images
+    return ImageSet.from_rows(modality, rows)
 
 
 def require_disjoint(train, test, where, remedy):

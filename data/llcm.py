@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from data.layout import existing_root, find_images, read_ids, read_image_list, require_images
+from data.layout import existing_root, find_images, read_ids, read_image_list
 from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval, draw_gallery
 from utils.errors import UserError
 from utils.modality import Modality
@@ -49,8 +49,7 @@ def load(root, check_counts=True):
     for m, sensor in SENSORS.items():
         train[m] = ImageSet.from_rows(m, [(path, label, _camera(path)) for path, label in
                                           read_image_list(root / "idx" / f"train_{sensor}.txt", LAYOUT)])
-        test[m] = require_images(find_images(root, m, test_ids, CAMERAS[m], f"test_{sensor}/"), root / f"test_{sensor}",
-                                 test_ids, CAMERAS[m], "test")
+        test[m] = find_images(root, m, test_ids, CAMERAS[m], "test", f"test_{sensor}/")
         shared = set(train[m].paths) & set(test[m].paths)
         if shared:
             raise UserError(f"{len(shared)} images are in {root / 'idx' / f'train_{sensor}.txt'} and in the test "

@@ -66,9 +66,9 @@ def file_facts(path):
 def data_manifest(data, cache_dir="", ir_range=()):
     """Describe a `DataSet`: {"train": {"rgb": {"images", "paths", "contents"}, "ir": ...}, "test": ...}.
 
-    "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files, "" for images
-    that come from an array. Times are left out: a copy of the data is the same data. Test images add "scored", a hash
-    over `DataSet.test_lines`, and images of more than 8 bits what `grey_range` returns.
+    "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files. Times are left
+    out: a copy of the data is the same data. Test images add "scored", a hash over `DataSet.test_lines`, and images of
+    more than 8 bits what `grey_range` returns.
 
     Args:
         cache_dir: folder of the decoded images, "" for the data set's own; the hashes are remembered there.
@@ -77,13 +77,13 @@ def data_manifest(data, cache_dir="", ir_range=()):
     """
     manifest = {"train": {}, "test": {}}
     facts = {(split, images.modality): set_facts(images, data.root, split, data.cache_dir(cache_dir))
-             for split, images in data.sets() if not images.array}
+             for split, images in data.sets()}
     for split, images in data.sets():
-        m, described = images.modality, {"images": len(images), "paths": hash_of_lines(images.paths), "contents": ""}
-        if not images.array:
-            described["contents"] = hash_of_lines(digest for digest, _ in facts[split, m])
-            of_modality = [values for (_, other), rows in facts.items() if other is m for _, values in rows]
-            described |= grey_range(of_modality, m, ir_range)
+        m = images.modality
+        of_modality = [values for (_, other), rows in facts.items() if other is m for _, values in rows]
+        described = {"images": len(images), "paths": hash_of_lines(images.paths),
+                     "contents": hash_of_lines(digest for digest, _ in facts[split, m]),
+                     **grey_range(of_modality, m, ir_range)}
         if split == "test":
             described["scored"] = hash_of_lines(data.test_lines(m))
         manifest[split][m.value] = described
@@ -138,7 +138,7 @@ def manifest_differences(found, expected, splits=("train", "test")):
             for key, phrase in (("paths", "names or in another order"), ("contents", "contents"),
                                 ("scored", "persons, cameras, queries or galleries"),
                                 ("range", "grey ranges (DATASET.IR_RANGE)")):
-                # images that come from an array do not say what files they are of
+                # what an earlier version wrote may lack some
                 if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
                     differences.append(f"{what} of other {phrase}")
                     break

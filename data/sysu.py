@@ -3,18 +3,15 @@
     ROOT/cam1 .. cam6/PPPP/NNNN.jpg             person PPPP; cameras 1 2 4 5 are visible, 3 and 6 infrared
     ROOT/exp/{train,val,test}_id.txt            one line of comma-separated ids each
     ROOT/exp/rand_perm_cam.mat                  galleries of the original protocol; only that needs it
-    ROOT/train_{rgb,ir}_resized_*.npy           training images where their folders are not there
 """
 import json
-import re
 import subprocess
 import sys
 
 import numpy as np
 
-from data.cache import CacheFiles
-from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file, require_images
-from data.records import DataSet, ImageSet, Retrieval, draw_gallery
+from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file
+from data.records import DataSet, Retrieval, draw_gallery
 from utils.errors import UserError, explained
 from utils.modality import Modality
 
@@ -26,7 +23,6 @@ READER = """import json, sys
 from scipy.io import loadmat
 cells = loadmat(sys.argv[1], variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
 print(json.dumps([[cell.tolist() for cell in of_camera.ravel()] for of_camera in cells]))"""
-PATH = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/[^/]+$")
 
 
 class SysuDataSet(DataSet):
@@ -81,56 +77,10 @@ def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
     for camera in range(1, 7):
         if not (root / f"cam{camera}").is_dir():
             raise UserError(f"folder {root / f'cam{camera}'} is missing; expected {LAYOUT} under {root}")
-    train = {m: _training_images(root, m, train_ids) for m in Modality}
-    notes = tuple(f"{m.value} training images come from {images.array}, for {root} has none in its folders"
-                  for m, images in train.items() if images.array)
-    test = {m: require_images(find_images(root, m, test_ids, cameras), root, test_ids, cameras, "test")
-            for m, cameras in CAMERAS.items()}
-    data = kind(name, root, train, test, notes=notes)
+    train, test = ({m: find_images(root, m, of_split, cameras, split) for m, cameras in CAMERAS.items()}
+                   for split, of_split in (("training", train_ids), ("test", test_ids)))
+    data = kind(name, root, train, test)
     return data.check_counts() if check_counts else data
-
-
-def _training_images(root, modality, ids):
-    """Read the training images of a modality from the folders or, where those hold none, from a shared array."""
-    images = find_images(root, modality, ids, CAMERAS[modality])
-    shared = None if len(images) else shared_array(root, modality)
-    if shared is None:
-        return require_images(images, root, ids, CAMERAS[modality], "training")
-    strangers, foreign = set(shared.persons.tolist()) - set(ids), set(shared.cameras.tolist()) - set(CAMERAS[modality])
-    if strangers or foreign:
-        raise UserError(f"{shared.array} holds images of {len(strangers)} persons outside the training id files of "
-                        f"{root / 'exp'} and of {len(foreign)} cameras that are not {modality.value}; expected "
-                        "training images alone. Take the array of the same data set")
-    return shared
-
-
-def shared_array(folder, modality):
-    """Read the training images of a modality from train_{rgb,ir}_resized_{img,path}.npy in a folder.
-
-    Codebases of the field share these files. Returns: `ImageSet` with its array; None without such a file of images.
-    Raises: UserError: a file is missing or damaged, shapes or types are wrong, paths are no paths of SYSU-MM01 or
-        not in its order.
-    """
-    files = CacheFiles(folder, "train", modality.value)
-    if not files.images.is_file():
-        return None
-    require_file(files.paths, "expected _img and _path of the shared training images. Copy both files")
-    with explained(f"{files.images} or {files.paths.name} cannot be read", "expected .npy arrays. Copy them again"):
-        images, paths = (np.lib.format.open_memmap(path, mode="r") for path in (files.images, files.paths))
-    if images.dtype != np.uint8 or images.shape[3:] != (3,) or paths.shape != images.shape[:1]:
-        raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}, and {paths.shape} paths are "
-                        "beside it; expected uint8 (N, H, W, 3) and one path of each image. Make the files again from "
-                        "the image folders with tools/process.py")
-    parts = [PATH.search(str(path).replace("\\", "/")) for path in paths]
-    if None in parts:
-        raise UserError(f"{files.paths} holds {str(paths[parts.index(None)])!r}; expected file paths in the layout of "
-                        "the data set. Take the file that was made with the images")
-    keys = [(int(part["person"]), int(part["camera"]), part[0]) for part in parts]
-    for before, after in zip(keys, keys[1:]):
-        if before >= after:
-            raise UserError(f"{files.paths} lists {after[2]} after {before[2]}; expected paths sorted by person, "
-                            "camera and name, the order of pseudo labels. Make the files again with tools/process.py")
-    return ImageSet.from_rows(modality, [(path, person, camera) for person, camera, path in keys], array=files.images)
 
 
 def permuted_galleries(path, groups, trials, shots):

@@ -34,7 +34,7 @@ def verify(data, check_counts=True, cache_dir="", ir_range=()):
     Returns: lines to read; and phrases on what makes the data set unfit.
     """
     files = in_parallel(_read, [(data.root, path, split, images.modality) for split, images in data.sets()
-                                if not images.array for path in images.paths], "reading images")
+                                for path in images.paths], "reading images")
     broken = [file for file in files if file.problem]
     groups = {}
     for file in files:

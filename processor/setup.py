@@ -2,6 +2,7 @@
 
 A training script takes its folder, finds the state to resume from, checks that it fits, and begins.
 """
+import logging
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ from utils.checkpoint import save_json, write_atomically
 from utils.distributed import join_processes
 from utils.errors import UserError, quoted, stops_on_signals
 from utils.modality import Modality
-from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, print_line, unused_gpu_warning
 from utils.settings import differing_keys, flat
 
 
@@ -174,7 +175,7 @@ class Setup:
     def start(self, folder):
         """Open the log in a folder, write config.yml and where the run comes from, print the counts: the logger."""
         if not self.processes.writes:
-            return silent_log()
+            return logging.Logger("cclnet.silent", logging.CRITICAL)
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
         save_json(Path(folder) / "report_data" / f"run-{self.script}.json", {

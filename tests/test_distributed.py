@@ -16,7 +16,7 @@ from tests import shares
 from tests.tiny import HEIGHT, WIDTH, one_of
 from tests.workers import Workers, script
 from utils.distributed import ALONE, checksum, join_processes
-from utils.errors import UserError, is_lost_process
+from utils.errors import UserError
 from utils.modality import Modality
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
@@ -165,14 +165,6 @@ def test_fewer_gpus_than_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="torchrun has started 4 processes on this machine, which has 2 of the GPUs"):
         join_processes("cuda")
-
-
-@pytest.mark.parametrize("error, is_lost", [
-    (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
-    (torch.distributed.DistBackendError("NCCL error"), True), (RuntimeError("shapes do not match"), False),
-    (ValueError("gloo"), False)])
-def test_lost_processes_are_recognised(error, is_lost):
-    assert is_lost_process(error) is is_lost
 
 
 @pytest.mark.gpu

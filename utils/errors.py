@@ -27,12 +27,6 @@ def is_out_of_memory(error):
                                               and any(words in str(error) for words in OUT_OF_MEMORY))
 
 
-def is_lost_process(error):
-    """Tell whether an exception says that another process cannot be reached, in torch.distributed's or gloo's words."""
-    return isinstance(error, RuntimeError) and (type(error).__name__.startswith("Dist") or "gloo" in str(error)
-                                                or "NCCL" in str(error))
-
-
 class UserError(Exception):
     """Bad input; its message is all that the user sees, with exit code 2."""
 
@@ -175,14 +169,11 @@ def exit_on_user_error(main):
 
 
 def _refusal(error):
-    """Return the sentence for an exception that tells of memory, another process or the disk; None for a defect."""
+    """Return the sentence for an exception that tells of memory or the disk; None for a defect."""
     if is_out_of_memory(error):
         found = in_brief(error) or "no further memory was given"
         return (f"memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that has begun "
                 "with --fresh), use smaller images, or free memory")
-    if is_lost_process(error):
-        return (f"another process of this run has ended or cannot be reached ({in_brief(error)}); look at what it "
-                "said, and run the same command again: it resumes from the last state that was saved")
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return (f"{quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free space, "
                 "change its permissions or move what is in the way, and run the same command again")

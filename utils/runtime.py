@@ -157,13 +157,6 @@ class _LogFile(logging.FileHandler):
         raise
 
 
-def silent_log():
-    """Return the logger of a process beside the one that writes."""
-    logger = logging.Logger("cclnet.silent")
-    logger.addHandler(logging.NullHandler())
-    return logger
-
-
 def open_log(output_dir, name):
     """Open a logger that prints to the console and appends to OUTPUT_DIR/log.txt.
 
