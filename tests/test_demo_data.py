@@ -7,7 +7,6 @@ from configs.defaults import load_config
 from data import demo
 from data.registry import open_dataset
 from utils.errors import UserError
-from utils.modality import Modality
 
 
 @pytest.fixture
@@ -65,22 +64,6 @@ def test_interrupted_drawing_leaves_nothing_and_an_existing_folder_is_kept(small
         demo.draw_dataset(tmp_path / "set")
     assert not list(tmp_path.iterdir())
     assert demo.draw_dataset(tmp_path) is None and not list(tmp_path.iterdir())
-
-
-def test_of_two_runs_that_draw_at_once_both_read_what_the_first_drew(small, tmp_path, monkeypatch):
-    root, write = tmp_path / "demo", demo._write_dataset
-
-    def overtaken(target, seed):
-        """Draw, while another process draws the same people and is done first."""
-        monkeypatch.setattr(demo, "_write_dataset", write)
-        demo.draw_dataset(root, seed)
-        (root / "first").touch()
-        write(target, seed)
-
-    monkeypatch.setattr(demo, "_write_dataset", overtaken)
-    assert len(open_dataset("demo", root).train[Modality.RGB]) > 0
-    assert (root / "first").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
 def test_another_trial_has_people_of_its_own(small, tmp_path):
