@@ -3,10 +3,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from loss.links import BLOCK_ROWS, nearest
 from utils.runtime import to_device
 
 SIMILAR = 0.5           # least cosine of neighbours, as released
-BLOCK_ROWS = 4096       # of one product of similarities
 
 
 def calibrate(features, labels, top):
@@ -19,23 +19,20 @@ def calibrate(features, labels, top):
         `dense_means`.
     Returns: (N,) int64; a cluster may have lost all its images.
     """
-    prototypes = F.normalize(dense_means(features, labels, density(features, labels, SIMILAR), top), dim=1)
-    corrected, kept = labels.copy(), np.flatnonzero(labels >= 0)
-    for rows in np.array_split(kept, -(-len(kept) // BLOCK_ROWS)):
-        x = F.normalize(features[to_device(rows, features.device)], dim=1)
-        corrected[rows] = (x @ prototypes.T).argmax(1).cpu().numpy()
-    return corrected
+    x = F.normalize(features, dim=1)
+    prototypes = F.normalize(dense_means(features, labels, density(x, labels), top), dim=1)
+    return np.where(labels < 0, -1, nearest(x, prototypes, 1)[:, 0].cpu().numpy())
 
 
-def density(features, labels, similar):
-    """Sum sign(cosine - similar) between each image and all images of its cluster, itself included.
+def density(x, labels):
+    """Sum sign(cosine - SIMILAR) between each image and all images of its cluster, itself included.
 
-    Args: features: (N, D); labels: (N,) clusters; similar: threshold. Returns: (N,) float64 array, NaN for label -1.
+    Args: x: (N, D) of unit length; labels: (N,) clusters. Returns: (N,) float64 array, NaN for label -1.
     """
-    found, features = np.full(len(labels), np.nan), F.normalize(features, dim=1)
+    found = np.full(len(labels), np.nan)
     for members in _members(labels):
-        x = features[to_device(members, features.device)]
-        found[members] = torch.cat([(block @ x.T - similar).sign().sum(1) for block in x.split(BLOCK_ROWS)]).cpu()
+        own = x[to_device(members, x.device)]
+        found[members] = torch.cat([(block @ own.T - SIMILAR).sign().sum(1) for block in own.split(BLOCK_ROWS)]).cpu()
     return found
 
 

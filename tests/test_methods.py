@@ -157,8 +157,8 @@ def test_the_relations_features_have_unit_length_if_normalised(relation):
     x, batch = draw()
     found = begun("rpnr", 3, LINKS, relation=relation, relation_weight=3.0).losses(x, batch)["relation"]
     rows = [x[m] / x[m].norm(dim=1, keepdim=True) if relation == "normalised" else x[m] for m in Modality]
-    assert float(found) == pytest.approx(3 * sum(float(relation_loss(r, 1.0, 1.0)) for r in rows), rel=1e-5)
-    assert float(relation_loss(torch.zeros(3, 4), 2.0, 0.7)) == float(relation_loss(rows[0][:1], 2.0, 0.7)) == 0
+    assert float(found) == pytest.approx(3 * sum(float(relation_loss(r)) for r in rows), rel=1e-5)
+    assert float(relation_loss(torch.zeros(3, 4))) == float(relation_loss(rows[0][:1])) == 0
 
 
 def test_hybrid_means_of_clusters_without_images_or_partner_are_zero():
