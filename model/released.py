@@ -24,7 +24,7 @@ MAPPING = (
     ("tower.attnpool.", "base_resnet.base.attnpool.", ""),
     ("neck.", "bottleneck.", ""),
 )
-# Every released copy of CLIP's image tower, and the stem of ours that has the weights it starts from.
+# Every released copy of CLIP's image tower, and the stem of ours that has its weights.
 COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visible.", "tower.stems.rgb."),
           ("base_resnet.base.", "tower.stems.rgb."))
 # Weights that a checkpoint in a released format has.
@@ -101,13 +101,8 @@ def released_state(content):
 
 
 def released_name(our_name):
-    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias".
-
-    Raises: KeyError: `CCLNet` has no such weight.
-    """
-    if (name := _translated(our_name, MAPPING)) is None:
-        raise KeyError(our_name)
-    return name
+    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias"."""
+    return _translated(our_name, MAPPING)
 
 
 def our_name(released_name):
@@ -116,10 +111,8 @@ def our_name(released_name):
 
 
 def _translated(name, mapping):
-    """Replace the prefix of a weight's name; None for a name that is in no (prefix, new prefix, starts of the rest)."""
     for old, new, starts in mapping:
-        rest = name.removeprefix(old)
-        if rest != name and rest.startswith(starts):
+        if name.startswith(old) and (rest := name.removeprefix(old)).startswith(starts):
             return new + rest
     return None
 

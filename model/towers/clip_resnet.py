@@ -107,8 +107,6 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.c_proj = pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj
         self.heads = pool.num_heads
-        if self.q_proj.out_features % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.q_proj.out_features}")
         self.positional_embedding = nn.Parameter(resize_positions(pool.positional_embedding, rows, columns))
 
     def forward(self, feature_map):
