@@ -148,11 +148,12 @@ def describe_released(content):
 
 
 def first_number(value):
-    """Return the first entry of a number, an array or a list as a float; None if there is none."""
+    """Return the first entry of a number, an array or a list as a float; None if there is none, or NaN."""
     try:
-        return float(np.ravel(value)[0])
+        number = float(np.ravel(value)[0])
     except (TypeError, ValueError, IndexError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def to_released(content, model, weights, name):

@@ -161,12 +161,6 @@ def test_the_relations_features_have_unit_length_if_normalised(relation):
     assert float(relation_loss(torch.zeros(3, 4))) == float(relation_loss(rows[0][:1])) == 0
 
 
-def test_hybrid_means_of_clusters_without_images_or_partner_are_zero():
-    rgb, ir = torch.tensor([[2.0], [4.0]]), torch.tensor([[10.0], [20.0], [30.0], [40.0]])
-    found = hybrid_means(rgb, ir, np.array([1, -1, 0, 0]), np.array([-1, 0, 1, 2, 2]))
-    assert found[:, 0].tolist() == [7, 0, 16, 0]
-
-
 @pytest.mark.parametrize("rows", [1024, 7])
 def test_calibration_goes_by_angles(rows, monkeypatch):
     """Features of any length, whose dimensions spread unequally; a cluster may be larger than a block of products."""
