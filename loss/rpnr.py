@@ -7,17 +7,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loss.calibration import calibrate
 from loss.cluster_memory import ClusterMemory, cluster_means, cross_entropy, hardest_samples
-from loss.links import optimal_transport
+from loss.links import BLOCK_ROWS, nearest, optimal_transport
 from loss.visits import Visit, VisitingMethod
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
 
-# Released numbers: cross entropy from which the mean prototypes' share of the loss begins, and the weight of both
-# shares; what a squared distance is divided by in a pair's weight, and the distance up to which pairs are pushed apart.
-MARGIN, SHARE, SIGMA, DELTA = 0.2, 0.5, 1.0, 1.0
+# Released numbers: least cosine of neighbours; cross entropy from which the mean prototypes' share of the loss begins,
+# and the weight of both shares; what a squared distance is divided by in a pair's weight, and the distance up to which
+# pairs are pushed apart.
+SIMILAR, MARGIN, SHARE, SIGMA, DELTA = 0.5, 0.2, 0.5, 1.0, 1.0
 
 
 class RPNR(VisitingMethod):
@@ -109,6 +109,45 @@ class MeanHardMemory(ClusterMemory):
         mean = torch.stack([rows.mean(0) for rows in sorted_x.split(counts.tolist())])      # alike in all processes
         for rows, target in ((self.prototypes, mean), (self.hard, x[hardest])):
             rows[clusters] = F.normalize(self.momentum * rows[clusters] + (1 - self.momentum) * target, dim=1)
+
+
+def calibrate(features, labels, top):
+    """Give each image the label of the cluster whose dense part it is most similar to.
+
+    Args: features: (N, D) of any length; labels: (N,) clusters 0 to K - 1, -1 is in none and stays so; top: see
+        `dense_means`.
+    Returns: (N,) int64; a cluster may have lost all its images.
+    """
+    x = F.normalize(features, dim=1)
+    prototypes = F.normalize(dense_means(features, labels, density(x, labels), top), dim=1)
+    return np.where(labels < 0, -1, nearest(x, prototypes, 1)[:, 0].cpu().numpy())
+
+
+def density(x, labels):
+    """Sum sign(cosine - SIMILAR) between each image and all images of its cluster, itself included.
+
+    Args: x: (N, D) of unit length; labels: (N,) clusters. Returns: (N,) float64 array, NaN for label -1.
+    """
+    found = np.full(len(labels), np.nan)
+    for members in _members(labels):
+        own = x[to_device(members, x.device)]
+        found[members] = torch.cat([(block @ own.T - SIMILAR).sign().sum(1) for block in own.split(BLOCK_ROWS)]).cpu()
+    return found
+
+
+def dense_means(features, labels, densities, top):
+    """Average the `top` densest images of each cluster, the earlier one among equals; all of a smaller cluster.
+
+    Args: features: (N, D); labels, densities: (N,). Returns: (K, D).
+    """
+    chosen = [members[np.argsort(-densities[members], kind="stable")[:top]] for members in _members(labels)]
+    return torch.stack([features[to_device(rows, features.device)].mean(0) for rows in chosen])
+
+
+def _members(labels):
+    """Return the positions of each cluster's images, ascending: a list of arrays."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.searchsorted(labels[order], np.arange(labels.max() + 1)))[1:]
 
 
 def hybrid_means(rgb, ir, ir_to_rgb, labels):

@@ -6,14 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import loss.calibration
 import loss.links
 from loss import rpnr
-from loss.calibration import calibrate, dense_means, density
 from loss.cluster_memory import MEMORIES, cluster_means, cross_entropy
 from loss.links import Links, link, link_cost, optimal_transport, progressive, sinkhorn
 from loss.pgm import PGM
-from loss.rpnr import RPNR, MeanHardMemory, hybrid_means, relation_loss
+from loss.rpnr import RPNR, MeanHardMemory, calibrate, dense_means, density, hybrid_means, relation_loss
 from tests.tiny import epoch_of, linked_by
 from utils.modality import Modality
 
@@ -199,4 +197,4 @@ def test_the_methods_own_numbers_are_the_released_ones(golden_methods):
         float(g[key]) for key in ("relu_margin", "half", "sigma", "delta"))
     assert (loss.links.REGULARISATION, loss.links.ITERATIONS, loss.links.TOLERANCE) == tuple(
         float(transport[k]) for k in ("reg", "max_iterations", "stop_threshold"))
-    assert loss.calibration.SIMILAR == float(golden_methods.load("rpnr_calibration")["threshold"])
+    assert rpnr.SIMILAR == float(golden_methods.load("rpnr_calibration")["threshold"])

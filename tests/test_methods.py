@@ -7,16 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import loss.calibration
+import loss.rpnr
 from clustering.quality import with_images
 from configs.defaults import load_config
 from data.pseudo_labels import load_pseudo_labels
-from loss.calibration import calibrate
 from loss.cluster_memory import cluster_means
 from loss.links import LinkedClusters, Links, hungarian, link, optimal_transport, progressive
 from loss.method import EpochStart, Method
 from loss.methods import METHODS
-from loss.rpnr import hybrid_means, relation_loss
+from loss.rpnr import calibrate, hybrid_means, relation_loss
 from processor.guidance import TextGuidance
 from processor.setup import train_settings
 from processor.train import train
@@ -164,7 +163,7 @@ def test_the_relations_features_have_unit_length_if_normalised(relation):
 @pytest.mark.parametrize("rows", [1024, 7])
 def test_calibration_goes_by_angles(rows, monkeypatch):
     """Features of any length, whose dimensions spread unequally; a cluster may be larger than a block of products."""
-    monkeypatch.setattr(loss.calibration, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(loss.rpnr, "BLOCK_ROWS", rows)
     rng = np.random.default_rng(1)
     features = (rng.normal(size=(60, 6)) + 1.5) * rng.uniform(0.2, 3, (60, 1)) * [1, 4, 1, 0.2, 2, 1]
     labels = rng.integers(-1, 4, 60)
