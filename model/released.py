@@ -3,7 +3,6 @@ names, and that of PGM, RPNR, ADCA and N-ULC, an `AGW` under nearly the same; th
 import math
 
 import numpy as np
-import torch
 
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip, tokenize
@@ -25,7 +24,7 @@ MAPPING = (
     ("tower.attnpool.", "base_resnet.base.attnpool.", ""),
     ("neck.", "bottleneck.", ""),
 )
-# Every released copy of CLIP's image tower, and the stem of ours that has the weights it starts from.
+# Every released copy of CLIP's image tower, and the stem of ours that has its weights.
 COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visible.", "tower.stems.rgb."),
           ("base_resnet.base.", "tower.stems.rgb."))
 # Weights that a checkpoint in a released format has.
@@ -53,7 +52,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
     asked = {"height": height, "width": width, "stride": stride, "kind": tower or None,
              "activation": None if activation == "auto" else activation}
     state = _our_state(content, what)
-    told = content.get("model") if isinstance(content.get("model"), dict) else {}
+    told = content.get("model", {})
     of_tower = {name.removeprefix("tower."): value for name, value in state.items() if name.startswith("tower.")}
     chosen = (tower_class(told["kind"], f"MODEL.TOWER of {what}") if "kind" in told
               else recognised(of_tower, f"the weights of {what}", DAMAGED))
@@ -78,7 +77,7 @@ def checkpoint_size(content):
     """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say."""
     if (released := released_state(content)) is not None:
         return released_input_size(released)
-    told = content.get("model") if isinstance(content.get("model"), dict) else {}
+    told = content.get("model", {})
     return (told["height"], told["width"]) if {"height", "width"} <= set(told) else None
 
 
@@ -86,8 +85,7 @@ def _our_state(content, what):
     """Return the state dict of a checkpoint under our names. Raises: UserError: it holds no image side."""
     released = released_state(content)
     state = content.get("state_dict") if released is None else from_released(released)
-    if not isinstance(state, dict) or not any(str(name).startswith("tower.stems.") for name in state) \
-            or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+    if not isinstance(state, dict) or not any(str(name).startswith("tower.stems.") for name in state):
         raise UserError(f"{what} holds no image side (state_dict with stems, trunk and neck); expected a file written "
                         "by train_prepare.py or train_clip.py, or a released one")
     return state
@@ -103,13 +101,8 @@ def released_state(content):
 
 
 def released_name(our_name):
-    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias".
-
-    Raises: KeyError: `CCLNet` has no such weight.
-    """
-    if (name := _translated(our_name, MAPPING)) is None:
-        raise KeyError(our_name)
-    return name
+    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias"."""
+    return _translated(our_name, MAPPING)
 
 
 def our_name(released_name):
@@ -118,10 +111,8 @@ def our_name(released_name):
 
 
 def _translated(name, mapping):
-    """Replace the prefix of a weight's name; None for a name that is in no (prefix, new prefix, starts of the rest)."""
     for old, new, starts in mapping:
-        rest = name.removeprefix(old)
-        if rest != name and rest.startswith(starts):
+        if name.startswith(old) and (rest := name.removeprefix(old)).startswith(starts):
             return new + rest
     return None
 
@@ -135,10 +126,9 @@ def released_input_size(state):
     """Find (height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
     if is_released_agw(state):
         return AGW_SIZE
-    positions = state.get("base_resnet.base.attnpool.positional_embedding")
-    cells = len(positions) - 1 if isinstance(positions, torch.Tensor) and positions.dim() else 0
+    cells = len(state.get("base_resnet.base.attnpool.positional_embedding", ())) - 1
     columns = math.isqrt(max(cells, 0) // 2)
-    return (2 * columns * STRIDE, columns * STRIDE) if cells > 0 and 2 * columns ** 2 == cells else None
+    return (2 * columns * STRIDE, columns * STRIDE) if cells == 2 * columns ** 2 else None
 
 
 def is_released_agw(state):
@@ -149,24 +139,19 @@ def is_released_agw(state):
 def describe_released(content):
     """Say for the log what of a released checkpoint is used, and which numbers it states."""
     state = released_state(content)
-    used = len(from_released(state))
-    prompts = ", ".join(f"{len(state[name])} {m.value}" for m in Modality
-                        if (name := f"prompt_learner.cls_ctx_{m.value}") in state and state[name].dim())
     stated = ", ".join(f"{label} {value:.4f}" for label, key in (("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"),
                                                                  ("best mAP", "best_mAP"))
                        if (value := first_number(content.get(key))) is not None)
-    epoch = first_number(content.get("epoch"))
-    return (f"released format, epoch {'unknown' if epoch is None else int(epoch)}, states {stated or 'no results'}; "
-            f"{used} of its {len(state)} weights used (those of the image side), {len(state) - used} "
-            f"ignored (unused copies, text encoder, prompts: {prompts or 'none'}); it does not say which data set or "
-            "trial it was trained on")
+    return (f"released format, epoch {content.get('epoch', 'unknown')}, states {stated or 'no results'}; "
+            f"{len(from_released(state))} of its {len(state)} weights used (those of the image side); it does not say "
+            "which data set or trial it was trained on")
 
 
 def first_number(value):
-    """Return the first entry of a number, an array or a list as a float; None if there is none."""
+    """Return the first entry of a number, an array or a list as a float; None if there is none, or NaN."""
     try:
         number = float(np.ravel(value)[0])
-    except (TypeError, ValueError, IndexError, OverflowError):
+    except (TypeError, ValueError, IndexError):
         return None
     return number if math.isfinite(number) else None
 

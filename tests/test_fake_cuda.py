@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import loss.cclnet
+import loss.links
 import processor.features
 from clustering.neighbours import k_nearest
 from data.batches import Batch, Batches
@@ -125,7 +125,7 @@ def started(name="cclnet", dim=64, epoch=2, **settings):
 def given_links(monkeypatch):
     """Links and calibrated labels: they depend on values, of which there are none here."""
     monkeypatch.setattr("loss.cclnet.CCLNet.rule", staticmethod(lambda _: LINKS))
-    monkeypatch.setattr("loss.cclnet.to_host", lambda tensor: lambda: None)
+    monkeypatch.setattr("loss.links.to_host", lambda tensor: lambda: None)
     monkeypatch.setattr("loss.visits.links_of_epoch", lambda *_: LINKS)
     monkeypatch.setattr("loss.rpnr.calibrate", lambda features, labels, top: labels)
 
@@ -261,7 +261,7 @@ def test_steps_wait_for_nothing_on_a_gpu(tiny_clip_file, cache, monkeypatch):
     method = settings.method(**settings.of_method)
     method.start(EpochStart({"feature": {m: torch.randn(IMAGES, model.feature_dim, device="cuda") for m in Modality}},
                             LABELS, CAMERAS), 1)
-    batches, means, to_host = Batches(banks, LABELS, settings, 1), RunningMeans(), loss.cclnet.to_host
+    batches, means, to_host = Batches(banks, LABELS, settings, 1), RunningMeans(), loss.links.to_host
 
     def exempt(tensor):
         copy = to_host(tensor)
@@ -276,7 +276,7 @@ def test_steps_wait_for_nothing_on_a_gpu(tiny_clip_file, cache, monkeypatch):
     model.train()
     train_step(model, state.optimizer, method, batches[0], guidance, "fp32")        # sets things up
     torch.cuda.synchronize()
-    monkeypatch.setattr(loss.cclnet, "to_host", exempt)
+    monkeypatch.setattr(loss.links, "to_host", exempt)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in (1, 2):

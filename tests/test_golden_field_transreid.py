@@ -129,11 +129,8 @@ def test_training(golden_field, different):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda w: w.pop("norm.bias"), "norm.bias is missing"),
     (lambda w: w.update(pos_embed=torch.zeros(1, 197, 128)), "pos_embed has shape .1, 197, 128.; expected .1, 129"),
-    (lambda w: w.update({"patch_embed.proj.weight": torch.zeros(128, 3, 16, 16)}), "patch_embed.proj.weight has shape"),
-    (lambda w: w.pop("norm.weight"), "are not those of MODEL.TOWER transreid: expected blocks and a norm of a multip"),
-    (lambda w: w.update(other=torch.ones(1)), "other is unknown")])
+    (lambda w: w.pop("norm.weight"), "are not those of MODEL.TOWER transreid: expected blocks and a norm of a multip")])
 def test_other_weights_are_refused(golden_field, tmp_path, change, message):
     state = golden_field.recipe_field.ics_checkpoint(golden_field.seed, 128, 3)
     state["fc.weight"] = torch.zeros(3, 128)        # which is ignored

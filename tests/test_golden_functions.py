@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from timm.scheduler import CosineLRScheduler
 
 from clustering import jaccard, labels, neighbours
 from configs.defaults import load_config
@@ -106,18 +105,6 @@ def test_prompt_schedule(golden):
         assert ours == pytest.approx(lr, rel=1e-6), epoch
 
 
-@pytest.mark.parametrize("epochs, warmup_epochs", [(60, 5), (20, 5), (7, 0), (3, 5), (1, 1)])
-def test_prompt_schedule_is_timms(epochs, warmup_epochs):
-    s = prompt_settings(RELEASED)
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=s.lr)
-    timms = CosineLRScheduler(optimizer, t_initial=epochs, lr_min=s.lr_min, warmup_lr_init=s.warmup_lr,
-                              warmup_t=warmup_epochs)
-    for epoch in range(1, epochs + 1):
-        timms.step(epoch)
-        ours = warmup_cosine_lr(epoch, epochs, s.lr, s.lr_min, s.warmup_lr, warmup_epochs)
-        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
-
-
 @pytest.mark.parametrize("protocol", ["sysu", "regdb"])
 def test_metrics(golden, protocol):
     g = golden.load("metrics")
@@ -125,15 +112,6 @@ def test_metrics(golden, protocol):
     np.testing.assert_allclose(result.cmc, g[f"{protocol}_cmc"], atol=1e-6)
     assert result.mAP == pytest.approx(float(g[f"{protocol}_map"]), abs=1e-6)
     assert result.mINP == pytest.approx(float(g[f"{protocol}_minp"]), abs=1e-6)
-
-
-def test_supervised_contrast_of_other_numbers_of_anchors_and_contrasts():
-    generator = torch.Generator().manual_seed(0)
-    anchors, contrasts = torch.randn(3, 4, generator=generator), torch.randn(5, 4, generator=generator)
-    labels, others = torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1, 0, 2])
-    expected = np.mean([np.mean([-float((a @ contrasts.T).log_softmax(0)[j]) for j in range(5) if others[j] == y])
-                        for a, y in zip(anchors, labels)])
-    assert float(supervised_contrast(anchors, labels, contrasts, others)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("labelled", [0, 2, 4])

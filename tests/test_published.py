@@ -8,9 +8,8 @@ import trees
 from safetensors import safe_open
 
 from configs.defaults import as_dict, load_config
-from data import augment
 from model.cclnet import CCLNet
-from model.published import FILE_NAME, NORMALISED_WITH, as_safetensors, load_checkpoint, model_card
+from model.published import FILE_NAME, as_safetensors, load_checkpoint, model_card
 from model.towers.registry import load_tower
 from tools.export_released import main as export
 from utils.errors import UserError
@@ -64,11 +63,7 @@ def test_model_card(folder):
                   f"--resume_path {FILE_NAME}"):
         assert words in text, words
     half = {"config": {"INPUT": {"NORMALISATION": "half"}}}
-    assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card("", half, "mit")
-    assert set(NORMALISED_WITH) == set(augment.NORMALISATIONS)
-    theirs = {"dataset": "x](http://a)\n# <script>\x1b[31m", "metrics": {"protocol": "|`", "rank1": 0.5}, "config": 3}
-    card = model_card("", theirs, "mit")
-    assert "# CCLNet on x\\](http://a)\\\\n\\# &lt;script&gt;\\\\x1b\\[31m\n" in card and "Results: \\|\\`\n" in card
+    assert "mean and deviation of `imagenet`" in text and "deviation of `half`" in model_card("", half, "mit")
 
 
 def test_the_released_format_is_published_too(checkpoint, folder, tmp_path):
@@ -79,23 +74,18 @@ def test_the_released_format_is_published_too(checkpoint, folder, tmp_path):
     assert "config" not in read and "CCLNet on unknown data" in (tmp_path / "out/README.md").read_text()
 
 
-def test_it_is_tested_as_the_checkpoint_is(checkpoint, folder, tree, tmp_path, monkeypatch):
+def test_it_is_tested_beside_itself(folder, tree, monkeypatch):
     scripts.without_report(monkeypatch)
-    words = ["DATASET.ROOT", tree, "DEVICE", "cpu"]
-    script = scripts.load("test")
-    paths = checkpoint, folder / FILE_NAME
-    for path in paths:
-        assert scripts.call(script, ["--resume_path", path, *words]) == 0
-    ours, read = (json.loads(next(path.parent.glob(f"tests/{path.stem}-*/metrics.json")).read_text()) for path in paths)
-    assert ours["per_trial"] == read["per_trial"] and read["epoch"] == 7
+    words = ["DATASET.ROOT", tree, "DEVICE", "cpu", "TEST.TRIALS", 1]
+    assert scripts.call(scripts.load("test"), ["--resume_path", folder / FILE_NAME, *words]) == 0
+    assert json.loads(next(folder.glob("tests/model-*/metrics.json")).read_text())["epoch"] == 7
 
 
 def test_what_is_refused(folder, tmp_path, checkpoint):
     path, whole = tmp_path / FILE_NAME, (folder / FILE_NAME).read_bytes()
-    for data, sentence in ((whole[:len(whole) // 2], "cannot be read"), (b"[" * 999, "cannot be read"),
-                           (as_safetensors({"state_dict": {}}).replace(b"{}", b"[]"), "description of type list")):
+    for data in (whole[:len(whole) // 2], b"[" * 999, as_safetensors({"state_dict": {}}).replace(b"{}", b"[]")):
         path.write_bytes(data)
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match="cannot be read"):
             load_checkpoint(path)
     (tmp_path / "out").mkdir()
     for place in ("out/README.md", "out.pth", "folder"):        # a file of the user's, the same twice, a file as folder

@@ -32,6 +32,7 @@ class TransReID(Tower):
     """
 
     kind, untrained, depths = "transreid", "TransReID-SSL", 2
+    landmarks = "patch_embed.conv.0.weight", "stems.rgb.conv.0.weight"
 
     def __init__(self, width, depth, height, width_of_images, drop=DROP):
         from timm.models.vision_transformer import Block  # slow to import
@@ -82,11 +83,6 @@ class TransReID(Tower):
         """Build the tower of a checkpoint."""
         depth = 1 + len({name.split(".")[1] for name in state if name.startswith("blocks.")})
         return cls(state["cls_token"].shape[-1], depth, told["height"], told["width"])
-
-    @classmethod
-    def recognises(cls, state):
-        """Tell by the stem."""
-        return "patch_embed.conv.0.weight" in state or "stems.rgb.conv.0.weight" in state
 
     @property
     def feature_dim(self):
