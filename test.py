@@ -18,7 +18,9 @@ def main():
         __doc__, resume_path="checkpoint of train_prepare.py or train_clip.py, or a released one",
         switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on",
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
-    from configs.checkpoint import settings_of  # slow: after the command line was read
+    import torch  # slow: after the command line was read
+
+    from configs.checkpoint import settings_of
     from configs.defaults import load_config
     from configs.identity import results_folder
     from model.published import local_path
@@ -42,9 +44,9 @@ def main():
     if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
     if path:
-        model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH,
-                                                  config.MODEL.STRIDE, config.MODEL.TOWER,
-                                                  config.MODEL.ACTIVATION))
+        model = model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE,
+                                      config.MODEL.TOWER, config.MODEL.ACTIVATION).to(
+                                          setup.device, memory_format=torch.channels_last)
     else:
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
@@ -109,6 +111,7 @@ def save_results(folder, log, setup, tested, content, what, evaluations):
                for evaluation in evaluations]
     output = folder / "metrics.json"
     save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])
+    save_json(folder / "report_data" / "run-test.json", setup.about())
     log.info(f"written to {output}")
 
 

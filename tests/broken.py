@@ -7,8 +7,6 @@ import scripts
 import torch
 from PIL import Image
 
-from processor.run.resume import StateFile
-
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 
 
@@ -195,16 +193,15 @@ def other_data(place):
     place.set(DATASET__ROOT=place.data)
 
 
-def damaged_states(place):
+def damaged_state(place):
     place.resumed()
-    for path in place.run.glob("prepare_state.pth*"):
-        path.write_bytes(path.read_bytes()[:-40])
-    shutil.copy(place.run / "prepare_state.pth", place.run / "prepare_state.pth.previous")
+    path = place.run / "prepare_state.pth"
+    path.write_bytes(path.read_bytes()[:-40])
 
 
 def shrink_to_go_on(place):
     """A state that was to train five epochs."""
-    state = StateFile(place.run / "prepare_state.pth")
-    content, _ = state.load()
+    path = place.run / "prepare_state.pth"
+    content = torch.load(path)
     content["config"]["PREPARE"]["EPOCHS"] = 5
-    state.save(content)
+    torch.save(content, path)

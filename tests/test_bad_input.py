@@ -137,7 +137,7 @@ CHECKPOINTS = [
          "other weights than it has now"),
     case("resuming with other labels", "train_clip", broken.other_labels, "other pseudo labels"),
     case("resuming with other images", "train_prepare", broken.other_data, "33 train rgb images instead of 32"),
-    case("both states damaged", "train_prepare", broken.damaged_states, "Add --fresh"),
+    case("a damaged state", "train_prepare", broken.damaged_state, "Add --fresh"),
     case("resuming with another test", "train_prepare", lambda p: p.resumed(TEST__TRIALS=1), "TEST.TRIALS 2, now it"),
     case("resuming with other epochs to test", "train_prepare", lambda p: p.resumed(TEST__EVERY=3), None),
     case("resuming with images held elsewhere", "train_prepare", lambda p: p.resumed(DATASET__CACHE="mmap"), None),

@@ -16,7 +16,7 @@ from model.released import model_from_checkpoint, released_name
 from model.towers.agw import AGW, AGWPlain
 from model.towers.clip_resnet import ClipResNet
 from model.towers.registry import TOWERS, load_tower
-from processor.setup import batch_images, train_settings
+from processor.setup import train_settings
 from tools import export_released
 from utils.errors import UserError
 from utils.modality import Modality
@@ -165,7 +165,8 @@ def test_released_recipes_hold_their_numbers_and_run(file, tmp_path, monkeypatch
     """All by their numbers; two at a small size, from clusters to a test of means over mirror images."""
     config_file = scripts.REPOSITORY / "configs" / f"{name}.yml"
     config = load_config(config_file)
-    settings, images = train_settings(config, "prepare"), batch_images(config).values()
+    settings, given = train_settings(config, "prepare"), config.SAMPLER
+    images = [clusters * given.INSTANCES for clusters in (given.RGB_CLUSTERS or given.CLUSTERS, given.CLUSTERS)]
     assert (*images, config.BATCH_NORM.SPLITS, settings.iterations, settings.cluster.eps) == numbers
     assert settings.method(**settings.of_method).mirrored and settings.across_cameras and config.MODEL.TOWER == "agw"
     assert settings.augmentation == {

@@ -98,8 +98,8 @@ def test_a_resumed_run_ends_with_the_same_bits(model, banks, tester, tmp_path):
     whole, first = TinyRun(tmp_path / "whole"), TinyRun(tmp_path / "parts")
     expected = new(tiny_settings(3, **changes), whole)
     new(tiny_settings(2, **changes), first)
-    content, warning = first.state_file.load()
-    assert content["stages"]["finetune"]["epoch"] == 3 and warning is None
+    content = first.saved()
+    assert content["stages"]["finetune"]["epoch"] == 3
     second = TinyRun(tmp_path / "parts", content)
     assert same(new(tiny_settings(3, **changes), second), expected)
     for ours, theirs in zip(second.history, whole.history, strict=True):
@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_replace_nothing(model, banks, tester, tmp_p
     monkeypatch.setattr(type(tester), "is_due", lambda *_: False)
     run = TinyRun(tmp_path)
     train("prepare", model, banks, tiny_settings(1), run, tester)
-    content, _ = run.state_file.load()
+    content = run.saved()
     before = {path: path.read_bytes() for path in (*tmp_path.glob("*.pth"), *tmp_path.glob("pseudo_labels/*"))}
     content["stages"]["prepare"]["model"]["tower.layers.layer1.0.conv1.weight"][0] = float("nan")
     with pytest.raises(NonFinite, match="weight tower.layers.layer1.0.conv1.weight is not finite in epoch 2"):
@@ -219,13 +219,13 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, prompt_step
     with pytest.raises(NonFinite, match="loss is not finite in prompt epoch 3, iteration 3 "):
         learn_prompts(model, text, banks, LABELS, settings, first)
     first.written()
-    content, _ = first.state_file.load()
+    content = first.saved()
     assert content["stages"]["prompt"]["epoch"] == 3
     again = TinyRun(tmp_path / "b", content)
     found = learn_prompts(model, text, banks, LABELS, settings, again)
     assert all(torch.equal(expected[m].context, found[m].context) for m in Modality)
     monkeypatch.setattr(processor.prompt, "embed", None)        # a finished stage does not even embed
-    learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.state_file.load()[0]))
+    learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.saved()))
 
 
 # ---- Guidance by texts

@@ -10,8 +10,9 @@ from configs.defaults import as_dict
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
 from processor.run.epoch import finish_stage
-from processor.run.folder import FORMAT, check_resumable, read_rows, set_aside
-from processor.run.resume import versions
+from processor.run.folder import FORMAT, read_rows
+from processor.run.provenance import versions
+from processor.run.resume import check_resumable, set_aside
 from processor.train import train
 from tests.tiny import LABELS, TinyRun, tiny_config, tiny_settings, tiny_tester
 from utils.errors import UserError
@@ -72,7 +73,7 @@ def test_best_and_last_checkpoint(model, banks, tmp_path, clusters):
     assert [("test" in row) for row in run.history] == [True, True, True, False]
     # A resumed run knows the best of the run before.
     for epoch, rank1, kept in ((5, 0.5, 2), (6, 0.7, 6)):
-        run = TinyRun(tmp_path, run.state_file.load()[0])
+        run = TinyRun(tmp_path, run.saved())
         train("prepare", model, banks, tiny_settings(epoch), run, ScriptedTester(banks, {epoch: rank1}))
         assert (checkpoint(tmp_path, "best")["epoch"], checkpoint(tmp_path, "last")["epoch"]) == (kept, epoch)
 
@@ -91,7 +92,7 @@ def test_three_epochs_in_one_cluster_end_train_prepare(model, banks, tmp_path, c
         with pytest.raises(UserError, match=f"collapsed: in 3 epochs in a row, the last of them epoch {ends}, "):
             train("prepare", model, banks, strict, run, tester)
         assert not run.labels_folder.exists() and len(run.history) == ends
-        return TinyRun(tmp_path, run.state_file.load()[0])
+        return TinyRun(tmp_path, run.saved())
 
     run = refused(run)
     if ends == 6:       # asked again, the last epoch is repeated
@@ -103,7 +104,7 @@ def test_three_epochs_in_one_cluster_end_train_prepare(model, banks, tmp_path, c
 def test_what_was_lost_is_written_again(model, banks, tmp_path, clusters):
     """Labels, last checkpoint, and a test for the page; a finished stage is not trained again."""
     def again():
-        run = TinyRun(tmp_path, first.state_file.load()[0])
+        run = TinyRun(tmp_path, first.saved())
         tester = ScriptedTester(banks, {1: 0.5})
         tester.epoch = 1
         state = train("prepare", model, banks, tiny_settings(1), run, tester)

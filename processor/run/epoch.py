@@ -5,6 +5,7 @@ import numpy as np
 
 from clustering.labels import collapse_warnings
 from clustering.quality import diagnose, known_persons, link_numbers, with_images
+from data.pseudo_labels import FILE_NAMES
 from processor.evaluate import format_table, metrics_record
 from processor.run.events import memory_use
 from utils.checkpoint import on_host
@@ -44,7 +45,8 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
     if state.evaluation:
         run.log.info(f"epoch {epoch}, {state.evaluation.protocol}\n"
                      + format_table([{"what": stage, **state.evaluation.mean()}]))
-        if run.is_best(state.evaluation.mean()["rank1"]):
+        if (rank1 := state.evaluation.mean()["rank1"]) > run.best:
+            run.best = rank1
             run.save_model(stage, "best", {**content, "selected": "best Rank-1 on test data"})
             if best_is_wanted:
                 state.best = on_host(model.state_dict())
@@ -77,14 +79,16 @@ def finish_stage(stage, state, run, tester):
 
     Args: state: `TrainState` after the last epoch, which is given `evaluation` where a page is to be written.
     """
-    has_labels, has_model, has_page = run.processes.once(lambda: (
-        run.has_labels(), run.model_file(stage, "last").is_file(), run.has_page(stage)))
-    if stage == "prepare" and not has_labels:
+    model, page = run.model_file(stage, "last"), (run.output_dir / "report.html",
+                                                  run.output_dir / "report_data" / f"{stage}.json")
+    labels = [run.labels_folder / name for name in FILE_NAMES.values()] if stage == "prepare" else []
+    lost = run.processes.once(lambda: {path for path in (*labels, model, *page) if not path.is_file()})
+    if lost.intersection(labels):
         s, last = state.settings, state.epoch - 1
         run.save_labels(state.labels, last, s.method(**s.of_method).unifies(last))
-    if state.evaluation is None and not (has_model and has_page):
+    if state.evaluation is None and lost.intersection((model, *page)):
         state.evaluation = tester(state.model)
-    if not has_model:
+    if model in lost:
         run.save_model(stage, "last", checkpoint(stage, state.epoch - 1, state.model, state.evaluation, tester))
         run.written()
 
@@ -92,7 +96,7 @@ def finish_stage(stage, state, run, tester):
 def _estimate(stage, epochs, numbers, run):
     """Say after a stage's first epoch what the others will cost."""
     run.written()
-    files = [run.state_file.path, run.model_file(stage, "last")]
+    files = [run.state_path, run.model_file(stage, "last")]
     disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**30
     gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of GPU memory" if "gpu_memory_gb" in numbers else ""
     return (f"estimate of {stage}: {duration(numbers['seconds'] * (epochs - 1))} for the other {epochs - 1} epochs, "

@@ -5,17 +5,22 @@ import shlex
 import subprocess
 import sys
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import torch
-
-from processor.run.resume import versions
 
 
 def provenance(device):
     """Describe this process: {"command", "started", "commit", "versions", "hardware"}. Args: device: torch device."""
     return {"command": command(sys.argv), "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "commit": commit(Path(__file__).resolve().parents[2]), "versions": versions(), "hardware": hardware(device)}
+
+
+def versions():
+    """What a result may depend on beside data and settings: name -> version."""
+    return {"python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "open_clip_torch")}}
 
 
 def command(words):
