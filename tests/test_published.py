@@ -70,7 +70,7 @@ def test_weights_and_description_read_back(checkpoint, folder, tree):
 def test_model_card(folder):
     text = (folder / "README.md").read_text()
     for words in ("# Ours", "32 x 16 pixels", "stage finetune, epoch 7", "| SYSU all-search | 50.00 |", "| 41.25 |",
-                  "CCLNet (Chen et al., ", "Base model**: clip.pt; network clip\\_resnet", "cite", "the code is MIT"):
+                  "CCLNet (Chen et al., ", "Base model**: tiny\\_clip.pt; network clip\\_resnet", "the code is MIT"):
         assert words in text, words
     half = {"config": {"INPUT": {"NORMALISATION": "half"}}}
     assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card(half, [], "mit")

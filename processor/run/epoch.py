@@ -163,8 +163,8 @@ def epoch_lines(stage, numbers, epochs):
 
 
 def _is_told(epoch, epochs, seconds=0.0, every=TOLD_EVERY):
-    """Tell whether the log has a line of an epoch: a stage of many short ones would hide the rest."""
-    return epoch in (1, epochs) or epoch % every == 0 or seconds >= LONG
+    """Tell whether the log has a line of an epoch: those of a stage with many short ones would hide the rest."""
+    return epoch in (1, epochs) or epoch % every == 0 or epochs <= 2 * TOLD_EVERY or seconds >= LONG
 
 
 def _test_line(evaluation):
