@@ -85,36 +85,3 @@ def checkpoint_normalisation(content):
     for key in ("config", "INPUT", "NORMALISATION"):
         content = content.get(key) if isinstance(content, dict) else None
     return content or "imagenet"
-
-
-def model_card(title, description, licence):
-    """Write a model card in Markdown: what the weights are, on what data, with which numbers, how to load them.
-
-    Args: title: of the card, "" for one by the data set; description: the content of a checkpoint without its weights;
-        licence: its identifier on the Hub, such as "mit".
-    """
-    said = {"dataset": "unknown", "stage": "unknown", "epoch": "unknown", "selected": "last epoch", **description}
-    told, size = description.get("metrics", {}), description.get("model", {})
-    trial = f", trial {said['trial']}" if said.get("trial") else ""
-    numbers = [(name, told[key]) for key, name in (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10"),
-                                                   ("rank20", "Rank-20"), ("mAP", "mAP"), ("mINP", "mINP"))
-               if key in told]
-    lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
-             "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "",
-             f"# {title or 'CCLNet on ' + description.get('dataset', 'unknown data')}", "",
-             "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
-             "in both. Trained without identities.", "",
-             f"- **Data**: {said['dataset']}{trial}; its own terms of use hold for what was learned from it.",
-             f"- **Training**: stage {said['stage']}, epoch {said['epoch']} ({said['selected']}).",
-             f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
-             f"with the mean and deviation of `{checkpoint_normalisation(description)}` (data/augment.py).",
-             f"- **Licence**: {licence}; the code is MIT.", ""]
-    if numbers:
-        lines += [f"## Results: {told.get('protocol', 'protocol unknown')}", "",
-                  "| " + " | ".join(name for name, _ in numbers) + " |", "| --- " * len(numbers) + "|",
-                  "| " + " | ".join(f"{100 * value:.2f}" for _, value in numbers) + " |", "",
-                  f"Percent, mean of {told.get('trials', 1)} trials, tested by the code that trained it.", ""]
-    return "\n".join([*lines, "## Use", "", "```", f"python test.py --resume_path {FILE_NAME}",
-                      f"python tools/search.py --checkpoint {FILE_NAME} --gallery FOLDER --query IMAGE", "```", "",
-                      "`hf://OWNER/NAME` in place of the file reads it from the Hub. The weights are plain tensors; "
-                      f"the file's metadata hold, under `{METADATA}`, the configuration as JSON.", ""])

@@ -78,7 +78,7 @@ def test_a_run_of_both_scripts(finished, new_model):
         assert torch.equal(state[name], start[name]) == frozen, name
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"loss_i2t_rgb", "loss_i2t_ir"} <= set(rows[-1])
-    assert (finished / "log.txt").read_text().count("mean norms: image projections") == 1
+    assert (finished / "log.txt").read_text().count("mean norms: images") == 1
 
 
 def test_its_checkpoint_is_tested_with_the_settings_it_holds(finished, tmp_path, capsys, monkeypatch):

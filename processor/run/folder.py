@@ -41,7 +41,7 @@ class Run:
     @cached_property
     def events(self):
         """The `EventLog` of the run."""
-        return EventLog(self.output_dir / "tensorboard")
+        return EventLog(self.output_dir / "tensorboard", self.facts.get("config", {}))
 
     @property
     def labels_folder(self):
