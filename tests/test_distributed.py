@@ -20,13 +20,13 @@ from utils.errors import UserError, is_lost_process
 from utils.modality import Modality
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
-CASES = {       # splits of the batch norm, whether texts guide, settings
-    "cclnet with texts, a batch norm in each half": (2, True, {"METHOD__NAME": "cclnet"}),
-    "nulc on pgm's released gradients, with camera proxies, a batch norm of the whole": (
-        1, False, {"METHOD__NAME": "nulc", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released",
-                   "METHOD__NEIGHBOURS": 5, "METHOD__CAMERA_WEIGHT": 0.5}),
-    "sdcl, whose second epoch unifies labels": (2, False, {"METHOD__NAME": "sdcl", "METHOD__UNIFY_EPOCH": 2,
-                                                           "OPTIM__NAME": "sgd"}),
+CASES = {       # weights, splits of the batch norm, whether texts guide, settings
+    "cclnet with texts, a batch norm in each half": ("tiny_clip_file", 2, True, {"METHOD__NAME": "cclnet"}),
+    "nulc on agw, pgm's released gradients, camera proxies, a batch norm of the whole": ("demo_agw_file", 1, False, {
+        "METHOD__NAME": "nulc", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released",
+        "METHOD__NEIGHBOURS": 5, "METHOD__CAMERA_WEIGHT": 0.5}),
+    "sdcl on transreid, whose second epoch unifies labels": ("ics_file", 2, False, {
+        "METHOD__NAME": "sdcl", "METHOD__UNIFY_EPOCH": 2, "OPTIM__NAME": "sgd", "OPTIM__LR": 0.01}),
 }
 
 
@@ -47,11 +47,12 @@ def difference(a, b):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_two_processes_train_as_one(case, tiny_clip_file, tmp_path):
-    """Embedding, clusters, links and all steps of the shipped loop."""
-    [(expected, their_rows)], ours = (trained(tmp_path / str(size), size, tiny_clip_file, *case) for size in (1, 2))
+def test_two_processes_train_as_one(case, request, tmp_path):
+    """Embedding, clusters, links and all steps of the shipped loop, with each tower's own layers."""
+    file = request.getfixturevalue(case[0])
+    [(expected, their_rows)], ours = (trained(tmp_path / str(size), size, file, *case[1:]) for size in (1, 2))
     assert their_rows[-1]["links"] > 0
-    start = shares.new_model(tiny_clip_file).state_dict()
+    start = shares.new_model(file).state_dict()
     assert difference(expected, {name: value.double() for name, value in start.items()}) > 1e-3     # it has trained
     for state, found_rows in ours:
         assert difference(state, expected) < 1e-10
@@ -186,10 +187,11 @@ def test_lost_processes_are_recognised(error, is_lost):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_train_as_one(tiny_clip_file, tmp_path):
+def test_two_gpus_train_as_one(request, tmp_path):
     """NCCL and torch's SyncBatchNorm: the first epoch's losses up to fp32's rounding."""
     for number, case in enumerate(CASES.values()):
-        one, two = (trained(tmp_path / f"{number}-{size}", size, tiny_clip_file, *case, "cuda") for size in (1, 2))
+        file = request.getfixturevalue(case[0])
+        one, two = (trained(tmp_path / f"{number}-{size}", size, file, *case[1:], "cuda") for size in (1, 2))
         for state, found in two:
             assert all(torch.equal(state[name], value) for name, value in two[0][0].items())
             losses = [name for name in found[0] if name.startswith("loss")]
