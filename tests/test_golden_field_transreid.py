@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs.checkpoint import settings_of
 from model.cclnet import CCLNet
 from model.released import model_from_checkpoint, our_name
 from model.towers.registry import load_tower
@@ -66,7 +67,7 @@ def different(golden_field):
         state |= {f"base.blocks.{depth - 1}.norm1.bias": torch.ones(d), "base.norm.bias": torch.ones(d)}    # not used
         released = {"state_dict": {f"module.{name}": value for name, value in state.items()}, "best_mAP": 0.5}
         model = model_from_checkpoint(released, "model_best.pth.tar")
-        assert (model.tower.height, model.tower.width) == (height, width)
+        assert settings_of(released) == {"INPUT.HEIGHT": height, "INPUT.WIDTH": width, "TEST.MIRRORED": True}
         double = DoubleCCLNet(model.tower)
         double.neck = model.neck
         return g, shown, double.double()
