@@ -1,8 +1,10 @@
 """From a checkpoint's content to a model, and the released formats: CCLNet's, the weights of a `ClipResNet` under its
-names, and that of PGM, RPNR, ADCA and N-ULC, an `AGW` under nearly the same; the latter is read alone."""
+names, that of PGM, RPNR, ADCA and N-ULC, an `AGW` under nearly the same, and SDCL's, a `TransReID`. All are read, the
+first is written too."""
 import math
 
 import numpy as np
+import torch
 
 from model.cclnet import CCLNet
 from model.clip import TextTower, load_clip, tokenize
@@ -23,6 +25,13 @@ MAPPING = (
     ("tower.layers.", "base_resnet.base.", ("layer",)),
     ("tower.attnpool.", "base_resnet.base.attnpool.", ""),
     ("neck.", "bottleneck.", ""),
+    # SDCL's; its necks of deep and shallow features are one here
+    ("neck_shallow.", "bottlenecks.", ""),
+    ("tower.stems.rgb.", "base.patch_embed.", ""),
+    ("tower.stems.ir.", "base.patch_embed2.", ""),
+    ("tower.deep.", "b1.", ""),
+    ("tower.shallow.", "b2.", ""),
+    ("tower.", "base.", ("cls_token", "pos_embed", "blocks.")),
 )
 # Every released copy of CLIP's image tower, and the stem of ours that has its weights.
 COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visible.", "tower.stems.rgb."),
@@ -97,7 +106,7 @@ def released_state(content):
     if not isinstance(state, dict):
         return None
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    return state if any(name in state for name in LANDMARKS) else None
+    return state if any(name in state for name in (*LANDMARKS, "b2.1.weight")) else None      # the last: SDCL's
 
 
 def released_name(our_name):
@@ -119,20 +128,33 @@ def _translated(name, mapping):
 
 def from_released(state):
     """Pick the state dict of a `CCLNet` out of a released one (`released_state`)."""
-    return {our_name(name): value for name, value in state.items() if our_name(name)}
+    found = {ours: state[name] for name, ours in used_weights(state).items()}
+    for name in [name for name in found if name.startswith("neck_shallow.")]:
+        value, joined = found.pop(name), name.replace("_shallow", "")
+        if value.dim():
+            found[joined] = torch.cat([found[joined], value])
+    return found
+
+
+def used_weights(state):
+    """Name the weights of a released state dict that a `CCLNet` has: {released name: ours}."""
+    blocks = [int(name.split(".")[2]) for name in state if name.startswith("base.blocks.")]
+    unused = f"base.blocks.{max(blocks, default=0)}."       # b1 and b2 are trained in place of SDCL's last block
+    return {name: ours for name in state if (ours := our_name(name)) and not name.startswith(unused)}
 
 
 def released_input_size(state):
     """Find (height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
-    if is_released_agw(state):
+    positions = state.get("base_resnet.base.attnpool.positional_embedding", state.get("base.pos_embed"))
+    if positions is None and is_mirrored(state):
         return AGW_SIZE
-    cells = len(state.get("base_resnet.base.attnpool.positional_embedding", ())) - 1
+    cells = positions.shape[-2] - 1 if isinstance(positions, torch.Tensor) and positions.dim() > 1 else 0
     columns = math.isqrt(max(cells, 0) // 2)
     return (2 * columns * STRIDE, columns * STRIDE) if cells == 2 * columns ** 2 else None
 
 
-def is_released_agw(state):
-    """Tell a released AGW (`released_state`), which is tested by means over mirror images, from a released CCLNet."""
+def is_mirrored(state):
+    """Tell a released AGW or SDCL (`released_state`), tested by means over mirror images, from a released CCLNet."""
     return not any("attnpool" in name or name.startswith("text_encoder.") for name in state)
 
 
@@ -143,7 +165,7 @@ def describe_released(content):
                                                                  ("best mAP", "best_mAP"))
                        if (value := first_number(content.get(key))) is not None)
     return (f"released format, epoch {content.get('epoch', 'unknown')}, states {stated or 'no results'}; "
-            f"{len(from_released(state))} of its {len(state)} weights used (those of the image side); it does not say "
+            f"{len(used_weights(state))} of its {len(state)} weights used (those of the image side); it does not say "
             "which data set or trial it was trained on")
 
 

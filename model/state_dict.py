@@ -7,7 +7,7 @@ import zipfile
 
 import torch
 
-from utils.checkpoint import load_plain, read_digest
+from utils.checkpoint import file_digest, load_plain
 from utils.errors import UserError, explained, quoted
 
 OTHER_WEIGHTS = "Download the file again, or set MODEL.CLIP_WEIGHTS to another"
@@ -63,7 +63,7 @@ def _published_archive(path):
     """Load an archive of OpenAI's: its state dict. Raises: UserError: its SHA-256 is not in open_clip's table."""
     from open_clip.pretrained import get_pretrained_url, list_pretrained_models_by_tag  # slow to import
 
-    digest, names = read_digest(path), list_pretrained_models_by_tag("openai")
+    digest, names = file_digest(path), list_pretrained_models_by_tag("openai")
     if not any(f"/{digest}/" in get_pretrained_url(name, "openai") for name in names):
         raise UserError(f"weights {quoted(path)} are a TorchScript archive, a program, and none that OpenAI published "
                         "(by its SHA-256); nothing of it was run. If you trust it, convert it: python -c \"import "

@@ -5,7 +5,6 @@ repeated from the state that the one before it has saved, it gives the same bits
 """
 from dataclasses import dataclass
 
-import torch
 from tqdm import tqdm
 
 from clustering.labels import ClusterSettings, make_pseudo_labels
@@ -91,9 +90,9 @@ def train(stage, model, images, settings, run, tester, guidance=None):
         del features        # hundreds of megabytes that the steps do not need
         batches, means = Batches(images, labels, s, epoch, method.views, p), RunningMeans()
         trained.train()
-        torch.manual_seed(torch_rng(s.seed, "stochastic depth", stage, epoch, p.rank).initial_seed())   # transreid's
         run.training_begins()
         for batch in tqdm(batches, f"{stage} epoch {epoch}", leave=False, disable=p.hides_bars, unit="batch"):
+            model.tower.draw(torch_rng(s.seed, "tower", stage, epoch, means.steps), batches.size, batches.own)
             means.add(train_step(trained, state.optimizer, method, batch, guidance, s.precision))       # 4 P x K images
             if means.steps % CHECK_EVERY == 0 or means.steps == len(batches):
                 means.check(f"epoch {epoch}", batches.names)

@@ -106,6 +106,20 @@ def tiny_vit_file(golden_methods, tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def ics_file(golden_field, tmp_path_factory):
+    """A path to a very small transformer of TransReID-SSL's names."""
+    path = tmp_path_factory.mktemp("weights") / "ics.pth"
+    torch.save(golden_field.recipe_field.ics_checkpoint(golden_field.seed, 64, 2), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def demo_agw_file():
+    """The path to the demo's narrow AGW."""
+    return str(Path(__file__).parents[1] / "assets/demo_agw.pth")
+
+
 @pytest.fixture
 def clip(tiny_clip_file):
     from model.clip import load_clip

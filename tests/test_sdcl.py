@@ -19,14 +19,6 @@ def root(tmp_path_factory):
     return trees.people_tree(tmp_path_factory.mktemp("data"), ids={**IDS, "val": (8,)})
 
 
-@pytest.fixture(scope="module")
-def ics_file(golden_field, tmp_path_factory):
-    """A very small transformer of TransReID-SSL's names."""
-    path = tmp_path_factory.mktemp("weights") / "ics.pth"
-    torch.save(golden_field.recipe_field.ics_checkpoint(golden_field.seed, 64, 2), path)
-    return path
-
-
 @pytest.fixture
 def run(root, tmp_path, monkeypatch):
     """Calls a script with settings, SECTION__KEY, that writes to a folder of a name: its exit code, the folder."""
@@ -49,7 +41,7 @@ def rows(folder):
 
 
 def test_sdcl_trains_resumes_to_the_bit_and_is_tested(ics_file, run, capsys):
-    """Its stochastic depth is drawn by epoch; the epoch before labels are unified is tested, for the best weights."""
+    """Stochastic depth is drawn by step; the epoch before labels are unified is tested, for the best weights."""
     code, whole = run("train_prepare", "whole", **sdcl(ics_file, PREPARE__EPOCHS=2))
     assert code == 0, capsys.readouterr().err
     for epochs in (1, 2):

@@ -61,6 +61,13 @@ class Tower(nn.Module):
         """Run the first layers of one modality. Args: images: (B, 3, height, width); modality: or "rgb", "ir"."""
         return self.stems[Modality(modality).value](images)
 
+    def draw(self, rng, count, rows):
+        """Draw what the network needs at random in the next training step; most need nothing.
+
+        Args: rng: of the step, the same in all processes; count: images of the whole batch; rows: those that this
+            process embeds, visible ones first.
+        """
+
     def trunk(self, x):
         """Run the shared layers on what stems gave, all modalities as one batch.
 
