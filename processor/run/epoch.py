@@ -120,7 +120,7 @@ def refuse_collapse(run, settings):
 
 
 def alike_at_start(linked, centres):
-    """Return `LinkedClusters` with cosines of before any step: where linked prototypes are mixed, later ones are near 1.
+    """Return `LinkedClusters` with cosines of before any step; where links mix prototypes, later ones are near 1.
 
     Args: centres: as `end_epoch`.
     """
