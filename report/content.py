@@ -16,7 +16,7 @@ from utils.seeding import numpy_rng
 
 PICTURE_HEIGHT = 128        # pixels
 SHEETS, MEMBERS = 5, 12     # clusters of each kind, and images of each
-LINKED_MEMBERS = 4          # images of each linked cluster
+LINKS, LINKS_SHOWN, LINKED_MEMBERS = 8, 3, 4     # links of each kind, those that are seen at first, images of a side
 MAPPED_PERSONS, MAPPED_IMAGES = 40, 8       # of each person and modality
 PERPLEXITY = 30             # of the map's t-SNE
 SAMPLED = 1000              # images of each modality whose distances are counted
@@ -163,11 +163,12 @@ def _clusters(labels, persons, links, pictures):
             image(m, i) for i in np.sort(rng.permutation(outliers)[:2 * MEMBERS])]}
     rgb, ir, similarity = links or ((),) * 3
     order, right = np.argsort(np.negative(similarity), kind="stable"), None
-    chosen = order[:2 * SHEETS]
+    kinds = [order]
     if persons and len(order):
         right = most[Modality.RGB][0][rgb] == most[Modality.IR][0][ir]
-        chosen = np.r_[order[~right[order]][:SHEETS], order[right[order]][:SHEETS]]
-    shown["links"] = [{"similarity": float(similarity[i]), **({"right": bool(right[i])} if persons else {}),
+        kinds = order[~right[order]], order[right[order]]
+    shown["links"] = [{"similarity": float(similarity[i]), "more": rank >= LINKS_SHOWN,
+                       **({"right": bool(right[i])} if persons else {}),
                        "sides": [sheet(m, pair[i], LINKED_MEMBERS) for m, pair in zip(Modality, (rgb, ir))]}
-                      for i in chosen]
+                      for kind in kinds for rank, i in enumerate(kind[:LINKS])]
     return shown

@@ -81,11 +81,11 @@ CURVES = (
     Curve("outliers", "Outliers", "images without a cluster", _both("outliers_{}")),
     Curve("ari", "ARI of the clusters", "1 is perfect", _both("ari_{}"), DIAGNOSIS, top=1, flat=True),
     Curve("link_accuracy", "Clusters linked rightly", "% of links", {"links": "link_accuracy"}, DIAGNOSIS, 100, 100),
-    Curve("links", "Links", "number", {"links": "links"}, positive=True),
     Curve("link_similarity", "Similarity of linked clusters", "mean cosine", {"links": "link_similarity"},
           "at the epoch's start", positive=True, flat=True),
     Curve("nmi", "NMI of the clusters", "1 is perfect", _both("nmi_{}"), DIAGNOSIS, top=1, flat=True, detail=True),
     Curve("purity", "Purity", "%", _both("purity_{}"), DIAGNOSIS, 100, 100, detail=True),
+    Curve("links", "Links", "number", {"links": "links"}, positive=True, detail=True),
     Curve("links_per_cluster", "Links of a linked cluster", "number",
           {"mean": "links_per_cluster", "most": "links_per_cluster_max"}, positive=True, flat=True, detail=True),
     Curve("cluster_size_median", "Cluster size", "median, images", _both("cluster_size_{}_median"), detail=True),
@@ -104,6 +104,7 @@ def stage_charts(rows, stage, detail, cross_epoch=None, dataset=""):
         dataset: of `RunFiles.published_as`, whose published logs are drawn as thin lines.
     """
     charts, rows = [], [row for row in rows if row["stage"] == stage]
+    of_prompts = ", prompts" if stage == "prompt" else ""
     meet = cross_epoch and cross_epoch > 1 and any(row.get("links") and row["epoch"] >= cross_epoch for row in rows)
     for curve in CURVES:
         found = {label: curve.points(rows, stage, key) for label, key in curve.keys_in(rows).items()}
@@ -114,7 +115,7 @@ def stage_charts(rows, stage, detail, cross_epoch=None, dataset=""):
         if lines and curve.name in PUBLISHED:
             lines += published_lines(dataset, PUBLISHED[curve.name], rows[-1]["epoch"])
         if lines and curve.detail == detail:
-            charts.append(curve.chart(f"{stage}_{curve.name}", curve.title, lines, mark=(
+            charts.append(curve.chart(f"{stage}_{curve.name}", curve.title + of_prompts, lines, mark=(
                 cross_epoch, "modalities meet") if meet and curve.name in MARKED else ()))
     return charts
 

@@ -13,7 +13,7 @@ from utils.seeding import numpy_rng
 FILE = f"{CONTENT_FOLDER}/lists.npz"
 NEAREST = 10            # images in a list
 LISTS, PAIRS = 4, 2     # lists of each kind; of each kind before and after
-PERSONS = 12            # with a list of their own, to choose from
+PERSONS = 8            # with a list of their own, to choose from
 PERFECT = 0.9995        # average precision that is shown as 100 %
 
 

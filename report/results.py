@@ -115,6 +115,8 @@ def legend(result, results, method):
 def result_tables(results, dataset="", method=""):
     """Lay results out: per protocol {"protocol", "rows": [{"name", "best", "over", "cells"}]}, gains over the baseline.
 
+    "aside" tells whether nothing in it was tested as the run was.
+
     Args: dataset, method: of published figures to add, DATASET.NAME and METHOD.NAME; those that state no mode stand in
         the first table.
     """
@@ -122,7 +124,8 @@ def result_tables(results, dataset="", method=""):
     for result in results:
         baseline = baseline_of(results, result.protocol) if result.stage != "baseline" else None
         title = "; ".join(filter(None, (result.protocol, result.scored)))
-        table = tables.setdefault(result.protocol, {"protocol": title, "mode": result.mode, "rows": []})
+        table = tables.setdefault(result.protocol, {"protocol": title, "mode": result.mode, "rows": [], "aside": True})
+        table["aside"] &= not result.is_main
         table["rows"].append(row_of(result, result.name, baseline))
     theirs = [table for table in tables.values() if "original" not in table["protocol"]]    # galleries drawn as theirs
     for row in figures(dataset, method):

@@ -60,18 +60,18 @@ def write_run_page(folder, figures_dir=None, only=(), titles=True):
     results, epochs, dataset = find_results(run), with_epoch_0(run), run.published_as
     cross_epoch = run.config.get("METHOD", {}).get("CROSS_EPOCH")
     shown = run.contents[0] if run.contents else {}
+    of_training = next((content for content in run.contents if "clusters" in content), {})
     notes = {row["stage"]: " ".join(far_outside(dataset, row)) for row in run.epochs if row["epoch"] == 1}
     sections = [
         Section("results", "Results", "results.html", _results(run, results, figures)),
         Section("lists", "Ranked lists", "ranked_lists.html", shown.get("tests")),
         Section("map", "Map", "embeddings.html", _embeddings(shown, figures) if shown else None),
-        Section("clusters", "Clusters", "clusters.html", next(
-            (content["clusters"] for content in run.contents if "clusters" in content), None)),
+        Section("clusters", "Clusters", "clusters.html", of_training.get("clusters")),
         Section("training", "Losses and labels", "curves.html", figures.curves(
             lambda stage: stage_charts(epochs, stage, False, cross_epoch, dataset), notes)),
         Section("details", "Details", "details.html", figures.curves(lambda stage: stage_charts(epochs, stage, True))),
         Section("run", "This run", "run.html", _about(run, shown))]
-    pictures = {name: data for content in run.contents for name, data in content["images"].items()}
+    pictures = {name: data for content in (of_training, shown) for name, data in content.get("images", {}).items()}
     path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
                       pictures)
     if figures_dir:
