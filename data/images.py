@@ -84,7 +84,7 @@ def file_stat(path, remedy=OF_DATA_SET):
 def in_parallel(function, items, description):
     """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
     return thread_map(function, items, max_workers=os.cpu_count(), unit="image", desc=description, mininterval=1,
-                      leave=False, disable=None)
+                      leave=False, disable=None if len(items) else True)
 
 
 def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None, resize="lanczos"):

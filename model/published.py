@@ -1,19 +1,14 @@
 """Trained weights as others publish and read them: safetensors files, alone or on the Hugging Face Hub."""
-import html
 import json
 import os
-import re
 
 from utils.checkpoint import load_plain
-from utils.errors import UserError, explained, in_brief, one_line, quoted
+from utils.errors import UserError, explained, in_brief, quoted
 
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
 SECONDS = 20                        # for the hub to answer
 METADATA = "cclnet"                 # the key under which a file's description lies, as JSON
-MARKUP = re.compile(r"([\\`*_\[\]|#])")        # what Markdown would not show as it stands
-NORMALISED_WITH = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",
-                   "half": "mean and deviation 0.5"}
 
 
 def as_safetensors(content):
@@ -101,40 +96,3 @@ def checkpoint_normalisation(content):
     for key in ("config", "INPUT", "NORMALISATION"):
         content = content.get(key) if isinstance(content, dict) else None
     return content or "imagenet"
-
-
-def model_card(title, description, licence):
-    """Write a model card in Markdown: what the weights are, on what data, with which numbers, how to load them.
-
-    Args: title: of the card, "" for one by the data set; description: the content of a checkpoint without its weights,
-        whose texts are shown as text; licence: its identifier on the Hub, such as "mit".
-    """
-    def said(key, unknown="unknown", of=description):
-        return MARKUP.sub(r"\\\1", html.escape(one_line(of.get(key, unknown))[:200], quote=False))
-
-    told, size = description.get("metrics"), description.get("model", {})
-    told = told if isinstance(told, dict) else {}
-    title = title or f"CCLNet on {said('dataset', 'unknown data')}"
-    trial = f", trial {said('trial')}" if description.get("trial") else ""
-    numbers = [(name, told[key]) for key, name in (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10"),
-                                                   ("rank20", "Rank-20"), ("mAP", "mAP"), ("mINP", "mINP"))
-               if isinstance(told.get(key), (int, float))]
-    lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
-             "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "",
-             f"# {title}", "",
-             "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
-             "in both. Trained without identities.", "",
-             f"- **Data**: {said('dataset')}{trial}; its own terms of use hold for what was learned from it.",
-             f"- **Training**: stage {said('stage')}, epoch {said('epoch')} ({said('selected', 'last epoch')}).",
-             f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
-             f"with {NORMALISED_WITH[checkpoint_normalisation(description)]}.",
-             f"- **Licence**: {licence}; the code is MIT.", ""]
-    if numbers:
-        lines += [f"## Results: {said('protocol', 'protocol unknown', told)}", "",
-                  "| " + " | ".join(name for name, _ in numbers) + " |", "| --- " * len(numbers) + "|",
-                  "| " + " | ".join(f"{100 * value:.2f}" for _, value in numbers) + " |", "",
-                  f"Percent, mean of {said('trials', 1, told)} trials, tested by the code that trained it.", ""]
-    return "\n".join([*lines, "## Use", "", "```", f"python test.py --resume_path {FILE_NAME}",
-                      f"python tools/search.py --checkpoint {FILE_NAME} --gallery FOLDER --query IMAGE", "```", "",
-                      "`hf://OWNER/NAME` in place of the file reads it from the Hub. The weights are plain tensors; "
-                      f"the file's metadata hold, under `{METADATA}`, the configuration as JSON.", ""])

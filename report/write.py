@@ -6,6 +6,7 @@ from configs.defaults import with_defaults
 from report.content import stage_content
 from report.curves import STAGES, cmc_charts, stage_charts
 from report.figures import MODALITY_NAMES, MUTED, SERIES, distance_figure, map_figure
+from report.lists import pictures_of
 from report.page import Figures, Section, Table, write_page
 from report.published import far_outside, method_name
 from report.ranked import baseline_lists
@@ -28,22 +29,25 @@ def save_stage_page(stage, state, run, tester, images):
     if state.evaluation is not None and run.processes.writes:
         save_report(run.output_dir, run.log, stage, lambda: stage_content(
             tester.data, tester.banks, tester.rank(state.evaluation), images, state.labels, state.linked,
-            baseline_lists(run.output_dir)))
+            baseline_lists(run.output_dir)), show=lambda content: run.events.show(
+                stage, state.epoch - 1, pictures_of(content)))
 
 
-def save_report(folder, log, name, make_content, run=None):
+def save_report(folder, log, name, make_content, run=None, show=lambda content: None):
     """Write what a finished stage shows and the run's page; an error becomes a warning in the log.
 
     Args: folder: OUTPUT_DIR; log: logger; name: "prepare", "finetune" or "test"; make_content: a function that gives
         the dict of report_data/NAME.json, `report.content.stage_content` or `retrieval_content`; run: folder of the
-        run whose checkpoint was tested, whose page is renewed if it is one.
+        run whose checkpoint was tested, whose page is renewed if it is one; show: function that is given that dict.
     """
     try:
-        content = json.dumps(make_content()).encode()
-        write_atomically(Path(folder) / CONTENT_FOLDER / f"{name}.json", lambda file: file.write(content))
+        content = make_content()
+        text = json.dumps(content).encode()
+        write_atomically(Path(folder) / CONTENT_FOLDER / f"{name}.json", lambda file: file.write(text))
         log.info(f"page to look at: {write_run_page(folder)}")
         if run and (Path(run) / "metrics.jsonl").is_file():
             log.info(f"and of its run: {write_run_page(run)}")
+        show(content)
     except Exception as error:      # no picture is worth a training run
         log.info(f"warning: the report could not be written ({type(error).__name__}: {error})")
 

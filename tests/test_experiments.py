@@ -43,7 +43,7 @@ class InThisProcess:
         errors, self.returncode = io.StringIO(), 0
         with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
-            patch.setattr("report.write.save_report", lambda *_: None)
+            patch.setattr("report.write.save_report", lambda *_, **__: None)
             try:
                 if words[0] == "-m":
                     (Path(words[2]) / "report.html").touch()

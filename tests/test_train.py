@@ -20,6 +20,7 @@ from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES
 from processor.guidance import TextGuidance, describe_scale, log_scale
 from processor.prompt import learn_prompts, text_features
+from processor.run.epoch import epoch_lines
 from processor.run.state import PromptState
 from processor.train import train
 from tests.tiny import IMAGES, LABELS, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
@@ -265,6 +266,24 @@ def test_norms_are_means_over_some_images_and_both_templates(model, text, banks,
 
 
 # ---- Clusters of which little can be learned
+
+def test_a_stages_log_is_short_and_tells_of_every_long_epoch():
+    numbers = {"loss_rgb": 0.7273, "loss_ir": 11.2, "clusters_rgb": 78, "clusters_ir": 72, "outliers_rgb": 49,
+               "outliers_ir": 15, "links": 72, "links_per_cluster": 1.0, "links_per_cluster_max": 1,
+               "link_accuracy": 0.64, "ari_rgb": 0.81, "ari_ir": 0.92}
+
+    def told(epochs, seconds):
+        return {epoch: epoch_lines("finetune", {"epoch": epoch, **numbers, "seconds": seconds}, epochs)
+                for epoch in range(1, epochs + 1)}
+
+    short, long = told(44, 12.2), told(44, 31.0)
+    assert [epoch for epoch, lines in short.items() if lines] == [1, 5, 10, 15, 20, 25, 30, 35, 40, 44]
+    assert short[40] == ["finetune 40/44 | loss rgb 0.727 ir 11.2 | 12 s, 49 s left\n"
+                         "    clusters rgb 78 ir 72 | outliers 49 15 | 72 links, 64 % right | ARI 0.81 0.92"]
+    assert short[44][0].startswith("finetune 44/44 | loss rgb 0.727 ir 11.2 | 12 s\n")
+    assert long[41] == ["finetune 41/44 | loss rgb 0.727 ir 11.2 | 31 s, 93 s left"] and all(long.values())
+    assert all(told(3, 0.4).values())
+
 
 @pytest.mark.parametrize("labels, words", [
     (np.zeros(20, int), "all clustered rgb images are in one cluster.*smaller CLUSTER.EPS"),

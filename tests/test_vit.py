@@ -79,7 +79,7 @@ def test_a_run_of_both_scripts(finished, new_model):
         assert torch.equal(state[name], start[name]) == frozen, name
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"loss_i2t_rgb", "loss_i2t_ir"} <= set(rows[-1])
-    assert (finished / "log.txt").read_text().count("mean norms: image projections") == 1
+    assert (finished / "log.txt").read_text().count("mean norms: images") == 1
 
 
 def test_its_checkpoint_is_tested_with_the_settings_it_holds(finished, tmp_path, capsys):
@@ -239,7 +239,7 @@ def test_normalisations():
     (3.0, 3.0, None), (2.0, 2.4, "can hardly leave their start"), (7.2, 7.0, "begin far sharper than RN50's")])
 def test_the_scale_of_the_text_losses(image_norm, text_norm, warning):
     lines = describe_scale(image_norm, text_norm, 200, 100.0)
-    assert f"projections {image_norm:.2f}, text features {text_norm:.2f}" in lines[0]
+    assert f"images {image_norm:.2f} x texts {text_norm:.2f} = " in lines[0]
     assert len(lines) == (2 if warning else 1)
     assert not warning or (lines[1].startswith("warning: ") and warning in lines[1])
 

@@ -1,10 +1,12 @@
 """Convert a checkpoint of train_prepare.py or train_clip.py to the released format, or to safetensors to publish.
 
     python tools/export_released.py CHECKPOINT OUT.pth [--clip_weights openai|FILE]
-    python tools/export_released.py CHECKPOINT FOLDER --safetensors [--licence other] [--title TITLE]
+    python tools/export_released.py CHECKPOINT FOLDER --safetensors [--picture] [--licence other] [--title TITLE]
+                                    [--repository ADDRESS]
 
 --safetensors writes FOLDER/model.safetensors, the image side with its description as metadata, and FOLDER/README.md, a
-model card; `hf upload OWNER/NAME FOLDER` publishes both, and --resume_path hf://OWNER/NAME reads them.
+model card with the results of every test.py of the checkpoint; `hf upload OWNER/NAME FOLDER` publishes both, and
+--resume_path hf://OWNER/NAME reads them. --picture adds ranked lists of such a test, with images of its data set.
 """
 import os
 import sys
@@ -25,7 +27,9 @@ def main(arguments=None):
     parser.add_argument("--clip_weights", help="openai or a file; those of the training run if left out")
     parser.add_argument("--safetensors", action="store_true", help="write safetensors and a model card")
     parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
-    parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
+    parser.add_argument("--picture", action="store_true", help="add ranked lists: only where their images may be shown")
+    parser.add_argument("--title", default="", help="of the model card; default: the method and the data set")
+    parser.add_argument("--repository", default="", help="address of the code, for the model card")
     options = parser.parse_args(arguments)
     from configs.checkpoint import settings_of  # slow: after the words were read
     from configs.defaults import load_config
@@ -56,21 +60,49 @@ def check_nothing_there(path):
 
 
 def publish(content, model, options):
-    """Write safetensors and a model card of a checkpoint's content. Raises UserError: one of them is there."""
-    from model.published import FILE_NAME, as_safetensors, model_card
+    """Write safetensors and a model card of a checkpoint's content.
+
+    Raises: UserError: one of them is there, or there is no test whose ranked lists are wanted.
+    """
+    from model.published import FILE_NAME, as_safetensors
     from model.released import released_state
+    from tools.lib.model_card import model_card
     from utils.checkpoint import write_atomically
     from utils.runtime import print_line
 
-    folder = Path(options.out)
-    for path in (folder / FILE_NAME, folder / "README.md", *([] if folder.is_dir() else [folder])):
+    folder, picture = Path(options.out), "ranked_lists.png" if options.picture else ""
+    names = [FILE_NAME, *[picture] * options.picture, "README.md"]
+    for path in (*(folder / name for name in names), *([] if folder.is_dir() else [folder])):
         check_nothing_there(path)
     told = {key: content[key] for key in DESCRIPTION if key in content} if released_state(content) is None else {}
-    description = {**without_own_paths(told), "model": model.describe()}
-    for name, data in ((FILE_NAME, as_safetensors({**description, "state_dict": model.state_dict()})),
-                       ("README.md", model_card(options.title, description, options.licence).encode())):
+    described, records, lists = {**told, "model": model.describe()}, *tests_of(options.checkpoint)
+    if options.picture and lists is None:
+        raise UserError(f"--picture shows ranked lists of a test, and {quoted(options.checkpoint)} has none; run "
+                        "test.py --resume_path with it first")
+    card = model_card(described, records or [told["metrics"]] * ("metrics" in told), options.licence, options.title,
+                      options.repository, picture)
+    whole = as_safetensors({**without_own_paths(described), "state_dict": model.state_dict()})
+    for name, data in zip(names, (whole, *[lists] * options.picture, card.encode())):
         write_atomically(folder / name, lambda file, data=data: file.write(data))
     print_line(f"{folder / FILE_NAME}: {len(model.state_dict())} weights; {folder / 'README.md'}: the model card")
+
+
+def tests_of(path):
+    """Find the tests of a checkpoint beside it: records of metrics.json, and ranked lists as PNG, or None."""
+    import io
+    import json
+
+    from report.lists import pictures_of
+    from report.run_files import CONTENT_FOLDER, read_run
+
+    folder, drawn = Path(path).parent, io.BytesIO()
+    tests = [test for test in (read_run(folder).tests if folder.is_dir() else ())
+             if test.of == Path(path).stem and not test.differs]
+    contents = [content for test in tests
+                if (content := folder / "tests" / test.folder / CONTENT_FOLDER / "test.json").is_file()]
+    if contents:
+        pictures_of(json.loads(contents[0].read_text()))["test_ranked_lists"].save(drawn, "PNG")
+    return [test.record for test in tests], drawn.getvalue() or None
 
 
 def without_own_paths(tree):

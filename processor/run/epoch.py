@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from clustering.labels import collapse_warnings
 from clustering.quality import diagnose, known_persons, link_numbers, with_images
-from processor.evaluate import format_table, metrics_record
+from processor.evaluate import metrics_record
 from processor.run.events import memory_use
 from utils.checkpoint import on_host
 from utils.errors import UserError
@@ -15,7 +15,8 @@ from utils.modality import Modality
 from utils.runtime import to_device
 
 COLLAPSED_EPOCHS = 3        # in a row that end train_prepare.py
-LINE = 140                  # characters of a log's line, behind its date
+TOLD_EVERY = 5              # epochs between two of which the log tells, beside a stage's first and last
+LONG = 30                   # seconds of an epoch of which it always tells
 
 
 def end_epoch(stage, epoch, state, method, labels, centres, means, batch_size, run, tester):
@@ -45,8 +46,7 @@ def end_epoch(stage, epoch, state, method, labels, centres, means, batch_size, r
     run.record(stage, _cluster_sizes(labels), **numbers,
                **({"test": content["metrics"]} if state.evaluation else {}))
     if state.evaluation:
-        run.log.info(f"epoch {epoch}, {state.evaluation.protocol}\n"
-                     + format_table([{"what": stage, **state.evaluation.mean()}]))
+        run.log.info(f"{stage} {epoch}/{epochs} | {_test_line(state.evaluation)}")
         if run.is_best(state.evaluation.mean()["rank1"]):
             run.save_model(stage, "best", {**content, "selected": "best Rank-1 on test data"})
             if best_is_wanted:
@@ -67,8 +67,8 @@ def end_prompt_epoch(epoch, state, epochs, means, run):
     """Log an epoch of prompts and save its numbers and the state. Args: state: `PromptState`; means: `RunningMeans`."""
     lr, loss = state.optimizer.param_groups[0]["lr"], means.means()["loss"]
     seconds = time.perf_counter() - run.epoch_began
-    run.log.info(f"prompt {epoch}/{epochs} | loss {loss:.4f} | lr {lr:.2e} | {seconds:.1f} s, "
-                 f"{duration(seconds * (epochs - epoch))} left")
+    if _is_told(epoch, epochs, seconds, 2 * TOLD_EVERY):
+        run.log.info(f"prompt {epoch}/{epochs} | loss {loss:#.3g} | {_time(seconds, epochs - epoch)}")
     device = state.prompts[Modality.RGB].context.device
     run.record("prompt", epoch=epoch, loss=loss, lr=lr, seconds=seconds, **memory_use(device))
     state.epoch += 1
@@ -93,13 +93,13 @@ def finish_stage(stage, state, run, tester):
 
 
 def _estimate(stage, epochs, numbers, run):
-    """Say after a stage's first epoch what the others will cost."""
+    """Say after a stage's first epoch what is left to do, and what the run takes."""
     run.written()
     files = [run.state_file.path, run.model_file(stage, "last")]
-    disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**30
-    gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of GPU memory" if "gpu_memory_gb" in numbers else ""
-    return (f"estimate of {stage}: {duration(numbers['seconds'] * (epochs - 1))} for the other {epochs - 1} epochs, "
-            f"tests not counted; {numbers['memory_gb']:.1f} GiB of memory{gpu}; {disk:.1f} GiB on disk")
+    disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**20
+    gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of the GPU's" if "gpu_memory_gb" in numbers else ""
+    return (f"{stage}: {duration(numbers['seconds'] * (epochs - 1))} left for {epochs - 1} epochs, tests not counted; "
+            f"{numbers['memory_gb']:.1f} GiB of memory{gpu}; {disk:,.0f} MiB on disk")
 
 
 def checkpoint(stage, epoch, model, evaluation, tester):
@@ -151,36 +151,48 @@ def _cluster_sizes(labels):
 
 
 def epoch_lines(stage, numbers, epochs):
-    """Write the lines about an epoch: training; clusters and, where identities are known, their diagnosis.
+    """Write what the log says of an epoch: losses and time; with every fifth clusters, links and, if known, how right.
 
-    Args: numbers: as `end_epoch` records them. Returns: lines that begin with stage and epoch.
+    Args: numbers: as `end_epoch` records them. Returns: list of at most one text.
     """
-    n, head = numbers, f"{stage} {numbers['epoch']}/{epochs}"
-    losses = " ".join(f"{name.removeprefix('loss_')} {value:.4f}" for name, value in n.items()
+    n, epoch = numbers, numbers["epoch"]
+    if not _is_told(epoch, epochs, n["seconds"]):
+        return []
+    losses = " ".join(f"{name.removeprefix('loss_')} {value:#.3g}" for name, value in n.items()
                       if name.startswith("loss"))
-    clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} ({n[f'outliers_{m.value}']} outliers)"
-                         for m in Modality)
-    links = ([f"{n['links']} links" + (f", {n['links_per_cluster']:.1f} per cluster"
-                                       if n["links_per_cluster_max"] > 1 else "")] if "links" in n else [])
-    right = f", links {100 * n['link_accuracy']:.0f} % right" if "link_accuracy" in n else ""
-    diagnosis = [f"ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}{right}"] if "ari_rgb" in n else []
-    return [*_lines(head, f"loss {losses}", f"lr {n['lr']:.1e}", f"{n['images_per_second']:.0f} images/s",
-                    f"{n['seconds']:.1f} s, {duration(n['seconds'] * (epochs - n['epoch']))} left"),
-            *_lines(head, f"clusters {clusters}", *links, *diagnosis)]
+    line = f"{stage} {epoch}/{epochs} | loss {losses} | {_time(n['seconds'], epochs - epoch)}"
+    if not _is_told(epoch, epochs):
+        return [line]
+    parts = [f"clusters rgb {n['clusters_rgb']} ir {n['clusters_ir']}",
+             f"outliers {n['outliers_rgb']} {n['outliers_ir']}"]
+    if "links" in n:
+        several = f" ({n['links_per_cluster']:.1f} per cluster)" if n["links_per_cluster_max"] > 1 else ""
+        right = f", {100 * n['link_accuracy']:.0f} % right" if "link_accuracy" in n else ""
+        parts.append(f"{n['links']} links{several}{right}")
+    if "ari_rgb" in n:
+        parts.append(f"ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}")
+    return [f"{line}\n    {' | '.join(parts)}"]
 
 
-def _lines(head, *parts):
-    """Join parts to lines with a head each, no longer than LINE where a part alone is not."""
-    lines = []
-    for part in parts:
-        if lines and len(lines[-1]) + len(part) <= LINE - len(" | "):
-            lines[-1] += f" | {part}"
-        else:
-            lines.append(f"{head} | {part}")
-    return lines
+def _is_told(epoch, epochs, seconds=0.0, every=TOLD_EVERY):
+    """Tell whether the log has a line of an epoch: those of a stage with many short ones would hide the rest."""
+    return epoch in (1, epochs) or epoch % every == 0 or epochs <= 2 * TOLD_EVERY or seconds >= LONG
+
+
+def _test_line(evaluation):
+    """Write a test's results as one line, in percent."""
+    mean = evaluation.mean()
+    few = f", {mean['scored']:,} of {mean['queries']:,} queries scored" if mean["scored"] < mean["queries"] else ""
+    return f"test {evaluation.mode}: " + " ".join(
+        f"{name.replace('rank', 'Rank-')} {100 * mean[name]:.2f}" for name in ("rank1", "rank10", "mAP", "mINP")) + few
+
+
+def _time(seconds, epochs):
+    """Write an epoch's time, and that of the epochs left."""
+    return duration(seconds) + (f", {duration(seconds * epochs)} left" if epochs else "")
 
 
 def duration(seconds):
-    """Write seconds as a person would: "28 s", "5 min", "2.3 h"."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else (
-        f"{seconds / 3600:.1f} h")
+    """Write seconds as a person would: "0.4 s", "28 s", "5 min", "2.3 h"."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s" if seconds < 120 else (
+        f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h")

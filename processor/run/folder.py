@@ -44,7 +44,7 @@ class Run:
     def __init__(self, script, output_dir, log, facts, content=None, processes=ALONE):
         self.output_dir, self.log, self.facts, self.processes = Path(output_dir), log, facts, processes
         self.more = {}                                  # further entries of every checkpoint, such as prompts
-        self.events = EventLog(self.output_dir / "tensorboard")
+        self.events = EventLog(self.output_dir / "tensorboard", facts.get("config", {}))
         self.state_file = state_file(output_dir, script)
         content = content or {}
         self.states = content.get("stages", {})         # stage -> its state

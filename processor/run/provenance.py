@@ -39,7 +39,8 @@ def hardware(device):
     """Name the GPU, or the processor and the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    cores = os.cpu_count()
+    return f"{_processor()}, {torch.get_num_threads()} of {cores} thread{'s' if cores > 1 else ''}"
 
 
 def _processor():

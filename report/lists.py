@@ -1,0 +1,53 @@
+"""Draws ranked lists as one picture: queries at the left, their nearest gallery images framed green or red."""
+import base64
+import io
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from report.figures import map_figure
+
+WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
+STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
+NAME_WIDTH = 112                                # pixels, where rows are named
+RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
+
+
+def draw_lists(rows, in_group=1):
+    """Draw ranked lists below one another.
+
+    Args: rows: (name, PIL image of the query, [(PIL image of the gallery, whether it is right)]); in_group: rows that
+        belong together, between which there is less room.
+    """
+    ranks = max(len(gallery) for _, _, gallery in rows)
+    sheet = Image.new("RGB", (NAME_WIDTH + (ranks + 1) * STEP_X + 3 * GAP,
+                              len(rows) * STEP_Y + len(rows) // in_group * GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (name, query, gallery) in enumerate(rows):
+        top = GAP + number * STEP_Y + number // in_group * GAP
+        pen.text((GAP, top + STEP_Y // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(size=15))
+        sheet.paste(_framed(query, NEUTRAL), (NAME_WIDTH + GAP, top))
+        for column, (image, right) in enumerate(gallery, 1):
+            sheet.paste(_framed(image, RIGHT if right else WRONG), (NAME_WIDTH + 3 * GAP + column * STEP_X, top))
+    return sheet
+
+
+def _framed(image, colour):
+    return ImageOps.expand(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), FRAME, colour)
+
+
+def pictures_of(content):
+    """Draw what report_data/NAME.json shows of its first test: {"test_ranked_lists", "test_map"}, PIL images.
+
+    The lists are two of each kind, but for those of chosen persons.
+    """
+    def image(shown):
+        return Image.open(io.BytesIO(base64.b64decode(content["images"][shown["image"]])))
+
+    kinds, drawn_map = {}, io.BytesIO()
+    for found in content["tests"][0]["lists"]:
+        kinds.setdefault(found["kind"], []).append(found)
+    rows = [(f"{kind} {100 * found['average_precision']:.0f} % AP", image(found["query"]),
+             [(image(shown), shown["right"]) for shown in found["gallery"]])
+            for kind, lists in kinds.items() if kind != "person" for found in lists[:2]]
+    map_figure(**content["map"]).savefig(drawn_map, format="png", dpi=120)
+    return {"test_ranked_lists": draw_lists(rows), "test_map": Image.open(drawn_map).convert("RGB")}

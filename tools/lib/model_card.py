@@ -1,0 +1,149 @@
+"""Writes the model card of published weights: what they are, how good and where not, how to use and cite them."""
+import html
+import re
+from pathlib import Path
+
+import yaml
+
+from model.published import FILE_NAME, METADATA, checkpoint_normalisation
+from model.towers.registry import TOWERS
+from utils.errors import one_line
+from utils.settings import flat
+
+MARKUP = re.compile(r"([\\`*_\[\]|#])")        # what Markdown would not show as it stands
+NORMALISED_WITH = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",
+                   "half": "mean and deviation 0.5"}
+NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
+CITATION = Path(__file__).resolve().parents[2] / "CITATION.cff"
+SDCL = "Yang et al., Shallow-Deep Collaborative Learning for Unsupervised Visible-Infrared Person Re-Identification, "\
+       "CVPR 2024"
+# METHOD.NAME -> what it is called, and its paper
+METHODS = {
+    "cclnet": ("CCLNet", "Chen et al., Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person "
+               "Re-Identification, ACM MM 2023; [released code](https://github.com/CzAngus/CCLNet)"),
+    "pgm": ("PGM", "Wu and Ye, Unsupervised Visible-Infrared Person Re-Identification via Progressive Graph Matching "
+            "and Alternate Learning, CVPR 2023"),
+    "rpnr": ("RPNR", "Yin et al., Robust Pseudo-label Learning with Neighbor Relation for Unsupervised "
+             "Visible-Infrared Person Re-Identification, ACM MM 2024"),
+    "nulc": ("N-ULC", "Teng et al., Relieving Universal Label Noise for Unsupervised Visible-Infrared Person "
+             "Re-Identification by Inferring from Neighbors, arXiv 2024"),
+    "sdcl": ("SDCL", SDCL), "unify": ("Label unification", f"a part of SDCL: {SDCL}"),
+    "none": ("Clusters of each modality alone", "no links between the modalities")}
+BASES = {"openai": "OpenAI's CLIP {}", "imagenet": "torchvision's ResNet-50, trained on ImageNet",
+         "": "not said by the checkpoint"}
+CARD = """---
+{head}---
+
+# {title}
+
+Embeds visible and infrared images of persons so that the same person lies close in both. {training}
+
+- **Method**: {method}; stage {stage}, epoch {epoch} ({selected}).
+- **Code**: {code}.
+- **Base model**: {base}; network {kind}.
+- **Data**: {data}; its own terms of use hold for what was learned from it.
+- **Input**: RGB images, {height} x {width} pixels, scaled to 0-1, normalised with {normalised}.
+- **Licence**: {licence}; the code is MIT.
+
+{results}
+## Use
+
+In Python, with the code's folder on the path:
+
+```python
+import torch
+
+from tools.search import Searcher
+from utils.modality import Modality
+
+searcher = Searcher("{file}", torch.device("cpu"))       # or "hf://OWNER/NAME"
+visible = searcher.embed_files(["visible.jpg"], Modality.RGB)
+infrared = searcher.embed_files(["infrared.jpg"], Modality.IR)
+print(float(1 - visible[0] @ infrared[0]))      # cosine distance
+```
+
+`python test.py --resume_path {file}` tests the weights, and
+`python tools/search.py --checkpoint {file} --gallery FOLDER --query IMAGE` finds a person in a folder. The
+weights are plain tensors; the file's metadata hold, under `{metadata}`, the configuration as JSON.
+
+## Limits
+
+{limits}
+
+## Citation
+
+```
+{citation}
+```
+"""
+LIMITS = ("Numbers are those of the test persons of one data set. With other cameras, places and seasons they are "
+          "lower; by how much was not measured.",
+          "A nearest image is no proof that it shows the same person. Searching for persons in camera images is "
+          "surveillance; whether you may is for you to find out.")
+CHOSEN = "The epoch was chosen on test data: its numbers are higher than a fair choice would give."
+DRAWN = "It was trained on drawn people, and is of no use for photographs."
+
+
+def model_card(description, records, licence, title="", repository="", picture=""):
+    """Write a model card in Markdown.
+
+    Args: description: the content of a checkpoint without its weights, whose texts are shown as text; records: of
+        metrics.json, one of every test; licence: of the weights, as the Hub names it; title: "": by method and data
+        set; repository: address of the code; picture: file of ranked lists beside the card.
+    """
+    def said(key, unknown="unknown", of=description):
+        return MARKUP.sub(r"\\\1", html.escape(one_line(of.get(key, unknown))[:200], quote=False))
+
+    config, network = (flat(of) if isinstance(of := description.get(key), dict) else {} for key in ("config", "model"))
+    name, kind = str(config.get("METHOD.NAME", "")), str(network.get("kind"))
+    called, paper = METHODS.get(name, (said("METHOD.NAME", "A network", config), ""))
+    told = "-true-" in name         # by tools/bounds.py
+    title = title or f"{called} on {said('dataset', 'unknown data')}"
+    weights = str(config.get("MODEL.CLIP_WEIGHTS", ""))
+    tags = ["person-re-identification", "visible-infrared", *["unsupervised"] * (not told), *[name] * (name in METHODS),
+            *([kind, *["clip"] * TOWERS[kind].has_text] if kind in TOWERS else [])]
+    limits = [*LIMITS, *[CHOSEN] * ("best" in said("selected")), *[DRAWN] * (description.get("dataset") == "demo")]
+    return CARD.format(
+        head=_head(title, tags, records, licence), title=title, method=f"{called}{f' ({paper})' if paper else ''}",
+        training="In training it was told identities: a bound." if told else "Trained without identities.",
+        stage=said("stage"), epoch=said("epoch"), selected=said("selected", "last epoch"),
+        code=f"[{repository}]({repository})" if repository else "the project that wrote this card",
+        base=BASES.get(weights, said("", "", {"": Path(weights).name})).format(said("MODEL.NAME", "", config)),
+        kind=said("kind", of=network),
+        data=said("dataset") + f", trial {said('trial')}" * (description.get("dataset") == "regdb"),
+        height=network.get("height"), width=network.get("width"), licence=licence,
+        normalised=NORMALISED_WITH[checkpoint_normalisation(description)], results=_results(records, picture, said),
+        file=FILE_NAME, metadata=METADATA, limits="\n".join(f"- {limit}" for limit in limits), citation=bibtex())
+
+
+def _results(records, picture, said):
+    """Write a table of all tests, and show the picture."""
+    table = ["## Results", "", f"| protocol | {' | '.join(NUMBERS.values())} | trials |",
+             "| --- " * (len(NUMBERS) + 2) + "|",
+             *(f"| {said('protocol', of=record)} | " + " | ".join(f"{100 * record[key]:.2f}" for key in NUMBERS)
+               + f" | {said('trials', 1, record)} |" for record in records), "",
+             "Percent, means over the trials, tested by the code that trained it.", ""]
+    shown = [f"![Ranked lists]({picture})", "", "*Queries at the left and their nearest images of the other modality, "
+             "green where it is the same person; with each query's average precision.*", ""]
+    return "\n".join([*(table if records else []), *(shown if picture else [])])
+
+
+def _head(title, tags, records, licence):
+    """Write what the Hub reads of a card, as YAML."""
+    results = [{"task": {"type": "image-retrieval", "name": "visible-infrared person re-identification"},
+                "dataset": {"type": str(record.get("dataset")), "name": str(record.get("protocol"))},
+                "metrics": [{"type": key, "name": name, "value": round(100 * record[key], 2)}
+                            for key, name in NUMBERS.items()]} for record in records]
+    index = {"model-index": [{"name": title, "results": results}]} if results else {}
+    return yaml.safe_dump({"license": licence, "pipeline_tag": "image-feature-extraction", "tags": tags, **index},
+                          sort_keys=False, allow_unicode=True)
+
+
+def bibtex():
+    """Write the paper that CITATION.cff asks to cite, as BibTeX."""
+    paper = yaml.safe_load(CITATION.read_text(encoding="utf-8"))["preferred-citation"]
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    fields = {"title": paper["title"], "author": authors, "booktitle": paper["collection-title"],
+              "pages": f"{paper['start']}--{paper['end']}", "year": paper["year"], "doi": paper["doi"]}
+    lines = (f"  {key} = {{{value}}}," for key, value in fields.items())
+    return "\n".join(["@inproceedings{chen2023unveiling,", *lines, "}"])
