@@ -258,16 +258,24 @@ def svg(figure, prefix):
 
 
 def save_figures(folder, figures, titles=True):
-    """Write figures (name -> Figure) as FOLDER/NAME.png and .pdf; what is no letter or digit in a name becomes "_".
+    """Write figures (name -> Figure or PIL image) as FOLDER/NAME.png and .pdf; what is no letter or digit becomes "_".
 
     Args: titles: whether titles, and the notes below them, stay in the figures.
     """
     for name, figure in tqdm(figures.items(), desc=f"figures to {folder}", unit="figure", disable=None):
         name = re.sub(r"\W", "_", name)
-        for text in figure.texts:
-            text.set_visible(titles)
-        for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
-                              ("pdf", {"metadata": {"CreationDate": None}})):
+        for kind, write in _files(figure, titles):
             with _style():
-                write_atomically(Path(folder) / f"{name}.{kind}", partial(
-                    figure.savefig, format=kind, bbox_inches=None if titles else "tight", **options))
+                write_atomically(Path(folder) / f"{name}.{kind}", write)
+
+
+def _files(figure, titles):
+    """Yield the ending of each file of a figure, and a function that writes it."""
+    if not hasattr(figure, "savefig"):
+        yield from ((kind, partial(figure.save, format=kind)) for kind in ("png", "pdf"))
+        return
+    for text in figure.texts:
+        text.set_visible(titles)
+    for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
+                          ("pdf", {"metadata": {"CreationDate": None}})):
+        yield kind, partial(figure.savefig, format=kind, bbox_inches=None if titles else "tight", **options)

@@ -89,8 +89,9 @@ def query_lists(data, ranking, before, pictures):
 def _chosen(after, before, persons):
     """Choose queries, of different persons in each kind: {kind: rows of the ranking}.
 
-    "most", "least" and "lost": those that gained most and least average precision, and lost most; without the baseline
-    "worst" and "random". Perfect ones say nothing and are left out. "person": a random query of each of many persons.
+    "most", "least" and "lost": those that gained most and least average precision, and lost most; without the baseline,
+    or a change, "worst" and "random". "least" and "random" leave out perfect ones, which say nothing. "person": a
+    random query of each of many persons.
     """
     precision = after["average_precision"]
     scored = np.flatnonzero(~np.isnan(precision))
@@ -99,17 +100,18 @@ def _chosen(after, before, persons):
     def of_different_persons(order, most):
         return order[np.sort(np.unique(persons[order], return_index=True)[1])[:most]]
 
-    def lowest(values, chosen):
-        return scored[chosen[scored]][np.argsort(values[scored][chosen[scored]], kind="stable")]
+    def lowest(values, wanted=True):
+        among = scored[np.broadcast_to(wanted, len(precision))[scored]]
+        return among[np.argsort(values[among], kind="stable")]
 
     by_person = of_different_persons(drawn, PERSONS)
     by_person = {"person": by_person[np.argsort(persons[by_person], kind="stable")]}
     telling = precision < PERFECT
-    if before is None:
-        return {"worst": of_different_persons(lowest(precision, telling), LISTS),
-                "random": of_different_persons(drawn[telling[drawn]], LISTS), **by_person}
-    gain = precision - before["average_precision"]
-    telling |= before["average_precision"] < PERFECT
-    kinds = {"most": lowest(-gain, gain > 0), "least": lowest(gain, telling & (gain >= 0)),
-             "lost": lowest(gain, gain < 0)}
-    return {kind: of_different_persons(order, PAIRS) for kind, order in kinds.items()} | by_person
+    if before is not None:
+        gain = precision - before["average_precision"]
+        kinds = {"most": lowest(-gain, gain > 0), "lost": lowest(gain, gain < 0),
+                 "least": lowest(gain, (gain >= 0) & (telling | (before["average_precision"] < PERFECT)))}
+        if any(map(len, kinds.values())):
+            return {kind: of_different_persons(order, PAIRS) for kind, order in kinds.items()} | by_person
+    return {"worst": of_different_persons(lowest(precision), LISTS),
+            "random": of_different_persons(drawn[telling[drawn]], LISTS), **by_person}

@@ -6,7 +6,7 @@ from configs.defaults import with_defaults
 from report.content import stage_content
 from report.curves import STAGES, cmc_charts, stage_charts
 from report.figures import MODALITY_NAMES, MUTED, SERIES, distance_figure, map_figure
-from report.lists import pictures_of
+from report.lists import drawn_lists, pictures_of
 from report.page import Figures, Section, Table, write_page
 from report.published import far_outside, method_name
 from report.ranked import baseline_lists
@@ -79,6 +79,8 @@ def write_run_page(folder, figures_dir=None, only=(), titles=True):
     path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
                       pictures)
     if figures_dir:
+        figures.by_name |= {f"lists_{test['mode']}_{kind}": picture for test in shown.get("tests", ())
+                            for kind, picture in drawn_lists(test, shown["images"]).items()}
         figures.save(figures_dir, only, titles)
     return path
 
