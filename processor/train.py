@@ -10,6 +10,7 @@ from tqdm import tqdm
 from clustering.labels import ClusterSettings, make_pseudo_labels
 from data.batches import Batches
 from loss.cameras import with_cameras
+from loss.cluster_memory import cluster_means
 from loss.method import EpochStart
 from model.replay import ReplayedNetwork
 from processor.features import embed_all
@@ -87,6 +88,7 @@ def train(stage, model, images, settings, run, tester, guidance=None):
         features = embed_all(model, images, method, s, guidance, p)                     # 1 features of all images
         labels = {m: make_pseudo_labels(features["feature"][m], m, s.cluster, p) for m in Modality}     # 2 clusters
         labels = method.start(EpochStart(features, labels, cameras), epoch)             # 3 prototypes and links
+        centres = {m: cluster_means(features["feature"][m], labels[m]) for m in Modality}
         del features        # hundreds of megabytes that the steps do not need
         batches, means = Batches(images, labels, s, epoch, method.views, p), RunningMeans()
         trained.train()
@@ -96,7 +98,7 @@ def train(stage, model, images, settings, run, tester, guidance=None):
             means.add(train_step(trained, state.optimizer, method, batch, guidance, s.precision))       # 4 P x K images
             if means.steps % CHECK_EVERY == 0 or means.steps == len(batches):
                 means.check(f"epoch {epoch}", batches.names)
-        end_epoch(stage, epoch, state, method, labels, means, batches.size, run, tester)        # 5 log, test, save
+        end_epoch(stage, epoch, state, method, labels, centres, means, batches.size, run, tester)   # 5 log, test, save
     return state
 
 

@@ -10,10 +10,10 @@ from report.run_files import check_has_run, read_run
 from utils.settings import differing_keys
 
 
-def write_comparison_page(folders, output=None, figures_dir=None, only=()):
+def write_comparison_page(folders, output=None, figures_dir=None, only=(), titles=True):
     """Write one page that compares several runs: its path. Runs that differ in their seed alone share a line, the mean.
 
-    Args: folders: of the runs; output: the file, FIRST_FOLDER/comparison.html if not set; figures_dir, only: as
+    Args: folders: of the runs; output: the file, FIRST_FOLDER/comparison.html if not set; figures_dir, only, titles: as
         `report.write.write_run_page`.
     Raises: UserError: as there.
     """
@@ -23,8 +23,8 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     cmc = [(result.protocol, TRAINED.get(result.stage, result.name), name, SERIES[index % len(SERIES)], result)
            for index, (name, run) in enumerate(runs.items()) for result in find_results(run) if result.is_main]
     differences = f"Small numbers below: the difference to {next(iter(groups))}. " if len(groups) > 1 else ""
-    note = (f"{differences}± is the standard deviation (n − 1) over the runs that differ in their seed alone, of a "
-            "single run over its trials. Numbers of different protocols do not compare.")
+    note = (f"{differences}± is the standard deviation (n − 1) over what each row says. Numbers of different "
+            "protocols do not compare.")
     epochs = {name: [with_epoch_0(run) for run in group] for name, group in groups.items()}
     curves, details = (figures.curves(lambda stage, detail=detail: comparison_charts(epochs, stage, detail))
                        for detail in (False, True))
@@ -37,7 +37,7 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=()):
     path = write_page(Path(output) if output else Path(folders[0]) / "comparison.html",
                       f"Comparison of {len(runs)} runs", " · ".join(runs), sections)
     if figures_dir:
-        figures.save(figures_dir, only)
+        figures.save(figures_dir, only, titles)
     return path
 
 

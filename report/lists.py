@@ -8,7 +8,7 @@ from report.figures import map_figure
 
 WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
 STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
-NAME_WIDTH = 112                                # pixels, where rows are named
+NAME_WIDTH = 170                                # pixels, where rows are named
 RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
 
 
@@ -35,19 +35,29 @@ def _framed(image, colour):
     return ImageOps.expand(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), FRAME, colour)
 
 
-def pictures_of(content):
-    """Draw what report_data/NAME.json shows of its first test: {"test_ranked_lists", "test_map"}, PIL images.
+def drawn_lists(test, images):
+    """Draw the ranked lists that a page shows of a test, but for those of chosen persons: {kind: PIL image}.
 
-    The lists are two of each kind, but for those of chosen persons.
+    Args: test: of `report.content.retrieval_content`; images: its pictures by name.
     """
     def image(shown):
-        return Image.open(io.BytesIO(base64.b64decode(content["images"][shown["image"]])))
+        return Image.open(io.BytesIO(base64.b64decode(images[shown["image"]])))
 
-    kinds, drawn_map = {}, io.BytesIO()
-    for found in content["tests"][0]["lists"]:
-        kinds.setdefault(found["kind"], []).append(found)
-    rows = [(f"{kind} {100 * found['average_precision']:.0f} % AP", image(found["query"]),
-             [(image(shown), shown["right"]) for shown in found["gallery"]])
-            for kind, lists in kinds.items() if kind != "person" for found in lists[:2]]
+    kinds = {}
+    for entry in test["lists"]:
+        lists = [(f"{test['before']}, ", entry["before"])] * bool(entry["before"]) + [
+            ("trained, " if entry["before"] else "", entry)]
+        kinds.setdefault(entry["kind"], []).extend(
+            (f"{name}{100 * of['average_precision']:.0f} % AP", image(entry["query"]),
+             [(image(shown), shown["right"]) for shown in of["gallery"]]) for name, of in lists)
+    return {kind: draw_lists(rows, 2 if test["before"] else 1) for kind, rows in kinds.items() if kind != "person"}
+
+
+def pictures_of(content):
+    """Draw what report_data/NAME.json shows of its first test: {"test_ranked_lists", "test_map"}, PIL images."""
+    drawn, drawn_map = drawn_lists(content["tests"][0], content["images"]), io.BytesIO()
+    sheet = Image.new("RGB", (max(part.width for part in drawn.values()), sum(part.height for part in drawn.values())))
+    for number, part in enumerate(drawn.values()):
+        sheet.paste(part, (0, sum(before.height for before in list(drawn.values())[:number])))
     map_figure(**content["map"]).savefig(drawn_map, format="png", dpi=120)
-    return {"test_ranked_lists": draw_lists(rows), "test_map": Image.open(drawn_map).convert("RGB")}
+    return {"test_ranked_lists": sheet, "test_map": Image.open(drawn_map).convert("RGB")}

@@ -12,6 +12,7 @@ from data.records import ImageSet
 from loss.links import LinkedClusters
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
+from processor.run.epoch import alike_at_start
 from processor.run.events import EventLog
 from processor.run.folder import Run
 from processor.setup import train_settings
@@ -47,6 +48,13 @@ def test_links_between_clusters():
     assert "link_accuracy" not in diagnose(labels, None, persons)
     assert link_numbers(right._replace(ir=np.array([1, 1, 0]))) == {
         "links": 3, "links_per_cluster": 6 / 5, "links_per_cluster_max": 2, "link_similarity": pytest.approx(0.7)}
+
+
+def test_similarity_is_of_the_epochs_start():
+    """Whatever a method says at its end, when linked prototypes have been mixed."""
+    centres = {Modality.RGB: torch.tensor([[2.0, 0], [0, 1]]), Modality.IR: torch.tensor([[1.0, 1], [0, -3], [1, 0]])}
+    mixed = LinkedClusters(np.array([0, 1, 1]), np.array([0, 1, 2]), np.ones(3))
+    assert alike_at_start(mixed, centres).similarity == pytest.approx([0.5 ** 0.5, -1, 0])
 
 
 def test_persons_that_nobody_knows():

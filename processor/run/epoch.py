@@ -2,6 +2,7 @@
 import time
 
 import numpy as np
+import torch.nn.functional as F
 
 from clustering.labels import collapse_warnings
 from clustering.quality import diagnose, known_persons, link_numbers, with_images
@@ -12,24 +13,26 @@ from utils.checkpoint import on_host
 from utils.errors import UserError
 from utils.finite import check_weights
 from utils.modality import Modality
+from utils.runtime import to_device
 
 COLLAPSED_EPOCHS = 3        # in a row that end train_prepare.py
 TOLD_EVERY = 5              # epochs between two of which the log tells, beside a stage's first and last
 LONG = 30                   # seconds of an epoch of which it always tells
 
 
-def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, tester):
+def end_epoch(stage, epoch, state, method, labels, centres, means, batch_size, run, tester):
     """Log an epoch, test if that is due, save checkpoints, numbers and, last of all, the state.
 
     Args: stage: "prepare" or "finetune"; state: `TrainState`; method: `Method` after its last step; labels: Modality ->
-        (N,), trained on; means: `RunningMeans` of the steps; batch_size: images of both modalities in a step.
+        (N,), trained on; centres: Modality -> (K, D) tensor, mean features of its clusters at the epoch's start;
+        means: `RunningMeans` of the steps; batch_size: images of both modalities in a step.
     Raises: NonFinite: a weight is not finite. UserError: the clusters of train_prepare.py have collapsed, or several
         processes disagree.
     """
     linked, model, epochs = method.links(), state.model, state.settings.epochs
     check_weights(model.state_dict(), f"epoch {epoch}")     # before a checkpoint is replaced
     _agree(run.processes, f"epoch {epoch}", model, method)
-    state.labels, state.linked = labels, linked and with_images(linked, labels)
+    state.labels, state.linked = labels, linked and alike_at_start(with_images(linked, labels), centres)
     persons = known_persons(tester.data.train)
     numbers = {"epoch": epoch, **means.means(), **_cluster_numbers(labels), **link_numbers(state.linked),
                **diagnose(labels, state.linked, persons), "lr": state.optimizer.param_groups[0]["lr"],
@@ -118,6 +121,15 @@ def refuse_collapse(run, settings):
                         f"{rows[-1]['epoch']}, all clustered images of a modality were in one cluster, and "
                         "train_clip.py must not learn from that; try a smaller CLUSTER.EPS or CLUSTER.K1 or a lower "
                         "OPTIM.LR with --fresh, or set PREPARE.ALLOW_COLLAPSE True")
+
+
+def alike_at_start(linked, centres):
+    """Return `LinkedClusters` with cosines of before any step; where links mix prototypes, later ones are near 1.
+
+    Args: centres: as `end_epoch`.
+    """
+    rgb, ir = (centres[m][to_device(clusters, centres[m].device)] for m, clusters in zip(Modality, linked))
+    return linked._replace(similarity=F.cosine_similarity(rgb.float(), ir.float()).cpu().numpy())
 
 
 def _agree(processes, when, model, method):
