@@ -7,14 +7,16 @@ The stages write the page of their run at their end; the first command writes it
 Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --figures writes figures as PNG and PDF:
 all, or those whose names hold one of the words after --only, such as cmc or finetune_loss.
 """
-from utils.errors import Parser, UserError, exit_on_user_error, shown
+from utils.errors import Parser, UserError, existing, exit_on_user_error, shown
+
+RUN = existing("folder", "the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py")
 
 
 def main():
     """Write the page that the command line asks for. Raises UserError: a folder holds no sound run."""
     parser = Parser(__doc__)
     parser.prog = "python -m report"
-    parser.add_argument("folders", nargs="+", metavar="RUN_DIR")
+    parser.add_argument("folders", nargs="+", metavar="RUN_DIR", type=RUN)
     parser.add_argument("--output", help="the comparison's file")
     parser.add_argument("--all_stages", action="store_true", help="lists, map and clusters of every stage")
     parser.add_argument("--figures", metavar="DIR", help="write figures as PNG and PDF too")

@@ -17,6 +17,7 @@ SAME = ("images", "galleries", "mode", "DATASET.NAME", "DATASET.TRIAL", "TEST.PR
 PER_QUERY = "per_query.npz"
 NUMBERS = {"rank1": "Rank-1", "mAP": "mAP"}
 HEAD = ("test", "number", "difference", "95 % interval", "verdict", "interval over")     # of `Compared.cells`
+SINGLE = "one run each"
 INTERVAL = "interval: bootstrap over the queries and the runs, those of one seed paired"
 
 
@@ -33,22 +34,27 @@ class Compared(NamedTuple):
     """How much better one group of runs is than another one in one number of one test."""
 
     test: str               # "train_clip.py all", stage and mode
-    number: str             # "Rank-1"
+    number: str             # of NUMBERS
     found: Difference
-    runs: str               # "3 seeds": pairs of runs
     queries: int            # 0 where numbers of single queries are not stored
-
-    @property
-    def verdict(self):
-        """Say in words whether the second group is better."""
-        return "better" if self.found.low > 0 else "worse" if self.found.high < 0 else f"not told apart by {self.runs}"
+    runs: str = SINGLE      # "3 seeds": pairs of runs
 
     def cells(self):
         """Write the comparison as texts, in percentage points; HEAD names them."""
         mean, low, high = (f"{100 * value:+.2f}".replace("-", "−") for value in self.found[:3])
-        over = [self.runs] * (self.runs != "1 seed") + [f"{self.queries:,} queries"] * (self.queries > 0)
-        return (self.test, self.number, mean, f"{low} to {high}", self.verdict,
+        verdict = ("better" if self.found.low > 0 else "worse" if self.found.high < 0 else
+                   f"not told apart by {self.runs}")
+        over = [self.runs] * (self.runs != SINGLE) + [f"{self.queries:,} queries"] * (self.queries > 0)
+        return (self.test, NUMBERS[self.number], mean, f"{low} to {high}", verdict,
                 " and ".join(over) + " alone" * (len(over) == 1))
+
+
+def as_lines(rows):
+    """Write comparisons, a list of `Compared`, as lines of text."""
+    cells = [row.cells() for row in rows]
+    test, number, mean, ends, *_ = (max(map(len, column)) for column in zip(*cells))
+    return "\n".join(f"{c[0]:<{test}}  {c[1]:<{number}}  {c[2]:>{mean}}  95 % from {c[3]:<{ends}}  "
+                     f"p {row.found.p:.4f}  {c[4]}, over {c[5]}" for c, row in zip(cells, rows))
 
 
 def paired_bootstrap(differences, rng, resamples=RESAMPLES):
@@ -66,11 +72,9 @@ def paired_bootstrap(differences, rng, resamples=RESAMPLES):
         differences: [(S, Q) array], one for each set of queries: second minus first of S pairs of runs, one set for
             all seeds, as a rule; with several sets (RegDB's trials) S is the number of all rows.
         rng: numpy Generator; resamples: how many.
-    Returns: `Difference`. Raises: ValueError: there is no query.
+    Returns: `Difference`.
     """
-    rows = np.concatenate([found.mean(axis=1) for found in differences if found.size])
-    if not len(rows):
-        raise ValueError("no query is left to compare")
+    rows = np.concatenate([found.mean(axis=1) for found in differences])
     means = np.zeros(resamples)
     for found in differences:
         of_query, share = found.mean(axis=0), len(found) / len(rows)
@@ -166,7 +170,7 @@ def _compared(key, both):
         raise UserError(f"{quoted(both[0][0][0])} or {quoted(both[0][1][0])} holds no {PER_QUERY}, and one run alone "
                         "tells nothing of chance. Test both checkpoints again: test.py writes it")
     trials = {record["identity"]["DATASET.TRIAL"] for (_, record), _ in both}
-    runs = "1 seed" if len(both) == 1 else f"{len(both)} {'runs' if len(trials) > 1 else 'seeds'}"
+    runs = SINGLE if len(both) == 1 else f"{len(both)} {'runs' if len(trials) > 1 else 'seeds'}"
     sets = {}
     for pair in both:
         ours, theirs = (query_numbers(folder, mode) if stored else {name: np.array([record[name]]) for name in NUMBERS}
@@ -177,8 +181,8 @@ def _compared(key, both):
     for name in NUMBERS:
         differences = [np.stack([of[name] for of in found]) for found in sets.values()]
         found = paired_bootstrap(differences, numpy_rng(0, "paired bootstrap", *key, name))
-        rows.append(Compared(f"{TRAINED.get(stage, stage)} {mode}".strip(), NUMBERS[name], found, runs,
-                             sum(of.shape[1] for of in differences) if stored else 0))
+        rows.append(Compared(f"{TRAINED.get(stage, stage)} {mode}".strip(), name, found,
+                             sum(of.shape[1] for of in differences) if stored else 0, runs))
     return rows
 
 

@@ -15,7 +15,6 @@ folders of runs, or of grids. --names stand for our methods in the order of the 
 `compare` says whether each method is better than the first one, with 95 % intervals; it also takes two tests/* folders.
 """
 import math
-import os
 import re
 import sys
 import time
@@ -24,11 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
 from configs.settings import SETTINGS  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error, quoted, real_number, shown, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, real_number, shown, whole_number  # noqa: E402
 
 MAX_RUNS = 1000     # more are a slip
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
 PUBLISHED = ("cclnet", "pgm", "rpnr", "sdcl")       # methods with figures in docs/reference/published
+RUNS = existing("folder", "that of a run or of a grid of runs")
 KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
 
 
@@ -36,7 +36,8 @@ def parse_arguments(arguments=None):
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
     parser.add_argument("action", choices=("run", "table", "compare"))
-    parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
+    parser.add_argument("--config_file", type=existing("file", "a .yml file such as configs/sysu.yml"),
+                        help="a .yml file with settings that differ from the defaults")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE | FOLDER", help="settings of all runs, or folders")
     parser.add_argument("--seeds", nargs="+", default=[], help="one run for each, as in 1 2 3 or 1-3")
     parser.add_argument("--trials", nargs="+", default=[], help="RegDB: one run for each split, as in 1-10")
@@ -160,20 +161,14 @@ def print_table(folders, protocol, form="text", logged=(), others=("cclnet",), n
 
 def print_comparison(folders):
     """Print whether each group of runs is better than the first. Raises: UserError: as `report.paired.compare`."""
-    from report.paired import INTERVAL, compare, group_runs
+    from report.paired import INTERVAL, as_lines, compare, group_runs
     from tools.lib.summary import find_runs
 
     (first, ours), *others = group_runs(find_runs(folders)).items()
     if not others:
         raise UserError(f"all runs are of one method, {first}; expected those of another one too. Name their folder")
     for name, theirs in others:
-        print(shown(f"{name} against {first}, percentage points"))
-        lines = [row.cells() for row in compare(ours, theirs)]
-        widths = [max(map(len, cells)) for cells in zip(*lines)]
-        for test, number, difference, ends, verdict, over in lines:
-            print(f"{test:<{widths[0]}}  {number:<6}  {difference:>{widths[2]}}  95 % from {ends:<{widths[3]}}  "
-                  f"{verdict}, over {over}")
-        print()
+        print(shown(f"{name} against {first}, percentage points\n{as_lines(compare(ours, theirs))}\n"))
     print(INTERVAL)
 
 
@@ -186,9 +181,8 @@ def main(arguments=None):
     if not folders:
         raise UserError(f"{options.action} names no folder; expected those of runs or of grids, as in "
                         f"{options.action} runs/sysu")
-    for folder in folders:      # answered before the slow imports
-        if not os.path.isdir(folder):
-            raise UserError(f"{quoted(folder)} is no folder; expected that of a run or of a grid of runs")
+    for folder in folders:
+        RUNS(folder)
     if options.action == "compare":
         return print_comparison(folders)
     form = "csv" if options.csv else "latex" if options.latex else "text"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, quoted  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, quoted  # noqa: E402
 
 DESCRIPTION = ("format", "stage", "epoch", "selected", "config", "dataset", "trial", "manifest", "metrics")
 
@@ -27,6 +27,8 @@ def main(arguments=None):
     parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
     parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
     options = parser.parse_args(arguments)
+    if not options.checkpoint.startswith("hf://"):
+        existing("file", "a checkpoint of train_prepare.py or train_clip.py")(options.checkpoint)
     from configs.checkpoint import settings_of  # slow: after the words were read
     from configs.defaults import load_config
     from model.released import model_from_checkpoint, released_state, to_released

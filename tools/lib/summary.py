@@ -148,7 +148,7 @@ def summarise(runs, logged=(), others=(), names=()):
 def _row(method, stage, mode, found, logged):
     """Average the tests of one row. Args: found: kind -> [(record, last line of metrics.jsonl)]; logged: as above."""
     records, lines = zip(*(found.get(LAST) or found[BEST]))
-    values = {(kind, name): [100 * record[name] for record, _ in tests] for kind, tests in found.items()
+    values = {(kind, name): [100 * record[name] for record, _ in found[kind]] for kind in (LAST, BEST) if kind in found
               for name in RATES}
     values |= {(LOGGED, name): [line[name] for line in lines] for name in logged if all(name in line for line in lines)}
     numbers = {key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None) for key, v in values.items()}
