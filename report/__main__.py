@@ -8,14 +8,16 @@ Several runs are compared on one page, FILE or FIRST_RUN_DIR/comparison.html. --
 all, ranked lists too, or those whose names hold one of the words after --only, such as cmc or finetune_loss;
 --no_titles leaves titles to the caption of a paper.
 """
-from utils.errors import Parser, UserError, exit_on_user_error, shown
+from utils.errors import Parser, UserError, existing, exit_on_user_error, shown
+
+RUN = existing("folder", "the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py")
 
 
 def main():
     """Write the page that the command line asks for. Raises UserError: a folder holds no sound run."""
     parser = Parser(__doc__)
     parser.prog = "python -m report"
-    parser.add_argument("folders", nargs="+", metavar="RUN_DIR")
+    parser.add_argument("folders", nargs="+", metavar="RUN_DIR", type=RUN)
     parser.add_argument("--output", help="the comparison's file")
     parser.add_argument("--figures", metavar="DIR", help="write figures as PNG and PDF too")
     parser.add_argument("--only", metavar="WORD", nargs="+", default=(), help="of the figures' names")

@@ -183,9 +183,9 @@ def test_bad_input(row, finished, tiny_clip_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--dataset", "market", "--root", "x"], "data set 'market' is unknown; choose"),
+    (["--dataset", "market", "--root", "."], "data set 'market' is unknown; choose"),
     (["--dataset", "sysu"], "--root"),
-    (["--dataset", "sysu", "--root", "no/such"], "data root no/such is missing"),
+    (["--dataset", "sysu", "--root", "no/such"], "no/such is no folder; expected that of the data set sysu"),
     (["--dataset", "regdb", "--root", ".", "--trial", "eleven"],
      "argument --trial: 'eleven' is no whole number from 1 to 1,000,000"),
 ])

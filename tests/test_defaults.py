@@ -145,8 +145,7 @@ def test_which_settings_may_change_and_which_make_another_experiment():
     assert not free & {"SEED", "DATASET.TRIAL", "DATASET.NAME", "OPTIM.LR", "CLUSTER.K1", "METHOD.NAME", "PRECISION",
                        "TEST.MODE"}        # by which the best epoch is chosen
     runs = [{"SEED": 1}, {"SEED": 2, "TEST.EVERY": 1}, {"CLUSTER.EPS": 0.5}]
-    assert group_names(runs) == ["CLUSTER.EPS 0.6", "CLUSTER.EPS 0.6", "CLUSTER.EPS 0.5"]
-    assert group_names(runs[:2]) == ["all runs"] * 2
+    assert group_names(runs) == ["cclnet, CLUSTER.EPS 0.6", "cclnet, CLUSTER.EPS 0.6", "cclnet, CLUSTER.EPS 0.5"]
 
 
 def test_numbers_that_are_no_settings():

@@ -22,11 +22,12 @@ from PIL import Image
 from processor.evaluate import rank_features
 from processor.ranking import rank_trial
 from report import __main__ as command
-from report.compare import group_runs, write_comparison_page
+from report.compare import write_comparison_page
 from report.content import retrieval_content, stage_content
 from report.curves import comparison_charts, stage_charts
 from report.figures import Chart, Line, chart_figure
 from report.lists import STEP_Y
+from report.paired import group_runs
 from report.ranked import nearest_images, query_lists
 from report.results import NUMBERS, Result, cells, compared_tables, find_results
 from report.run_files import read_run
@@ -366,8 +367,11 @@ def test_comparison(runs):
     text = (runs[0] / "first/comparison.html").read_text()
     assert "Comparison of 2 runs" in text
     assert [row[0] for row in rows_of(text, "Settings that differ</h2>")] == ["CLUSTER.K1", "SEED"]
-    assert rows_of(text, "<h3>train_clip.py: tiny")[1][:2] == ["second ± over 2 trials of one test", "60.0 ± 1.4 +30.0"]
-    assert text.count('data-name="first"') == text.count('data-name="second"') > 20
+    first, second = "cclnet, CLUSTER.K1 21 (n = 1)", "cclnet, CLUSTER.K1 22 (n = 1)"
+    assert rows_of(text, "<h3>train_clip.py: tiny")[1][:2] == [f"{second} ± over 2 trials of one test",
+                                                              "60.0 ± 1.4 +30.0"]
+    assert text.count(f'data-name="{first}"') == text.count(f'data-name="{second}"') > 20
+    assert f"{second} is not compared: " in text and "holds no per_query.npz, and one run alone tells nothing" in text
 
 
 def runs_of(folder, values, **settings):
@@ -385,32 +389,33 @@ def runs_of(folder, values, **settings):
 
 
 def groups_of(folders):
-    return group_runs({str(folder): read_run(folder) for folder in folders})
+    return group_runs([read_run(folder) for folder in folders])
 
 
 def test_runs_that_differ_in_their_seed_alone_belong_together(tmp_path):
-    """A key that a run does not name has its default; without two runs of one kind, each keeps its own name."""
+    """A key that a run does not name has its default; of equal runs in two folders each is of its folder's group."""
     a = runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], CLUSTER={"K1": 30})
     b = runs_of(tmp_path / "b", [(0.2, 0.6)] * 3)[2:]       # K1 is 30 by default
     c = runs_of(tmp_path / "c", [(0.2, 0.6)], CLUSTER={"K1": 25})
-    assert list(groups_of([*a, *b, *c])) == ["CLUSTER.K1 30 (n = 3)", "CLUSTER.K1 25 (n = 1)"]
+    def found(*folders):
+        return {name: len(group) for name, group in groups_of(folders).items()}
+
+    assert found(*a, *b, *c) == {"cclnet, CLUSTER.K1 30": 3, "cclnet, CLUSTER.K1 25": 1}
+    shutil.copytree(tmp_path / "a", tmp_path / "changed")
+    assert found(*a, tmp_path / "changed/seed1", *b) == {"cclnet, a": 2, "cclnet, changed": 1, "cclnet, b": 1}
+    shutil.copytree(a[0], tmp_path / "a/copy")
+    with pytest.raises(UserError, match="seed1 and .*copy are runs of the same settings, seed and data"):
+        groups_of([*a, tmp_path / "a/copy"])
     for folder in a:
         (folder / "config.yml").unlink()                    # settings that are not known are not the same
-    assert list(groups_of(a)) == list(map(str, a))
-
-
-def test_a_copy_of_a_run_is_no_second_run(tmp_path):
-    folders = runs_of(tmp_path / "a", [(0.1, 0.4)])
-    shutil.copytree(folders[0], tmp_path / "copy")
-    with pytest.raises(UserError, match="seed1 and .*copy are runs of the same settings, seed and data"):
-        write_comparison_page([*folders, tmp_path / "copy"])
+    assert found(*a) == {"seed1": 1, "seed2": 1}
 
 
 def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
     folders = [*runs_of(tmp_path / "a", [(0.1, 0.4), (0.3, 0.6)], CLUSTER={"K1": 30}),
                *runs_of(tmp_path / "b", [(0.2, 0.65)], CLUSTER={"K1": 25})]
-    first, second = "CLUSTER.K1 30 (n = 2)", "CLUSTER.K1 25 (n = 1)"
-    groups = groups_of(folders)
+    first, second = "cclnet, CLUSTER.K1 30 (n = 2)", "cclnet, CLUSTER.K1 25 (n = 1)"
+    groups = dict(zip((first, second), groups_of(folders).values()))
     (table,) = compared_tables({label: [find_results(run) for run in group] for label, group in groups.items()})
     assert [[row["name"], *(row["cells"][0][key] for key in ("value", "spread", "gain"))] for row in table["rows"]] == [
         [first, "50.0", "± 14.1", ""], [second, "65.0", "", "+15.0"]]
@@ -427,8 +432,6 @@ def test_seeds_are_averaged_and_compared_with_the_first_method(tmp_path):
     text = write_comparison_page(folders, tmp_path / "page.html").read_text()
     assert [row[:2] for row in rows_of(text, "<h3>train_prepare.py: p")] == [
         [first + " ± over 2 runs", "50.0 ± 14.1"], [second, "65.0 +15.0"]] and f"the difference to {first}" in text
-    alone = write_comparison_page(folders[1:], tmp_path / "page.html").read_text()
-    assert "(n = " not in alone and 'data-name="seed2"' in alone
 
 
 def test_charts_say_where_their_axis_begins():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, quoted  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, quoted  # noqa: E402
 
 DESCRIPTION = ("format", "stage", "epoch", "selected", "config", "dataset", "trial", "manifest", "metrics")
 
@@ -31,6 +31,8 @@ def main(arguments=None):
     parser.add_argument("--title", default="", help="of the model card; default: the method and the data set")
     parser.add_argument("--repository", default="", help="address of the code, for the model card")
     options = parser.parse_args(arguments)
+    if not options.checkpoint.startswith("hf://"):
+        existing("file", "a checkpoint of train_prepare.py or train_clip.py")(options.checkpoint)
     from configs.checkpoint import settings_of  # slow: after the words were read
     from configs.defaults import load_config
     from model.released import model_from_checkpoint, released_state, to_released

@@ -107,6 +107,15 @@ def real_number(low, high):
     return _number(float, f"number from {low:,} to {high:,}", low, high)
 
 
+def existing(kind, expected):
+    """Make a `type` of argparse: the path of a "folder" or "file". A missing one is told before anything is loaded."""
+    def parse(path):
+        if not (os.path.isdir if kind == "folder" else os.path.isfile)(path):
+            raise UserError(f"{quoted(path)} is no {kind}; expected {expected}")
+        return path
+    return parse
+
+
 def _number(convert, expected, low, high):
     def parse(text):
         try:
