@@ -25,8 +25,8 @@ def main():
     from configs.identity import results_folder
     from model.published import local_path
     from model.released import describe_released, model_from_checkpoint, released_state
-    from processor.evaluate import evaluate
-    from processor.ranking import rank_trial, save_per_query, save_rankings
+    from processor.evaluate import evaluate, rank_trial
+    from processor.ranking import save_per_query, save_rankings
     from processor.run.checkpoints import read_checkpoint
     from processor.setup import Setup
     from report.content import retrieval_content

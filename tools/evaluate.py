@@ -53,8 +53,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from data.images import read_image  # noqa: E402
-from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
-from processor.ranking import rank_trial, save_per_query, save_ranked_lists  # noqa: E402
+from processor.evaluate import format_table, metrics_record, rank_features, rank_trial  # noqa: E402
+from processor.ranking import save_per_query, save_ranked_lists  # noqa: E402
 from processor.run.resume import lock_folder  # noqa: E402
 from report.content import retrieval_content  # noqa: E402
 from report.write import save_report  # noqa: E402
