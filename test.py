@@ -136,8 +136,8 @@ def save_results(folder, log, setup, tested, content, what, evaluations):
     Returns: list of `processor.ranking.Ranking`, the first trial of each.
     """
     from model.released import first_number, released_state
-    from processor.evaluate import format_table, metrics_record
-    from processor.ranking import rank_trial, save_per_query
+    from processor.evaluate import format_table, metrics_record, rank_trial
+    from processor.ranking import save_per_query
     from report.ranked import save_nearest
     from utils.checkpoint import save_json
 

@@ -140,8 +140,10 @@ def text(either_clip):
     return TextTower(either_clip)
 
 
-def fake_banks(cache="mmap"):
-    return {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
+def fake_banks():
+    """Visible images that are held on the host, infrared ones that are held on the GPU."""
+    return {m: ImageBank(bank.images, "cuda", cache=cache) for (m, bank), cache in zip(tiny_banks().items(),
+                                                                                     ("mmap", "device"))}
 
 
 def test_a_tensor_left_on_the_host_raises():
@@ -216,8 +218,7 @@ def test_the_search_for_neighbours():
         assert on_gpu(tuple(k_nearest(torch.randn(IMAGES, 64, device="cuda"), 5)))
 
 
-@pytest.mark.parametrize("cache", ["mmap", "device"])
-def test_the_loops_own_step_waits_for_nothing(model, text, cache, monkeypatch, given_links):
+def test_the_loops_own_step_waits_for_nothing(model, text, monkeypatch, given_links):
     """All of it but the backward pass: batch, losses, memories, the swap with links that are given, running means."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     with fake_cuda():
@@ -225,7 +226,7 @@ def test_the_loops_own_step_waits_for_nothing(model, text, cache, monkeypatch, g
         state = TrainState(model.to("cuda"), tiny_settings())
         prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
-        batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
+        batches = Batches(fake_banks(), LABELS, tiny_settings(**AUGMENTATION), 1)
         method, means = started(dim=model.feature_dim), RunningMeans()
         model.train()
         with Waits():

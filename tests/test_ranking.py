@@ -10,8 +10,8 @@ from PIL import Image
 
 from data.records import ImageSet, Retrieval
 from data.sysu import SysuDataSet
-from processor.evaluate import rank_features
-from processor.ranking import rank_trial, save_rankings
+from processor.evaluate import rank_features, rank_trial
+from processor.ranking import save_rankings
 from report.content import retrieval_content
 from report.lists import GAP, NAME_WIDTH, STEP_X, STEP_Y
 from utils.modality import Modality

@@ -19,8 +19,7 @@ import trees
 import yaml
 from PIL import Image
 
-from processor.evaluate import rank_features
-from processor.ranking import rank_trial
+from processor.evaluate import rank_features, rank_trial
 from report import __main__ as command
 from report.compare import write_comparison_page
 from report.content import retrieval_content, stage_content

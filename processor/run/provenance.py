@@ -41,17 +41,13 @@ def commit(folder):
 
 
 def hardware(device):
-    """Name the GPU, or the processor and the threads in use."""
+    """Name the GPU, or the processor, as Linux tells it, and the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = os.cpu_count()
-    return f"{_processor()}, {torch.get_num_threads()} of {cores} thread{'s' if cores > 1 else ''}"
-
-
-def _processor():
-    """Return the processor's name, as Linux tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = platform.machine()
+    cores = os.cpu_count()
+    return f"{name}, {torch.get_num_threads()} of {cores} thread{'s' if cores > 1 else ''}"
