@@ -7,7 +7,6 @@ from configs.groups import REPEATS, distinct_names, groups_of
 from configs.identity import BASELINE
 from report.results import TRAINED
 from report.run_files import MODEL_NAMES, is_untrained
-from utils.checkpoint import load_arrays
 from utils.errors import UserError, quoted
 from utils.seeding import numpy_rng
 
@@ -188,8 +187,8 @@ def _compared(key, both):
 
 def query_numbers(folder, mode):
     """Read what a test wrote of each query that is scored: {"rank1": (Q,), "mAP": (Q,)}, means over the trials."""
-    stored = load_arrays(folder / PER_QUERY)
-    return mean_of_trials(stored[f"{mode}_first_match"], stored[f"{mode}_average_precision"])
+    with np.load(folder / PER_QUERY, allow_pickle=False) as stored:
+        return mean_of_trials(stored[f"{mode}_first_match"], stored[f"{mode}_average_precision"])
 
 
 def mean_of_trials(first_match, average_precision):
