@@ -112,8 +112,8 @@ def test_a_card_has_all_tests_and_a_picture(checkpoint, tree, tmp_path, monkeypa
                                                "TEST.MODE", "both"]) == 0
     shown = {"image": "a", "right": True}
     content = {"images": {"a": jpeg_text(Image.new("RGB", (8, 16)), 8, 16)},
-               "tests": [{"before": "", "lists": [{"kind": "worst", "before": None, "average_precision": 1.0, "query": shown,
-                                                   "gallery": [shown]}]}],
+               "tests": [{"before": "", "lists": [{"kind": "worst", "before": None, "average_precision": 1.0,
+                                                   "query": shown, "gallery": [shown]}]}],
                "map": {"points": [[0, 0], [1, 1]], "persons": [1, 1], "modalities": ["rgb", "ir"], "cameras": [1, 2],
                        "perplexity": 1, "tiles": {}}}
     [tested] = tmp_path.glob("tests/*")
