@@ -69,7 +69,7 @@ def pick_cache(name, size, device):
 def file_stat(path, remedy=OF_DATA_SET):
     """Call os.stat on an image. Raises UserError: it is missing, a link that leads nowhere, or no file."""
     if not os.path.isfile(path):
-        raise UserError(f"image {quoted(path)} is missing or no file; {remedy}")
+        raise UserError(f"image {quoted(path)} is missing; {remedy}")
     return os.stat(path)
 
 
