@@ -49,7 +49,7 @@ class CCLNet(LinkingMethod):
         if self.due:
             (labels, cosines), self.due = self.due, None
             links, s = self.epoch_links or self.rule(cosines()), self.settings
-            swap(*super().prototypes().values(), links, labels, s.swap_scale, s.swap_order)
+            swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)
 
     def prototypes(self):
         """Return the prototypes after the last swap: {"rgb": (K_rgb, D), "ir": (K_ir, D)}."""
