@@ -213,7 +213,7 @@ def test_a_state_keeps_the_factors(model):
     settings = tiny_settings(OPTIM__FACTORS=[["neck.", 0.5]])
     groups = TrainState(model, settings).optimizer.param_groups
     assert [len(group["params"]) for group in groups][2:] == [1, 0]
-    assert groups[2]["base_lr"] == settings.lr * 0.5
+    assert groups[2]["base_lr"] == settings.optim.lr * 0.5
 
 
 # ---- Normalisation
