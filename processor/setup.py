@@ -3,6 +3,7 @@ import logging
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -267,11 +268,7 @@ def train_settings(config, stage):
         clusters_per_batch=config.SAMPLER.CLUSTERS, rgb_clusters=config.SAMPLER.RGB_CLUSTERS,
         instances=config.SAMPLER.INSTANCES, across_cameras=config.SAMPLER.CAMERAS == "others",
         iterations=config.SAMPLER.ITERATIONS, augmentation=augmentation,
-        optimizer=config.OPTIM.NAME, lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR,
-        weight_decay=config.OPTIM.WEIGHT_DECAY,
-        warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
-        lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
-        lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
+        optim=SimpleNamespace(**_lower(config.OPTIM)),
         restart_epoch=config.METHOD.CROSS_EPOCH if section.RESTART_AT_CROSS else None,
         allow_collapse=config.PREPARE.ALLOW_COLLAPSE, precision=config.PRECISION,
         embed_batch_size=config.TEST.BATCH_SIZE, cuda_graphs=config.CUDA_GRAPHS)

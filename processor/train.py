@@ -41,15 +41,7 @@ class TrainSettings:
     across_cameras: bool        # whether the images of a cluster are drawn by `data.sampler.across_cameras`
     iterations: int             # of an epoch; 0: what the images give
     augmentation: dict          # Modality -> `Augmentation`
-    optimizer: str              # of `processor.optim.OPTIMIZERS`
-    lr: float
-    bias_lr_factor: float
-    weight_decay: float
-    warmup_epochs: int
-    warmup_factor: float
-    lr_steps: tuple
-    lr_gamma: float
-    lr_factors: tuple           # (start of a name, factor) pairs, as `image_optimizer`
+    optim: object               # the section OPTIM, its keys in lower case
     restart_epoch: int | None   # from which optimiser and learning rates begin anew; None: never
     allow_collapse: bool        # whether to train on where a modality stays in one cluster
     precision: str
@@ -60,7 +52,8 @@ class TrainSettings:
         """Return what the learning rates are multiplied with in an epoch (from 1)."""
         if self.restart_epoch is not None and epoch >= self.restart_epoch:
             epoch -= self.restart_epoch - 1
-        return warmup_step_factor(epoch, self.warmup_epochs, self.warmup_factor, self.lr_steps, self.lr_gamma)
+        o = self.optim
+        return warmup_step_factor(epoch, o.warmup_epochs, o.warmup_factor, o.steps, o.gamma)
 
 
 def train(stage, model, images, settings, run, tester, guidance=None):

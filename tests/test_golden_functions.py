@@ -89,7 +89,8 @@ def test_image_schedule(golden):
     settings = train_settings(RELEASED, "prepare")
     assert settings.epochs == len(g["visual_lr"])
     parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("conv.weight", "conv.bias")}
-    optimizer = image_optimizer(parameters.items(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
+    optim = settings.optim
+    optimizer = image_optimizer(parameters.items(), optim.lr, optim.weight_decay, optim.bias_lr_factor)
     for epoch, (lr, bias_lr) in enumerate(zip(g["visual_lr"], g["visual_bias_lr"]), 1):
         assert set_lr(optimizer, settings.lr_factor(epoch)) == pytest.approx(lr, rel=1e-6), epoch
         rates = {name: group["lr"] for group in optimizer.param_groups for name, p in parameters.items()

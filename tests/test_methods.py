@@ -299,8 +299,8 @@ def test_configurations_of_the_methods_are_those_of_two_released_runs(name, end,
     assert method != "rpnr" or config.METHOD.TOP_IMAGES == (5 if name == "regdb" else 20)
     for stage in ("prepare",) if end or method == "nulc" else ("prepare", "finetune"):
         s = train_settings(config, stage)
-        assert [s.lr * s.lr_factor(epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
-        assert s.restart_epoch == s.of_method["cross_epoch"] == epochs + 1 and s.bias_lr_factor == 1
+        assert [s.optim.lr * s.lr_factor(epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
+        assert s.restart_epoch == s.of_method["cross_epoch"] == epochs + 1 and s.optim.bias_lr_factor == 1
 
 
 # ---- What is said about links

@@ -197,7 +197,7 @@ def prompt_steps(monkeypatch):
 def test_prompts_learn_from_batches_of_their_own_in_each_epoch(model, text, banks, tmp_path, prompt_steps):
     """Labels of a step are those of its images (`prompt_steps` looks); every epoch has another order of them."""
     run, shared = TinyRun(tmp_path), []
-    run.processes = SimpleNamespace(hides_bars=True, writes=True, same=lambda rows: shared.append(rows.data_ptr()))
+    run.processes = SimpleNamespace(hides_bars=True, same=lambda rows: shared.append(rows.data_ptr()))
     prompts = learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=2), run)
     orders = [np.concatenate([step[RGB] for step in prompt_steps[part]]) for part in (slice(4), slice(4, 8))]
     assert len(prompt_steps) == 8 and [sorted(order) for order in orders] == [list(range(IMAGES))] * 2

@@ -27,7 +27,7 @@ class Run:
 
     def __init__(self, script, output_dir, log, facts, content=None, processes=ALONE, about=None):
         self.script, self.output_dir, self.log, self.facts = script, Path(output_dir), log, facts
-        self.processes, self.about = processes, about
+        self.processes, self.writes, self.about = processes, processes.writes, about
         self.more = {}                                  # further entries of every checkpoint, such as prompts
         self.state_path = state_path(output_dir, script)
         content = content or {}
@@ -76,7 +76,7 @@ class Run:
 
     def save_state(self, stage, state):
         """Write the state file. Args: state: of a stage; the other stages' are kept."""
-        if not self.processes.writes:
+        if not self.writes:
             return
         self.states[stage] = on_host(state.state_dict())
         self._write(self.state_path, {
@@ -86,7 +86,7 @@ class Run:
 
     def begin(self):
         """Write a state without any epoch, which tells that what comes to lie beside it is this run's."""
-        if self.processes.writes and not self.states:
+        if self.writes and not self.states:
             self._write(self.state_path, {"format": FORMAT, "stages": {}})
 
     def _write(self, path, content):
@@ -106,7 +106,7 @@ class Run:
         """
         self.written()      # what the epoch before it saved
         self.history.append({"stage": stage, **numbers})
-        if not self.processes.writes:
+        if not self.writes:
             return
         self.events.add(stage, numbers["epoch"], {k: v for k, v in numbers.items() if k != "epoch"}, distributions)
         mine = {row["stage"] for row in self.history}
@@ -118,13 +118,13 @@ class Run:
 
     def save_model(self, stage, which, content):
         """Write a stage's checkpoint with the run's facts. Args: which: "last" or "best"."""
-        if not self.processes.writes:
+        if not self.writes:
             return
         self._write(self.model_file(stage, which), on_host({"format": FORMAT, **content, **self.facts, **self.more}))
 
     def save_labels(self, labels, epoch, unified=False):
         """Write the pseudo labels of the last epoch. Args: labels: Modality -> (N,); unified: both share one range."""
-        if not self.processes.writes:
+        if not self.writes:
             return
         save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"], unified,
                            {"epoch": epoch, "config": self.facts["config"]})

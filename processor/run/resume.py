@@ -87,25 +87,22 @@ def check_resumable(content, facts, folder):
     if content.get("format") != FORMAT:
         raise UserError(f"the state file in {quoted(folder)} is of another version of this project; expected format "
                         f"{FORMAT}. Its checkpoints can be tested; to train, {FRESH}")
+
+    def refuse(found, remedy="Set it back"):
+        raise UserError(f"the run in {quoted(folder)} was started {found}. {remedy}, {FRESH}")
+
     old, new, changes = flat(content["config"]), flat(facts["config"]), []
-    for key in sorted(new):
-        before, now = old.get(key, new[key]), new[key]
-        if before == now:
-            continue
-        if key in MAY_GROW and now < before:
-            raise UserError(f"the run in {quoted(folder)} was started with {key} {before}, now it is {now}; only more "
-                            f"epochs may be asked for. Set it back, {FRESH}")
-        if key not in MAY_GROW and not may_change(key):
-            raise UserError(f"the run in {quoted(folder)} was started with {key} {before!r}, now it is {now!r}. Set it "
-                            f"back, {FRESH}")
+    for key in sorted(key for key in new if old.get(key, new[key]) != new[key]):
+        before, now, grows = old[key], new[key], key in MAY_GROW
+        if not (now > before if grows else may_change(key)):
+            more = "; only more epochs may be asked for" if grows else ""
+            refuse(f"with {key} {before!r}, now it is {now!r}{more}")
         changes.append(f"resuming with {key} {now!r} instead of {before!r}")
     if differences := manifest_differences(facts["manifest"], content["manifest"]):
-        raise UserError(f"the run in {quoted(folder)} was started on other images: here are {'; '.join(differences)}. "
-                        f"Set DATASET.ROOT to those of its start, {FRESH}")
+        refuse(f"on other images: here are {'; '.join(differences)}", "Set DATASET.ROOT to those of its start")
     for key in facts.keys() - {"config", "manifest"}:
         if content.get(key) != facts[key]:
-            raise UserError(f"the run in {quoted(folder)} was started with other {key.replace('_', ' ')} than it has "
-                            f"now. Set it back, {FRESH}")
+            refuse(f"with other {key.replace('_', ' ')} than it has now")
     here = versions()
     return changes + [f"warning: resuming with {name} {here.get(name)} instead of {version}; the last bits may differ"
                       for name, version in content["versions"].items() if here.get(name) != version]
