@@ -8,6 +8,8 @@
 model card with the results of every test.py of the checkpoint; `hf upload OWNER/NAME FOLDER` publishes both, and
 --resume_path hf://OWNER/NAME reads them. --picture adds ranked lists of such a test, with images of its data set.
 """
+import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies
 from utils.errors import Parser, UserError, existing, exit_on_user_error, quoted  # noqa: E402
 
 DESCRIPTION = ("format", "stage", "epoch", "selected", "config", "dataset", "trial", "manifest", "metrics")
+PICTURE = "ranked_lists.png"
 
 
 def main(arguments=None):
@@ -72,39 +75,41 @@ def publish(content, model, options):
     from utils.checkpoint import write_atomically
     from utils.runtime import print_line
 
-    folder, picture = Path(options.out), "ranked_lists.png" if options.picture else ""
-    names = [FILE_NAME, *[picture] * options.picture, "README.md"]
-    for path in (*(folder / name for name in names), *([] if folder.is_dir() else [folder])):
+    folder, tests = Path(options.out), tests_of(options.checkpoint)
+    lists = next((path for _, path in tests if path.is_file()), None) if options.picture else None
+    places = [folder / name for name in (FILE_NAME, PICTURE, "README.md")]
+    for path in places if folder.is_dir() else [folder]:
         check_nothing_there(path)
-    told = {key: content[key] for key in DESCRIPTION if key in content} if released_state(content) is None else {}
-    described, records, lists = {**told, "model": model.describe()}, *tests_of(options.checkpoint)
     if options.picture and lists is None:
         raise UserError(f"--picture shows ranked lists of a test, and {quoted(options.checkpoint)} has none; run "
                         "test.py --resume_path with it first")
-    records = records or [told[key] for key in told if key == "metrics"]     # of the test while it was trained
-    card = model_card(described, records, options.licence, options.title, options.repository, picture)
+    told = {key: content[key] for key in DESCRIPTION if key in content} if released_state(content) is None else {}
+    described = {**told, "model": model.describe()}
+    records = [record for record, _ in tests] or [told[key] for key in told if key == "metrics"]
+    card = model_card(described, records, options.licence, options.title, options.repository, PICTURE if lists else "")
     whole = as_safetensors({**without_own_paths(described), "state_dict": model.state_dict()})
-    for name, data in zip(names, (whole, *[lists] * options.picture, card.encode())):
+    for name, data in ((FILE_NAME, whole), *([(PICTURE, drawn(lists))] if lists else []), ("README.md", card.encode())):
         write_atomically(folder / name, lambda file, data=data: file.write(data))
     print_line(f"{folder / FILE_NAME}: {len(model.state_dict())} weights; {folder / 'README.md'}: the model card")
 
 
 def tests_of(path):
-    """Find the tests of a checkpoint beside it: records of metrics.json, and ranked lists as PNG, or None."""
-    import io
-    import json
-
-    from report.lists import pictures_of
+    """List the tests of a checkpoint that lie beside it: [(record of metrics.json, path of what its page shows)]."""
     from report.run_files import CONTENT_FOLDER, read_run
 
-    folder, drawn = Path(path).parent, io.BytesIO()
-    tests = [test for test in (read_run(folder).tests if folder.is_dir() else ())
-             if test.of == Path(path).stem and not test.differs]
-    contents = [content for test in tests
-                if (content := folder / "tests" / test.folder / CONTENT_FOLDER / "test.json").is_file()]
-    if contents:
-        pictures_of(json.loads(contents[0].read_text()))["test_ranked_lists"].save(drawn, "PNG")
-    return [test.record for test in tests], drawn.getvalue() or None
+    folder = Path(path).parent
+    return [(test.record, folder / "tests" / test.folder / CONTENT_FOLDER / "test.json")
+            for test in (read_run(folder).tests if folder.is_dir() else ())
+            if test.of == Path(path).stem and not test.differs]
+
+
+def drawn(path):
+    """Draw the ranked lists of a test as PNG. Args: path: as `tests_of`."""
+    from report.lists import pictures_of
+
+    buffer = io.BytesIO()
+    pictures_of(json.loads(path.read_text()))["test_ranked_lists"].save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def without_own_paths(tree):
