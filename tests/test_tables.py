@@ -173,9 +173,10 @@ def test_tables_of_what_does_not_compare(tmp_path):
     refuses("empty holds no run", tmp_path / "empty")
     record(tmp_path / "a" / "1")
     record(tmp_path / "b" / "1", DATASET={"NAME": "llcm", "TRIAL": 1})
-    refuses("is of the data set llcm, .* of sysu; expected one data set", tmp_path / "a", tmp_path / "b")
+    refuses("trained on the data set llcm; of .* that is sysu, and their numbers do not compare", tmp_path / "a",
+            tmp_path / "b")
     record(tmp_path / "c" / "1", TEST={"TRIALS": 2}, tested={"TEST__TRIALS": 2})
-    refuses("tested with TEST.TRIALS 2, .* with 10; their numbers do not compare", tmp_path / "a", tmp_path / "c")
+    refuses("tested with TEST.TRIALS 2; of .* that is 10, and", tmp_path / "a", tmp_path / "c")
     record(tmp_path / "d" / "1", images="others", seed=2)
     refuses("tested on images with the digest others", tmp_path / "a", tmp_path / "d")
     shutil.copytree(tmp_path / "a/1", tmp_path / "a/copy")
