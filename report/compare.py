@@ -22,7 +22,8 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=(), title
         `report.write.write_run_page`.
     Raises: UserError: as there.
     """
-    runs, figures = [read_run(folder) for folder in folders], Figures()
+    runs = [read_run(folder) for folder in {Path(each).resolve(): each for each in folders}.values()]
+    figures = Figures()
     for run in runs:
         check_has_run(run)
     groups = {f"{name} (n = {len(group)})": group for name, group in group_runs(runs).items()}
@@ -37,9 +38,9 @@ def write_comparison_page(folders, output=None, figures_dir=None, only=(), title
     curves, details = (figures.curves(lambda stage, detail=detail: comparison_charts(epochs, stage, detail))
                        for detail in (False, True))
     sections = [
+        Section("paired", "Is it better?", "table.html", _paired_table(groups)),
         Section("results", "Results", "results.html", {"tiles": [], "note": note, "tables": tables, "charts":
                 figures.charts(cmc_charts(cmc))} if tables else None),
-        Section("paired", "Is it better?", "table.html", _paired_table(groups)),
         Section("differences", "Settings that differ", "table.html", _differences_table(runs)),
         Section("training", "Losses and labels", "curves.html", curves),
         Section("details", "Details", "details.html", details)]

@@ -3,22 +3,23 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 
 import pytest
 
 from configs.groups import group_names
 from tests.tested import add_test
 from tools import experiments
-from tools.lib import summary
+from tools.lib import forms, summary
 from utils.errors import UserError
 
 
 def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", images="", tested=None,
-           **settings):
+           mode="all", **settings):
     """Write a run's folder as a script leaves it, with one test."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yml").write_text(json.dumps({"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}))
-    return add_test(folder, value, checkpoint, protocol=protocol, images=images, record={"dataset": "SYSU-MM01"},
+    return add_test(folder, value, checkpoint, mode, protocol, images=images, record={"dataset": "SYSU-MM01"},
                     DATASET__NAME="sysu", **(tested or {}))
 
 
@@ -83,6 +84,42 @@ def test_only_tests_of_the_checkpoints_as_they_are_and_as_the_run_is_are_its_res
     assert [len(tests) for _, tests in summary.read_runs([tmp_path], "python")] == [0, 0, 0, 1, 0]
 
 
+def test_the_table_of_a_paper(tmp_path, capsys):
+    """Of each method the last stage, both modes side by side; every name can be written, and LaTeX reads it."""
+    for name, more in (("cclnet", 0), ("pgm", 0.07)):
+        for seed in (1, 2):
+            for mode in ("all", "indoor"):
+                for checkpoint, value in (("prepare_last", 0.9), ("model_last", 0.5), ("model_best", 0.6)):
+                    record(tmp_path / f"{name}{seed}", value + more + seed / 100, checkpoint, seed, mode=mode,
+                           METHOD={"NAME": name})
+    words, names = ["table", str(tmp_path), "--latex"], ["Ours_1 & 100 % #^~{}", r"[*\\é]"]
+    experiments.main([*words, "--names", *names])
+    plain = capsys.readouterr().out
+    assert "prepare" not in plain and "dagger" not in plain and "90.00" not in plain and "CLIP RN50" not in plain
+    assert plain.count("Rank-20") == plain.count("mINP") == 2 and "{All-search}" in plain and "{Indoor-search}" in plain
+    first, second = (line for line in plain.splitlines() if line.endswith("\\\\") and "pm" in line)
+    assert first.startswith(r"Ours\_1 \& 100 \% \#\textasciicircum{}\textasciitilde{}\{\} & 51.50{\tiny$\pm$0.7} & ")
+    assert second.startswith(r"{[}{*}\textbackslash{}\textbackslash{}é] & \textbf{58.50}{\tiny$\pm$0.7} & ")
+    assert forms.escaped("$–") == r"\$--" and first.count("textbf") == 0 and second.count("textbf") == 10
+    experiments.main([*words, "--published", "pgm", "sdcl"])
+    published = capsys.readouterr().out
+    rows = [line.split(" & ")[:2] for line in published.splitlines() if re.match(r".* & .*\d\d\.\d\d", line)]
+    assert rows == [[r"PGM, AGW ResNet-50$^\dagger$", "56.29"], [r"SDCL, ViT-B/16$^\dagger$", "65.29"],
+                    ["cclnet", r"51.50{\tiny$\pm$0.7}"], [r"cclnet$^\dagger$", r"61.50{\tiny$\pm$0.7}"],
+                    ["pgm", r"58.50{\tiny$\pm$0.7}"], [r"pgm$^\dagger$", r"\textbf{68.50}{\tiny$\pm$0.7}"]]
+    assert "chosen on test data" in published and "yangbincv/SDCL@6033332" in published
+    with pytest.raises(UserError, match="--names gives a and a; expected a name of its own for each of 2 methods: cc"):
+        experiments.main([*words, "--names", "a", "a"])
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no LaTeX here")
+    (tmp_path / "table.tex").write_text(
+        r"\documentclass[twocolumn]{article}\usepackage[textwidth=6.9in]{geometry}\usepackage{booktabs}\begin{document}"
+        rf"\begin{{table*}}{plain}\end{{table*}}\begin{{table*}}{published}\end{{table*}}\end{{document}}")
+    made = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert made.returncode == 0 and "Overfull" not in made.stdout, made.stdout[-2000:]
+
+
 @pytest.mark.parametrize("value", [float("nan"), "0.5", 37.5, True])
 def test_a_number_that_no_test_writes_is_refused(tmp_path, value):
     record(tmp_path / "a", value)
@@ -136,9 +173,10 @@ def test_tables_of_what_does_not_compare(tmp_path):
     refuses("empty holds no run", tmp_path / "empty")
     record(tmp_path / "a" / "1")
     record(tmp_path / "b" / "1", DATASET={"NAME": "llcm", "TRIAL": 1})
-    refuses("is of the data set llcm, .* of sysu; expected one data set", tmp_path / "a", tmp_path / "b")
+    refuses("trained on the data set llcm; of .* that is sysu, and their numbers do not compare", tmp_path / "a",
+            tmp_path / "b")
     record(tmp_path / "c" / "1", TEST={"TRIALS": 2}, tested={"TEST__TRIALS": 2})
-    refuses("tested with TEST.TRIALS 2, .* with 10; their numbers do not compare", tmp_path / "a", tmp_path / "c")
+    refuses("tested with TEST.TRIALS 2; of .* that is 10, and", tmp_path / "a", tmp_path / "c")
     record(tmp_path / "d" / "1", images="others", seed=2)
     refuses("tested on images with the digest others", tmp_path / "a", tmp_path / "d")
     shutil.copytree(tmp_path / "a/1", tmp_path / "a/copy")

@@ -60,7 +60,7 @@ def parse_arguments(arguments=None):
                              "may be given several times")
     parser.add_argument("--published", nargs="*", choices=PUBLISHED, metavar="METHOD",
                         help=f"table: what the authors of {', '.join(PUBLISHED)} published, or of those named; "
-                             "default: cclnet, in LaTeX none")
+                             "text and CSV hold that of cclnet anyway")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
     parser.add_argument("--latex", action="store_true", help="table: print that of a paper as LaTeX")
     options = parser.parse_intermixed_args(arguments)
@@ -186,9 +186,8 @@ def main(arguments=None):
     if options.action == "compare":
         return print_comparison(folders)
     form = "csv" if options.csv else "latex" if options.latex else "text"
-    others = options.published or PUBLISHED
-    if options.published is None:
-        others = () if options.latex else ("cclnet",)
+    others = [] if options.published is None else options.published or PUBLISHED
+    others = others if options.latex else dict.fromkeys(["cclnet", *others])
     print_table(folders, options.protocol, form, options.logged, others, options.names)
 
 

@@ -102,7 +102,7 @@ def as_latex(rows):
     return "\n".join([
         r"% \usepackage{booktabs}", *(f"% {note}" for note in _notes(
             rows, lambda row, kind: row.mode not in MODES or kind == UNSTATED)),
-        r"{\footnotesize\setlength{\tabcolsep}{2.5pt}%", rf"\begin{{tabular}}{{@{{}}l{'c' * len(columns)}@{{}}}}",
+        r"{\footnotesize\setlength{\tabcolsep}{2pt}%", rf"\begin{{tabular}}{{@{{}}l{'c' * len(columns)}@{{}}}}",
         r"\toprule", *head, r"\midrule", *body[:len(theirs)], *[r"\midrule"] * bool(theirs), *body[len(theirs):],
         r"\bottomrule", r"\end{tabular}\par\smallskip",
         r"\raggedright " + " ".join(notes + [escaped(note) for note in _footnotes(rows)]) + r"\par}", ""])

@@ -90,13 +90,9 @@ def _refuse_mixtures(runs):
     """Refuse runs whose numbers do not compare. Raises UserError."""
     seen = {}
     for run, tests in runs:
-        name, (expected, folder) = run.settings["DATASET.NAME"], seen.setdefault(
-            "", (run.settings["DATASET.NAME"], run.folder))
-        if name != expected:
-            raise UserError(f"{run.folder} is of the data set {name}, {folder} of {expected}; expected one data set. "
-                            "Make a table for each")
         trial, trained = run.settings["DATASET.TRIAL"], run.known("train_images")
-        facts = [(trial, trained, "trained on images with the digest")] if trained else []
+        facts = [("", run.settings["DATASET.NAME"], "trained on the data set"),
+                 *([(trial, trained, "trained on images with the digest")] if trained else [])]
         for (_, mode), record in tests.items():
             tested = record["identity"]
             facts += [(mode, tested["TEST.TRIALS"], "tested with TEST.TRIALS"),
@@ -105,8 +101,8 @@ def _refuse_mixtures(runs):
         for key, found, what in facts:
             other, folder = seen.setdefault((what, key), (found, run.folder))
             if found != other:
-                raise UserError(f"{run.folder} was {what} {found}, {folder} with {other}; their numbers do not "
-                                "compare. Train and test them alike, or make a table for each")
+                raise UserError(f"{run.folder} was {what} {found}; of {folder} that is {other}, and their numbers do "
+                                "not compare. Train and test them alike, or make a table for each")
 
 
 def summarise(runs, logged=(), others=(), names=()):
