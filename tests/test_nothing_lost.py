@@ -32,7 +32,7 @@ def place(tmp_path, tiny_clip_file, monkeypatch, capsys):
                                      **changes)
             code = scripts.call(scripts.load(script), [*flags, *words])
             said = capsys.readouterr()
-            return code, said.out + said.err
+            return code, " ".join((said.out + said.err).split())
 
     return Place()
 

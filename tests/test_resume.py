@@ -142,7 +142,7 @@ def test_damaged_newest_state(whole, words, tmp_path, here, capsys):
     content[len(content) // 2] ^= 1                       # one bit
     state.write_bytes(content)
     assert here("train_prepare", words(folder)) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert f"warning: {state} is damaged; resuming from {state}.previous" in said
     assert "prepare: resuming with epoch 3" in said
     assert_same_result(folder, whole, ["prepare"])

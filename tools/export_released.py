@@ -79,8 +79,8 @@ def publish(content, model, options):
     if options.picture and lists is None:
         raise UserError(f"--picture shows ranked lists of a test, and {quoted(options.checkpoint)} has none; run "
                         "test.py --resume_path with it first")
-    card = model_card(described, records or [told["metrics"]] * ("metrics" in told), options.licence, options.title,
-                      options.repository, picture)
+    records = records or [told[key] for key in told if key == "metrics"]     # of the test while it was trained
+    card = model_card(described, records, options.licence, options.title, options.repository, picture)
     whole = as_safetensors({**without_own_paths(described), "state_dict": model.state_dict()})
     for name, data in zip(names, (whole, *[lists] * options.picture, card.encode())):
         write_atomically(folder / name, lambda file, data=data: file.write(data))

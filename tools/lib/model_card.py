@@ -1,10 +1,12 @@
 """Writes the model card of published weights: what they are, how good and where not, how to use and cite them."""
 import html
+import inspect
 import re
 from pathlib import Path
 
 import yaml
 
+from loss.methods import METHODS
 from model.published import FILE_NAME, METADATA, checkpoint_normalisation
 from model.towers.registry import TOWERS
 from utils.errors import one_line
@@ -14,33 +16,19 @@ MARKUP = re.compile(r"([\\`*_\[\]|#])")        # what Markdown would not show as
 NORMALISED_WITH = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",
                    "half": "mean and deviation 0.5"}
 NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
+BASES = {"openai": "OpenAI's CLIP {}", "imagenet": "torchvision's ResNet-50 of ImageNet", "": "unknown weights"}
 CITATION = Path(__file__).resolve().parents[2] / "CITATION.cff"
-SDCL = "Yang et al., Shallow-Deep Collaborative Learning for Unsupervised Visible-Infrared Person Re-Identification, "\
-       "CVPR 2024"
-# METHOD.NAME -> what it is called, and its paper
-METHODS = {
-    "cclnet": ("CCLNet", "Chen et al., Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person "
-               "Re-Identification, ACM MM 2023; [released code](https://github.com/CzAngus/CCLNet)"),
-    "pgm": ("PGM", "Wu and Ye, Unsupervised Visible-Infrared Person Re-Identification via Progressive Graph Matching "
-            "and Alternate Learning, CVPR 2023"),
-    "rpnr": ("RPNR", "Yin et al., Robust Pseudo-label Learning with Neighbor Relation for Unsupervised "
-             "Visible-Infrared Person Re-Identification, ACM MM 2024"),
-    "nulc": ("N-ULC", "Teng et al., Relieving Universal Label Noise for Unsupervised Visible-Infrared Person "
-             "Re-Identification by Inferring from Neighbors, arXiv 2024"),
-    "sdcl": ("SDCL", SDCL), "unify": ("Label unification", f"a part of SDCL: {SDCL}"),
-    "none": ("Clusters of each modality alone", "no links between the modalities")}
-BASES = {"openai": "OpenAI's CLIP {}", "imagenet": "torchvision's ResNet-50, trained on ImageNet",
-         "": "not said by the checkpoint"}
 CARD = """---
 {head}---
 
 # {title}
 
-Embeds visible and infrared images of persons so that the same person lies close in both. {training}
+Embeds visible and infrared images of persons so that the same person lies close in both. {told}
 
-- **Method**: {method}; stage {stage}, epoch {epoch} ({selected}).
-- **Code**: {code}.
+- **Method**: {method}
 - **Base model**: {base}; network {kind}.
+- **Training**: stage {stage}, epoch {epoch} ({selected}).
+- **Code**: {code}; the authors' own of CCLNet is https://github.com/CzAngus/CCLNet.
 - **Data**: {data}; its own terms of use hold for what was learned from it.
 - **Input**: RGB images, {height} x {width} pixels, scaled to 0-1, normalised with {normalised}.
 - **Licence**: {licence}; the code is MIT.
@@ -68,20 +56,18 @@ weights are plain tensors; the file's metadata hold, under `{metadata}`, the con
 
 ## Limits
 
+- Numbers are those of the test persons of one data set; with other cameras, places and seasons they are lower.
+- A nearest image is no proof that it shows the same person. Searching for persons in camera images is surveillance;
+  whether you may is for you to find out.
 {limits}
-
 ## Citation
 
 ```
 {citation}
 ```
 """
-LIMITS = ("Numbers are those of the test persons of one data set. With other cameras, places and seasons they are "
-          "lower; by how much was not measured.",
-          "A nearest image is no proof that it shows the same person. Searching for persons in camera images is "
-          "surveillance; whether you may is for you to find out.")
-CHOSEN = "The epoch was chosen on test data: its numbers are higher than a fair choice would give."
-DRAWN = "It was trained on drawn people, and is of no use for photographs."
+CHOSEN = "- The epoch was chosen on test data: its numbers are higher than a fair choice would give.\n"
+DRAWN = "- It was trained on drawn people, and is of no use for photographs.\n"
 
 
 def model_card(description, records, licence, title="", repository="", picture=""):
@@ -95,25 +81,26 @@ def model_card(description, records, licence, title="", repository="", picture="
         return MARKUP.sub(r"\\\1", html.escape(one_line(of.get(key, unknown))[:200], quote=False))
 
     config, network = (flat(of) if isinstance(of := description.get(key), dict) else {} for key in ("config", "model"))
-    name, kind = str(config.get("METHOD.NAME", "")), str(network.get("kind"))
-    called, paper = METHODS.get(name, (said("METHOD.NAME", "A network", config), ""))
-    told = "-true-" in name         # by tools/bounds.py
-    title = title or f"{called} on {said('dataset', 'unknown data')}"
-    weights = str(config.get("MODEL.CLIP_WEIGHTS", ""))
-    tags = ["person-re-identification", "visible-infrared", *["unsupervised"] * (not told), *[name] * (name in METHODS),
-            *([kind, *["clip"] * TOWERS[kind].has_text] if kind in TOWERS else [])]
-    limits = [*LIMITS, *[CHOSEN] * ("best" in said("selected")), *[DRAWN] * (description.get("dataset") == "demo")]
+    name, kind, weights = (str(value or "") for value in (config.get("METHOD.NAME"), network.get("kind"),
+                                                          config.get("MODEL.CLIP_WEIGHTS")))
+    method = METHODS.get(name)
+    # What its file says first: what it does, and the paper.
+    about = inspect.getmodule(method).__doc__.strip().split("\n\n")[:2] if method else [said("METHOD.NAME", of=config)]
+    identities = "-true-" in name       # of tools/bounds.py
+    title = title or f"{method.__name__ if method else 'A network'} on {said('dataset', 'unknown data')}"
+    tags = ["person-re-identification", "visible-infrared", *["unsupervised"] * (not identities)]
+    tags += [*[name] * (name in METHODS), *([kind, *["clip"] * TOWERS[kind].has_text] if kind in TOWERS else [])]
     return CARD.format(
-        head=_head(title, tags, records, licence), title=title, method=f"{called}{f' ({paper})' if paper else ''}",
-        training="In training it was told identities: a bound." if told else "Trained without identities.",
+        head=_head(title, tags, records, licence), title=title, method=" ".join(" ".join(about).split()),
+        told="It was told identities in training: a bound." if identities else "Trained without identities.",
         stage=said("stage"), epoch=said("epoch"), selected=said("selected", "last epoch"),
         code=f"[{repository}]({repository})" if repository else "the project that wrote this card",
-        base=BASES.get(weights, said("", "", {"": Path(weights).name})).format(said("MODEL.NAME", "", config)),
-        kind=said("kind", of=network),
+        base=BASES.get(weights, said("", of={"": Path(weights).name})).format(said("MODEL.NAME", of=config)),
+        kind=said("kind", of=network), height=network.get("height"), width=network.get("width"), licence=licence,
         data=said("dataset") + f", trial {said('trial')}" * (description.get("dataset") == "regdb"),
-        height=network.get("height"), width=network.get("width"), licence=licence,
         normalised=NORMALISED_WITH[checkpoint_normalisation(description)], results=_results(records, picture, said),
-        file=FILE_NAME, metadata=METADATA, limits="\n".join(f"- {limit}" for limit in limits), citation=bibtex())
+        file=FILE_NAME, metadata=METADATA, citation=bibtex(),
+        limits=CHOSEN * ("best" in said("selected")) + DRAWN * (description.get("dataset") == "demo"))
 
 
 def _results(records, picture, said):
