@@ -109,8 +109,9 @@ def _chosen(after, before, persons):
     telling = precision < PERFECT
     if before is not None:
         gain = precision - before["average_precision"]
-        kinds = {"most": lowest(-gain, gain > 0), "lost": lowest(gain, gain < 0),
-                 "least": lowest(gain, (gain >= 0) & (telling | (before["average_precision"] < PERFECT)))}
+        telling |= before["average_precision"] < PERFECT
+        kinds = {"most": lowest(-gain, gain > 0), "least": lowest(gain, telling & (gain >= 0)),
+                 "lost": lowest(gain, gain < 0)}
         if any(map(len, kinds.values())):
             return {kind: of_different_persons(order, PAIRS) for kind, order in kinds.items()} | by_person
     return {"worst": of_different_persons(lowest(precision), LISTS),
