@@ -40,10 +40,10 @@ def load_clip(weights="openai", name=DEFAULT_NAME, activation="auto"):
     if missing := [key for key in needed if key not in state]:
         raise UserError(f"weights {quoted(path)} lack {', '.join(missing)}; expected a whole CLIP, image and text "
                         f"tower, a ResNet or a vision transformer under OpenAI's names. {OTHER_WEIGHTS}")
-    if name != DEFAULT_NAME and name.startswith("ViT") != transformer:
-        raise UserError(f"MODEL.NAME is {name}, but the weights {quoted(path)} hold "
-                        f"{'a vision transformer' if transformer else 'a ResNet'}; leave MODEL.NAME out, for a file's "
-                        "kind is read from its weights, or set MODEL.CLIP_WEIGHTS to another file")
+    named, found = (("a ResNet", "a vision transformer")[is_one] for is_one in (name.startswith("ViT"), transformer))
+    if name != DEFAULT_NAME and named != found:
+        raise UserError(f"MODEL.NAME is {name}, {named}, but the weights {quoted(path)} hold {found}; leave MODEL.NAME "
+                        "out, for a file's kind is read from its weights, or set MODEL.CLIP_WEIGHTS to another file")
     with explained(f"weights {quoted(path)} do not fit together", f"expected those of one CLIP. {OTHER_WEIGHTS}"):
         quick = find_activation(weights, activation)[0] == QUICK_GELU
         model = build_model_from_openai_state_dict(dict(state), quick, torch.float32).float()
