@@ -89,7 +89,7 @@ def assert_same_result(folder, expected, stages=("prepare", "model")):
 
 def strike(number, name, words, line, out):
     """Start a script and send it a signal as soon as it has said a line: its exit code, and its last line."""
-    run, end = Workers(1, out, script, name, words), time.monotonic() + 1500
+    run, end = Workers(1, out, script, name, words), time.monotonic() + 200
     while line not in run.said()[0]:
         assert time.monotonic() < end and run.processes[0].is_alive(), "the run ended before the moment to strike"
         time.sleep(0.001)
