@@ -54,7 +54,8 @@ def parse_arguments(arguments=None):
     parser.add_argument("--hours", type=real_number(0, 10_000), default=12,
                         help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
-    parser.add_argument("--names", nargs="+", default=[], metavar="NAME", help="table: of the methods, in their order")
+    parser.add_argument("--names", nargs="+", default=[], metavar="NAME",
+                        help="table: of our methods in their order; name the folders before")
     parser.add_argument("--logged", action="append", default=[], metavar="NAME",
                         help="table: a number of metrics.jsonl, of the last epoch, as in --logged link_accuracy; "
                              "may be given several times")
