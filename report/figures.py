@@ -73,6 +73,7 @@ def _style():
                 "axes.spines.right": False, "axes.spines.left": False, "axes.edgecolor": MUTED, "axes.grid": True,
                 "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8, "text.color": INK,
                 "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "ytick.major.size": 0,
+                "xtick.labelsize": 8, "ytick.labelsize": 8,
                 "figure.facecolor": PAPER, "axes.facecolor": PAPER, "axes.axisbelow": True, "lines.linewidth": 1.8,
                 "pdf.fonttype": 42,
                 "text.parse_math": False}       # a run's name may hold dollar signs
@@ -87,7 +88,7 @@ def _axes(title, note, x_label, y_label, size=SIZE, legend_rows=1):
     width, height = size[0], size[1] + LEGEND_ROW * (legend_rows - 1)
     figure, above = Figure(figsize=(width, height)), TITLES + LEGEND_ROW * legend_rows + 0.06
     # Fixed margins in inches: matplotlib's layout engines take longer than the drawing.
-    axes = figure.add_axes((0.62 / width, 0.42 / height, 1 - 0.72 / width, 1 - (0.42 + above) / height))
+    axes = figure.add_axes((0.74 / width, 0.42 / height, 1 - 0.84 / width, 1 - (0.42 + above) / height))
     axes.set_xlabel(x_label, loc="right", fontsize=8.5)
     axes.set_ylabel(y_label, fontsize=8.5)
     figure.text(0.06 / width, 1 - 0.05 / height, title, fontsize=10.5, fontweight="bold", va="top")
