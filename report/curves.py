@@ -59,7 +59,7 @@ class Curve:
     def chart(self, name, title, lines, mark=()):
         """Make the `Chart` of some lines, with a note on epoch 0 and on thin lines, if there are any."""
         notes = (self.note, any(0 in line.x for line in lines) and "epoch 0: before training",
-                 any(line.width < 1 for line in lines) and "thin: published")
+                 any(line.width < 1 for line in lines) and "thin: published logs")
         return Chart(name, title, tuple(lines), self.y_label, "; ".join(filter(None, notes)), top=self.top, mark=mark,
                      number=self.number)
 

@@ -131,9 +131,10 @@ def result_tables(results, dataset="", method=""):
     for row in figures(dataset, method):
         known = row["mode"] in ("all", "indoor", "v2t", "t2v")
         for table in [table for table in theirs if not known or table["mode"] == row["mode"]][:1]:
-            name = ", ".join(["published", method_name(method), row["backbone"], row["stage"].strip("–"),
-                              "" if known else row["mode"], row["selection"]])
-            table["rows"].append({"name": name.replace(", ,", ","), "best": True, "over": "", "cells": [
+            name = ", ".join(filter(None, (
+                "published", method_name(method), row["backbone"], row["stage"].strip("–"), not known and row["mode"],
+                row["selection"]))).replace("not stated, not stated", "mode and epoch not stated")
+            table["rows"].append({"name": name, "best": True, "over": "", "cells": [
                 {"name": title, "value": f"{float(row[key]):.1f}" if row.get(key) else "–", "spread": "", "gain": "",
                  "sign": 0} for key, title in NUMBERS.items()]})
     return list(tables.values())
