@@ -93,7 +93,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
     experiments.main(["table", str(runs / "trial1"), str(runs / "trial2"), str(runs), "--csv"])
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     ours = {(row["stage"], row["mode"]): row for row in table if not row["source"]}
-    assert set(ours) == {(s, m) for s in ("train_prepare", "train_clip") for m in ("v2t", "t2v")}
+    assert set(ours) == {(s, m) for s in ("baseline", "train_prepare", "train_clip") for m in ("v2t", "t2v")}
     for mode in ("v2t", "t2v"):
         found = [next(r for path in runs.glob(f"trial{t}/tests/model_last-*/metrics.json")
                       for r in json.loads(path.read_text())["results"] if r["mode"] == mode)["mAP"] for t in (1, 2)]
@@ -125,8 +125,8 @@ def test_a_failed_run_does_not_stop_the_others(settings, tmp_path, capsys):
 def test_prepare_alone(settings, tmp_path, capsys):
     """Its table misses nothing; without --only the same command goes on with train_clip.py."""
     words, started = settings
-    experiments.main(["run", "--only", "prepare", "--baseline", "--trials", "1", *words])
-    assert started == ["train_prepare", "test", "test", "test", "report"]
+    experiments.main(["run", "--only", "prepare", "--trials", "1", *words])
+    assert started == ["train_prepare", "test", "test", "report"]
     said = capsys.readouterr()
     assert "no run of 1 is missing" in said.err and "baseline" in said.out
     assert {row.stage for row in summary.summarise(summary.read_runs([tmp_path / "runs"], "python"))
@@ -140,7 +140,7 @@ def test_prepare_alone(settings, tmp_path, capsys):
     (["--trials", "11"], "DATASET.TRIAL is 11; RegDB has the trials 1 to 10"),
     (["--trials", "first"], "--trials first names no value"),
     (["--seeds", "1", "--vary", "CLUSTER.EPZ", "1"], "unknown key CLUSTER.EPZ; did you mean CLUSTER.EPS"),
-    (["--vary", "CLUSTER.EPS", "0.5", "7"], "sets CLUSTER.EPS to 7; expected a number from 0 to 1"),
+    (["--vary", "CLUSTER.EPS", "0.5", "7"], "sets CLUSTER.EPS to 7.0; expected a number from 0 to 1"),
     (["--vary", "CLUSTER.EPS"], "--vary CLUSTER.EPS names no value"),
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
     (["--vary", "CLUSTER.EPS", "0.5", "--vary", "CLUSTER.EPS", "0.6"], "--vary CLUSTER.EPS stands twice"),

@@ -269,7 +269,7 @@ def test_a_method_of_ones_own_in_the_loop(mine, model, banks, tmp_path, monkeypa
 
 @pytest.mark.parametrize("words, message", [
     ("METHOD.NAME mine METHOD.PUL 1", "unknown key METHOD.PUL; did you mean METHOD.PULL?"),
-    ("METHOD.NAME mine METHOD.PULL 2", "sets METHOD.PULL to 2; expected a number from 0 to 1"),
+    ("METHOD.NAME mine METHOD.PULL 2", "sets METHOD.PULL to 2.0; expected a number from 0 to 1"),
     ("METHOD.PULL 1", "unknown key METHOD.PULL"), ("METHOD.NAME pgm METHOD.SWAP_SCALE 1", "unknown key METHOD.SWAP_S"),
     ("METHOD.NAME ours", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or "),
     ("METHOD.NAME rpnr METHOD.TOP_IMAGES 0", "sets METHOD.TOP_IMAGES to 0; expected a whole number from 1 on"),

@@ -92,20 +92,20 @@ def test_a_test_replaces_nothing_of_a_training_run_and_does_not_mix_with_a_runni
 def test_a_result_is_replaced_only_by_the_same_test(place, trained, changes):
     """It lies beside the checkpoint, whatever OUTPUT_DIR says."""
     path = trained / "model_last.pth"
-    before = {path: path.read_bytes() for path in trained.rglob("metrics.json")}
+    before = {path: path.read_bytes() for path in trained.glob("tests/model_last-*/metrics.json")}
     code, said = place.start("test", "--resume_path", path, **changes)
     assert code == 0 and not place.run.exists()
-    after = {path: path.read_bytes() for path in trained.rglob("metrics.json")}
+    after = {path: path.read_bytes() for path in trained.glob("tests/model_last-*/metrics.json")}
     assert after.items() >= before.items()
     assert len(after) - len(before) == (1 if changes or not before else 0)
 
 
 def test_other_galleries_are_another_test(place, trained):
-    before = set(trained.rglob("metrics.json"))
+    before = set(trained.glob("tests/model_last-*/metrics.json"))
     for trials in (2, 3, 3):        # each file draws others
         trees.permutation_file(place.data, trials, persons=7)
         assert place.start("test", "--resume_path", trained / "model_last.pth", TEST__PROTOCOL="original-1")[0] == 0
-    assert len(set(trained.rglob("metrics.json")) - before) == 2
+    assert len(set(trained.glob("tests/model_last-*/metrics.json")) - before) == 2
 
 
 @pytest.mark.parametrize("key, before, now", [("INPUT__NORMALISATION", "imagenet", "half"), ("INPUT__HEIGHT", 32, 48)])

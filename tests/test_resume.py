@@ -22,7 +22,7 @@ EPOCHS = {"PREPARE__EPOCHS": 2, "PROMPT__EPOCHS": 2, "FINETUNE__EPOCHS": 2, "MET
 OF_THE_CLOCK = ("second", "memory", "gpu")      # parts of the names of numbers that no two runs share
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # script -> after which line of its output it gets which signal, one run after the other
-STRIKES = {"train_prepare": (("prepare 1/", signal.SIGUSR1),),
+STRIKES = {"train_prepare": (("prepare 2/", signal.SIGUSR1),),
            "train_clip": (("prompt 2/", signal.SIGKILL), ("finetune 2/", signal.SIGKILL))}
 
 

@@ -216,7 +216,7 @@ def test_normalisations():
 def test_the_scale_has_bounds(clusters, least):
     """Too small below ln(K - 1), too large above half of CLIP's scale, right at both; one cluster: no bound below."""
     lines = describe_scale(7.2, 7.0, 200, 100.0)
-    assert "projections 7.20, text features 7.00" in lines[0] and "warning: " in lines[1]
+    assert "images 7.20 x texts 7.00" in lines[0] and "warning: " in lines[1]
     assert "begin far sharper" in lines[1] and "can hardly leave" in describe_scale(2.0, 2.4, 200, 100.0)[1]
     found = [len(describe_scale(product, 1.0, clusters, 64.0)) - 1
              for product in (max(0.0, least - 1e-9), least, 32.0, 32.0 + 1e-9)]

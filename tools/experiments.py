@@ -43,7 +43,6 @@ def parse_arguments(arguments=None):
     parser.add_argument("--trials", nargs="+", default=[], help="RegDB: one run for each split, as in 1-10")
     parser.add_argument("--vary", nargs="+", action="append", default=[], metavar="KEY VALUE VALUE ...",
                         help="one run for each value; may be given several times")
-    parser.add_argument("--baseline", action="store_true", help="test baseline CLIP too")
     parser.add_argument("--only", choices=("prepare",), help="train and test with train_prepare.py alone")
     parser.add_argument("--at_once", type=whole_number(1, 1000), default=1,
                         help="runs at the same time on this machine; default: 1")
@@ -109,14 +108,13 @@ def expand(name, ranges):
 def grid_of(options):
     """Make the grid that the command line describes, its data sets opened once: [`Experiment`]. Raises UserError."""
     from data.registry import open_dataset
-    from tools.lib.grid import ALL_TESTED, BASELINE, TESTED, make_grid
+    from tools.lib.grid import ALL_TESTED, TESTED, make_grid
 
     count = math.prod(len(values) or 1 for values in (options.seeds, options.trials, *dict(options.vary).values()))
     if count > MAX_RUNS:
         raise UserError(f"the grid has {count:,} runs; expected {MAX_RUNS:,} at most. Give fewer seeds or values")
     tested = TESTED[options.only] if options.only else ALL_TESTED
-    experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary,
-                            ((BASELINE,) if options.baseline else ()) + tested)
+    experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary, tested)
     data_sets = {tuple(c.DATASET[key] for key in ("NAME", "ROOT", "TRIAL", "CHECK_COUNTS"))
                  for c in (experiment.config for experiment in experiments)}
     for arguments in sorted(data_sets):
