@@ -22,7 +22,7 @@ EPOCHS = {"PREPARE__EPOCHS": 2, "PROMPT__EPOCHS": 2, "FINETUNE__EPOCHS": 2, "MET
 OF_THE_CLOCK = ("second", "memory", "gpu")      # parts of the names of numbers that no two runs share
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # script -> after which line of its output it gets which signal, one run after the other
-STRIKES = {"train_prepare": (("prepare 1/", signal.SIGUSR1),),
+STRIKES = {"train_prepare": (("estimate of prepare", signal.SIGUSR1),),     # said after the first epoch's state
            "train_clip": (("prompt 2/", signal.SIGKILL), ("finetune 2/", signal.SIGKILL))}
 
 
@@ -105,12 +105,8 @@ def test_kills_and_signals_in_every_stage_change_nothing(words, whole, tmp_path)
     for name, strikes in STRIKES.items():
         for line, number in strikes:
             code, last = strike(number, name, words(folder), line, out)
-            if number == signal.SIGKILL:
-                assert code == -number
-                continue
-            stage, epoch = line.rstrip("/").split()
-            assert code == 128 + number and last in [
-                f"stopped; the same command resumes with epoch {n} of {stage}" for n in (int(epoch), int(epoch) + 1)]
+            assert code == (-number if number == signal.SIGKILL else 128 + number)
+            assert code < 0 or last == "stopped; the same command resumes with epoch 2 of prepare"
         run = Workers(1, out, script, name, words(folder))
         assert run.codes() == [0], run.said()
     log = (folder / "log.txt").read_text()
