@@ -104,7 +104,7 @@ class Searcher:
 
     def embed_files(self, paths, modality):
         """Embed image files: features (N, D) float32, L2-normalised. Raises UserError: a file is missing or broken."""
-        parts, grey_range = [], self.ranges[modality]
+        parts, modality, grey_range = [], Modality(modality), self.ranges[modality]
         for start in tqdm(range(0, len(paths), AT_ONCE), f"embedding {modality.value} images", disable=None):
             images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY, grey_range),
                                           paths[start:start + AT_ONCE], "decoding"))
@@ -116,6 +116,7 @@ class Searcher:
     def gallery(self, paths, modality, cache_dir):
         """Embed image files, or read their features if cache_dir has them: features (N, D), whether it had them."""
         stats = [(path.resolve(), file_stat(path)) for path in paths]
+        modality = Modality(modality)
         made_from = [self.digest, modality.value, self.size, self.normalisation, self.mirrored, self.ranges[modality],
                      *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
         name = f"features-{_digest(repr(made_from).encode())}"
