@@ -24,10 +24,10 @@ def renewal(default):
 class ClusterMemory:
     """One prototype per cluster of a modality: a contrastive loss against all of them, and a momentum update.
 
-    Follows Cluster Contrast. Prototypes receive no gradient; `update` moves them.
+    Follows Cluster Contrast (Dai et al., ACCV 2022). Prototypes receive no gradient; `update` moves them.
 
-    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor. Leave outliers (-1) out: `loss` fails for
-    them, and `update` moves the last prototype.
+    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor. Leave outliers (-1) out: `loss` raises
+    IndexError for them (on a CPU), and `update` ValueError.
 
     Args:
         prototypes: (K, D) float tensor to start from, e.g. mean features (`cluster_means`). Copied, and L2-normalised
@@ -52,10 +52,14 @@ class ClusterMemory:
     def loss(self, x, labels, before=None):
         """Compute the cross entropy of normalise(x) @ prototypes.T / temperature; gradients flow to x alone.
 
-        Args: x: (B, D) features of any length; labels: (B,) cluster of each, or (B, K) shares of all clusters; before:
-            another state of this memory from which the loss's value is taken, while its gradient multiplies today's
-            prototypes (see loss/visits.py).
-        Returns: a scalar, the mean.
+        Args:
+            x: (B, D) float features of any length, on the memory's device.
+            labels: (B,) cluster of each, or (B, K) shares of all clusters.
+            before: another state of this memory from which the loss's value is taken, while its gradient multiplies
+                today's prototypes (see loss/visits.py).
+
+        Returns:
+            A scalar tensor, the mean.
         """
         x = F.normalize(x.float(), dim=1)
         return cross_entropy(x, self.prototypes, labels, self.temperature, before and before.prototypes)
@@ -63,13 +67,20 @@ class ClusterMemory:
     def update(self, x, labels):
         """Move prototypes to their samples, in batch order: m[y] <- normalise(momentum m[y] + (1 - momentum) x).
 
-        Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
+        Args:
+            x: (B, D) float features, normalised here.
+            labels: (B,) clusters; a NumPy array spares a GPU the wait for a tensor.
+
+        Raises:
+            ValueError: a label is negative.
         """
         self.update_all([self], [x], [labels])
 
     def samples(self, x, labels):
         """Return what prototypes are mixed with, features of unit length without a gradient, and labels on the host."""
         labels = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+        if len(labels) and labels.min() < 0:        # would move the last prototype
+            raise ValueError(f"labels hold {labels.min()}; expected clusters from 0 on. Leave outliers out")
         return F.normalize(x.detach().float(), dim=1), labels
 
     @staticmethod
@@ -123,8 +134,16 @@ MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> 
 def cluster_means(features, labels):
     """Average the features of each cluster, in the order of the images, so that every device and process agrees.
 
-    Args: features: (N, D) tensor; labels: (N,) int64 array of clusters 0 to K - 1; -1 is left out.
-    Returns: (K, D); 0 for a cluster without images.
+    Args:
+        features: (N, D) float tensor.
+        labels: (N,) int64 array of clusters 0 to K - 1; images of -1 are left out.
+
+    Returns:
+        (K, D) tensor on the features' device, not normalised; 0 for a cluster without images.
+
+    Example:
+        >>> cluster_means(torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]), np.array([0, 0, -1]))
+        tensor([[0.5000, 0.5000]])
     """
     order = np.argsort(labels, kind="stable")
     order = order[labels[order] >= 0]

@@ -146,7 +146,15 @@ def progressive(similarity):
     (the released code does so for RegDB, and links nothing for SYSU-MM01), and there are as many rounds as it takes
     (the released code has two, and fails where one modality has more than twice as many clusters).
 
-    Args: similarity: as `hungarian`. Returns: `Links`.
+    Args:
+        similarity: (K_rgb, K_ir) array of cosines.
+
+    Returns:
+        `Links`, as `hungarian`, but without -1.
+
+    Example:
+        >>> progressive(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))     # the second visible cluster is linked too
+        Links(rgb_to_ir=array([1, 1, 0]), ir_to_rgb=array([2, 0]))
     """
     links, cost = no_links(*similarity.shape), link_cost(similarity)
     many, few = links
