@@ -174,7 +174,15 @@ def optimal_transport(similarity):
     Yin et al., "Robust Pseudo-label Learning with Neighbor Relation for Unsupervised Visible-Infrared Person
     Re-Identification" (ACM MM 2024).
 
-    Args: similarity: as `hungarian`. Returns: `Links`.
+    Args:
+        similarity: (K_rgb, K_ir) array of cosines.
+
+    Returns:
+        `Links`, as `hungarian`, but without -1.
+
+    Example:
+        >>> optimal_transport(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))
+        Links(rgb_to_ir=array([1, 1, 0]), ir_to_rgb=array([2, 0]))
     """
     plan, _ = sinkhorn(link_cost(similarity), *SINKHORN)
     return Links(plan.argmax(axis=1), plan.argmax(axis=0))

@@ -1,11 +1,12 @@
 """README and docs: what they name (files, tests, commands, settings, messages) is there, their numbers are those of the
-logs. tests/test_extending.py runs the code of the pages on extending."""
+logs. tests/test_extending.py and tests/test_tutorial.py run their code."""
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from configs.settings import SETTINGS
@@ -57,6 +58,12 @@ def test_links_lead_somewhere(page):
             headings = [re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
                         for line in text_of(other).splitlines() if line.startswith("#")]
             assert anchor in [*headings, *re.findall(r'<a id="([^"]+)"', text_of(other))], target
+
+
+def test_every_page_is_on_the_site_and_in_the_index():
+    names = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r"[\w-]+\.md", str(yaml.safe_load(text_of("mkdocs.yml"))["nav"]))) == names
+    assert {"index.md", *re.findall(r"\(([\w-]+\.md)\)", text_of("docs/index.md"))} == names
 
 
 @pages

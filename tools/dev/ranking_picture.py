@@ -1,11 +1,11 @@
-"""Draw ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
+"""Draw ranked lists: queries at the left, their nearest gallery images with a tick (right) or a cross (wrong).
 
     python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking
     python test.py --config_file configs/demo.yml OUTPUT_DIR runs/demo/seed1 --save_ranking
-    python tools/dev/ranking_picture.py RANKING.csv dataset/demo assets/ranking.png --baseline BASELINE.csv
+    python tools/dev/ranking_picture.py RANKING.csv dataset/demo docs/images/ranking.png --baseline BASELINE.csv
 
-Each query has two rows: its list in the baseline's file above, in the first one below, both named. Queries are taken
-at equal steps from the one that gained most to the one that lost most, by average precision among the images shown.
+Each query has two rows: its list in the baseline's file above, in the first one below, both named. All queries are
+sorted by how much average precision among the images shown they gained, and taken at equal steps.
 """
 import csv
 import sys
@@ -22,7 +22,7 @@ def parse_arguments():
     parser.add_argument("ranking", help="CSV of test.py --save_ranking")
     parser.add_argument("root", help="folder of the data set")
     parser.add_argument("picture", help=".png to write")
-    parser.add_argument("--queries", type=whole_number(1, 100), default=6, help="how many lists; default: 6")
+    parser.add_argument("--queries", type=whole_number(1, 100), default=3, help="how many lists; default: 3")
     parser.add_argument("--ranks", type=whole_number(1, 100), default=8, help="gallery images in each; default: 8")
     parser.add_argument("--baseline", required=True, help="another CSV of the same test, drawn above")
     return parser.parse_args()
@@ -36,7 +36,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps  # noqa: E402
 from data.images import decode_image  # noqa: E402
 from utils.checkpoint import write_atomically  # noqa: E402
 
-WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
+WIDTH, HEIGHT, FRAME, GAP, MARK = 64, 128, 4, 6, 20     # pixels
 STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
 NAME_WIDTH = 112                                # pixels, where rows are named
 RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
@@ -94,8 +94,18 @@ def draw(rows, root, ranks):
         pen.text((GAP, top + STEP_Y // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(size=15))
         sheet.paste(framed(root / query, NEUTRAL), (NAME_WIDTH + GAP, top))
         for column, (path, right) in enumerate(gallery, 1):
-            sheet.paste(framed(root / path, RIGHT if right else WRONG), (NAME_WIDTH + 3 * GAP + column * STEP_X, top))
+            left = NAME_WIDTH + 3 * GAP + column * STEP_X
+            sheet.paste(framed(root / path, RIGHT if right else WRONG), (left, top))
+            draw_mark(pen, left, top, right)
     return sheet
+
+
+def draw_mark(pen, left, top, right):
+    """Draw a tick or a cross into the upper left corner of a framed image, for those who see no colours."""
+    pen.rectangle((left, top, left + MARK, top + MARK), fill=RIGHT if right else WRONG)
+    strokes = [((4, 11), (8, 15), (16, 5))] if right else [((5, 5), (15, 15)), ((15, 5), (5, 15))]
+    for stroke in strokes:
+        pen.line([(left + x, top + y) for x, y in stroke], fill="white", width=3, joint="curve")
 
 
 def framed(path, colour):
