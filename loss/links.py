@@ -181,8 +181,8 @@ def optimal_transport(similarity):
         `Links`, as `hungarian`, but without -1.
 
     Example:
-        >>> optimal_transport(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))
-        Links(rgb_to_ir=array([1, 1, 0]), ir_to_rgb=array([2, 0]))
+        >>> optimal_transport(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))     # the second infrared one is in demand
+        Links(rgb_to_ir=array([1, 0, 0]), ir_to_rgb=array([2, 0]))
     """
     plan, _ = sinkhorn(link_cost(similarity), *SINKHORN)
     return Links(plan.argmax(axis=1), plan.argmax(axis=0))
