@@ -36,30 +36,15 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     the batches grow to what its memory allows, and shrink when it does not: only last bits depend on that.
 
     Args:
-        model: `CCLNet`, left in the mode it was in.
-        bank: `ImageBank` on the model's device.
-        modality: a `Modality`, "rgb" or "ir".
-        heads: of "feature" (N, D), L2-normalised, "depths" (N, L, D), not normalised, and "projection" (N, E).
-        indices: positions in the bank, all if None.
-        batch_size: images at once, on a GPU in the first batch.
-        precision: PRECISION of the settings.
-        mirrored: take the mean of each image's and its mirror image's, not normalised again, but a tower of several
-            depths has its features normalised after the mean alone.
-        processes: of `utils.distributed`.
-
+        model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality, a `Modality` or its word;
+        heads: of "feature" (N, D), L2-normalised, "depths" (N, L, D), not normalised, and "projection" (N, E);
+        indices: positions in the bank, all if None; batch_size: images at once, on a GPU in the first batch; precision:
+        of `utils.runtime`; mirrored: take the mean of each image's and its mirror image's, not normalised again, but a
+        tower of several depths has its features normalised after the mean alone; processes: of `utils.distributed`.
     Returns:
         {head: float32 tensor on the model's device}.
-
     Raises:
         NonFinite: an embedding is not finite.
-
-    Example:
-        >>> from data.images import ImageBank
-        >>> from model.cclnet import CCLNet
-        >>> model = CCLNet(load_tower("assets/demo_clip.pt", height=96, width=48))
-        >>> bank = ImageBank(np.zeros((3, 96, 48, 3), np.uint8))
-        >>> embed(model, bank, "ir", batch_size=2, precision="fp32")["feature"].shape
-        torch.Size([3, 512])
     """
     modality, indices = Modality(modality), np.arange(len(bank)) if indices is None else np.asarray(indices)
     was_training, own, compiled = model.training, processes.share(len(indices), batch_size), is_compiled(model)
