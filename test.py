@@ -4,7 +4,8 @@
 
 Settings are those of the checkpoint unless a file or KEY VALUE pairs change them. Released checkpoints are
 recognised by their keys. TEST.MODE both tests every mode of the data set. Without --resume_path the untrained network
-is tested, with results in OUTPUT_DIR.
+is tested, with results in OUTPUT_DIR. The page of the run that a checkpoint lies in is written anew; for its comparison
+the untrained network is tested first, where that was not done in the same way before.
 """
 from pathlib import Path
 
@@ -18,16 +19,18 @@ def main():
         __doc__, resume_path="checkpoint of train_prepare.py or train_clip.py, or a released one",
         switches={"allow_other_data": "test on another data set or trial than the checkpoint was trained on",
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
-    from configs.checkpoint import settings_of  # slow: after the command line was read
+    import torch  # slow: after the command line was read
+
+    from configs.checkpoint import settings_of
     from configs.defaults import load_config
     from configs.identity import results_folder
     from model.published import local_path
     from model.released import describe_released, model_from_checkpoint, released_state
-    from processor.evaluate import evaluate
-    from processor.ranking import rank_trial, save_per_query, save_rankings
+    from processor.ranking import save_rankings
     from processor.run.checkpoints import read_checkpoint
     from processor.setup import Setup
     from report.content import retrieval_content
+    from report.ranked import baseline_lists
     from report.write import save_report
     from utils.checkpoint import file_digest
 
@@ -42,9 +45,9 @@ def main():
     if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
     if path:
-        model = setup.place(model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH,
-                                                  config.MODEL.STRIDE, config.MODEL.TOWER,
-                                                  config.MODEL.ACTIVATION))
+        model = model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE,
+                                      config.MODEL.TOWER, config.MODEL.ACTIVATION).to(
+                                          setup.device, memory_format=torch.channels_last)
     else:
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
@@ -54,17 +57,54 @@ def main():
         log = setup.start(folder)
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")
-        evaluations = evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION,
-                               setup.processes, config.TEST.MIRRORED)
+        run, what = folder.parents[1], path or model.tower.untrained
+        if path and setup.processes.size == 1:
+            test_untrained(setup, banks, run, tested, log)
+        evaluations = embed_and_rank(setup, model, banks)
         if not setup.processes.writes:
             return
-        save_results(folder, log, setup, tested, content, path or model.tower.untrained, evaluations)
-        save_per_query(folder, evaluations)
+        rankings = save_results(folder, log, setup, tested, content, what, evaluations)
         if arguments.save_ranking:
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
                 log.info(f"written to {file}")
-        save_report(folder, log, "test", lambda: retrieval_content(setup.data, banks, [
-            rank_trial(setup.data, *pair) for pair in zip(setup.retrievals, evaluations)]), folder.parents[1])
+        save_report(folder, log, "test", lambda: retrieval_content(setup.data, banks, rankings, baseline_lists(folder)),
+                    run)
+
+
+def embed_and_rank(setup, model, banks):
+    """Test a model in the configuration's modes: a list of `Evaluation`."""
+    from processor.evaluate import evaluate
+
+    config = setup.config
+    return evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION,
+                    setup.processes, config.TEST.MIRRORED)
+
+
+def test_untrained(setup, banks, folder, tested, log):
+    """Test the network that a run began with, for the run's page, unless that was done.
+
+    Where it cannot be tested, because its weights are elsewhere, a line in the log says so.
+
+    Args: folder: of the run; tested: `identity` of the test of its checkpoint.
+    """
+    from configs.identity import results_folder
+    from report.run_files import read_run
+
+    if not (folder / "metrics.jsonl").is_file():
+        return
+    try:
+        run = read_run(folder)
+        if not run.lacks_baseline(tested, {retrieval.mode for retrieval in setup.retrievals}):
+            return
+        log.info(f"the untrained network is tested first, for the page of {folder}")
+        model = setup.new_model()
+        if setup.weights != run.known("weights"):
+            raise UserError(f"MODEL.CLIP_WEIGHTS {setup.config.MODEL.CLIP_WEIGHTS} are not what the run began with")
+        tested = setup.identity(setup.weights, tested["mode"])
+        save_results(results_folder(folder, "", tested), log, setup, tested, {}, model.tower.untrained,
+                     embed_and_rank(setup, model, banks))
+    except UserError as error:
+        log.info(f"the page of {folder} lacks the untrained network: {error}")
 
 
 def check_same_data(content, path, facts):
@@ -89,13 +129,16 @@ def check_same_data(content, path, facts):
 
 
 def save_results(folder, log, setup, tested, content, what, evaluations):
-    """Print the results and write metrics.json.
+    """Print the results and write metrics.json, and what pages and comparisons need of each query.
 
     Args: tested: `identity` of the test; content: of the checkpoint; what: was tested; evaluations: list of
         `Evaluation`.
+    Returns: list of `processor.ranking.Ranking`, the first trial of each.
     """
     from model.released import first_number, released_state
-    from processor.evaluate import format_table, metrics_record
+    from processor.evaluate import format_table, metrics_record, rank_trial
+    from processor.ranking import save_per_query
+    from report.ranked import save_nearest
     from utils.checkpoint import save_json
 
     for evaluation in evaluations:
@@ -109,7 +152,12 @@ def save_results(folder, log, setup, tested, content, what, evaluations):
                for evaluation in evaluations]
     output = folder / "metrics.json"
     save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])
+    save_per_query(folder, evaluations)
+    rankings = [rank_trial(setup.data, *pair) for pair in zip(setup.retrievals, evaluations)]
+    save_nearest(folder, rankings)
+    save_json(folder / "report_data" / "run-test.json", setup.about())
     log.info(f"written to {output}")
+    return rankings
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def main():
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     from configs.defaults import load_config  # slow: after the command line was read
     from data.pseudo_labels import labels_digest
+    from model.clip import TextTower
     from model.state_dict import weights_digest
     from processor.guidance import TextGuidance, log_scale
     from processor.prompt import learn_prompts, text_features
@@ -27,7 +28,8 @@ def main():
     labels, origin = setup.pseudo_labels()
     model = setup.model_to_train()
     check_needs(settings, model.tower, "finetune")
-    text, images, tester = setup.text(), setup.banks("train"), setup.tester()
+    text = TextTower(setup.clip).to(setup.device)
+    images, tester = setup.banks("train"), setup.tester()
     made_from = {"pseudo_labels": labels_digest(labels), "texts": weights_digest(text)}
     with setup.training("clip", arguments.fresh, **made_from) as run:
         run.log.info(origin)

@@ -1,17 +1,14 @@
 """Time pseudo labels: the whole of `cluster()` beside a bare FAISS flat search.
 
-    python -m benchmarks.bench_clustering                               # at SYSU size
-    python -m benchmarks.bench_clustering --sizes 5000 20000 50000 100000
+    python -m benchmarks.bench_clustering       # at SYSU size
 """
-import argparse
 import multiprocessing
 import resource
-import time
 
 import numpy as np
 import torch
 
-from benchmarks.harness import Results, Row
+from benchmarks.harness import Results, Row, timed
 from clustering.labels import cluster
 from clustering.quality import cluster_quality
 
@@ -47,17 +44,10 @@ def quality(labels, persons):
             f"ARI {found['ari']:.3f}")
 
 
-def timed(function):
-    """Call a function once: seconds, and what it returned."""
-    started = time.perf_counter()
-    found = function()
-    return time.perf_counter() - started, found
-
-
-def ours(n, noise):
+def ours(noise):
     """Cluster once: seconds, labels, peak of host memory in bytes, and what of it is above the features."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for size in (500, n):           # the first loads the libraries
+    for size in (500, SIZE):        # the first loads the libraries
         x = torch.from_numpy(draw(size, noise)[0]).to(device)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds, labels = timed(lambda x=x: cluster(x, K1, K2, EPS, MIN_SAMPLES))
@@ -73,25 +63,17 @@ def flat_search(x):
     index.search(x, K1)
 
 
-def run(results, n, case, searched):
-    """Add the row of one case, measured in a process of its own. Args: searched: whether a bare search is timed too."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        seconds, labels, peak, above = pool.apply(ours, (n, CASES[case]))
-    x, persons = draw(n, CASES[case])
-    search = timed(lambda: flat_search(x))[0] if searched else None
-    results.add(Row(f"{case}: cluster(), {n} x {DIM}" + "; reference: bare FAISS flat search alone" * searched,
-                    seconds, search, note=f"peak {peak / 1e9:.2f} GB (host), {above / 1e9:.2f} above the features "
-                                          f"and libraries; {quality(labels, persons)}"))
-
-
 def main():
-    """Run and save: both cases at SYSU size, or the hard one at several."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", help="only these sizes, of the hard case")
-    sizes = parser.parse_args().sizes
-    results = Results("clustering sizes" if sizes else "clustering")
-    for n, case in [(n, HARD) for n in sizes] if sizes else [(SIZE, case) for case in CASES]:
-        run(results, n, case, searched=not sizes)
+    """Run and save, each case in a process of its own."""
+    results = Results("clustering")
+    for case, noise in CASES.items():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, labels, peak, above = pool.apply(ours, (noise,))
+        x, persons = draw(SIZE, noise)
+        results.add(Row(f"{case}: cluster(), {SIZE} x {DIM}; reference: bare FAISS flat search alone", seconds,
+                        timed(lambda x=x: flat_search(x))[0],
+                        note=f"peak {peak / 1e9:.2f} GB (host), {above / 1e9:.2f} above the features and libraries; "
+                             f"{quality(labels, persons)}"))
     results.save()
 
 

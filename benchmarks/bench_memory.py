@@ -64,7 +64,7 @@ def steps(device, clusters, dim, with_swap):
         if with_swap:
             released_swap(*plain.values(), *labels.values(), numbers.swap_scale)
 
-    return ours, released, lambda: ({m: memory.prototypes for m, memory in method.memories.items()}, plain)
+    return ours, released, lambda: ({m: method.memories[m.value].prototypes for m in Modality}, plain)
 
 
 def main():

@@ -17,7 +17,7 @@ from model.cclnet import CCLNet
 from model.replay import ReplayedNetwork
 from model.towers.clip_resnet import ClipResNet
 from model.towers.clip_vit import ClipViT
-from processor.optim import image_optimizer
+from processor.run.state import TrainState
 from processor.setup import train_settings
 from processor.train import train_step
 from utils.modality import Modality
@@ -58,7 +58,7 @@ def training(model, device, precision, size, layout=torch.channels_last, compile
     model = copy.deepcopy(model).to(device, memory_format=layout).train()
     if compiled:
         compile_parts(model.tower, torch.device(device))
-    optimizer = image_optimizer(model.named_parameters(), settings.lr, settings.weight_decay, settings.bias_lr_factor)
+    optimizer = TrainState(model, settings).optimizer
     method = start_method(settings, {m: F.normalize(torch.randn(CLUSTERS, model.feature_dim, device=device), dim=1)
                                      for m in Modality}, 1)
     rows = {m: np.arange(size) for m in Modality}

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import bench_clustering, bench_memory
 from benchmarks.bench_train_step import embedding, resnet, training
-from benchmarks.harness import Row, measure
+from benchmarks.harness import Row, measure, timed
 from clustering.labels import make_pseudo_labels
 from configs.defaults import load_config
 from data.augment import apply, draw
@@ -26,7 +26,6 @@ from processor.setup import train_settings
 from processor.train import train_step
 from utils.errors import is_out_of_memory
 from utils.modality import Modality
-from utils.runtime import autocast, gpu_rounding
 
 PRECISIONS = ("released", "fp32", "tf32", "bf16")
 EPOCHS = 240                            # of both scripts
@@ -151,12 +150,6 @@ def random_images(n, persons, seed, size):
     return images
 
 
-def timed(function):
-    """Call a function once: seconds until a GPU has done it, and what it returned."""
-    found = []
-    return measure(lambda: found.append(function()), repeats=1, warmup=0), found[0]
-
-
 def whole_epochs(bench):
     """Run an epoch of train_prepare.py with swapping on synthetic images in the precisions that are compared."""
     size, share = bench.sizes.tower[2:], bench.sizes.share
@@ -195,25 +188,11 @@ def whole_epoch(bench, banks, precision, replayed):
             train_step(network, state.optimizer, method, batch, None, s.precision)
 
     seconds["training"], _ = timed(train)
-    whole, forward = sum(seconds.values()), timed_passes(network, batches, s.precision)
-    seconds["(of training, the network's passes alone)"] = forward * len(batches)
+    whole = sum(seconds.values())
     return [Row(f"whole epoch, {precision}{', CUDA graphs' * replayed}, {sum(map(len, banks.values()))} images", whole,
                 note=f"{len(batches)} steps; {EPOCHS} epochs: {whole * EPOCHS / 3600:.3g} hours; "
                      + peak_memory(bench.device)),
             *(Row(f"of it {name}", value, note=f"{value / whole:.1%} of it") for name, value in seconds.items())]
-
-
-def timed_passes(network, batches, precision):
-    """Return the seconds of the network's forward and backward pass in a step, so that the rest is seen."""
-    rgb, ir = (batches[0].images[m] for m in Modality)
-
-    def passes():
-        with gpu_rounding(precision):
-            with autocast(precision, rgb.device):
-                out = network(rgb, ir, ("feature",))["feature"]
-            sum(rows.sum() for rows in out.values()).backward()
-
-    return measure(passes, repeats=3, warmup=1)
 
 
 def clustering(bench):

@@ -68,6 +68,12 @@ def measure(function, repeats=5, warmup=1):
     return statistics.median(times)
 
 
+def timed(function):
+    """Call a function once: seconds until a GPU has done it, and what it returned."""
+    found = []
+    return measure(lambda: found.append(function()), repeats=1, warmup=0), found[0]
+
+
 def synchronize():
     """Wait until a GPU has done its work, where there is one."""
     if torch.cuda.is_available():

@@ -27,7 +27,7 @@ from utils.modality import Modality
 
 # Innermost first: (end of a file's name, function or "" for any) -> part.
 PARTS = {("torch/optim/adam.py", ""): "Adam", ("torch/_tensor.py", "backward"): "backward",
-         ("loss/cclnet.py", "swap_what_is_due"): "swap", ("loss/cclnet.py", "_similarity"): "swap",
+         ("loss/cclnet.py", "swap_what_is_due"): "swap", ("loss/links.py", "cosines"): "swap",
          ("loss/cclnet.py", "update"): "memories", ("loss/cclnet.py", "losses"): "losses",
          ("model/cclnet.py", "forward"): "forward", ("data/batches.py", "__getitem__"): "images",
          ("utils/finite.py", ""): "running means"}

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from clustering.neighbours import neighbours_of
 from utils.runtime import gpu_rounding
 
 # Elements of temporary tensors that are read at random: on a CPU few enough for the cache; on a GPU many small pieces
@@ -32,16 +31,13 @@ class SparseRows(NamedTuple):
     start: torch.Tensor    # (N + 1,) int64, row i is start[i]:start[i + 1]
 
 
-def jaccard_distances(features, k1, k2, eps):
-    """Compute the Jaccard distances <= eps of features (N, D) as a scipy CSR matrix (N, N); its zeros are stored.
+def distances_of(features, neighbours, k1, k2, eps):
+    """Compute the Jaccard distances <= eps as a scipy CSR matrix (N, N); its zeros are stored.
 
     Two rows that share no neighbour are at distance 1, which is not stored even where eps is 1.
+
+    Args: features: (N, D), L2-normalised; neighbours: the first k1 of each row.
     """
-    return distances_of(*neighbours_of(features, k1), k1, k2, eps)
-
-
-def distances_of(features, neighbours, k1, k2, eps):
-    """Compute `jaccard_distances` from the first k1 neighbours of normalised features."""
     with gpu_rounding("fp32"):
         encoding = reciprocal_encoding(features, neighbours, k1)
         encoding = query_expansion(encoding, neighbours.index[:, :k2])

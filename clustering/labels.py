@@ -1,5 +1,5 @@
 """Pseudo labels of features: DBSCAN on their k-reciprocal Jaccard distance."""
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -80,8 +80,7 @@ def make_pseudo_labels(features, modality, settings, processes=ALONE):
     Returns: (N,) int64 labels, -1 is an outlier.
     Raises: UserError: every image is an outlier.
     """
-    labels = cluster(features, settings.k1, settings.k2, settings.eps, settings.min_samples,
-                     processes=processes)
+    labels = cluster(features, **asdict(settings), processes=processes)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "

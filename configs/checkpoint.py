@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from configs.defaults import DEMO_ROOT
-from model.released import checkpoint_size, is_released_agw, released_state
+from model.released import checkpoint_size, is_mirrored, released_state
 from utils.settings import flat
 
 # All others are of the run or the machine that trained it: where files go, what is logged, which galleries are drawn.
@@ -25,6 +25,6 @@ def settings_of(content):
               if any(key.startswith(name) if name.endswith(".") else key == name for name in TAKEN)}
     if stored.get("DATASET.NAME") == "demo" and not Path(str(stored.get("DATASET.ROOT", DEMO_ROOT))).is_dir():
         stored = {key: value for key, value in stored.items() if not key.startswith("DATASET.")}
-    if released is not None and is_released_agw(released):
+    if released is not None and is_mirrored(released):
         stored["TEST.MIRRORED"] = True
     return dict(zip(("INPUT.HEIGHT", "INPUT.WIDTH"), checkpoint_size(content) or ())) | stored

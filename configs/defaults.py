@@ -1,8 +1,7 @@
 """The configuration of a run: defaults, then a .yml file, then KEY VALUE pairs, each key checked."""
 import ast
-import difflib
-import math
 import os
+from difflib import SequenceMatcher
 
 import yaml
 from yacs.config import CfgNode
@@ -10,10 +9,9 @@ from yacs.config import CfgNode
 from configs.settings import PATHS, SETTINGS
 from loss.methods import METHODS
 from utils.errors import UserError, quoted
-from utils.settings import check, flat
+from utils.settings import check_values, flat
 
 DEMO_ROOT = "dataset/demo"
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 def load_config(config_file=None, overrides=(), base=None):
@@ -38,16 +36,17 @@ def load_config(config_file=None, overrides=(), base=None):
     if stored.get("METHOD.NAME") not in METHODS:        # of another project, or told identities
         stored = {name: value for name, value in stored.items() if not name.startswith("METHOD.")}
     known = _known([stored, *(layer for _, layer in layers)])
-    values = {name: setting.default for name, setting in known.items()}
-    values |= {name: _stored(known[name], value) for name, value in stored.items() if name in known}
+    stored = {name: value for name, value in stored.items() if name in known}
+    check_values("the checkpoint", known, stored)
+    values = {name: setting.default for name, setting in known.items()} | stored
     for source, layer in layers:
-        for name, value in layer.items():
+        for name in layer:
             if name not in known:
                 raise UserError(f"{source} has the unknown key {name}; did you mean {_nearest(name, known)}? "
                                 "docs/settings.md lists all keys")
-            values[name] = _typed(known[name], value, source)
-            if expected := _expected(known[name], values[name]):
-                raise UserError(f"{source} sets {name} to {quoted(value)}; expected {expected}")
+        typed = {name: _typed(known[name], value) for name, value in layer.items()}
+        check_values(source, known, typed)
+        values |= typed
     if values["DATASET.NAME"] == "demo" and values["DATASET.ROOT"] == known["DATASET.ROOT"].default:
         values["DATASET.ROOT"] = DEMO_ROOT      # never drawn, nor read, where SYSU-MM01 belongs
     values["OUTPUT_DIR"] = values["OUTPUT_DIR"].replace("{trial}", str(values["DATASET.TRIAL"]))
@@ -122,81 +121,30 @@ def _read_yaml(path):
     return flat(content)
 
 
-def _stored(setting, value):
-    """Return a checkpoint's value of a setting. Raises: UserError: it is none that could be typed."""
-    if type(value) is not type(setting.default):
-        expected = KINDS[type(setting.default)]
-    elif not (expected := _expected(setting, value)):
-        return value
-    raise UserError(f"the checkpoint sets {setting.name} to {quoted(str(value)[:80])}; expected {expected}. Use one "
-                    "that train_prepare.py or train_clip.py wrote")
-
-
-def _typed(setting, value, source):
-    """Turn what was typed into the type of a setting's default; of text only a path's ~ changes. Raises: UserError."""
+def _typed(setting, value):
+    """Turn what was typed into the type of a setting's default, where it can be; of text only a path's ~ changes."""
     kind = type(setting.default)
     if kind is str and isinstance(value, str):
         return os.path.expanduser(value) if setting.name in PATHS else value
-    try:
-        found = _literal(value)
-        if kind is float and type(found) is int:
-            found = float(found)
-        if type(found) is kind:
-            return found
-    except (ValueError, SyntaxError):
-        pass
-    raise UserError(f"{source} sets {setting.name} to {quoted(value)}; expected "
-                    f"{_expected(setting, None) or KINDS[kind]}, such as {setting.default!r}")
+    found = _literal(value)
+    return float(found) if kind is float and type(found) is int else found
 
 
 def _literal(value):
-    """Read a literal of Python, or lists of them in which words are text. Raises: ValueError, SyntaxError."""
+    """Read a literal of Python, or lists of them; what is none stays text."""
     if isinstance(value, list):
-        return [_literal_or_text(entry) for entry in value]
-    return {"true": True, "false": False}[value.lower()] if str(value).lower() in ("true", "false") else (
-        ast.literal_eval(value))
-
-
-def _literal_or_text(value):
+        return [_literal(entry) for entry in value]
     try:
-        return _literal(value)
+        return ast.literal_eval(value.title() if value.lower() in ("true", "false") else value)
     except (ValueError, SyntaxError):
         return value
 
 
-def _expected(setting, value):
-    """Return what is expected of a setting, None if a value is that."""
-    if setting.name == "OPTIM.STEPS":
-        right = value is not None and all(type(step) is int and step >= 0 for step in value)
-    elif setting.name == "DATASET.IR_RANGE":
-        right = value == [] or value is not None and _is_range(value)
-    elif setting.name == "OPTIM.FACTORS":
-        right = value is not None and all(map(_is_factor, value))
-    elif isinstance(setting.allowed, str):
-        right = value != "" or setting.default == ""
-    else:
-        return None if value is None else check(setting, value)
-    return None if right else setting.allowed
-
-
-def _is_range(value):
-    """Tell whether a list is two finite numbers, the lower one first."""
-    return (len(value) == 2 and all(type(number) in (int, float) and math.isfinite(number) for number in value)
-            and value[0] < value[1])
-
-
-def _is_factor(pair):
-    """Tell whether an entry of OPTIM.FACTORS is a name and a number."""
-    return (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
-            and type(pair[1]) in (int, float) and pair[1] >= 0)
-
-
 def _nearest(name, known):
-    """Return the known key that is spelt most like name, its last word above all."""
-    upper = {key.upper(): key for key in known}
-    best = difflib.get_close_matches(name.upper(), upper, n=1, cutoff=0.6)
-    if not best:
-        last = name.upper().rpartition(".")[2]
-        best = difflib.get_close_matches(last, {key.rpartition(".")[2]: key for key in upper}, n=1, cutoff=0)
-        best = [next(key for key in upper if key.rpartition(".")[2] == best[0])]
-    return upper[best[0]]
+    """Return the known key that is spelt most like name, as a whole or in a word."""
+    last = name.upper().rpartition(".")[2]
+
+    def likeness(key):
+        pairs = (name.upper(), key), *((last, word) for word in key.split("."))
+        return max(SequenceMatcher(None, *pair).ratio() for pair in pairs)
+    return max(known, key=likeness)

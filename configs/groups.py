@@ -1,4 +1,7 @@
 """Which runs belong together, by their settings as flat dicts {"SECTION.KEY": value}."""
+import os
+from pathlib import Path
+
 from configs.defaults import with_defaults
 from utils.errors import UserError, quoted
 from utils.settings import differing_keys
@@ -28,26 +31,56 @@ def group_key(settings, also=()):
 
 
 def group_names(runs, also=()):
-    """Name the group of every run by the settings in which the groups differ; runs of one group have the same name.
+    """Name the group of every run by its method and by what else differs; runs of one group have the same name.
 
-    What METHOD.NAME implies (a method's own defaults), and keys that only some groups have, are named where nothing
-    else tells groups apart.
+    Named are the keys in which runs of the same method differ, and of those in which others differ the ones that do not
+    have the method's default.
 
     Args: runs: [flat dict]; also: as in `group_key`.
-    Returns: [text], as "CLUSTER.EPS 0.5, METHOD.NAME pgm"; "all runs" where there is one group.
+    Returns: [text], as "pgm, CLUSTER.EPS 0.5".
     """
     groups = [group_key(settings, also) for settings in runs]
-    every = differing_keys(groups)
-    shared = [key for key in every if len({repr(group[key]) for group in groups if key in group}) > 1]
-    own = [with_defaults({"METHOD.NAME": group["METHOD.NAME"]}) for group in groups]
-    told = [key for key in shared if key == "METHOD.NAME" or not key.startswith("METHOD.")
-            or any(group.get(key) != defaults.get(key) for group, defaults in zip(groups, own))]
-    for keys in (told, shared, every):
-        names = [", ".join(f"{key} {_shown(group.get(key, '–'))}" for key in keys if key in group or keys is every)
-                 or "all runs" for group in groups]
-        if len(set(names)) == len(set(map(repr, groups))):
-            break
+    of_method = {name: [group for group in groups if group["METHOD.NAME"] == name]
+                 for name in {group["METHOD.NAME"] for group in groups}}
+    within = {name: differing_keys(found) for name, found in of_method.items()}
+    defaults = {name: with_defaults({"METHOD.NAME": name}) for name in of_method}
+    every = [key for key in differing_keys(groups) if key != "METHOD.NAME"]
+    return [", ".join([name, *(f"{key} {_shown(group.get(key, '–'))}" for key in every
+                               if key in within[name] or group.get(key) != defaults[name].get(key))])
+            for group, name in ((group, group["METHOD.NAME"]) for group in groups)]
+
+
+def groups_of(runs, also=()):
+    """Name the group of the run in every folder, as `group_names`: {folder: text}.
+
+    Runs of equal settings, seed and trial may differ in their code. They are of two groups, each with the name of the
+    folder that its runs lie in.
+
+    Args: runs: folder (`Path`) -> its settings, a flat dict; also: as in `group_key`.
+    Raises: UserError: two such runs lie in one folder, so that a mean would count one twice.
+    """
+    names, seen = dict(zip(runs, group_names(list(runs.values()), also))), {}
+    parents = {folder: folder.resolve().parent for folder in runs}
+    for folder, settings in runs.items():
+        seen.setdefault((names[folder], *(settings.get(key) for key in REPEATS)), []).append(folder)
+    for twins in seen.values():
+        if len({parents[folder] for folder in twins}) < len(twins):
+            raise UserError(f"{quoted(twins[0])} and {quoted(twins[1])} are runs of the same settings, seed and data, "
+                            "so that a mean would count one run twice; leave one of them out")
+    for name in {name for (name, *_), twins in seen.items() if len(twins) > 1}:
+        alike = [folder for folder in runs if names[folder] == name]
+        different = list(dict.fromkeys(parents[folder] for folder in alike))
+        told = dict(zip(different, distinct_names(different)))
+        names |= {folder: f"{name}, {told[parents[folder]]}" for folder in alike}
     return names
+
+
+def distinct_names(paths):
+    """Name different paths by the last of their parts in which all differ, or whole where there is none."""
+    for parts in zip(*(reversed(Path(os.path.abspath(path)).parts) for path in paths)):
+        if len(set(parts)) == len(paths):
+            return list(parts)
+    return list(map(str, paths))
 
 
 def label_differences(made, epoch, now):
@@ -59,19 +92,6 @@ def label_differences(made, epoch, now):
     keys = sorted(made.keys() & now.keys(), key=lambda key: (key != "METHOD.NAME", key))     # it implies others
     return next(((f"{key} {_shown(made[key])}", f"{_shown(now[key])}") for key in keys if made[key] != now[key]
                  and not key.startswith(("PROMPT.", "FINETUNE.", "TEST.")) and not may_change(key)), None)
-
-
-def refuse_twins(runs):
-    """Refuse two runs of one group with the same seed and trial: their mean would count one run twice.
-
-    Args: runs: folder -> (name of its group, settings as a flat dict). Raises: UserError.
-    """
-    seen = {}
-    for folder, (name, settings) in runs.items():
-        other = seen.setdefault((name, *(settings.get(key) for key in REPEATS)), folder)
-        if other != folder:
-            raise UserError(f"{quoted(other)} and {quoted(folder)} are runs of the same settings, seed and data, so "
-                            "that a mean would count one run twice; leave one of them out")
 
 
 def _shown(value):

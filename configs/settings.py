@@ -3,7 +3,9 @@ from this table. The defaults are the released recipe for SYSU-MM01; the .yml fi
 
 What a method sets (METHOD.TEMPERATURE and others) is declared beside its class in loss/.
 """
-from utils.settings import Range, Setting
+from math import inf
+
+from utils.settings import Accepted, Range, Setting
 
 COUNT, SHARE, FACTOR = Range(1, whole=True), Range(0, 1), Range(0)
 PATHS = ("OUTPUT_DIR", "PSEUDO_LABEL_DIR", "DATASET.ROOT", "DATASET.CACHE_DIR", "MODEL.CLIP_WEIGHTS")  # ~ is expanded
@@ -26,7 +28,9 @@ SETTINGS = (
     Setting("DATASET.TRIAL", 1, COUNT, "RegDB: which of its ten splits"),
     Setting("DATASET.CHECK_COUNTS", True, (True, False), "False: a subset, or one's own people in the same layout"),
     Setting("DATASET.CACHE_DIR", "", "a folder", "of the decoded images (RegDB: of trialN with them); empty: ROOT"),
-    Setting("DATASET.IR_RANGE", [], "two numbers, the lower one first, such as [7000, 9000]",
+    Setting("DATASET.IR_RANGE", [], Accepted(
+        "two numbers, the lower one first, such as [7000, 9000]",
+        lambda pair: pair == [] or len(pair) == 2 and -inf < pair[0] < pair[1] < inf),
             "values of infrared images of more than 8 bits that become black and white; empty: the least and greatest "
             "in all of them"),
     Setting("DATASET.CACHE", "auto", ("auto", "mmap", "device"), "where decoded images are held (data/images.py)"),
@@ -85,11 +89,14 @@ SETTINGS = (
     Setting("OPTIM.WEIGHT_DECAY", 5e-4, FACTOR, "added to the gradients"),
     Setting("OPTIM.WARMUP_EPOCHS", 10, Range(0, whole=True), "in which the learning rate rises to LR, linearly"),
     Setting("OPTIM.WARMUP_FACTOR", 0.01, FACTOR, "share of LR at the start of the warm-up"),
-    Setting("OPTIM.STEPS", [30, 50], "a list of epochs such as [30, 50]",
+    Setting("OPTIM.STEPS", [30, 50], Accepted(
+        "a list of epochs such as [30, 50]", lambda steps: all(type(step) is int and step >= 0 for step in steps)),
             "epochs from which the learning rate is multiplied by GAMMA"),
     Setting("OPTIM.GAMMA", 0.1, FACTOR, "factor on the learning rate at each of STEPS"),
-    Setting("OPTIM.FACTORS", [], "pairs of the start of a weight's name and a factor from 0 on, such as "
-            '[["tower.stems.", 0]]', "[start of a name, factor on its learning rate] pairs; 0 freezes"),
+    Setting("OPTIM.FACTORS", [], Accepted(
+        'pairs of the start of a weight\'s name and a factor from 0 on, such as [["tower.stems.", 0]]',
+        lambda pairs: all(isinstance(start, str) and factor >= 0 for start, factor in pairs)),
+            "[start of a name, factor on its learning rate] pairs; 0 freezes"),
 
     Setting("PREPARE.EPOCHS", 120, COUNT, "of train_prepare.py"),
     Setting("PREPARE.ALLOW_COLLAPSE", False, (True, False), "train on though a modality stays in one cluster"),

@@ -130,7 +130,8 @@ def apply(images, plan, normalisation="imagenet"):
     if len(jittered):
         rows = to_device(jittered, out.device)
         out[rows] = jitter(out[rows], plan.jitter[jittered])
-    out = _normalise(out, normalisation)
+    mean, std = _mean_and_std(normalisation, out.device)
+    out.sub_(mean).div_(std)
     exchanged = np.flatnonzero((plan.channel >= 0) & (plan.channel < 3))
     if len(exchanged):
         rows, channel = (to_device(v, out.device) for v in (exchanged, plan.channel[exchanged]))
@@ -155,17 +156,15 @@ def normalise(images, normalisation="imagenet"):
         >>> normalise(torch.tensor([0, 255]).repeat(1, 3, 1, 1), "half")[0, 0]
         tensor([[-1.,  1.]])
     """
-    return _normalise(images.to(torch.float32, copy=True), normalisation)
-
-
-def _normalise(images, normalisation):
-    """Normalise float32 images in place. torchvision's `normalize` would wait for a GPU in every batch."""
     mean, std = _mean_and_std(normalisation, images.device)
-    return images.sub_(mean).div_(std)
+    return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 @functools.lru_cache
 def _mean_and_std(normalisation, device):
-    """Return a normalisation's numbers for bytes on a device: (2, 3, 1, 1) float32."""
+    """Return a normalisation's numbers for bytes on a device: (2, 3, 1, 1) float32.
+
+    torchvision's `normalize` would wait for a GPU in every batch.
+    """
     of_bytes = np.array([[255 * v for v in values] for values in NORMALISATIONS[normalisation]], np.float32)
     return to_device(of_bytes, device)[..., None, None]

@@ -43,7 +43,10 @@ class Batches:
         self.positions = {m: cluster_batches(labels[m], clusters[m], s.instances, count,
                                              numpy_rng(s.seed, "sampler", m.value, epoch),
                                              images[m].cameras if s.across_cameras else None) for m in Modality}
-        self.size = s.instances * sum(clusters[m] * self.views[m] for m in Modality)    # images of both modalities
+        counts = [s.instances * clusters[m] * self.views[m] for m in Modality]
+        self.size = sum(counts)                         # images of both modalities
+        self.own = np.concatenate([rows[processes.share(len(rows))]     # this process's, visible ones first
+                                   for rows in np.split(np.arange(self.size), counts[:1])])
 
     def __len__(self):
         return len(self.positions[Modality.RGB])

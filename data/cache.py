@@ -1,15 +1,13 @@
 """Images decoded once: resized to one size, uint8, in .npy files that are memory-mapped or copied to the GPU."""
 import fcntl
 import json
-import math
 import os
-from pathlib import Path
 
 import numpy as np
 
 from data.images import ImageBank, in_parallel, read_image
-from data.manifest import file_hash, range_line
-from utils.checkpoint import PARTIAL, map_array, open_lock, save_array, save_json
+from data.manifest import range_line
+from utils.checkpoint import PARTIAL, file_digest, save_array, save_json
 from utils.errors import UserError, quoted
 
 
@@ -23,33 +21,23 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
         cache_dir: folder of the .npy files, "" for the data set's own.
         device, cache, normalisation: of `ImageBank`.
         announce: a function that is told in a line what is decoded, before it is.
-        resize: of `data.images.read_image`; arrays are of the size that they have.
+        resize: of `data.images.read_image`.
     Returns: Modality -> `ImageBank`.
-    Raises:
-        UserError: an image does not decode, all of them are constant, the cache cannot be written, or the images are
-            an array of another size.
+    Raises: UserError: an image does not decode, all of them are constant, or the cache cannot be written.
     """
     banks = {}
     for m, images in getattr(data, split).items():
-        shape = (len(images), height, width, 3)
-        if images.array:
-            array = map_array(images.array)
-            if array.shape != shape:
-                raise UserError(f"{images.array} holds images of {array.shape[1]} x {array.shape[2]} pixels, and the "
-                                f"folders they came from are not there; expected INPUT.HEIGHT {height} and INPUT.WIDTH "
-                                f"{width}. Set them to {array.shape[1]} and {array.shape[2]}")
-        else:
-            files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
-            described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
-                         **({} if resize == "lanczos" else {"resize": resize})}
-            if not files.is_current(described):
-                if announce:
-                    announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
-                             f"{math.prod(shape) / 1e9:,.2f} GB")
-                    if "range" in described:
-                        announce(range_line(described, m))
-                files.write(images, data.root, described)
-            array = map_array(files.images)
+        files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
+        described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
+                     **({} if resize == "lanczos" else {"resize": resize})}
+        if not files.is_current(described):
+            if announce:
+                announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
+                         f"{3 * len(images) * height * width / 1e9:,.2f} GB")
+                if "range" in described:
+                    announce(range_line(described, m))
+            files.write(images, data.root, described)
+        array = np.lib.format.open_memmap(files.images, mode="r")
         banks[m] = ImageBank(array, device, images.paths, cache, normalisation, images.cameras)
     return banks
 
@@ -67,8 +55,8 @@ class CacheFiles:
 
     def is_current(self, described):
         """Tell whether the files were made from these very images at this size, and are as they were written."""
-        known = self._known_manifest() or {}
-        return {**described, "arrays": known.get("arrays")} == known and not self.altered()
+        known = self._known()
+        return known == {**described, "arrays": known.get("arrays")} and not self.altered()
 
     def altered(self, digests=False):
         """Find a file that is missing or not as it was written: its path, or None.
@@ -76,26 +64,29 @@ class CacheFiles:
         A file of the size and time that the manifest holds is taken for the same; another time, as a copy has, is
         settled by its digest. Args: digests: compare the digests of all files.
         """
-        for name, (size, time, digest) in (self._known_manifest() or {}).get("arrays", {}).items():
+        for name, (size, time, digest) in self._known().get("arrays", {}).items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size or (
-                    (digests or path.stat().st_mtime_ns != time) and file_hash(path) != digest):
+                    (digests or path.stat().st_mtime_ns != time) and file_digest(path) != digest):
                 return path
         return None
+
+    def _known(self):
+        return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else {}
 
     def write(self, image_set, root, described):
         """Decode all images into new files, unless another run has just done so.
 
         Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
         """
-        foreign = next((path for path in (self.images, self.labels, self.paths) if os.path.lexists(path)), None)
-        if foreign and self._known_manifest() is None:
-            raise UserError(f"{quoted(foreign)} is not from here (no {self.manifest.name} of ours lies beside it) "
-                            "and is not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to "
-                            "another folder")
+        foreign = [path for path in (self.images, self.labels, self.paths) if path.exists()]
+        if foreign and not self.manifest.is_file():
+            raise UserError(f"{quoted(foreign[0])} is not from here (no {self.manifest.name} lies beside it) and is "
+                            "not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another "
+                            "folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open_lock(self.folder / ".cache.lock") as lock:
+            with open(self.folder / ".cache.lock", "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not self.is_current(described):
                     self._write(image_set, root, described)
@@ -103,19 +94,9 @@ class CacheFiles:
             raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
                             "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
 
-    def _known_manifest(self):
-        """Read the manifest beside the arrays; None if there is none, or none that this project writes."""
-        try:
-            content = json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else None
-        except (OSError, ValueError):
-            return None
-        is_ours = isinstance(content, dict) and ("unfinished" in content or {"images", "orientation"} <= content.keys())
-        return content if is_ours else None
-
     def _write(self, image_set, root, described):
         save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
         height, width, partial = described["height"], described["width"], self.images.with_suffix(PARTIAL)
-        partial.unlink(missing_ok=True)
         try:
             images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
                                                shape=(len(image_set), height, width, 3))
@@ -125,7 +106,7 @@ class CacheFiles:
 
             def decode(position):
                 """Fill in an image; tell whether it shows more than one colour."""
-                images[position] = read_image(Path(root) / image_set.paths[position], height, width,
+                images[position] = read_image(root / image_set.paths[position], height, width,
                                               grey_range=described.get("range"),
                                               resize=described.get("resize", "lanczos"))
                 return (images[position] != images[position, 0, 0]).any()
@@ -140,6 +121,6 @@ class CacheFiles:
             partial.unlink(missing_ok=True)
         save_array(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
         save_array(self.paths, np.array(image_set.paths))
-        arrays = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, file_hash(path)]
+        arrays = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, file_digest(path)]
                   for path in (self.images, self.labels, self.paths)}
         save_json(self.manifest, {**described, "arrays": arrays})

@@ -4,6 +4,7 @@ A person is drawn once as a map of materials; the modality then decides how brig
 in the visible image, a reflectance that knows nothing of that colour in the infrared one. What the two images
 of a person share is therefore shape: build, garments, pattern, bag, hat and hair.
 """
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from data.sketch import OVERSAMPLING, Material, draw_materials
 
 HEIGHT, WIDTH = 128, 64     # pixels of a saved image
-SEED_FILE = "exp/drawn_with_seed.txt"
+SEED = 0
 SPLITS = {"train": 52, "val": 12, "test": 32}       # identities
 IMAGES = {1: 4, 2: 4, 3: 7, 4: 3, 5: 3, 6: 7}       # camera id -> images of each identity
 INFRARED_CAMERAS = (3, 6)
@@ -176,39 +177,22 @@ def caption(person, infrared, coloured=True, brief=False):
     return f"{kind} photo of a {person.build} person with {person.hair} hair in a {upper} and {lower}{with_extras}."
 
 
-def draw_dataset(root, seed=0):
-    """Draw the demo's people into the folder `root`, which must not exist; it appears only when complete.
-
-    Raises: FileExistsError: `root` exists, be it since before or drawn meanwhile by another process; it is kept.
-    """
+def draw_dataset(root):
+    """Draw the demo's people into the folder `root` unless it is there; it appears only when complete."""
     root = Path(root)
-    exists = f"{root} exists already; remove it to draw the demo's people again"
-    if root.exists():
-        raise FileExistsError(exists)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
-        _write_dataset(Path(partial) / root.name, seed)
-        try:
-            (Path(partial) / root.name).rename(root)
-        except OSError as error:
-            if root.exists():
-                raise FileExistsError(exists) from error
-            raise
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
+            _write_dataset(Path(partial) / root.name)
+            with suppress(OSError):     # drawn meanwhile by another run
+                (Path(partial) / root.name).rename(root)
 
 
-def drawn_seed(root):
-    """Return the seed that a folder was drawn with; None where it does not say so."""
-    file = Path(root) / SEED_FILE
-    text = file.read_text().strip() if file.is_file() else ""
-    return int(text) if text.isdigit() else None
-
-
-def _write_dataset(root, seed):
-    people = draw_people(np.random.default_rng([seed, 0]), sum(SPLITS.values()))
-    cameras = {cam: draw_camera(np.random.default_rng([seed, 1, cam]), cam in INFRARED_CAMERAS, CAMERA_VARIATION)
+def _write_dataset(root):
+    people = draw_people(np.random.default_rng([SEED, 0]), sum(SPLITS.values()))
+    cameras = {cam: draw_camera(np.random.default_rng([SEED, 1, cam]), cam in INFRARED_CAMERAS, CAMERA_VARIATION)
                for cam in IMAGES}
     (root / "exp").mkdir(parents=True)
-    (root / SEED_FILE).write_text(f"{seed}\n")
     identities = iter(range(1, len(people) + 1))
     for split, count in SPLITS.items():
         (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, islice(identities, count))) + "\n")
@@ -216,7 +200,7 @@ def _write_dataset(root, seed):
         for cam, camera in cameras.items():
             folder = root / f"cam{cam}" / f"{identity:04d}"
             folder.mkdir(parents=True)
-            rng = np.random.default_rng([seed, 2, identity, cam])
+            rng = np.random.default_rng([SEED, 2, identity, cam])
             for number in range(1, IMAGES[cam] + 1):
                 image = Image.fromarray(render(person, camera, rng, HEIGHT, WIDTH))
                 image.save(folder / f"{number:04d}.jpg", quality=92)

@@ -1,21 +1,18 @@
 """Image files: decoding, more than 8 bits brought to 8, and the images of one modality as batches read them."""
 import os
-import stat
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from tqdm.contrib.concurrent import thread_map
 
-from utils.errors import UserError, explained, in_brief, quoted
+from utils.errors import UserError, explained, quoted
 from utils.runtime import to_device
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
-MAX_PIXELS = 50_000_000     # of one image file: a few kilobytes can claim to be gigabytes
 FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
 OF_DATA_SET = "replace it by the file of the original data set, or correct the lists of the data set"
 READ_AT_ONCE = 256          # images on their way to the GPU
-TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"      # how the files of more than 8 bits begin
 
 
 class ImageBank:
@@ -75,20 +72,15 @@ def pick_cache(name, size, device):
 
 def file_stat(path, remedy=OF_DATA_SET):
     """Call os.stat on an image. Raises UserError: it is missing, a link that leads nowhere, or no file."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be reached ({in_brief(error)})"
-        raise UserError(f"image {quoted(path)} {reason}; {remedy}")
-    if not stat.S_ISREG(found.st_mode):         # reading a pipe would wait forever
-        raise UserError(f"image {quoted(path)} does not decode (it is no file); {remedy}")
-    return found
+    if not os.path.isfile(path):
+        raise UserError(f"image {quoted(path)} is missing; {remedy}")
+    return os.stat(path)
 
 
 def in_parallel(function, items, description):
     """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
     return thread_map(function, items, max_workers=os.cpu_count(), unit="image", desc=description, mininterval=1,
-                      leave=False, disable=None)
+                      leave=False, disable=None if len(items) else True)
 
 
 def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None, resize="lanczos"):
@@ -134,27 +126,12 @@ def stored_image(path, remedy=OF_DATA_SET):
     """
     file_stat(path, remedy)
     with explained(f"image {quoted(path)} does not decode", remedy), Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:     # before anything is decoded
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
         if not is_deep(image) and ";16" in str(image.tile):
             raise ValueError(f"16 bits in each channel of {image.mode}, of which 8 would be lost")
         image.load()
         if is_deep(image) and not np.isfinite(np.asarray(image)).all():
             raise ValueError("pixels that are NaN or infinite")
         return _upright(image)
-
-
-def deep_values(path):
-    """Return the least and greatest value of an image of more than 8 bits, and its 1st and 99th percentile.
-
-    None for another image: of all but PNG and TIFF only a few bytes are read. Raises: UserError: as `stored_image`.
-    """
-    with open(path, "rb") as file:
-        start = file.read(25)
-    if not (start.startswith(TIFF) or start.startswith(PNG) and start[24:] > b"\x08"):     # bits of a PNG
-        return None
-    image = stored_image(path)
-    return pixel_range(image) if is_deep(image) else None
 
 
 def pixel_range(image):

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from data.records import ImageSet
-from utils.errors import UserError, explained, is_unicode, quoted
+from utils.errors import UserError, explained, quoted
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 ORIGINAL = "Take the file of the original data set"
@@ -16,10 +16,12 @@ def existing_root(root, layout):
     return root
 
 
-def find_images(root, modality, ids, cameras, parent=""):
+def find_images(root, modality, ids, cameras, split, parent=""):
     """List the images in PARENTcamC/PPPP of all persons and cameras, sorted by person, camera and name: `ImageSet`.
 
     Files with another ending, and those whose name starts with a dot, are no images of the data set.
+
+    Args: split: for messages. Raises: UserError: there are none.
     """
     rows = []
     for person in ids:
@@ -29,19 +31,11 @@ def find_images(root, modality, ids, cameras, parent=""):
                 names = sorted(p.name for p in (root / folder).iterdir()
                                if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
                 rows += [(f"{folder}/{name}", person, camera) for name in names]
-    strange = next((path for path, *_ in rows if not is_unicode(path)), None)
-    if strange:
-        raise UserError(f"image {quoted(root / strange)} has bytes in its name that are no UTF-8; rename it")
-    return ImageSet.from_rows(modality, rows)
-
-
-def require_images(images, root, ids, cameras, split):
-    """Return the images, if there are any. Raises UserError: there are none."""
-    if not len(images):
-        raise UserError(f"{root} holds no {images.modality.value} {split} image; expected PPPP/NNNN.jpg in "
+    if not rows:
+        raise UserError(f"{root / parent} holds no {modality.value} {split} image; expected PPPP/NNNN.jpg in "
                         f"{', '.join(f'cam{c}' for c in cameras)} for the {len(ids)} ids of the {split} split. Check "
                         "DATASET.ROOT and the id files")
-    return images
+    return ImageSet.from_rows(modality, rows)
 
 
 def require_disjoint(train, test, where, remedy):
@@ -89,9 +83,9 @@ def read_image_list(path, layout):
 
 
 def require_file(path, remedy):
-    """Raise UserError unless a path leads to a file: reading a pipe would wait forever."""
+    """Raise UserError unless a path leads to a file."""
     if not path.is_file():
-        raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}; {remedy}")
+        raise UserError(f"{path} is missing; {remedy}")
 
 
 def _read(path, layout):

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from data.layout import existing_root, find_images, read_ids, read_image_list, require_images
+from data.layout import existing_root, find_images, read_ids, read_image_list
 from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval, draw_gallery
 from utils.errors import UserError
 from utils.modality import Modality
@@ -49,25 +49,16 @@ def load(root, check_counts=True):
     for m, sensor in SENSORS.items():
         train[m] = ImageSet.from_rows(m, [(path, label, _camera(path)) for path, label in
                                           read_image_list(root / "idx" / f"train_{sensor}.txt", LAYOUT)])
-        test[m] = require_images(find_images(root, m, test_ids, CAMERAS[m], f"test_{sensor}/"), root / f"test_{sensor}",
-                                 test_ids, CAMERAS[m], "test")
+        test[m] = find_images(root, m, test_ids, CAMERAS[m], "test", f"test_{sensor}/")
         shared = set(train[m].paths) & set(test[m].paths)
         if shared:
             raise UserError(f"{len(shared)} images are in {root / 'idx' / f'train_{sensor}.txt'} and in the test "
                             f"folders ({min(shared)} is one); expected disjoint sets. Take the lists of the original "
                             "data set")
-    data = LLCMDataSet("LLCM", root, train, test, notes=_notes(root, train, test_ids))
+    data = LLCMDataSet("LLCM", root, train, test)
     return data.check_counts() if check_counts else data
 
 
 def _camera(path):
     found = CAMERA_FOLDER.search(path)
     return int(found[1]) if found else 0
-
-
-def _notes(root, train, test_ids):
-    """Warn of person folders that training lists and test ids share: a sentence, or none."""
-    folders = {path.split("/")[-2] for images in train.values() for path in images.paths if "/" in path}
-    shared = sorted(folders & {f"{person:04d}" for person in test_ids})
-    return (f"warning: training lists and test_id.txt of {root} share {len(shared)} person folders, such as "
-            f"{shared[0]}; unless both splits are numbered on their own, these persons are in both",) if shared else ()

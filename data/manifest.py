@@ -4,19 +4,17 @@ The lines are stored with pseudo labels and checkpoints, to tell later whether t
 """
 import hashlib
 import json
-import math
-import os
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
-from data.images import deep_values, file_stat, in_parallel
-from utils.checkpoint import read_digest, write_atomically
+from data.images import OF_DATA_SET, file_stat, in_parallel, is_deep, pixel_range, stored_image
+from utils.checkpoint import write_atomically
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 
-FORMAT = "image hashes of this project, 1"      # what a file must say before it is replaced
+FORMAT = "image hashes of this project, 1"
+TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"      # how the files of more than 8 bits begin
 FEW_LEVELS = 32     # grey levels of a typical image of more than 8 bits, below which a warning is due
 
 
@@ -28,81 +26,74 @@ def hash_of_lines(lines):
     return digest.hexdigest()
 
 
-def file_facts(image_set, root, split, folder):
-    """Return what identifies every file of an image set, in its order: [(SHA-256, `deep_values`)].
+def set_facts(image_set, root, split, folder):
+    """Return what identifies every file of an image set, in its order: a list of `file_facts`.
 
-    A file whose size and times have not changed since it was hashed is not read again: SPLIT_MODALITY_hashes.json
-    remembers. Where that cannot be written, or is somebody else's file, all files are read.
+    A file whose size and times have not changed since it was read is not read again: SPLIT_MODALITY_hashes.json
+    remembers. Where that cannot be written, all files are read at the next start too.
 
     Args: image_set: `data.records.ImageSet`; root: folder its paths start from; split: "train" or "test"; folder: Path.
     Raises: UserError: an image is missing or cannot be read.
     """
-    memory = Path(folder) / f"{split}_{image_set.modality.value}_hashes.json"
-    remembered = _remembered(memory)
-    known, found = remembered or {}, {}
+    memory, known, stamps = folder / f"{split}_{image_set.modality.value}_hashes.json", {}, {}
+    with suppress(OSError, ValueError, KeyError):       # path -> [size, two times, hash, range of values]
+        content = json.loads(memory.read_text(encoding="utf-8"))
+        known = content["files"] if content["format"] == FORMAT else {}
     for path in image_set.paths:
-        stats = file_stat(Path(root) / path)
-        found[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
-    new = [path for path in image_set.paths if known.get(path, [])[:3] != found[path] or len(known[path]) != 5]
-    facts = dict(zip(new, in_parallel(lambda path: [file_hash(Path(root) / path), deep_values(Path(root) / path)], new,
-                                      f"hashing {image_set.modality.value} images")))
-    files = {path: [*stamp, *facts.get(path, known.get(path, [])[3:])] for path, stamp in found.items()}
-    if new and remembered is not None:
+        stats = file_stat(root / path)
+        stamps[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
+    new = [path for path in image_set.paths if known.get(path, [])[:3] != stamps[path] or len(known[path]) != 5]
+    read = in_parallel(lambda path: [*stamps[path], *file_facts(root / path)], new,
+                       f"hashing {image_set.modality.value} images")
+    known |= zip(new, read)
+    files = {path: known[path] for path in image_set.paths}
+    if new:
         text = json.dumps({"format": FORMAT, "files": files})
         with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
             write_atomically(memory, lambda file: file.write(text.encode()))
     return [files[path][3:] for path in image_set.paths]
 
 
-def file_hash(path):
-    """Return the SHA-256 of a file: hex digits. Raises UserError: it cannot be read."""
-    with explained(f"{quoted(path)} cannot be read", "restore it or correct the lists of the data set"):
-        return read_digest(path)
-
-
-def _remembered(memory):
-    """Read what is known of earlier: path -> [size, two times, hash, deep_values]; None where the file is not ours."""
-    if not os.path.lexists(memory):
-        return {}
-    try:
-        content = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
-        return content["files"] if content["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def file_facts(path):
+    """Read an image file: its SHA-256, and its `pixel_range` if it has more than 8 bits, else None."""
+    with explained(f"image {quoted(path)} cannot be read", OF_DATA_SET):
+        content = path.read_bytes()
+    may_be_deep = content.startswith(TIFF) or content.startswith(PNG) and content[24:25] > b"\x08"     # bits of a PNG
+    image = stored_image(path) if may_be_deep else None
+    return [hashlib.sha256(content).hexdigest(), pixel_range(image) if image and is_deep(image) else None]
 
 
 def data_manifest(data, cache_dir="", ir_range=()):
     """Describe a `DataSet`: {"train": {"rgb": {"images", "paths", "contents"}, "ir": ...}, "test": ...}.
 
-    "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files, "" for images
-    that come from an array. Times are left out: a copy of the data is the same data. Test images add "scored", a hash
-    over `DataSet.test_lines`, and images of more than 8 bits what `grey_range` returns.
+    "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files. Times are left
+    out: a copy of the data is the same data. Test images add "scored", a hash over `DataSet.test_lines`, and images of
+    more than 8 bits what `grey_range` returns.
 
     Args:
         cache_dir: folder of the decoded images, "" for the data set's own; the hashes are remembered there.
         ir_range: (low, high) in place of the measured range of infrared images, DATASET.IR_RANGE.
     Raises: UserError: an image is missing or cannot be read, or all pixels of a modality are the same.
     """
-    manifest, sets = {"train": {}, "test": {}}, []
+    manifest = {"train": {}, "test": {}}
+    facts = {(split, images.modality): set_facts(images, data.root, split, data.cache_dir(cache_dir))
+             for split, images in data.sets()}
     for split, images in data.sets():
-        facts = [] if images.array else file_facts(images, data.root, split, data.cache_dir(cache_dir))
-        sets.append((split, images, facts))
-    for split, images, facts in sets:
-        described = {"images": len(images), "paths": hash_of_lines(images.paths), "contents": ""}
-        if not images.array:
-            described["contents"] = hash_of_lines(content for content, _ in facts)
-            of_modality = [fact[1] for _, other, facts in sets if other.modality is images.modality for fact in facts]
-            described |= grey_range(of_modality, images.modality, ir_range)
+        m = images.modality
+        of_modality = [values for (_, other), rows in facts.items() if other is m for _, values in rows]
+        described = {"images": len(images), "paths": hash_of_lines(images.paths),
+                     "contents": hash_of_lines(digest for digest, _ in facts[split, m]),
+                     **grey_range(of_modality, m, ir_range)}
         if split == "test":
-            described["scored"] = hash_of_lines(data.test_lines(images.modality))
-        manifest[split][images.modality.value] = described
+            described["scored"] = hash_of_lines(data.test_lines(m))
+        manifest[split][m.value] = described
     return manifest
 
 
 def grey_range(values, modality, ir_range=()):
     """Choose the one range by which all images of a modality are brought to 8 bits: {"range", "typical"}.
 
-    Args: values: of `data.images.deep_values` or `pixel_range`, one of each image; ir_range: as `data_manifest`.
+    Args: values: `data.images.pixel_range` of each image, or None; ir_range: as `data_manifest`.
     Returns: "range": the least and the greatest value in all images of more than 8 bits, or ir_range; "typical": the
         medians of their 1st and 99th percentiles; {} where no image has more than 8 bits.
     Raises: UserError: all values are the same.
@@ -119,11 +110,8 @@ def grey_range(values, modality, ir_range=()):
 
 def stored_range(content, modality):
     """Return the "range" of training images of a modality in a checkpoint's manifest: (low, high), None without one."""
-    try:
-        low, high = (float(number) for number in content["manifest"]["train"][modality.value]["range"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return (low, high) if low < high and math.isfinite(high - low) else None
+    described = content.get("manifest", {"train": {}})["train"].get(modality.value, {})
+    return tuple(described["range"]) if "range" in described else None
 
 
 def range_line(described, modality):
@@ -150,7 +138,7 @@ def manifest_differences(found, expected, splits=("train", "test")):
             for key, phrase in (("paths", "names or in another order"), ("contents", "contents"),
                                 ("scored", "persons, cameras, queries or galleries"),
                                 ("range", "grey ranges (DATASET.IR_RANGE)")):
-                # images that come from an array do not say what files they are of
+                # what an earlier version wrote may lack some
                 if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
                     differences.append(f"{what} of other {phrase}")
                     break

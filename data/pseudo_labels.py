@@ -7,7 +7,7 @@ import numpy as np
 
 from data.manifest import manifest_differences
 from utils.checkpoint import load_array, save_array, save_json
-from utils.errors import UserError, quoted
+from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 
 MANIFEST_NAME = "manifest.json"
@@ -89,14 +89,10 @@ def labels_digest(labels):
 
 def _read(path, modality, size):
     """Read one modality's labels: (size,) int64."""
-    try:
+    with explained(f"pseudo labels {path} cannot be read", f"expected a .npy array of integers. {AGAIN}"):
         array = load_array(path)
-    except ValueError as error:
-        raise UserError(f"pseudo labels {path} cannot be read ({error}); expected a .npy array of integers. {AGAIN}")
-    is_whole = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
-    if not is_whole or array.min(initial=0) < -1 or array.max(initial=0) > np.iinfo(np.int64).max:
-        raise UserError(f"pseudo labels {path} hold {array.dtype} of shape {array.shape}"
-                        f"{f' from {array.min()} to {array.max()}' if is_whole else ''}; expected integers (N,) from "
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.min(initial=0) < -1:
+        raise UserError(f"pseudo labels {path} hold {array.dtype} of shape {array.shape}; expected integers (N,) from "
                         f"-1 on. {AGAIN}")
     if len(array) != size:
         raise UserError(f"pseudo labels {path} hold {len(array)} labels, but the data set has {size} {modality.value} "
@@ -108,19 +104,12 @@ def _read(path, modality, size):
 
 
 def _manifest_of_these_images(folder, manifest):
-    """Read the manifest beside labels; None without one. Raises UserError: it is another file, or of other images."""
+    """Read the manifest beside labels; None without one. Raises UserError: it is of other images."""
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
         return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        stored = None
-    if not isinstance(stored, dict) or not isinstance(stored.get("train"), dict):
-        raise UserError(f"{path} is no manifest of a data set; expected the file that train_prepare.py writes beside "
-                        "its labels. Make them again, or remove the file if the labels are not its own")
-    differences = manifest_differences(manifest, stored, splits=("train",))
-    if differences:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if differences := manifest_differences(manifest, stored, splits=("train",)):
         raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "
                         f"{'; '.join(differences)}. Make them with train_prepare.py (--fresh in that folder) on this "
                         "data set, or set PSEUDO_LABEL_DIR")

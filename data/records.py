@@ -20,16 +20,15 @@ class ImageSet:
     paths: tuple                # (N,) str, relative to the data set's root, "/" between folders
     persons: np.ndarray         # (N,) int64 identity; evaluation only, never seen by training
     cameras: np.ndarray         # (N,) int64
-    array: Path | None = None   # a .npy file (N, H, W, 3) that stands in for image files which are not there
 
     def __len__(self):
         return len(self.paths)
 
     @classmethod
-    def from_rows(cls, modality, rows, array=None):
+    def from_rows(cls, modality, rows):
         """Build the set from a list of (path, person, camera), in its order."""
         return cls(modality, tuple(path for path, _, _ in rows), np.array([person for _, person, _ in rows], np.int64),
-                   np.array([camera for _, _, camera in rows], np.int64), array)
+                   np.array([camera for _, _, camera in rows], np.int64))
 
     def by_person_and_camera(self, cameras=None):
         """Group the images of some cameras, or all: {(person, camera): [positions]}, persons and cameras ascending."""

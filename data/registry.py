@@ -1,16 +1,10 @@
 """Open data sets by name. A new one is a module with a `load` and an entry here."""
-from contextlib import suppress
-
 from data import demo, llcm, regdb, sysu, table
 from utils.errors import UserError
 
 
 def _open_demo(root, trial, check_counts):
-    with suppress(FileExistsError):     # drawn before, or meanwhile by another run
-        demo.draw_dataset(root, seed=trial - 1)
-    if (drawn := demo.drawn_seed(root)) not in (None, trial - 1):
-        raise UserError(f"{root} holds the people of DATASET.TRIAL {drawn + 1}, not of {trial}; name a folder of its "
-                        f"own for each trial: DATASET.ROOT {root}{trial}")
+    demo.draw_dataset(root)
     return sysu.load(root, "demo", kind=sysu.OtherPeople)
 
 

@@ -16,12 +16,9 @@ def cluster_batches(labels, clusters, instances, iterations, rng, cameras=None):
     Args: labels: (N,) int, -1 is an outlier; clusters: P; instances: K; rng: numpy Generator; cameras: (N,) int, with
         which the images of a cluster are drawn by `across_cameras`.
     Returns: (iterations, P * K) int64; the images of a cluster lie side by side.
-    Raises: ValueError: all images are outliers.
     """
     order = np.argsort(labels, kind="stable")
     order = order[labels[order] >= 0]
-    if len(order) == 0:
-        raise ValueError("all images are outliers")
     _, start, size = np.unique(labels[order], return_index=True, return_counts=True)
     if len(start) >= clusters:
         chosen = np.argsort(rng.random((iterations, len(start))), axis=1)[:, :clusters]

@@ -3,19 +3,15 @@
     ROOT/cam1 .. cam6/PPPP/NNNN.jpg             person PPPP; cameras 1 2 4 5 are visible, 3 and 6 infrared
     ROOT/exp/{train,val,test}_id.txt            one line of comma-separated ids each
     ROOT/exp/rand_perm_cam.mat                  galleries of the original protocol; only that needs it
-    ROOT/train_{rgb,ir}_resized_*.npy           training images where their folders are not there
 """
 import json
-import re
 import subprocess
 import sys
 
 import numpy as np
 
-from data.cache import CacheFiles
-from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file, require_images
-from data.records import DataSet, ImageSet, Retrieval, draw_gallery
-from utils.checkpoint import map_array
+from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file
+from data.records import DataSet, Retrieval, draw_gallery
 from utils.errors import UserError, explained
 from utils.modality import Modality
 
@@ -27,7 +23,6 @@ READER = """import json, sys
 from scipy.io import loadmat
 cells = loadmat(sys.argv[1], variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
 print(json.dumps([[cell.tolist() for cell in of_camera.ravel()] for of_camera in cells]))"""
-PATH = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/[^/]+$")
 
 
 class SysuDataSet(DataSet):
@@ -82,64 +77,10 @@ def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
     for camera in range(1, 7):
         if not (root / f"cam{camera}").is_dir():
             raise UserError(f"folder {root / f'cam{camera}'} is missing; expected {LAYOUT} under {root}")
-    train = {m: _training_images(root, m, train_ids) for m in Modality}
-    notes = tuple(f"{m.value} training images come from {images.array}, for {root} has none in its folders"
-                  for m, images in train.items() if images.array)
-    test = {m: require_images(find_images(root, m, test_ids, cameras), root, test_ids, cameras, "test")
-            for m, cameras in CAMERAS.items()}
-    data = kind(name, root, train, test, notes=notes)
+    train, test = ({m: find_images(root, m, of_split, cameras, split) for m, cameras in CAMERAS.items()}
+                   for split, of_split in (("training", train_ids), ("test", test_ids)))
+    data = kind(name, root, train, test)
     return data.check_counts() if check_counts else data
-
-
-def _training_images(root, modality, ids):
-    """Read the training images of a modality from the folders or, where those hold none, from a shared array."""
-    images = find_images(root, modality, ids, CAMERAS[modality])
-    shared = None if len(images) else shared_array(root, modality)
-    if shared is None:
-        return require_images(images, root, ids, CAMERAS[modality], "training")
-    strangers, foreign = set(shared.persons.tolist()) - set(ids), set(shared.cameras.tolist()) - set(CAMERAS[modality])
-    if strangers or foreign:
-        raise UserError(f"{shared.array} holds images of {len(strangers)} persons outside the training id files of "
-                        f"{root / 'exp'} and of {len(foreign)} cameras that are not {modality.value}; expected "
-                        "training images alone. Take the array of the same data set")
-    return shared
-
-
-def shared_array(folder, modality):
-    """Read the training images of a modality from train_{rgb,ir}_resized_{img,label,path}.npy in a folder.
-
-    Codebases of the field share these files. Returns: `ImageSet` with its array; None without such a file of images.
-    Raises: UserError: a file is missing or damaged, shapes or types are wrong, paths are no paths of SYSU-MM01 or
-        not in its order, or labels and paths name different persons.
-    """
-    files = CacheFiles(folder, "train", modality.value)
-    if not files.images.is_file():
-        return None
-    arrays = []
-    for path in (files.images, files.labels, files.paths):
-        require_file(path, "expected _img, _label and _path of the shared training images. Copy all three files")
-        with explained(f"{path} cannot be read", "expected a .npy array of numbers or text. Copy it again"):
-            arrays.append(map_array(path))
-    images, labels, paths = arrays
-    if images.dtype != np.uint8 or images.shape[3:] != (3,) or not labels.shape == paths.shape == images.shape[:1]:
-        raise UserError(f"{files.images} holds {images.dtype} of shape {images.shape}, {labels.shape} labels and "
-                        f"{paths.shape} paths are beside it; expected uint8 (N, H, W, 3) and one label and path of "
-                        "each image. Make the files again from the image folders with tools/process.py")
-    parts = [PATH.search(str(path).replace("\\", "/")) for path in paths.tolist()]
-    if not parts or None in parts:
-        found = paths[parts.index(None)] if parts else "nothing"
-        raise UserError(f"{files.paths} holds {str(found)!r}; expected file paths in the layout of the data set. Take "
-                        "the file that was made with the images")
-    keys = [(int(part["person"]), int(part["camera"]), part[0]) for part in parts]
-    for before, after in zip(keys, keys[1:]):
-        if before >= after:
-            raise UserError(f"{files.paths} lists {after[2]} after {before[2]}; expected paths sorted by person, "
-                            "camera and name, the order of pseudo labels. Make the files again with tools/process.py")
-    pairs = {(person, label) for (person, _, _), label in zip(keys, labels.tolist())}
-    if not len({person for person, _ in pairs}) == len({label for _, label in pairs}) == len(pairs):
-        raise UserError(f"{files.labels} and {files.paths.name} disagree about who is who; expected one label per "
-                        "person. Take three files that were made together")
-    return ImageSet.from_rows(modality, [(path, person, camera) for person, camera, path in keys], array=files.images)
 
 
 def permuted_galleries(path, groups, trials, shots):
@@ -155,17 +96,13 @@ def permuted_galleries(path, groups, trials, shots):
     require_file(path, "TEST.PROTOCOL original-1 and original-10 read their galleries there. Take the file of the "
                        "original data set, or set TEST.PROTOCOL python")
     with explained(f"{path} cannot be read", f"expected the MATLAB variable rand_perm_cam. {ORIGINAL}"):
-        run = subprocess.run([sys.executable, "-c", READER, path], capture_output=True, timeout=60)
-        if run.returncode:
-            raise ValueError(f"the reader of MATLAB files ended with {run.returncode}")
-        cells = json.loads(run.stdout)
+        cells = json.loads(subprocess.run([sys.executable, "-c", READER, path], capture_output=True, timeout=60,
+                                          check=True).stdout)
     galleries = [[] for _ in range(trials)]
     for (person, camera), positions in groups.items():
-        try:
+        with explained(f"{path} has no permutations for person {person} in camera {camera}",
+                       f"expected a cell per camera and in it a cell per person. {ORIGINAL}"):
             rows = np.atleast_2d(np.array(cells[camera - 1][person - 1], np.int64))
-        except (IndexError, TypeError, ValueError, OverflowError):
-            raise UserError(f"{path} has no permutations for person {person} in camera {camera}; expected a cell per "
-                            f"camera and in it a cell per person. {ORIGINAL}")
         if rows.shape[1] != len(positions) or (np.sort(rows, axis=1) != np.arange(1, len(positions) + 1)).any():
             raise UserError(f"{path} permutes {rows.shape[1]} images of person {person} in camera {camera}, but the "
                             f"folder holds {len(positions)}; expected the same images. Take file and folders of the "

@@ -126,7 +126,7 @@ def _problem(row, root, seen):
         return f"has the split {row['split']!r}; expected {', '.join(SPLITS)}. Correct it"
     if row["modality"] not in MODALITIES:
         return f"has the modality {row['modality']!r}; expected {', '.join(MODALITIES)}. Correct it"
-    if not (row["camera"].isascii() and row["camera"].isdigit() and len(row["camera"]) < 10):
+    if not row["camera"].isdecimal():
         return f"has the camera {row['camera']!r}; expected a number. Correct it"
     if row["split"] != "train" and not row["person"].strip():
         return f"names no person; expected one for every image of the split {row['split']}. Add it"

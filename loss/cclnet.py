@@ -5,15 +5,14 @@
 import numpy as np
 import torch.nn.functional as F
 
-from loss.cluster_memory import MEMORIES, MOMENTUM, TEMPERATURE, cluster_means, renewal
-from loss.links import heads_for, hungarian, link_by, links_of_epoch, listed, similarity
-from loss.method import Method
+from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_memories, renewal, update_memories
+from loss.links import LinkingMethod, hungarian, link_by
 from utils.modality import Modality
-from utils.runtime import to_device, to_host
+from utils.runtime import to_device
 from utils.settings import Range, Setting
 
 
-class CCLNet(Method):
+class CCLNet(LinkingMethod):
     """Cluster memories whose prototypes are swapped across linked clusters, from METHOD.CROSS_EPOCH on."""
 
     SETTINGS = (TEMPERATURE, MOMENTUM, renewal("plain"), link_by("prototype"),
@@ -22,28 +21,17 @@ class CCLNet(Method):
                         "with visible ones that have changed already, as in the released code, or with the old ones"))
     rule = staticmethod(hungarian)
 
-    @property
-    def needs(self):
-        """Heads that are embedded at an epoch's start."""
-        return heads_for(self.settings.link_by)
-
     def start(self, start, epoch):
         """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
-        s = self.settings
-        self.memories = {m: MEMORIES[s.renewal](cluster_means(start.features["feature"][m], start.labels[m]),
-                                                s.temperature, s.momentum) for m in Modality}
+        self.memories = cluster_memories(start, self.settings)
         self.epoch_links = self.link(start)
-        self.crosses, self.due = epoch >= s.cross_epoch, None
+        self.crosses, self.due = epoch >= self.settings.cross_epoch, None
         return start.labels
-
-    def link(self, start):
-        """Link an epoch's clusters: `Links`, None where the prototypes of each step are linked."""
-        return links_of_epoch(self.rule, start, self.settings.link_by)
 
     def losses(self, features, batch):
         """Compute each modality's contrastive loss: {"rgb", "ir"}."""
         self.swap_what_is_due()
-        return {m.value: memory.loss(features[m], batch.labels[m]) for m, memory in self.memories.items()}
+        return {m.value: self.memories[m.value].loss(features[m], batch.labels[m]) for m in Modality}
 
     def update(self, features, batch):
         """Move the prototypes to the batch; from METHOD.CROSS_EPOCH on the swap is due.
@@ -51,33 +39,22 @@ class CCLNet(Method):
         It is done before the prototypes are next read: a GPU's host finds the links while the GPU is busy with the
         next batch's forward pass.
         """
-        memories = list(self.memories.values())
-        memories[0].update_all(memories, [features[m] for m in self.memories], [batch.labels[m] for m in self.memories])
+        update_memories(self.memories, features, batch.labels)
         if self.crosses:
-            self.due = batch.labels, self._similarity()
+            self.due = batch.labels, self.cosines()
         return {}
 
     def swap_what_is_due(self):
         """Swap the prototypes of the last batch's clusters with their partners', if that was not done yet."""
-        if self.due is None:
-            return
-        (labels, found), self.due = self.due, None
-        links, s = self.epoch_links or self.rule(found()), self.settings
-        swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)
-
-    def links(self):
-        """Link the prototypes as the last step did, before its swap: `LinkedClusters`."""
-        found = (self.due[1] if self.due else self._similarity())()
-        return listed(self.epoch_links or self.rule(found), found)
+        if self.due:
+            (labels, cosines), self.due = self.due, None
+            links, s = self.epoch_links or self.rule(cosines()), self.settings
+            swap(*(memory.prototypes for memory in self.memories.values()), links, labels, s.swap_scale, s.swap_order)
 
     def prototypes(self):
         """Return the prototypes after the last swap: {"rgb": (K_rgb, D), "ir": (K_ir, D)}."""
         self.swap_what_is_due()
-        return {m.value: memory.prototypes for m, memory in self.memories.items()}
-
-    def _similarity(self):
-        """Begin to fetch the cosines of all prototypes (K_rgb, K_ir): a function that returns the array."""
-        return to_host(similarity(*(memory.prototypes for memory in self.memories.values())))
+        return super().prototypes()
 
 
 def swap(rgb, ir, links, labels, scale, order):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
 
@@ -26,8 +27,8 @@ class ClusterMemory:
 
     Follows Cluster Contrast (Dai et al., ACCV 2022). Prototypes receive no gradient; `update` moves them.
 
-    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor. Leave outliers (-1) out: `loss` raises
-    IndexError for them (on a CPU), and `update` ValueError.
+    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor on the host. Leave outliers (-1) out: `loss`
+    raises IndexError for them (on a CPU), and `update` ValueError.
 
     Args:
         prototypes: (K, D) float tensor to start from, e.g. mean features (`cluster_means`). Copied, and L2-normalised
@@ -69,46 +70,12 @@ class ClusterMemory:
 
         Args:
             x: (B, D) float features, normalised here.
-            labels: (B,) clusters; a NumPy array spares a GPU the wait for a tensor.
+            labels: (B,) clusters, on the host.
 
         Raises:
             ValueError: a label is negative.
         """
-        self.update_all([self], [x], [labels])
-
-    def samples(self, x, labels):
-        """Return what prototypes are mixed with, features of unit length without a gradient, and labels on the host."""
-        labels = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
-        if len(labels) and labels.min() < 0:        # would move the last prototype
-            raise ValueError(f"labels hold {labels.min()}; expected clusters from 0 on. Leave outliers out")
-        return F.normalize(x.detach().float(), dim=1), labels
-
-    @staticmethod
-    def update_all(memories, features, labels):
-        """Update several memories of one class and momentum together, which spares a GPU's host half the work.
-
-        A subclass with an `update` of its own has this of its own too. Clusters do not touch one another, so every
-        cluster's first sample is taken at once, then every second one, and so on. Clusters with more samples stand
-        before others, so those of a turn are the first rows.
-
-        Args: features: (B, D) of each memory; labels: (B,) of each.
-        """
-        momentum, sizes = memories[0].momentum, [len(memory.prototypes) for memory in memories]
-        rows, of_joined = zip(*(memories[0].samples(x, of) for x, of in zip(features, labels)))
-        of_joined = np.concatenate([of + first for of, first in zip(of_joined, np.cumsum([0, *sizes[:-1]]))])
-        clusters, member, count = np.unique(of_joined, return_inverse=True, return_counts=True)
-        most, turn = np.argsort(-count, kind="stable"), _occurrence(member)
-        order = np.lexsort([np.argsort(most)[member], turn])
-        order, clusters = to_device(np.concatenate([order, clusters[most]]), rows[0].device).split(
-            [len(order), len(clusters)])
-        joined = torch.cat([memory.prototypes for memory in memories])
-        moved, samples = joined[clusters], ((1 - momentum) * torch.cat(rows))[order]
-        for of_turn in samples.split(np.bincount(turn).tolist()):
-            first = moved[:len(of_turn)]
-            F.normalize(momentum * first + of_turn, dim=1, out=first)
-        joined[clusters] = moved
-        for memory, prototypes in zip(memories, joined.split(sizes)):
-            memory.prototypes.copy_(prototypes)
+        move(self.prototypes, F.normalize(x.detach().float(), dim=1), without_outliers(labels), self.momentum)
 
 
 class HardMemory(ClusterMemory):
@@ -116,19 +83,65 @@ class HardMemory(ClusterMemory):
 
     def update(self, x, labels):
         """Move each prototype of the batch once, to the sample of its cluster that is least similar to it."""
-        x, labels = self.samples(x, labels)
-        clusters, hardest = hardest_samples(x, labels, self.prototypes)
+        x = F.normalize(x.detach().float(), dim=1)
+        clusters, hardest = hardest_samples(x, without_outliers(labels), self.prototypes)
         mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[hardest]
         self.prototypes[clusters] = F.normalize(mixed, dim=1)
 
-    @staticmethod
-    def update_all(memories, features, labels):
-        """Call `update` on several memories. Args: as `ClusterMemory.update_all`."""
-        for memory, x, of in zip(memories, features, labels):
-            memory.update(x, of)
+
+def without_outliers(labels):
+    """Return labels (B,) as an array. Raises ValueError: one is negative, which would move the last prototype."""
+    labels = np.asarray(labels)
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels hold {labels.min()}; expected clusters from 0 on. Leave outliers out")
+    return labels
 
 
 MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> class
+
+
+def cluster_memories(start, settings):
+    """Make a memory for each modality of its clusters' mean features: {"rgb", "ir"}.
+
+    Args: start: `EpochStart`; settings: with renewal, temperature and momentum.
+    """
+    means = {m: cluster_means(start.features["feature"][m], start.labels[m]) for m in Modality}
+    return {m.value: MEMORIES[settings.renewal](means[m], settings.temperature, settings.momentum) for m in Modality}
+
+
+def update_memories(memories, features, labels):
+    """Update the memories of `cluster_memories`, plain ones together, which spares a GPU's host half the work.
+
+    Args: features: Modality -> (B, D); labels: Modality -> (B,) arrays.
+    """
+    rgb, ir = both = [memories[m.value] for m in Modality]
+    if isinstance(rgb, HardMemory):
+        for memory, m in zip(both, Modality):
+            memory.update(features[m], labels[m])
+        return
+    sizes, joined = [len(rgb.prototypes), len(ir.prototypes)], torch.cat([rgb.prototypes, ir.prototypes])
+    x = F.normalize(torch.cat([features[m].detach().float() for m in Modality]), dim=1)
+    move(joined, x, np.concatenate([labels[Modality.RGB], sizes[0] + labels[Modality.IR]]), rgb.momentum)
+    for memory, prototypes in zip(both, joined.split(sizes)):
+        memory.prototypes.copy_(prototypes)
+
+
+def move(prototypes, x, labels, momentum):
+    """Move prototypes (K, D), in place, to samples (B, D) of their clusters in batch order.
+
+    Clusters do not touch one another, so every cluster's first sample is taken at once, then every second one, and so
+    on. Clusters with more samples stand before others, so those of a turn are the first rows.
+    """
+    clusters, member, count = np.unique(labels, return_inverse=True, return_counts=True)
+    most, turn = np.argsort(-count, kind="stable"), np.empty(len(member), int)
+    turn[np.argsort(member, kind="stable")] = np.arange(len(member)) - np.repeat(np.cumsum(count) - count, count)
+    order = np.lexsort([np.argsort(most)[member], turn])
+    order, clusters = to_device(np.concatenate([order, clusters[most]]), x.device).split([len(order), len(clusters)])
+    moved, samples = prototypes[clusters], ((1 - momentum) * x)[order]
+    for of_turn in samples.split(np.bincount(turn).tolist()):
+        first = moved[:len(of_turn)]
+        F.normalize(momentum * first + of_turn, dim=1, out=first)
+    prototypes[clusters] = moved
 
 
 def cluster_means(features, labels):
@@ -185,12 +198,3 @@ def hardest_samples(x, labels, prototypes):
     place = torch.where(similarity == lowest[member], torch.arange(len(x), device=x.device), len(x))
     first = torch.full_like(clusters, len(x)).scatter_reduce(0, member, place, "amin")
     return clusters, first.clamp(max=len(x) - 1)        # NaN equals nothing; a check of the losses reports it better
-
-
-def _occurrence(labels):
-    """Count, for each entry of labels (B,), how many equal ones stand before it: (B,) int64."""
-    order = np.argsort(labels, kind="stable")
-    _, start, count = np.unique(labels[order], return_index=True, return_counts=True)
-    occurrence = np.empty_like(order)
-    occurrence[order] = np.arange(len(labels)) - np.repeat(start, count)
-    return occurrence

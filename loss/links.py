@@ -1,8 +1,8 @@
 """Which clusters of the two modalities belong together: rules that turn similarities into links.
 
 A rule (`hungarian`, `progressive`, `optimal_transport`) takes the cosines of all visible clusters with all infrared
-ones, an array (K_rgb, K_ir), and returns `Links`. A method names its own as `rule`. METHOD.LINK_BY says of what the
-cosines are:
+ones, an array (K_rgb, K_ir), and returns `Links`. A `LinkingMethod` names its own as `rule`. METHOD.LINK_BY says of
+what the cosines are:
 
     prototype    the memories' prototypes as they stand in each step, so links change within the epoch
     centroid     the clusters' mean features at the epoch's start
@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from loss.cluster_memory import cluster_means
+from loss.method import Method
 from utils.modality import Modality
-from utils.runtime import gpu_rounding, to_device
+from utils.runtime import gpu_rounding, to_device, to_host
 from utils.settings import Setting
 
-SINKHORN = (5.0, 5000, 1e-5)        # regularisation, most iterations, error to stop at: RPNR's released numbers
+REGULARISATION, ITERATIONS, TOLERANCE = 5.0, 5000, 1e-5     # of `sinkhorn`: RPNR's released numbers
 BLOCK_ROWS = 1024       # whose similarities to all others are computed at once
 HEADS = {"prototype": "feature", "centroid": "feature", "projection": "projection", "text": "text"}    # of each space
 
@@ -32,11 +33,6 @@ def link_by(default):
     """Declare METHOD.LINK_BY with a method's own default."""
     return Setting("LINK_BY", default, tuple(HEADS), "where clusters are linked: the prototypes of each step, or at "
                    "an epoch's start centroids, mean projections or mean texts")
-
-
-def heads_for(space):
-    """Name the heads that an epoch's start needs where clusters are linked in a space of METHOD.LINK_BY."""
-    return tuple(dict.fromkeys(("feature", HEADS[space])))
 
 
 class Links(NamedTuple):
@@ -77,17 +73,36 @@ def nearest(x, others, count):
                       for block in x.split(BLOCK_ROWS)])
 
 
-def links_of_epoch(rule, start, space):
-    """Link an epoch's clusters by a rule, once for the whole epoch.
-
-    Args: start: `EpochStart`; space: of METHOD.LINK_BY. Returns: `Links`; None for prototypes, linked in each step.
+class LinkingMethod(Method):
+    """A method that links clusters by a `rule`. A subclass declares METHOD.LINK_BY, and in `start` sets `epoch_links`.
     """
-    if space == "prototype":
-        return None
-    rows = start.features[HEADS[space]]
-    if space == "projection":
-        rows = {m: F.normalize(rows[m], dim=1) for m in Modality}
-    return link(rule, *(cluster_means(rows[m], start.labels[m]) for m in Modality))
+
+    @property
+    def needs(self):
+        """Heads that are embedded at an epoch's start."""
+        return tuple(dict.fromkeys(("feature", HEADS[self.settings.link_by])))
+
+    def link(self, start):
+        """Link an epoch's clusters for the whole epoch: `Links`; None for prototypes, which are linked in each step."""
+        space = self.settings.link_by
+        if space == "prototype":
+            return None
+        rows = start.features[HEADS[space]]
+        if space == "projection":
+            rows = {m: F.normalize(rows[m], dim=1) for m in Modality}
+        return link(self.rule, *(cluster_means(rows[m], start.labels[m]) for m in Modality))
+
+    def cosines(self):
+        """Begin to fetch the cosines of all prototypes (K_rgb, K_ir): a function that returns the array."""
+        return to_host(similarity(*(self.memories[m.value].prototypes for m in Modality)))
+
+    def links_now(self):
+        """Return the epoch's `Links`, or link the prototypes as they are."""
+        return self.epoch_links or self.rule(self.cosines()())
+
+    def links(self):
+        """Return the epoch's links, or those of the prototypes as they are: `LinkedClusters`."""
+        return listed(self.links_now(), self.cosines()())
 
 
 def link(rule, rgb, ir):
@@ -184,7 +199,7 @@ def optimal_transport(similarity):
         >>> optimal_transport(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))     # the second infrared one is in demand
         Links(rgb_to_ir=array([1, 0, 0]), ir_to_rgb=array([2, 0]))
     """
-    plan, _ = sinkhorn(link_cost(similarity), *SINKHORN)
+    plan, _ = sinkhorn(link_cost(similarity))
     return Links(plan.argmax(axis=1), plan.argmax(axis=0))
 
 
@@ -193,22 +208,20 @@ def link_cost(similarity):
     return np.exp(-np.nan_to_num(similarity.astype(np.float64)))
 
 
-def sinkhorn(cost, regularisation, iterations, tolerance):
+def sinkhorn(cost):
     """Compute the entropic optimal transport plan between uniform marginals.
 
     Cuturi, "Sinkhorn Distances" (NIPS 2013), with the stopping rule of the package POT (ot.sinkhorn), whose plans it
     equals; POT itself is a download of 33 MB.
 
-    Args: cost: (A, B); regularisation: the larger, the more even the plan; iterations: at most; tolerance: largest
-        error of the column sums (Euclidean), looked at in iterations 1, 11, 21, ...
-    Returns: (A, B) float64 plan, iterations done.
+    Args: cost: (A, B) float64. Returns: (A, B) float64 plan, iterations done.
     """
-    kernel = np.exp(-np.asarray(cost, dtype=np.float64) / regularisation)
+    kernel = np.exp(-cost / REGULARISATION)
     rows, columns = (np.full(size, 1 / size) for size in kernel.shape)
     u = rows
-    for number in range(1, iterations + 1):
+    for number in range(1, ITERATIONS + 1):
         v = columns / (kernel.T @ u)
         u = rows / (kernel @ v)
-        if number % 10 == 1 and np.linalg.norm((kernel.T @ u) * v - columns) < tolerance:
+        if number % 10 == 1 and np.linalg.norm((kernel.T @ u) * v - columns) < TOLERANCE:
             break
     return u[:, None] * kernel * v, number

@@ -48,6 +48,7 @@ class Method:
     mirrored = False            # whether an epoch's features are means over an image and its mirror image
     depths = 1                  # that a tower's features must have: 2 for deep and shallow ones
     best_epoch = None           # that begins with the weights which were best on test data so far
+    memories = {}               # name -> what has `prototypes` (K, D); made anew in `start`
 
     def __init__(self, **settings):
         known = {setting.name.lower(): setting.default for setting in self.declared()}
@@ -96,4 +97,4 @@ class Method:
 
     def prototypes(self):
         """Return the prototypes after the last update: {name: (K, D) tensor}."""
-        return {}
+        return {name: memory.prototypes for name, memory in self.memories.items()}

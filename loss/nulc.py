@@ -10,19 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from loss.cluster_memory import MOMENTUM, renewal
-from loss.links import nearest
-from loss.pgm import PGM
-from loss.visits import CROSS_WEIGHT, cross_visits, crossing, own_visits, visit_losses
+from loss.links import nearest, progressive
+from loss.visits import CROSS_WEIGHT, VisitingMethod
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
 
 
-class NULC(PGM):
+class NULC(VisitingMethod):
     """PGM with plain prototypes whose targets, from METHOD.CROSS_EPOCH on, are shares of all clusters.
 
-    Shares and weights are those of the epoch's start, for an image's own modality and for the other one. A batch holds
-    two views of each visible image; clusters are made of means over mirror images.
+    Shares and weights are those of the epoch's start, for an image's own modality and for the other one. Clusters are
+    made of means over mirror images.
     """
 
     SETTINGS = (renewal("plain"), MOMENTUM._replace(default=0.2), CROSS_WEIGHT._replace(default=3.0),
@@ -32,6 +31,7 @@ class NULC(PGM):
                 Setting("SHARPNESS", 10.0, Range(0), "how fast an image's weight falls with the share that its "
                         "neighbours give to other clusters; with 0 all weigh 1"))
     mirrored = True
+    rule = staticmethod(progressive)
 
     def start(self, start, epoch):
         """Begin an epoch as PGM does, and find the neighbours of all images where the modalities meet."""
@@ -40,14 +40,10 @@ class NULC(PGM):
                        for m in Modality for of in Modality} if epoch >= s.cross_epoch else {}
         return super().start(start, epoch)
 
-    def losses(self, features, batch):
-        """Compute {"rgb", "ir"} and, where the modalities meet, "cross"."""
-        s, self.visits = self.settings, own_visits(batch)
-        if self.nearby:
-            modality, partner = crossing(self.links_now(), self.epoch, s.cross_epoch)
-            visits = [*cross_visits(batch, modality, partner, s.cross_weight), *self.visits]
-            self.visits = [visit._replace(shares=self.targets(visit, batch)) for visit in visits]
-        return visit_losses(self.visits, self.memories, features, s.gradients)
+    def visits_of(self, batch):
+        """List the visits of PGM, with targets where the modalities meet."""
+        visits = super().visits_of(batch)
+        return [visit._replace(shares=self.targets(visit, batch)) for visit in visits] if self.nearby else visits
 
     def targets(self, visit, batch):
         """Compute the targets of a visit's images, times their weights: (B, K)."""

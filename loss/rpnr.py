@@ -7,23 +7,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loss.calibration import calibrate
-from loss.cluster_memory import cluster_means, cross_entropy, hardest_samples
-from loss.links import optimal_transport
-from loss.visits import Visit, VisitingMethod, cross_visits, crossing, own_visits, visit_losses
+from loss.cluster_memory import ClusterMemory, cluster_means, cross_entropy, hardest_samples
+from loss.links import BLOCK_ROWS, nearest, optimal_transport
+from loss.visits import Visit, VisitingMethod
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
 
-# Released numbers: cross entropy from which the mean prototypes' share of the loss begins, and the weight of both
-# shares; what a squared distance is divided by in a pair's weight, and the distance up to which pairs are pushed apart.
-MARGIN, SHARE, SIGMA, DELTA = 0.2, 0.5, 1.0, 1.0
+# Released numbers: least cosine of neighbours; cross entropy from which the mean prototypes' share of the loss begins,
+# and the weight of both shares; what a squared distance is divided by in a pair's weight, and the distance up to which
+# pairs are pushed apart.
+SIMILAR, MARGIN, SHARE, SIGMA, DELTA = 0.5, 0.2, 0.5, 1.0, 1.0
 
 
 class RPNR(VisitingMethod):
     """PGM's visits with labels calibrated at the epoch's start, a third memory of linked clusters, a relation loss.
 
-    A batch holds two views of each visible image; clusters are made of means over mirror images.
+    Clusters are made of means over mirror images.
     """
 
     SETTINGS = (Setting("HYBRID_WEIGHT", 0.5, Range(0), "of the loss with the hybrid memory; with 0 it still moves"),
@@ -52,59 +52,53 @@ class RPNR(VisitingMethod):
         return labels
 
     def _memory(self, prototypes):
-        return MeanHardMemory(prototypes, self.settings.temperature, self.settings.momentum, MARGIN, SHARE)
+        return MeanHardMemory(prototypes, self.settings.temperature, self.settings.momentum)
+
+    def crossing(self, modality, labels, partner):
+        """List the visits to the hybrid memory, which counts as the infrared one does, and to the other modality's."""
+        hybrid = partner[labels]
+        if modality is Modality.IR:
+            hybrid = np.where(hybrid >= 0, labels, -1)
+        return [Visit("hybrid", "hybrid", modality, hybrid, self.settings.hybrid_weight),
+                *super().crossing(modality, labels, partner)]
 
     def losses(self, features, batch):
         """Compute {"rgb", "ir"} and, where the modalities meet, "hybrid", "cross" and "relation"."""
-        s, self.visits = self.settings, own_visits(batch)
-        if self.epoch < s.cross_epoch:
-            return visit_losses(self.visits, self.memories, features, s.gradients)
-        modality, partner = crossing(self.links_now(), self.epoch, s.cross_epoch)
-        hybrid = clusters = partner[batch.labels[modality]]
-        if modality is Modality.IR:     # the hybrid memory counts as the infrared one does
-            hybrid = np.where(clusters >= 0, batch.labels[modality], -1)
-        self.visits = [Visit("hybrid", "hybrid", modality, hybrid, s.hybrid_weight),
-                       *cross_visits(batch, modality, partner, s.cross_weight), *self.visits]
-        rows = [features[m].float() for m in Modality]
-        if s.relation == "normalised":
-            rows = [F.normalize(x, dim=1) for x in rows]
-        return {**visit_losses(self.visits, self.memories, features, s.gradients),
-                "relation": s.relation_weight * sum(relation_loss(x, SIGMA, DELTA) for x in rows)}
+        losses, s = super().losses(features, batch), self.settings
+        if self.epoch >= s.cross_epoch:
+            rows = [features[m].float() for m in Modality]
+            if s.relation == "normalised":
+                rows = [F.normalize(x, dim=1) for x in rows]
+            losses["relation"] = s.relation_weight * sum(map(relation_loss, rows))
+        return losses
 
 
-class MeanHardMemory:
+class MeanHardMemory(ClusterMemory):
     """Two prototypes of each cluster: one follows its images' mean in a batch, the other the hardest of them.
 
-    Args:
-        prototypes: (K, D), the start of both, L2-normalised here; copied; temperature, momentum: of `ClusterMemory`;
-        margin: cross entropy up to which the mean prototypes give no loss; share: weight of both parts.
+    Args: as `ClusterMemory`; both start from `prototypes`.
     """
 
-    def __init__(self, prototypes, temperature, momentum, margin, share):
-        self.prototypes = F.normalize(prototypes.detach().float(), dim=1)       # the means
+    def __init__(self, prototypes, temperature, momentum):
+        super().__init__(prototypes, temperature, momentum)       # the means
         self.hard = self.prototypes.clone()
-        self.temperature, self.momentum, self.margin, self.share = temperature, momentum, margin, share
 
     def loss(self, x, labels, before=None):
-        """Compute share * (CE of the hard prototypes + max(CE of the mean prototypes - margin, 0)).
+        """Compute SHARE * (CE of the hard prototypes + max(CE of the mean prototypes - MARGIN, 0)).
 
         Args: as `ClusterMemory.loss`. Returns: a scalar; gradients flow to x alone.
         """
-        hard, mean = self.cross_entropies(x, labels, before)
-        return self.share * (hard + F.relu(mean - self.margin))
-
-    def cross_entropies(self, x, labels, before=None):
-        """Compute the cross entropies of `loss`: with the hard prototypes, with the mean ones."""
         x = F.normalize(x.float(), dim=1)
-        return (cross_entropy(x, self.hard, labels, self.temperature, before and before.hard),
-                cross_entropy(x, self.prototypes, labels, self.temperature, before and before.prototypes))
+        hard = cross_entropy(x, self.hard, labels, self.temperature, before and before.hard)
+        mean = cross_entropy(x, self.prototypes, labels, self.temperature, before and before.prototypes)
+        return SHARE * (hard + F.relu(mean - MARGIN))
 
     def update(self, x, labels):
         """Move each cluster of the batch once: its mean prototype to its samples' mean, its hard one to the hardest.
 
         The hardest sample is the one least similar to the mean prototype before the update.
 
-        Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host where possible.
+        Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host.
         """
         if len(x) == 0:
             return
@@ -115,6 +109,45 @@ class MeanHardMemory:
         mean = torch.stack([rows.mean(0) for rows in sorted_x.split(counts.tolist())])      # alike in all processes
         for rows, target in ((self.prototypes, mean), (self.hard, x[hardest])):
             rows[clusters] = F.normalize(self.momentum * rows[clusters] + (1 - self.momentum) * target, dim=1)
+
+
+def calibrate(features, labels, top):
+    """Give each image the label of the cluster whose dense part it is most similar to.
+
+    Args: features: (N, D) of any length; labels: (N,) clusters 0 to K - 1, -1 is in none and stays so; top: see
+        `dense_means`.
+    Returns: (N,) int64; a cluster may have lost all its images.
+    """
+    x = F.normalize(features, dim=1)
+    prototypes = F.normalize(dense_means(features, labels, density(x, labels), top), dim=1)
+    return np.where(labels < 0, -1, nearest(x, prototypes, 1)[:, 0].cpu().numpy())
+
+
+def density(x, labels):
+    """Sum sign(cosine - SIMILAR) between each image and all images of its cluster, itself included.
+
+    Args: x: (N, D) of unit length; labels: (N,) clusters. Returns: (N,) float64 array, NaN for label -1.
+    """
+    found = np.full(len(labels), np.nan)
+    for members in _members(labels):
+        own = x[to_device(members, x.device)]
+        found[members] = torch.cat([(block @ own.T - SIMILAR).sign().sum(1) for block in own.split(BLOCK_ROWS)]).cpu()
+    return found
+
+
+def dense_means(features, labels, densities, top):
+    """Average the `top` densest images of each cluster, the earlier one among equals; all of a smaller cluster.
+
+    Args: features: (N, D); labels, densities: (N,). Returns: (K, D).
+    """
+    chosen = [members[np.argsort(-densities[members], kind="stable")[:top]] for members in _members(labels)]
+    return torch.stack([features[to_device(rows, features.device)].mean(0) for rows in chosen])
+
+
+def _members(labels):
+    """Return the positions of each cluster's images, ascending: a list of arrays."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.searchsorted(labels[order], np.arange(labels.max() + 1)))[1:]
 
 
 def hybrid_means(rgb, ir, ir_to_rgb, labels):
@@ -131,17 +164,17 @@ def hybrid_means(rgb, ir, ir_to_rgb, labels):
     return hybrid
 
 
-def relation_loss(x, sigma, delta):
+def relation_loss(x):
     """Draw similar pairs of a batch together and push all others apart, weighted by their distance.
 
-    With d the Euclidean distances, s = d over its row's mean (0 on the diagonal counted) and w = exp(-d^2 / sigma),
-    without gradient: the mean over pairs i != j of w s^2 + (1 - w) max(delta - s, 0)^2.
+    With d the Euclidean distances, s = d over its row's mean (0 on the diagonal counted) and w = exp(-d^2 / SIGMA),
+    without gradient: the mean over pairs i != j of w s^2 + (1 - w) max(DELTA - s, 0)^2.
 
     Args: x: (B, D). Returns: a scalar.
     """
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")       # gradient 0 at distance 0
     scaled = distance / distance.mean(dim=1, keepdim=True).clamp(min=1e-12)
-    weight = torch.exp(-distance.detach() ** 2 / sigma)
-    terms = weight * scaled ** 2 + (1 - weight) * F.relu(delta - scaled) ** 2
+    weight = torch.exp(-distance.detach() ** 2 / SIGMA)
+    terms = weight * scaled ** 2 + (1 - weight) * F.relu(DELTA - scaled) ** 2
     different = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     return (terms * different).sum() / max(len(x) * (len(x) - 1), 1)

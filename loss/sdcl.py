@@ -5,11 +5,10 @@ Yang et al., "Shallow-Deep Collaborative Learning for Unsupervised Visible-Infra
 """
 import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loss.cluster_memory import ClusterMemory, cosine_logits
+from loss.cluster_memory import ClusterMemory, cosine_logits, move
 from loss.unify import DEPTHS, Unify
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -108,6 +107,6 @@ class ImageMemory(ClusterMemory):
         logarithm = torch.log(logits.softmax(dim=1).clamp(min=LEAST))
         return (-(logarithm * near).sum(dim=1) / (near.sum(dim=1) + 1)).mean()
 
-    def samples(self, x, positions):
-        """Return what rows are mixed with: features as long as they are, which nearly replace a row of unit length."""
-        return x.detach().float(), np.asarray(positions)
+    def update(self, x, positions):
+        """Mix rows with features as long as they are, which nearly replace a row of unit length."""
+        move(self.prototypes, x.detach().float(), positions, self.momentum)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from loss.cluster_memory import MOMENTUM, TEMPERATURE, ClusterMemory, cluster_means
 from loss.links import LinkedClusters, nearest
 from loss.method import Method
-from loss.visits import GRADIENTS, Visit, visit_losses, with_partner
+from loss.visits import GRADIENTS, Visit, visit_losses
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import Range, Setting
@@ -64,7 +64,7 @@ class Unify(Method):
         """Move the prototypes to the batch, to visible images first."""
         rows = self.by_depth(features)
         for visit in self.visits:
-            self.memories[visit.memory].update(*with_partner(rows[visit.batch], visit.labels))
+            self.memories[visit.memory].update(rows[visit.batch], visit.labels)
         return {}
 
     def by_depth(self, features):
@@ -75,10 +75,6 @@ class Unify(Method):
     def links(self):
         """Return the clusters that have images of both modalities, each linked with itself; their cosines are 1."""
         return self.linked
-
-    def prototypes(self):
-        """Return the prototypes of all memories: {"rgb", "ir"}, or {"shared"}, and those of the second depth."""
-        return {name: memory.prototypes for name, memory in self.memories.items()}
 
 
 def unify(rgb, ir, labels, top):
@@ -103,14 +99,10 @@ def votes(rgb, ir, labels, top):
     return [labels[nearest(unit[0][depth], unit[1][depth], top).cpu().numpy()] for depth in (0, -1)]
 
 
-def frequencies(among, votes):
-    """Count how often each entry of among (N, T) stands in its row of votes (N, V): (N, T)."""
-    return (among[:, :, None] == votes[:, None]).sum(axis=2)
-
-
 def most_frequent(among, votes):
     """Choose the entry of each row of among (N, T) that is most frequent in votes (N, V), the first of equals.
 
     The released code takes `torch.topk` of the counts, which leaves open which of equals it gives.
     """
-    return among[np.arange(len(among)), frequencies(among, votes).argmax(axis=1)]
+    counts = (among[:, :, None] == votes[:, None]).sum(axis=2)
+    return among[np.arange(len(among)), counts.argmax(axis=1)]

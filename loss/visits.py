@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from loss.cluster_memory import MOMENTUM, TEMPERATURE
-from loss.links import heads_for, link_by, links_of_epoch, listed, similarity
-from loss.method import Method
+from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_memories
+from loss.links import LinkingMethod, link_by
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
@@ -34,63 +33,50 @@ class Visit(NamedTuple):
     shares: torch.Tensor | None = None      # (B, K) target shares of all clusters; None: 1 of the label
 
 
-class VisitingMethod(Method):
-    """What PGM and RPNR share. A subclass has a `rule` of links, makes `memories` by name in `start`, with
-    `epoch_links`, and lists the `visits` of a batch in `losses`."""
+class VisitingMethod(LinkingMethod):
+    """A method whose batches also meet the other modality's memory, as the clusters that their own are linked with.
+
+    They do so from METHOD.CROSS_EPOCH on, in turns: the visible batch, in the next epoch the infrared one, and so on. A
+    batch holds two views of each visible image.
+    """
 
     SETTINGS = (TEMPERATURE, MOMENTUM, link_by("centroid"), CROSS_WEIGHT, GRADIENTS)
     views = 2
 
-    @property
-    def needs(self):
-        """Heads that are embedded at an epoch's start."""
-        return heads_for(self.settings.link_by)
+    def start(self, start, epoch):
+        """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
+        self.epoch, self.memories = epoch, cluster_memories(start, self.settings)
+        self.epoch_links = self.link(start)
+        return start.labels
 
-    def link(self, start):
-        """Link an epoch's clusters: `Links`, None where the prototypes of each step are linked."""
-        return links_of_epoch(self.rule, start, self.settings.link_by)
+    def losses(self, features, batch):
+        """Compute {"rgb", "ir"} and, where the modalities meet, "cross"."""
+        self.visits = self.visits_of(batch)
+        return visit_losses(self.visits, self.memories, features, self.settings.gradients)
 
-    def links_now(self):
-        """Return the epoch's `Links`, or link the prototypes as they are."""
-        return self.epoch_links or self.rule(self._cosines())
+    def visits_of(self, batch):
+        """List the visits of a batch, in the order in which the released code's backward pass makes them."""
+        own = [Visit(m.value, m.value, m, batch.labels[m], 1.0) for m in Modality]
+        turn = self.epoch - self.settings.cross_epoch
+        if turn < 0:
+            return own
+        links = self.links_now()
+        m, partner = (Modality.IR, links.ir_to_rgb) if turn % 2 else (Modality.RGB, links.rgb_to_ir)
+        return [*self.crossing(m, batch.labels[m], partner), *own]
+
+    def crossing(self, modality, labels, partner):
+        """List the visits across: one to the other memory; none where no cluster has a partner.
+
+        Args: modality: whose batch crosses; labels: (B,) its clusters; partner: (K,) of each cluster, -1 for none.
+        """
+        cross = Visit("cross", modality.other.value, modality, partner[labels], self.settings.cross_weight)
+        return [cross] if (partner >= 0).any() else []
 
     def update(self, features, batch):
         """Move the prototypes by all visits of `losses`, one after the other."""
         for visit in self.visits:
             self.memories[visit.memory].update(*with_partner(features[visit.batch], visit.labels))
         return {}
-
-    def links(self):
-        """Return the epoch's `LinkedClusters`, or those of the prototypes as they are."""
-        return listed(self.links_now(), self._cosines())
-
-    def prototypes(self):
-        """Return the prototypes of all memories: {"rgb": (K_rgb, D), "ir": (K_ir, D), ...}."""
-        return {name: memory.prototypes for name, memory in self.memories.items()}
-
-    def _cosines(self):
-        rows = self.prototypes()
-        return similarity(rows["rgb"], rows["ir"]).cpu().numpy()
-
-
-def own_visits(batch):
-    """List the visits of each modality's batch to its own memory, "rgb" and "ir"."""
-    return [Visit(m.value, m.value, m, np.asarray(batch.labels[m]), 1.0) for m in Modality]
-
-
-def crossing(links, epoch, cross_epoch):
-    """Return the modality whose batch meets the other's memory in an epoch, and its clusters' partners (K,).
-
-    In odd epochs, counted from 0 at `cross_epoch`, it is the infrared batch, in even ones the visible batch.
-    """
-    odd = (epoch - cross_epoch) % 2 == 1
-    return (Modality.IR, links.ir_to_rgb) if odd else (Modality.RGB, links.rgb_to_ir)
-
-
-def cross_visits(batch, modality, partner, weight):
-    """List the visit of a modality's batch to the other's memory; none where none of its clusters has a partner."""
-    labels = partner[batch.labels[modality]]
-    return [Visit("cross", modality.other.value, modality, labels, weight)] if (partner >= 0).any() else []
 
 
 def visit_losses(visits, memories, features, gradients):

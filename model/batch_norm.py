@@ -13,9 +13,9 @@ import copy
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -116,9 +116,9 @@ class SharedBatchNorm(_LikeBatchNorm):
     def _train(self, x):
         dims, given = (0, *range(2, x.ndim)), x
         x = x.to(self.weight.dtype)
-        mean = _MeanOfAll.apply(x.mean(dims), self.group)
+        mean = all_reduce(x.mean(dims), group=self.group) / self.group.size()
         x = x - _along(mean, x)
-        var = _MeanOfAll.apply(x.square().mean(dims), self.group)
+        var = all_reduce(x.square().mean(dims), group=self.group) / self.group.size()
         with torch.no_grad():
             count = x.numel() // x.shape[1] * self.group.size()
             self.num_batches_tracked.add_(1)
@@ -126,22 +126,6 @@ class SharedBatchNorm(_LikeBatchNorm):
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         x = x * _along((var + self.eps).rsqrt() * self.weight, x) + _along(self.bias, x)
         return x.to(given.dtype)
-
-
-class _MeanOfAll(torch.autograd.Function):
-    """The mean of a tensor over the processes of a group; its gradient is the mean of theirs."""
-
-    @staticmethod
-    def forward(ctx, values, group):
-        """Return the mean, the same on all processes."""
-        ctx.group, total = group, values.clone()
-        dist.all_reduce(total, group=group)
-        return total / group.size()
-
-    @staticmethod
-    def backward(ctx, grad):
-        """Return the gradient by the values."""
-        return _MeanOfAll.apply(grad, ctx.group), None
 
 
 def _along(values, x):

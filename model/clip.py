@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.state_dict import OTHER_WEIGHTS, check_state_dict, downloading, read_state_dict
+from model.towers.tower import Tower
 from utils.errors import UserError, explained, quoted
 
 CACHE_DIR = os.path.expanduser("~/.cache/clip")
@@ -34,22 +35,18 @@ def load_clip(weights="openai", name=DEFAULT_NAME, activation="auto"):
     path = _download(name) if weights == "openai" else weights
     state = {key: value.float() if value.is_floating_point() else value
              for key, value in read_state_dict(path).items() if key not in NO_WEIGHTS}
-    found, named = "visual.class_embedding" in state, name.startswith("ViT")
-    needed = ("visual.conv1.weight", *TEXT_KEYS, *(("visual.proj",) if found else ()))
+    transformer = "visual.class_embedding" in state
+    needed = ("visual.conv1.weight", *TEXT_KEYS, *(("visual.proj",) if transformer else ()))
     if missing := [key for key in needed if key not in state]:
         raise UserError(f"weights {quoted(path)} lack {', '.join(missing)}; expected a whole CLIP, image and text "
                         f"tower, a ResNet or a vision transformer under OpenAI's names. {OTHER_WEIGHTS}")
-    kinds = {True: "a vision transformer", False: "a ResNet"}
+    named, found = (("a ResNet", "a vision transformer")[is_one] for is_one in (name.startswith("ViT"), transformer))
     if name != DEFAULT_NAME and named != found:
-        raise UserError(f"MODEL.NAME is {name}, {kinds[named]}, but the weights {quoted(path)} hold {kinds[found]}; "
-                        "leave MODEL.NAME out, for a file's kind is read from its weights, or set MODEL.CLIP_WEIGHTS "
-                        "to another file")
+        raise UserError(f"MODEL.NAME is {name}, {named}, but the weights {quoted(path)} hold {found}; leave MODEL.NAME "
+                        "out, for a file's kind is read from its weights, or set MODEL.CLIP_WEIGHTS to another file")
     with explained(f"weights {quoted(path)} do not fit together", f"expected those of one CLIP. {OTHER_WEIGHTS}"):
-        if found and (width := len(state["visual.class_embedding"])) % HEAD_WIDTH:
-            raise UserError(f"weights {quoted(path)} hold a vision transformer of width {width}; expected a multiple "
-                            f"of {HEAD_WIDTH}, the width of a head in OpenAI's format. {OTHER_WEIGHTS}")
-        model = build_model_from_openai_state_dict(dict(state), find_activation(weights, activation)[0] == QUICK_GELU,
-                                                   torch.float32).float()
+        quick = find_activation(weights, activation)[0] == QUICK_GELU
+        model = build_model_from_openai_state_dict(dict(state), quick, torch.float32).float()
     check_state_dict(state, model.state_dict(), f"the file {quoted(path)}", OTHER_WEIGHTS)
     model.load_state_dict(state)        # open_clip has cast them to fp16
     return model.eval()
@@ -109,6 +106,21 @@ def resize_positions(positions, rows, columns, grid=None):
     rest = rest.T.reshape(1, -1, *(grid or 2 * [round(len(rest) ** 0.5)]))
     rest = F.interpolate(rest, size=(rows, columns), mode="bilinear", align_corners=False)
     return torch.cat([first, rest.flatten(2)[0].T])
+
+
+class ClipTower(Tower):
+    """The image tower of a CLIP. A subclass is made of (`load_clip(...).visual`, height, width, stride)."""
+
+    untrained, has_text = "baseline CLIP", True
+
+    @classmethod
+    def load(cls, weights, *, height, width, name=DEFAULT_NAME, stride=None, seed=1, activation="auto"):
+        """Build the tower of a CLIP; arguments as `Tower.load`. It has no new layers."""
+        clip = load_clip(weights, name, activation)
+        if not cls.recognises(clip.state_dict()):
+            raise UserError(f"MODEL.TOWER is {cls.kind}, but the weights {weights} are of CLIP's other kind of image "
+                            "tower; leave MODEL.TOWER out, or choose other weights")
+        return cls(clip.visual, height, width, stride)
 
 
 class TextTower(nn.Module):

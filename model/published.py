@@ -1,19 +1,14 @@
 """Trained weights as others publish and read them: safetensors files, alone or on the Hugging Face Hub."""
-import html
 import json
 import os
-import re
 
 from utils.checkpoint import load_plain
-from utils.errors import UserError, explained, in_brief, one_line, quoted
+from utils.errors import UserError, explained, in_brief, quoted
 
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
 SECONDS = 20                        # for the hub to answer
 METADATA = "cclnet"                 # the key under which a file's description lies, as JSON
-MARKUP = re.compile(r"([\\`*_\[\]|#])")        # what Markdown would not show as it stands
-NORMALISED_WITH = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",
-                   "half": "mean and deviation 0.5"}
 
 
 def as_safetensors(content):
@@ -26,24 +21,6 @@ def as_safetensors(content):
     state = {name: value.detach().cpu().contiguous() for name, value in content["state_dict"].items()}
     description = {key: value for key, value in content.items() if key != "state_dict"}
     return save(state, {"format": "pt", METADATA: json.dumps(description, sort_keys=True)})
-
-
-def load_safetensors(path):
-    """Read a safetensors file as a checkpoint's content: {"state_dict": ..., and what its description says}.
-
-    Raises: UserError: the file is damaged.
-    """
-    from safetensors import safe_open
-
-    with (explained(f"checkpoint {path} cannot be read",
-                    "expected a whole safetensors file. Copy or download the file again"),
-          safe_open(path, "pt") as file):
-        state = {name: file.get_tensor(name) for name in file.keys()}
-        content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path} holds a description of type {type(content).__name__}; expected one that "
-                        "tools/export_released.py --safetensors wrote")
-    return {**content, "state_dict": state}
 
 
 def load_checkpoint(path):
@@ -64,21 +41,28 @@ def load_checkpoint(path):
     return content
 
 
+def load_safetensors(path):
+    """Read a safetensors file as a checkpoint's content: {"state_dict": ..., and what its description says}."""
+    from safetensors import safe_open
+
+    with (explained(f"checkpoint {path} cannot be read",
+                    "expected a whole safetensors file. Copy or download the file again"),
+          safe_open(path, "pt") as file):
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        return {**json.loads((file.metadata() or {}).get(METADATA, "{}")), "state_dict": state}
+
+
 def local_path(path):
-    """Return the path of a checkpoint on this machine; one on a hub, hf://OWNER/NAME, is fetched."""
-    return fetch(path) if str(path).startswith(HUB) else path
+    """Return the path of a checkpoint on this machine; hf://OWNER/NAME[/FILE] is downloaded once, into the Hub's cache.
 
-
-def fetch(address):
-    """Return the local path of a file on the Hugging Face Hub, downloaded once into huggingface_hub's cache.
-
-    Args: address: hf://OWNER/NAME, or hf://OWNER/NAME/FILE.
     Raises: UserError: the address is none, or the file cannot be fetched.
     """
-    owner, _, rest = address.removeprefix(HUB).partition("/")
+    if not str(path).startswith(HUB):
+        return path
+    owner, _, rest = path.removeprefix(HUB).partition("/")
     name, _, file = rest.partition("/")
     if not owner or not name:
-        raise UserError(f"{address} names no model; expected hf://OWNER/NAME or hf://OWNER/NAME/FILE.safetensors")
+        raise UserError(f"{path} names no model; expected hf://OWNER/NAME or hf://OWNER/NAME/FILE.safetensors")
     import huggingface_hub as hub  # slow to import
 
     place = f"{owner}/{name}", file or FILE_NAME
@@ -91,7 +75,7 @@ def fetch(address):
             raise
         return hub.hf_hub_download(*place)
     except Exception as error:      # the library's own, its network library's, and OSError
-        raise UserError(f"{address} cannot be fetched ({type(error).__name__}: {in_brief(error)}); "
+        raise UserError(f"{path} cannot be fetched ({type(error).__name__}: {in_brief(error)}); "
                         f"expected a model on the Hugging Face Hub with {file or FILE_NAME}. Check its name and the "
                         "network, or download the file and name its path")
 
@@ -101,40 +85,3 @@ def checkpoint_normalisation(content):
     for key in ("config", "INPUT", "NORMALISATION"):
         content = content.get(key) if isinstance(content, dict) else None
     return content or "imagenet"
-
-
-def model_card(title, description, licence):
-    """Write a model card in Markdown: what the weights are, on what data, with which numbers, how to load them.
-
-    Args: title: of the card, "" for one by the data set; description: the content of a checkpoint without its weights,
-        whose texts are shown as text; licence: its identifier on the Hub, such as "mit".
-    """
-    def said(key, unknown="unknown", of=description):
-        return MARKUP.sub(r"\\\1", html.escape(one_line(of.get(key, unknown))[:200], quote=False))
-
-    told, size = description.get("metrics"), description.get("model", {})
-    told = told if isinstance(told, dict) else {}
-    title = title or f"CCLNet on {said('dataset', 'unknown data')}"
-    trial = f", trial {said('trial')}" if description.get("trial") else ""
-    numbers = [(name, told[key]) for key, name in (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10"),
-                                                   ("rank20", "Rank-20"), ("mAP", "mAP"), ("mINP", "mINP"))
-               if isinstance(told.get(key), (int, float))]
-    lines = ["---", f"license: {licence}", "pipeline_tag: image-feature-extraction",
-             "tags: [person-re-identification, visible-infrared, clip, unsupervised]", "---", "",
-             f"# {title}", "",
-             "Image side of CCLNet: embeds visible and infrared images of persons so that the same person lies close "
-             "in both. Trained without identities.", "",
-             f"- **Data**: {said('dataset')}{trial}; its own terms of use hold for what was learned from it.",
-             f"- **Training**: stage {said('stage')}, epoch {said('epoch')} ({said('selected', 'last epoch')}).",
-             f"- **Input**: RGB images, {size.get('height')} x {size.get('width')} pixels, scaled to 0-1, normalised "
-             f"with {NORMALISED_WITH[checkpoint_normalisation(description)]}.",
-             f"- **Licence**: {licence}; the code is MIT.", ""]
-    if numbers:
-        lines += [f"## Results: {said('protocol', 'protocol unknown', told)}", "",
-                  "| " + " | ".join(name for name, _ in numbers) + " |", "| --- " * len(numbers) + "|",
-                  "| " + " | ".join(f"{100 * value:.2f}" for _, value in numbers) + " |", "",
-                  f"Percent, mean of {said('trials', 1, told)} trials, tested by the code that trained it.", ""]
-    return "\n".join([*lines, "## Use", "", "```", f"python test.py --resume_path {FILE_NAME}",
-                      f"python tools/search.py --checkpoint {FILE_NAME} --gallery FOLDER --query IMAGE", "```", "",
-                      "`hf://OWNER/NAME` in place of the file reads it from the Hub. The weights are plain tensors; "
-                      f"the file's metadata hold, under `{METADATA}`, the configuration as JSON.", ""])

@@ -1,5 +1,6 @@
 """From a checkpoint's content to a model, and the released formats: CCLNet's, the weights of a `ClipResNet` under its
-names, and that of PGM, RPNR, ADCA and N-ULC, an `AGW` under nearly the same; the latter is read alone."""
+names, that of PGM, RPNR, ADCA and N-ULC, an `AGW` under nearly the same, and SDCL's, a `TransReID`. All are read, the
+first is written too."""
 import math
 
 import numpy as np
@@ -24,8 +25,15 @@ MAPPING = (
     ("tower.layers.", "base_resnet.base.", ("layer",)),
     ("tower.attnpool.", "base_resnet.base.attnpool.", ""),
     ("neck.", "bottleneck.", ""),
+    # SDCL's; its necks of deep and shallow features are one here
+    ("neck_shallow.", "bottlenecks.", ""),
+    ("tower.stems.rgb.", "base.patch_embed.", ""),
+    ("tower.stems.ir.", "base.patch_embed2.", ""),
+    ("tower.deep.", "b1.", ""),
+    ("tower.shallow.", "b2.", ""),
+    ("tower.", "base.", ("cls_token", "pos_embed", "blocks.")),
 )
-# Every released copy of CLIP's image tower, and the stem of ours that has the weights it starts from.
+# Every released copy of CLIP's image tower, and the stem of ours that has its weights.
 COPIES = (("thermal_module.thermal.", "tower.stems.ir."), ("visible_module.visible.", "tower.stems.rgb."),
           ("base_resnet.base.", "tower.stems.rgb."))
 # Weights that a checkpoint in a released format has.
@@ -65,7 +73,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
     asked = {"height": height, "width": width, "stride": stride, "kind": tower or None,
              "activation": None if activation == "auto" else activation}
     state = _our_state(content, what)
-    told = content.get("model") if isinstance(content.get("model"), dict) else {}
+    told = content.get("model", {})
     of_tower = {name.removeprefix("tower."): value for name, value in state.items() if name.startswith("tower.")}
     chosen = (tower_class(told["kind"], f"MODEL.TOWER of {what}") if "kind" in told
               else recognised(of_tower, f"the weights of {what}", DAMAGED))
@@ -90,7 +98,7 @@ def checkpoint_size(content):
     """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say."""
     if (released := released_state(content)) is not None:
         return released_input_size(released)
-    told = content.get("model") if isinstance(content.get("model"), dict) else {}
+    told = content.get("model", {})
     return (told["height"], told["width"]) if {"height", "width"} <= set(told) else None
 
 
@@ -98,8 +106,7 @@ def _our_state(content, what):
     """Return the state dict of a checkpoint under our names. Raises: UserError: it holds no image side."""
     released = released_state(content)
     state = content.get("state_dict") if released is None else from_released(released)
-    if not isinstance(state, dict) or not any(str(name).startswith("tower.stems.") for name in state) \
-            or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+    if not isinstance(state, dict) or not any(str(name).startswith("tower.stems.") for name in state):
         raise UserError(f"{what} holds no image side (state_dict with stems, trunk and neck); expected a file written "
                         "by train_prepare.py or train_clip.py, or a released one")
     return state
@@ -111,17 +118,12 @@ def released_state(content):
     if not isinstance(state, dict):
         return None
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    return state if any(name in state for name in LANDMARKS) else None
+    return state if any(name in state for name in (*LANDMARKS, "b2.1.weight")) else None      # the last: SDCL's
 
 
 def released_name(our_name):
-    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias".
-
-    Raises: KeyError: `CCLNet` has no such weight.
-    """
-    if (name := _translated(our_name, MAPPING)) is None:
-        raise KeyError(our_name)
-    return name
+    """Translate a name of ours: "tower.layers.layer1.0.bn1.bias" -> "base_resnet.base.layer1.0.bn1.bias"."""
+    return _translated(our_name, MAPPING)
 
 
 def our_name(released_name):
@@ -130,55 +132,60 @@ def our_name(released_name):
 
 
 def _translated(name, mapping):
-    """Replace the prefix of a weight's name; None for a name that is in no (prefix, new prefix, starts of the rest)."""
     for old, new, starts in mapping:
-        rest = name.removeprefix(old)
-        if rest != name and rest.startswith(starts):
+        if name.startswith(old) and (rest := name.removeprefix(old)).startswith(starts):
             return new + rest
     return None
 
 
 def from_released(state):
     """Pick the state dict of a `CCLNet` out of a released one (`released_state`)."""
-    return {our_name(name): value for name, value in state.items() if our_name(name)}
+    found = {ours: state[name] for name, ours in used_weights(state).items()}
+    for name in [name for name in found if name.startswith("neck_shallow.")]:
+        value, joined = found.pop(name), name.replace("_shallow", "")
+        if value.dim():
+            found[joined] = torch.cat([found[joined], value])
+    return found
+
+
+def used_weights(state):
+    """Name the weights of a released state dict that a `CCLNet` has: {released name: ours}."""
+    blocks = [int(name.split(".")[2]) for name in state if name.startswith("base.blocks.")]
+    unused = f"base.blocks.{max(blocks, default=0)}."       # b1 and b2 are trained in place of SDCL's last block
+    return {name: ours for name in state if (ours := our_name(name)) and not name.startswith(unused)}
 
 
 def released_input_size(state):
     """Find (height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
-    if is_released_agw(state):
+    positions = state.get("base_resnet.base.attnpool.positional_embedding", state.get("base.pos_embed"))
+    if positions is None and is_mirrored(state):
         return AGW_SIZE
-    positions = state.get("base_resnet.base.attnpool.positional_embedding")
-    cells = len(positions) - 1 if isinstance(positions, torch.Tensor) and positions.dim() else 0
+    cells = positions.shape[-2] - 1 if isinstance(positions, torch.Tensor) and positions.dim() > 1 else 0
     columns = math.isqrt(max(cells, 0) // 2)
-    return (2 * columns * STRIDE, columns * STRIDE) if cells > 0 and 2 * columns ** 2 == cells else None
+    return (2 * columns * STRIDE, columns * STRIDE) if cells == 2 * columns ** 2 else None
 
 
-def is_released_agw(state):
-    """Tell a released AGW (`released_state`), which is tested by means over mirror images, from a released CCLNet."""
+def is_mirrored(state):
+    """Tell a released AGW or SDCL (`released_state`), tested by means over mirror images, from a released CCLNet."""
     return not any("attnpool" in name or name.startswith("text_encoder.") for name in state)
 
 
 def describe_released(content):
     """Say for the log what of a released checkpoint is used, and which numbers it states."""
     state = released_state(content)
-    used = len(from_released(state))
-    prompts = ", ".join(f"{len(state[name])} {m.value}" for m in Modality
-                        if (name := f"prompt_learner.cls_ctx_{m.value}") in state and state[name].dim())
     stated = ", ".join(f"{label} {value:.4f}" for label, key in (("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"),
                                                                  ("best mAP", "best_mAP"))
                        if (value := first_number(content.get(key))) is not None)
-    epoch = first_number(content.get("epoch"))
-    return (f"released format, epoch {'unknown' if epoch is None else int(epoch)}, states {stated or 'no results'}; "
-            f"{used} of its {len(state)} weights used (those of the image side), {len(state) - used} "
-            f"ignored (unused copies, text encoder, prompts: {prompts or 'none'}); it does not say which data set or "
-            "trial it was trained on")
+    return (f"released format, epoch {content.get('epoch', 'unknown')}, states {stated or 'no results'}; "
+            f"{len(used_weights(state))} of its {len(state)} weights used (those of the image side); it does not say "
+            "which data set or trial it was trained on")
 
 
 def first_number(value):
-    """Return the first entry of a number, an array or a list as a float; None if there is none."""
+    """Return the first entry of a number, an array or a list as a float; None if there is none, or NaN."""
     try:
         number = float(np.ravel(value)[0])
-    except (TypeError, ValueError, IndexError, OverflowError):
+    except (TypeError, ValueError, IndexError):
         return None
     return number if math.isfinite(number) else None
 

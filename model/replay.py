@@ -15,12 +15,12 @@ class Replayed(nn.Module):
     Other shapes, and all where capturing fails, go through the module itself. The outputs of a call are overwritten by
     the next one, so a backward pass comes before that. Weights and buffers are the module's.
 
-    Args: module: of (tensor, ...) -> (tensor, ...), on a GPU.
+    Args: module: on a GPU; call: of it, (tensor, ...) -> (tensor, ...); None: the module's own.
     """
 
-    def __init__(self, module):
+    def __init__(self, module, call=None):
         super().__init__()
-        self.module, self.replay, self.shapes = module, None, None
+        self.module, self.call, self.replay, self.shapes = module, call or module, None, None
 
     def forward(self, *tensors):
         """Return what the module returns."""
@@ -28,7 +28,7 @@ class Replayed(nn.Module):
             self.shapes = [tensor.shape for tensor in tensors]
             self._capture(tensors)
         same = self.replay is not None and self.shapes == [tensor.shape for tensor in tensors]
-        return (self.replay if same else self.module)(*tensors)
+        return (self.replay if same else self.call)(*tensors)
 
     def _capture(self, tensors):
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
@@ -37,7 +37,7 @@ class Replayed(nn.Module):
         kind = torch.get_autocast_dtype(tensors[0].device.type)
         try:        # the weights' bfloat16 copies of autocast's cache would not follow the optimiser
             with torch.autocast(tensors[0].device.type, kind, enabled=on, cache_enabled=False):
-                passes = _Passes(self.module).train(self.module.training)
+                passes = _Passes(self.module, self.call).train(self.module.training)
                 self.replay = torch.cuda.make_graphed_callables(passes, samples, allow_unused_input=True)
         except RuntimeError as error:
             print_line(f"warning: CUDA_GRAPHS True has no effect, capturing failed ({str(error).splitlines()[0]})")
@@ -48,12 +48,12 @@ class Replayed(nn.Module):
 class _Passes(nn.Module):
     """A module of its own, so that capturing leaves the given one's `forward` as it is."""
 
-    def __init__(self, module):
+    def __init__(self, module, call):
         super().__init__()
-        self.module = module
+        self.module, self.call = module, call
 
     def forward(self, *tensors):
-        return self.module(*tensors)
+        return self.call(*tensors)
 
 
 class ReplayedNetwork(nn.Module):
@@ -61,21 +61,14 @@ class ReplayedNetwork(nn.Module):
 
     def __init__(self, model, heads):
         super().__init__()
-        self.passes = Replayed(_Rows(model, heads))
+
+        def rows(rgb, ir):
+            out = model(rgb, ir, heads)
+            return tuple(out[head][m] for head in heads for m in Modality)
+
+        self.passes = Replayed(model, rows)
 
     def forward(self, rgb, ir, heads):
         """Call it as `CCLNet.forward`."""
         rows = iter(self.passes(rgb, ir))
         return {head: {m: next(rows) for m in Modality} for head in heads}
-
-
-class _Rows(nn.Module):
-    """A `CCLNet` whose output is a flat tuple. Args: as `ReplayedNetwork`."""
-
-    def __init__(self, model, heads):
-        super().__init__()
-        self.model, self.heads = model, heads
-
-    def forward(self, rgb, ir):
-        out = self.model(rgb, ir, self.heads)
-        return tuple(out[head][m] for head in self.heads for m in Modality)

@@ -7,7 +7,7 @@ import zipfile
 
 import torch
 
-from utils.checkpoint import load_plain
+from utils.checkpoint import file_digest, load_plain
 from utils.errors import UserError, explained, quoted
 
 OTHER_WEIGHTS = "Download the file again, or set MODEL.CLIP_WEIGHTS to another"
@@ -36,8 +36,8 @@ def read_state_dict(path):
     Raises: UserError: the file is missing or damaged, holds more than tensors, or is another program.
     """
     if not os.path.isfile(path):
-        raise UserError(f"weights {quoted(path)} are missing; set MODEL.CLIP_WEIGHTS to a file, or to \"openai\", "
-                        "which downloads MODEL.NAME")
+        raise UserError(f"weights {quoted(path)} are missing; set MODEL.CLIP_WEIGHTS to a file, to \"openai\", which "
+                        "downloads MODEL.NAME, or to \"imagenet\"")
     if _is_torchscript(path):
         content = _published_archive(path)
     else:
@@ -63,12 +63,8 @@ def _published_archive(path):
     """Load an archive of OpenAI's: its state dict. Raises: UserError: its SHA-256 is not in open_clip's table."""
     from open_clip.pretrained import get_pretrained_url, list_pretrained_models_by_tag  # slow to import
 
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(2 ** 24):
-            digest.update(piece)
-    urls = [get_pretrained_url(name, "openai") for name in list_pretrained_models_by_tag("openai")]
-    if not any(f"/{digest.hexdigest()}/" in url for url in urls):
+    digest, names = file_digest(path), list_pretrained_models_by_tag("openai")
+    if not any(f"/{digest}/" in get_pretrained_url(name, "openai") for name in names):
         raise UserError(f"weights {quoted(path)} are a TorchScript archive, a program, and none that OpenAI published "
                         "(by its SHA-256); nothing of it was run. If you trust it, convert it: python -c \"import "
                         "torch; torch.save(torch.jit.load('FILE', 'cpu').state_dict(), 'OUT')\"")

@@ -1,13 +1,14 @@
 """Test-time retrieval: every image embedded once, then as many trials as wanted."""
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from processor.features import embed
-from processor.metrics import hidden_images, rank_metrics
-from processor.ranking import people, rank_trial
+from processor.metrics import average_precision, hidden_images, rank_gallery, rank_metrics
 from utils.distributed import ALONE, Processes
 from utils.errors import UserError
 from utils.modality import Modality
@@ -48,6 +49,25 @@ class Evaluation:
         return dict(zip(("first_match", "average_precision"), numbers))
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """The gallery of one trial, sorted for every query; images that the protocol hides from a query come last."""
+
+    evaluation: object      # the `Evaluation` of all trials
+    trial: int              # its number
+    query_modality: Modality
+    query: np.ndarray       # (Q,) positions in the test images of that modality
+    gallery: np.ndarray     # (Q, G) positions in those of the other modality, nearest first
+    distance: np.ndarray    # (Q, G) cosine distance of each, or what the evaluation measured
+    match: np.ndarray       # (Q, G) bool: not hidden, and of the query's person
+    shown: np.ndarray       # (Q,) how many images are not hidden
+
+    @cached_property
+    def average_precision(self):
+        """(Q,) average precision of each query; NaN for queries without a match."""
+        return average_precision(self.match)
+
+
 def trial_numbers(result):
     """Name the numbers of one `RankMetrics`; where the list is shorter than a rank, its last entry counts."""
     numbers = {f"rank{r}": float(result.cmc[min(r, len(result.cmc)) - 1]) for r in RANKS}
@@ -86,6 +106,36 @@ class Tester:
         return rank_trial(self.data, self.retrieval, evaluation)
 
 
+def people(data, retrieval, trial=0):
+    """Return the persons of the queries and of a trial's gallery, (Q,) and (G,), then the cameras of both.
+
+    Args: data: `DataSet`; retrieval: `Retrieval`; trial: index in retrieval.galleries.
+    """
+    m = retrieval.query_modality
+    sides = (data.test[m], retrieval.query), (data.test[m.other], retrieval.galleries[trial])
+    return [getattr(images, what)[positions] for what in ("persons", "cameras") for images, positions in sides]
+
+
+def check_matches(data, retrieval):
+    """Refuse a test that cannot be scored before anything is trained.
+
+    Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
+    """
+    for trial in range(len(retrieval.trials)):
+        query_ids, gallery_ids, query_cams, gallery_cams = people(data, retrieval, trial)
+        # One image of each person and camera stands for all of them.
+        (query_ids, query_cams), (gallery_ids, gallery_cams) = (
+            np.unique(np.stack(pair), axis=1) for pair in ((query_ids, query_cams), (gallery_ids, gallery_cams)))
+        hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, query_cams, gallery_cams)
+        if not ((query_ids[:, None] == gallery_ids) & ~hidden).any():
+            raise UserError(_no_score(data, retrieval, "no query has a match in the gallery"))
+
+
+def _no_score(data, retrieval, problem):
+    return (f"the {retrieval.protocol} test of {data.root} cannot be scored: {problem}; expected test persons with "
+            "images of both modalities. Check the test ids")
+
+
 def evaluate(model, data, banks, retrievals, batch_size, precision, processes=ALONE, mirrored=False):
     """Rank the galleries of several retrievals by cosine distance; every image that any of them uses is embedded once.
 
@@ -106,27 +156,6 @@ def evaluate(model, data, banks, retrievals, batch_size, precision, processes=AL
     ranked = processes.once(lambda: [replace(rank_features(data, retrieval, features), features=None)
                                      for retrieval in retrievals])
     return [replace(found, features=features) for found in ranked]
-
-
-def check_matches(data, retrieval):
-    """Refuse a test that cannot be scored before anything is trained.
-
-    One image of each person and camera stands for all of them.
-
-    Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
-    """
-    for trial in range(len(retrieval.trials)):
-        query_ids, gallery_ids, query_cams, gallery_cams = people(data, retrieval, trial)
-        (query_ids, query_cams), (gallery_ids, gallery_cams) = (
-            np.unique(np.stack(pair), axis=1) for pair in ((query_ids, query_cams), (gallery_ids, gallery_cams)))
-        hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, query_cams, gallery_cams)
-        if not ((query_ids[:, None] == gallery_ids) & ~hidden).any():
-            raise UserError(_no_score(data, retrieval, "no query has a match in the gallery"))
-
-
-def _no_score(data, retrieval, problem):
-    return (f"the {retrieval.protocol} test of {data.root} cannot be scored: {problem}; expected test persons with "
-            "images of both modalities. Check the test ids")
 
 
 def rank_features(data, retrieval, features, measure=None):
@@ -157,6 +186,27 @@ def rank_features(data, retrieval, features, measure=None):
     except ValueError as error:
         raise UserError(_no_score(data, retrieval, error))
     return Evaluation(retrieval.protocol, retrieval.mode, retrieval.trials, results, features, measure)
+
+
+def rank_trial(data, retrieval, evaluation, trial=0):
+    """Rank the gallery of one trial: `Ranking`. Args: as `people`; evaluation: the retrieval's `Evaluation`."""
+    m, gallery = retrieval.query_modality, retrieval.galleries[trial]
+    query_ids, gallery_ids, *cameras = people(data, retrieval, trial)
+    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, *cameras)
+    match = (query_ids[:, None] == gallery_ids) & ~hidden
+    sides = [features_at(evaluation, *side) for side in ((m, retrieval.query), (m.other, gallery))]
+    measure = evaluation.measure
+    distance = measure(*map(torch.from_numpy, sides)) if measure else 1 - sides[0] @ sides[1].T
+    order = rank_gallery(distance, hidden)
+    return Ranking(evaluation, int(retrieval.trials[trial]), m, retrieval.query, gallery[order],
+                   np.take_along_axis(distance, order, axis=1), np.take_along_axis(match, order, axis=1),
+                   (~hidden).sum(axis=1))
+
+
+def features_at(evaluation, modality, positions):
+    """Look up the features of test images at positions (P,): (P, D) float32 array."""
+    known, values = evaluation.features[modality]
+    return values.float().cpu().numpy()[np.searchsorted(known, positions)]
 
 
 def metrics_record(evaluation, data, **extra):

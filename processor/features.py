@@ -21,11 +21,12 @@ def embed_all(model, images, method, settings, guidance=None, processes=ALONE):
     Args: images: Modality -> `ImageBank`; method: `Method`; settings: `TrainSettings`; guidance: `TextGuidance`, which
         gives the head "text"; processes: of `utils.distributed`. Raises: NonFinite: an embedding is not finite.
     """
-    heads = [head for head in method.needs if head != "text"]
+    needs = method.needs
+    heads = [head for head in needs if head != "text"]
     embedded = {m: embed(model, bank, m, heads, batch_size=settings.embed_batch_size, precision=settings.precision,
                          mirrored=method.mirrored, processes=processes) for m, bank in images.items()}
     features = {head: {m: rows[head] for m, rows in embedded.items()} for head in heads}
-    return {**features, "text": guidance.image_texts()} if "text" in method.needs else features
+    return {**features, "text": guidance.image_texts()} if "text" in needs else features
 
 
 def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size, precision, mirrored=False,

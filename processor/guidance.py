@@ -80,8 +80,8 @@ def describe_scale(image_norm, text_norm, clusters, logit_scale):
     over all of CLIP's captions, and images nearer to another person's text give losses far above ln K.
     """
     product, least, most = image_norm * text_norm, math.log(max(clusters - 1, 1)), logit_scale / 2
-    lines = [f"mean norms: image projections {image_norm:.2f}, text features {text_norm:.2f}; product {product:.1f} "
-             f"scales the text losses' cosines (CLIP: {logit_scale:.1f})"]
+    lines = [f"mean norms: images {image_norm:.2f} x texts {text_norm:.2f} = {product:.1f} scales the text losses' "
+             f"cosines (CLIP: {logit_scale:.1f})"]
     if product < least:
         lines.append(f"warning: a scale of {product:.2g} below {least:.2g}: the text losses can hardly leave their "
                      "start; choose weights with longer projections (docs/towers.md)")

@@ -1,70 +1,17 @@
-"""Ranked lists of a test, as arrays and as files that other programs can read."""
+"""Ranked lists, features and numbers of a test as files that other programs can read."""
 import csv
 import io
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from processor.metrics import average_precision, hidden_images, rank_gallery
+from processor.evaluate import features_at, rank_trial
 from utils.checkpoint import write_atomically
 from utils.modality import Modality
 
 LISTED = 20         # gallery images per query in the CSV
 COLUMNS = ("trial", "query", "query_person", "query_camera", "rank", "gallery", "gallery_person", "gallery_camera",
            "distance", "match", "scored")       # scored: whether the query has a match anywhere in its list
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The gallery of one trial, sorted for every query; images that the protocol hides from a query come last."""
-
-    evaluation: object      # the `Evaluation` of all trials
-    trial: int              # its number
-    query_modality: Modality
-    query: np.ndarray       # (Q,) positions in the test images of that modality
-    gallery: np.ndarray     # (Q, G) positions in those of the other modality, nearest first
-    distance: np.ndarray    # (Q, G) cosine distance of each, or what the evaluation measured
-    match: np.ndarray       # (Q, G) bool: not hidden, and of the query's person
-    shown: np.ndarray       # (Q,) how many images are not hidden
-
-    @cached_property
-    def average_precision(self):
-        """(Q,) average precision of each query; NaN for queries without a match."""
-        return average_precision(self.match)
-
-
-def people(data, retrieval, trial=0):
-    """Return the persons of the queries and of a trial's gallery, (Q,) and (G,), then the cameras of both.
-
-    Args: data: `DataSet`; retrieval: `Retrieval`; trial: index in retrieval.galleries.
-    """
-    m = retrieval.query_modality
-    sides = (data.test[m], retrieval.query), (data.test[m.other], retrieval.galleries[trial])
-    return [getattr(images, what)[positions] for what in ("persons", "cameras") for images, positions in sides]
-
-
-def rank_trial(data, retrieval, evaluation, trial=0):
-    """Rank the gallery of one trial: `Ranking`. Args: as `people`; evaluation: the retrieval's `Evaluation`."""
-    m, gallery = retrieval.query_modality, retrieval.galleries[trial]
-    query_ids, gallery_ids, *cameras = people(data, retrieval, trial)
-    hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, *cameras)
-    match = (query_ids[:, None] == gallery_ids) & ~hidden
-    sides = [_features_at(evaluation, *side) for side in ((m, retrieval.query), (m.other, gallery))]
-    measure = evaluation.measure
-    distance = measure(*map(torch.from_numpy, sides)) if measure else 1 - sides[0] @ sides[1].T
-    order = rank_gallery(distance, hidden)
-    return Ranking(evaluation, int(retrieval.trials[trial]), m, retrieval.query, gallery[order],
-                   np.take_along_axis(distance, order, axis=1), np.take_along_axis(match, order, axis=1),
-                   (~hidden).sum(axis=1))
-
-
-def _features_at(evaluation, modality, positions):
-    """Look up the features of test images at positions (P,): (P, D) float32 array."""
-    known, values = evaluation.features[modality]
-    return values.float().cpu().numpy()[np.searchsorted(known, positions)]
 
 
 def save_rankings(folder, data, retrievals, evaluations):
@@ -85,7 +32,7 @@ def save_features(folder, data, retrievals, evaluations):
     path, arrays = Path(folder) / "features.npz", {"dataset": np.array(data.name)}
     known = {m: evaluations[0].features[m][0] for m in Modality}
     for m, images in data.test.items():
-        arrays |= {f"{m.value}_features": _features_at(evaluations[0], m, known[m]),
+        arrays |= {f"{m.value}_features": features_at(evaluations[0], m, known[m]),
                    f"{m.value}_paths": np.array(images.paths)[known[m]],
                    f"{m.value}_persons": images.persons[known[m]], f"{m.value}_cameras": images.cameras[known[m]]}
     for retrieval in retrievals:

@@ -1,10 +1,9 @@
-"""From the configuration tree to objects that take plain arguments: what the three scripts have in common.
-
-A training script takes its folder, finds the state to resume from, checks that it fits, and begins.
-"""
+"""From the configuration tree to objects that take plain arguments: what the three scripts have in common."""
+import logging
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -22,22 +21,22 @@ from data.registry import open_dataset
 from loss.methods import METHODS
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
-from model.clip import TextTower, find_activation, load_clip
+from model.clip import find_activation, load_clip
 from model.state_dict import weights_digest
 from model.towers.registry import load_tower
 from processor.evaluate import Tester, check_matches
 from processor.optim import freeze
 from processor.prompt import PromptSettings
 from processor.run.events import WandbLog, check_wandb
-from processor.run.folder import Run, SilentRun, check_resumable, refuse_orphans, set_aside, state_file
+from processor.run.folder import Run
 from processor.run.provenance import provenance
-from processor.run.resume import lock_folder
+from processor.run.resume import find_state, lock_folder
 from processor.train import TrainSettings
-from utils.checkpoint import save_json, write_atomically
+from utils.checkpoint import write_atomically
 from utils.distributed import join_processes
 from utils.errors import UserError, quoted, stops_on_signals
 from utils.modality import Modality
-from utils.runtime import compile_parts, open_log, pick_device, print_line, silent_log, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, print_line, unused_gpu_warning
 from utils.settings import differing_keys, flat
 
 
@@ -56,7 +55,8 @@ class Setup:
             check_wandb()
         device = pick_device(config.DEVICE)
         self.processes = join_processes(device.type)
-        check_same_settings(config, self.processes)
+        if self.processes.size > 1:
+            check_same_settings(config, self.processes)
         self.device = self.processes.own(device)
         with self.processes.in_turn():      # the first draws the demo's people
             self.data = open_dataset(config.DATASET.NAME, config.DATASET.ROOT, config.DATASET.TRIAL,
@@ -72,10 +72,6 @@ class Setup:
         with self.processes.in_turn():      # the first downloads the weights
             return load_clip(self.config.MODEL.CLIP_WEIGHTS, self.config.MODEL.NAME, self.config.MODEL.ACTIVATION)
 
-    def text(self):
-        """Return the frozen `TextTower` of the run's CLIP, on the device."""
-        return TextTower(self.clip).to(self.device)
-
     def new_model(self):
         """Build the network with the weights that it begins with, on the device; notes their digest."""
         config = self.config
@@ -86,29 +82,27 @@ class Setup:
         if model.tower.has_text:
             activation, known = find_activation(config.MODEL.CLIP_WEIGHTS, config.MODEL.ACTIVATION)
             self.notes.append(f"activation of {quoted(config.MODEL.CLIP_WEIGHTS)}: {activation} ({known})")
-        freeze(model.named_parameters(), config.OPTIM.FACTORS)
+        if config.OPTIM.FACTORS:
+            freeze(model.named_parameters(), config.OPTIM.FACTORS)
         self.weights = weights_digest(model.tower)
-        return self.place(model)
+        return model.to(self.device, memory_format=torch.channels_last)     # which is fastest for convolutions
 
     def model_to_train(self):
         """Build a `CCLNet` whose batch norm suits the processes and BATCH_NORM.SPLITS, compiled if COMPILE says so.
 
         Raises: UserError: processes, splits and the batch do not divide, or there is no compiler.
         """
-        check_shares(self.config, self.processes.size)
-        if self.config.CUDA_GRAPHS and (self.config.COMPILE or self.processes.size > 1 or self.device.type != "cuda"):
-            raise UserError(f"CUDA_GRAPHS is True on {self.device.type}, with {self.processes.size} process(es) and "
-                            f"COMPILE {self.config.COMPILE}; expected one process on a GPU, without COMPILE")
-        rows = batch_images(self.config)
-        rows[Modality.RGB] *= METHODS[self.config.METHOD.NAME].views
-        model = spread_batch_norm(self.new_model(), self.config.BATCH_NORM.SPLITS, self.processes, rows.values())
-        if self.config.COMPILE:
+        config, size = self.config, self.processes.size
+        if config.CUDA_GRAPHS and (config.COMPILE or size > 1 or self.device.type != "cuda"):
+            raise UserError(f"CUDA_GRAPHS is True on {self.device.type}, with {size} process(es) and COMPILE "
+                            f"{config.COMPILE}; expected one process on a GPU, without COMPILE")
+        model = self.new_model()
+        if max(size, config.BATCH_NORM.SPLITS) > 1:
+            rows = check_shares(config, size)
+            model = spread_batch_norm(model, config.BATCH_NORM.SPLITS, self.processes, rows)
+        if config.COMPILE:
             compile_parts(model.tower, self.device)
         return model
-
-    def place(self, model):
-        """Return the model on the device, its convolutions channels-last, which is fastest there."""
-        return model.to(self.device, memory_format=torch.channels_last)
 
     def banks(self, split):
         """Open the images of a split, "train" or "test": Modality -> `ImageBank`."""
@@ -171,23 +165,25 @@ class Setup:
         return Tester(self.data, self.banks("test"), self.retrievals[0], test.EVERY, test.BATCH_SIZE,
                       self.config.PRECISION, self.processes, test.MIRRORED)
 
-    def start(self, folder):
-        """Open the log in a folder, write config.yml and where the run comes from, print the counts: the logger."""
+    def start(self, folder, *lines):
+        """Open the log in a folder, write config.yml, say what runs and on what images: the logger."""
         if not self.processes.writes:
-            return silent_log()
+            return logging.Logger("cclnet.silent", logging.CRITICAL)
         log = open_log(folder, self.script)
         write_atomically(Path(folder) / "config.yml", lambda file: file.write(self.config.dump().encode()))
-        save_json(Path(folder) / "report_data" / f"run-{self.script}.json", {
-            "method": self.config.METHOD.NAME, "config": as_dict(self.config), "weights": self.weights,
-            "images": images_digest(self.manifest), "train_images": images_digest(self.manifest, "train"),
-            **provenance(self.device)})
         several = f" of {self.processes.size} processes" if self.processes.size > 1 else ""
-        log.info(f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}")
         unused_gpu = self.config.DEVICE == "auto" and unused_gpu_warning()
-        for line in (*([f"warning: {unused_gpu}"] if unused_gpu else ()), *self.data.counts(), *self.data.notes,
-                     *self.notes):
-            log.info(line)
+        log.info("\n".join([
+            f"{self.script} on {self.device}{several}, DATASET.CACHE {self.cache}, results in {folder}",
+            *([f"warning: {unused_gpu}"] if unused_gpu else []), *self.data.counts(), *self.data.notes, *self.notes,
+            *lines]))
         return log
+
+    def about(self):
+        """Describe the run for its page: method, settings, digests of what it began with, `provenance`."""
+        return {"method": self.config.METHOD.NAME, "config": as_dict(self.config), "weights": self.weights,
+                "images": images_digest(self.manifest), "train_images": images_digest(self.manifest, "train"),
+                **provenance(self.device)}
 
     @contextmanager
     def training(self, script, fresh, **more_facts):
@@ -200,16 +196,11 @@ class Setup:
             that must not have changed.
         Raises: UserError: another run has the folder, or the state is of another configuration or other data.
         """
-        config, facts = self.config, {}
-        if self.processes.writes:
-            facts = {**self.facts(), "weights": self.weights, **more_facts}
+        config, facts = self.config, {**self.facts(), "weights": self.weights, **more_facts}
         with self.holding(config.OUTPUT_DIR):
-            content, lines = self.processes.once(lambda: self._find_state(script, fresh, facts))
-            log = self.start(config.OUTPUT_DIR)
-            for line in lines:
-                log.info(line)
-            run = (Run if self.processes.writes else SilentRun)(script, config.OUTPUT_DIR, log, facts, content,
-                                                                self.processes)
+            content, lines = self.processes.once(lambda: find_state(config.OUTPUT_DIR, script, fresh, facts))
+            log = self.start(config.OUTPUT_DIR, *lines)
+            run = Run(script, config.OUTPUT_DIR, log, facts, content, self.processes, self.about)
             if config.LOG.WANDB and self.processes.writes:
                 run.events.others.append(WandbLog(config.OUTPUT_DIR, script, facts["config"]))
             run.begin()
@@ -219,19 +210,6 @@ class Setup:
                     yield run
                 finally:
                     run.written()
-
-    def _find_state(self, script, fresh, facts):
-        """Find the state to resume from, if there is one, and what is to be said about it."""
-        folder = self.config.OUTPUT_DIR
-        aside = set_aside(folder, script) if fresh else None
-        content, warning = state_file(folder, script).load()
-        if content is None:
-            refuse_orphans(folder, script)
-        elif content.get("stages") == {}:   # stopped in its first epoch: it begins anew, with other settings too
-            content = None
-        changes = check_resumable(content, facts, folder) if content is not None else []
-        lines = aside and f"old files are kept in {aside}", warning and f"warning: {warning}", *changes
-        return content, [line for line in lines if line]
 
     @contextmanager
     def holding(self, folder):
@@ -250,32 +228,30 @@ def check_same_settings(config, processes):
                         "start all processes with the same settings")
 
 
-def batch_images(config):
-    """Count the images in a batch, each visible one once: {Modality: number}."""
-    sampler = config.SAMPLER
-    return {Modality.RGB: (sampler.RGB_CLUSTERS or sampler.CLUSTERS) * sampler.INSTANCES,
-            Modality.IR: sampler.CLUSTERS * sampler.INSTANCES}
-
-
 def check_shares(config, size):
     """Refuse a batch that does not divide among processes and splits.
 
-    Args: size: number of processes. Raises: UserError.
+    Args: size: number of processes.
+    Returns: images in a batch, visible and infrared ones, each as often as the method looks at it.
+    Raises: UserError.
     """
-    splits = config.BATCH_NORM.SPLITS
-    for m, images in batch_images(config).items():
-        key = "RGB_CLUSTERS" if m is Modality.RGB and config.SAMPLER.RGB_CLUSTERS else "CLUSTERS"
-        batch = (f"a batch of SAMPLER.{key} {config.SAMPLER[key]} x SAMPLER.INSTANCES {config.SAMPLER.INSTANCES} = "
-                 f"{images} {m.value} images")
+    given, splits, rows = config.SAMPLER, config.BATCH_NORM.SPLITS, []
+    for m, key, views in ((Modality.RGB, "RGB_CLUSTERS" if given.RGB_CLUSTERS else "CLUSTERS",
+                           METHODS[config.METHOD.NAME].views), (Modality.IR, "CLUSTERS", 1)):
+        images = given[key] * given.INSTANCES
+        batch = (f"a batch of SAMPLER.{key} {given[key]} x SAMPLER.INSTANCES {given.INSTANCES} = {images} {m.value} "
+                 "images")
         if images % size:
             raise UserError(f"{batch} cannot be shared equally by {size} processes; change one of the two, or set "
                             f"torchrun's --nproc_per_node so that the processes divide {images}")
         if images % splits:
             raise UserError(f"{batch} cannot be split into BATCH_NORM.SPLITS {splits} equal parts; set it to a number "
                             "that divides them")
+        rows.append(views * images)
     if splits % size and size % splits:
         raise UserError(f"BATCH_NORM.SPLITS {splits} and {size} processes do not divide one another; expected a "
                         "multiple of the other, so that a part lies in one process, or a process in one part")
+    return rows
 
 
 def train_settings(config, stage):
@@ -292,11 +268,7 @@ def train_settings(config, stage):
         clusters_per_batch=config.SAMPLER.CLUSTERS, rgb_clusters=config.SAMPLER.RGB_CLUSTERS,
         instances=config.SAMPLER.INSTANCES, across_cameras=config.SAMPLER.CAMERAS == "others",
         iterations=config.SAMPLER.ITERATIONS, augmentation=augmentation,
-        optimizer=config.OPTIM.NAME, lr=config.OPTIM.LR, bias_lr_factor=config.OPTIM.BIAS_LR_FACTOR,
-        weight_decay=config.OPTIM.WEIGHT_DECAY,
-        warmup_epochs=config.OPTIM.WARMUP_EPOCHS, warmup_factor=config.OPTIM.WARMUP_FACTOR,
-        lr_steps=tuple(config.OPTIM.STEPS), lr_gamma=config.OPTIM.GAMMA,
-        lr_factors=tuple(map(tuple, config.OPTIM.FACTORS)),
+        optim=SimpleNamespace(**_lower(config.OPTIM)),
         restart_epoch=config.METHOD.CROSS_EPOCH if section.RESTART_AT_CROSS else None,
         allow_collapse=config.PREPARE.ALLOW_COLLAPSE, precision=config.PRECISION,
         embed_batch_size=config.TEST.BATCH_SIZE, cuda_graphs=config.CUDA_GRAPHS)

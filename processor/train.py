@@ -5,12 +5,12 @@ repeated from the state that the one before it has saved, it gives the same bits
 """
 from dataclasses import dataclass
 
-import torch
 from tqdm import tqdm
 
 from clustering.labels import ClusterSettings, make_pseudo_labels
 from data.batches import Batches
 from loss.cameras import with_cameras
+from loss.cluster_memory import cluster_means
 from loss.method import EpochStart
 from model.replay import ReplayedNetwork
 from processor.features import embed_all
@@ -41,15 +41,7 @@ class TrainSettings:
     across_cameras: bool        # whether the images of a cluster are drawn by `data.sampler.across_cameras`
     iterations: int             # of an epoch; 0: what the images give
     augmentation: dict          # Modality -> `Augmentation`
-    optimizer: str              # of `processor.optim.OPTIMIZERS`
-    lr: float
-    bias_lr_factor: float
-    weight_decay: float
-    warmup_epochs: int
-    warmup_factor: float
-    lr_steps: tuple
-    lr_gamma: float
-    lr_factors: tuple           # (start of a name, factor) pairs, as `image_optimizer`
+    optim: object               # the section OPTIM, its keys in lower case
     restart_epoch: int | None   # from which optimiser and learning rates begin anew; None: never
     allow_collapse: bool        # whether to train on where a modality stays in one cluster
     precision: str
@@ -60,7 +52,8 @@ class TrainSettings:
         """Return what the learning rates are multiplied with in an epoch (from 1)."""
         if self.restart_epoch is not None and epoch >= self.restart_epoch:
             epoch -= self.restart_epoch - 1
-        return warmup_step_factor(epoch, self.warmup_epochs, self.warmup_factor, self.lr_steps, self.lr_gamma)
+        o = self.optim
+        return warmup_step_factor(epoch, o.warmup_epochs, o.warmup_factor, o.steps, o.gamma)
 
 
 def train(stage, model, images, settings, run, tester, guidance=None):
@@ -88,16 +81,17 @@ def train(stage, model, images, settings, run, tester, guidance=None):
         features = embed_all(model, images, method, s, guidance, p)                     # 1 features of all images
         labels = {m: make_pseudo_labels(features["feature"][m], m, s.cluster, p) for m in Modality}     # 2 clusters
         labels = method.start(EpochStart(features, labels, cameras), epoch)             # 3 prototypes and links
+        centres = {m: cluster_means(features["feature"][m], labels[m]) for m in Modality}
         del features        # hundreds of megabytes that the steps do not need
         batches, means = Batches(images, labels, s, epoch, method.views, p), RunningMeans()
         trained.train()
-        torch.manual_seed(torch_rng(s.seed, "stochastic depth", stage, epoch, p.rank).initial_seed())   # transreid's
         run.training_begins()
         for batch in tqdm(batches, f"{stage} epoch {epoch}", leave=False, disable=p.hides_bars, unit="batch"):
+            model.tower.draw(torch_rng(s.seed, "tower", stage, epoch, means.steps), batches.size, batches.own)
             means.add(train_step(trained, state.optimizer, method, batch, guidance, s.precision))       # 4 P x K images
             if means.steps % CHECK_EVERY == 0 or means.steps == len(batches):
                 means.check(f"epoch {epoch}", batches.names)
-        end_epoch(stage, epoch, state, method, labels, means, batches.size, run, tester)        # 5 log, test, save
+        end_epoch(stage, epoch, state, method, labels, centres, means, batches.size, run, tester)   # 5 log, test, save
     return state
 
 

@@ -10,40 +10,41 @@ from sklearn.manifold import TSNE
 
 from clustering.quality import known_persons, majority
 from report.page import jpeg_text, tile_text
+from report.ranked import query_lists
 from utils.modality import Modality
 from utils.seeding import numpy_rng
 
 PICTURE_HEIGHT = 128        # pixels
-LISTS, NEAREST = 4, 10      # ranked lists of each kind, and images in each
-LISTED_PERSONS = 16         # persons with a ranked list of their own, to choose from
 SHEETS, MEMBERS = 5, 12     # clusters of each kind, and images of each
+LINKS, LINKS_SHOWN, LINKED_MEMBERS = 8, 3, 4     # links of each kind, those that are seen at first, images of a side
 MAPPED_PERSONS, MAPPED_IMAGES = 40, 8       # of each person and modality
 PERPLEXITY = 30             # of the map's t-SNE
 SAMPLED = 1000              # images of each modality whose distances are counted
 BINS = 50
 
 
-def retrieval_content(data, banks, rankings):
+def retrieval_content(data, banks, rankings, before=None):
     """Show a test: ranked lists of every retrieval, and map and distances of the features.
 
     Args: data: `DataSet`; banks: Modality -> `ImageBank` of the test images; rankings: list of
-        `processor.ranking.Ranking`, the first trial of each retrieval, all of the same features.
+        `processor.ranking.Ranking`, the first trial of each retrieval, all of the same features; before: of
+        `report.ranked.baseline_lists`, for the same queries before and after.
     Returns: {"data", "tests", "map", "distances", "images"}.
     """
     pictures, features = Pictures(banks), _test_features(data, rankings[0].evaluation)
-    return {"data": _data_counts(data), "tests": [_test(data, ranking, pictures) for ranking in rankings],
+    return {"data": _data_counts(data), "tests": [_test(data, ranking, before or {}, pictures) for ranking in rankings],
             "map": _map(features, banks), "distances": _distances(features), "images": pictures.by_name}
 
 
-def stage_content(data, test_banks, ranking, train_banks, labels, links):
+def stage_content(data, test_banks, ranking, train_banks, labels, links, before=None):
     """Show a finished training stage: its last test and its last clusters.
 
     Args: data, test_banks, ranking: as `retrieval_content`; train_banks: Modality -> `ImageBank` of the training
         images; labels: Modality -> (N,) clusters, -1 is an outlier; links: `LinkedClusters`, or None where nothing
-        is linked.
+        is linked; before: as `retrieval_content`.
     Returns: that of `retrieval_content`, and "clusters".
     """
-    content, pictures = retrieval_content(data, test_banks, [ranking]), Pictures(train_banks)
+    content, pictures = retrieval_content(data, test_banks, [ranking], before), Pictures(train_banks)
     content["clusters"] = _clusters(labels, known_persons(data.train), links, pictures)
     content["images"] |= pictures.by_name
     return content
@@ -71,57 +72,14 @@ def _data_counts(data):
                                                 for c in np.unique(images.cameras)}} for split, images in data.sets()]
 
 
-def _test(data, ranking, pictures):
-    """Show one retrieval: its protocol and ranked lists of its trial."""
-    evaluation = ranking.evaluation
-    return {"protocol": evaluation.protocol, "mode": evaluation.mode, "trial": ranking.trial,
+def _test(data, ranking, before, pictures):
+    """Show one retrieval: its protocol and ranked lists of its trial. Args: before: as `retrieval_content`."""
+    evaluation, (name, lists) = ranking.evaluation, before.get(ranking.evaluation.protocol, ("", None))
+    if lists and not np.array_equal(lists["query"], ranking.query):
+        name, lists = "", None
+    return {"protocol": evaluation.protocol, "mode": evaluation.mode, "trial": ranking.trial, "before": name,
             "query_modality": ranking.query_modality.value, "queries": len(ranking.query),
-            "gallery": ranking.gallery.shape[1],
-            "lists": [_ranked_list(kind, data, ranking, q, pictures)
-                      for kind, queries in _chosen_queries(data, ranking).items() for q in queries]}
-
-
-def _chosen_queries(data, ranking):
-    """Choose queries of different persons: {"best", "worst", "random", "person"} -> rows of the ranking.
-
-    "best" and "worst" by average precision; "person" holds a random query of each of many persons.
-    """
-    precision = ranking.average_precision
-    scored = np.flatnonzero(~np.isnan(precision))
-    ascending = scored[np.argsort(precision[scored], kind="stable")]
-    persons = data.test[ranking.query_modality].persons[ranking.query]
-    drawn = numpy_rng(0, "report lists").permutation(scored)
-
-    def of_different_persons(order, most):
-        return order[np.sort(np.unique(persons[order], return_index=True)[1])[:most]]
-
-    by_person = of_different_persons(drawn, LISTED_PERSONS)
-    return {"best": of_different_persons(ascending[::-1], LISTS), "worst": of_different_persons(ascending, LISTS),
-            "random": of_different_persons(drawn, LISTS),
-            "person": by_person[np.argsort(persons[by_person], kind="stable")]}
-
-
-def _ranked_list(kind, data, ranking, q, pictures):
-    """Show a query (row q of the ranking), its nearest gallery images, and its first right image if that lies behind.
-
-    Images that the protocol hides from the query are left out.
-    """
-    m = ranking.query_modality
-
-    def image(modality, position):
-        images = data.test[modality]
-        return {"image": pictures.add(modality, position), "person": int(images.persons[position]),
-                "camera": int(images.cameras[position]), "path": images.paths[position]}
-
-    def shown(rank):
-        return {**image(m.other, ranking.gallery[q, rank]),
-                "distance": float(ranking.distance[q, rank]), "right": bool(ranking.match[q, rank])}
-
-    first = int(ranking.match[q].argmax())
-    return {"kind": kind, "average_precision": float(ranking.average_precision[q]), "first_right": first + 1,
-            "query": image(m, ranking.query[q]),
-            "gallery": [shown(rank) for rank in range(min(NEAREST, int(ranking.shown[q])))],
-            "behind": shown(first) if first >= NEAREST else None}
+            "gallery": ranking.gallery.shape[1], "lists": query_lists(data, ranking, lists, pictures)}
 
 
 def _test_features(data, evaluation):
@@ -171,7 +129,7 @@ def _clusters(labels, persons, links, pictures):
     Args: labels, links: as `stage_content`; persons: Modality -> (N,), or None where unknown; pictures: `Pictures` of
         the training images.
     Returns: of each modality "largest_rgb", "impure_rgb" where that is known, "outliers_rgb"; "links", the most alike
-        of linked clusters, half of them right and half wrong where that is known; "known", whether it is.
+        of linked clusters, wrong ones and then as many right ones where that is known; "known", whether it is.
     """
     rng = numpy_rng(0, "report clusters")
     most = {m: majority(labels[m], persons[m]) for m in Modality} if persons else None
@@ -205,11 +163,12 @@ def _clusters(labels, persons, links, pictures):
             image(m, i) for i in np.sort(rng.permutation(outliers)[:2 * MEMBERS])]}
     rgb, ir, similarity = links or ((),) * 3
     order, right = np.argsort(np.negative(similarity), kind="stable"), None
-    chosen = order[:2 * SHEETS]
+    kinds = [order]
     if persons and len(order):
         right = most[Modality.RGB][0][rgb] == most[Modality.IR][0][ir]
-        chosen = np.r_[order[right[order]][:SHEETS], order[~right[order]][:SHEETS]]
-    shown["links"] = [{"similarity": float(similarity[i]), **({"right": bool(right[i])} if persons else {}),
-                       "sides": [sheet(m, pair[i], MEMBERS // 2) for m, pair in zip(Modality, (rgb, ir))]}
-                      for i in chosen]
+        kinds = order[~right[order]], order[right[order]]
+    shown["links"] = [{"similarity": float(similarity[i]), "more": rank >= LINKS_SHOWN,
+                       **({"right": bool(right[i])} if persons else {}),
+                       "sides": [sheet(m, pair[i], LINKED_MEMBERS) for m, pair in zip(Modality, (rgb, ir))]}
+                      for kind in kinds for rank, i in enumerate(kind[:LINKS])]
     return shown

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from report.figures import MODALITY_COLOURS, MODALITY_NAMES, MUTED, SERIES, Chart, Line
+from report.published import published_lines
 
 COLOURS = {name: MODALITY_COLOURS[modality] for modality, name in MODALITY_NAMES.items()}
 DIAGNOSIS = "diagnosis by known identities"
 STAGES = {"prepare": "train_prepare.py", "prompt": "train_clip.py, prompts", "finetune": "train_clip.py, fine-tuning"}
 CMC_TICKS = (1, 5, 10, 20)
 MARKED = ("test", "loss", "clusters", "ari", "link_accuracy")   # charts in which a line marks METHOD.CROSS_EPOCH
+PUBLISHED = {"test": ("rank1",), "clusters": ("clusters_rgb", "clusters_ir")}   # chart -> columns of published logs
 
 
 @dataclass(frozen=True)
@@ -17,17 +19,19 @@ class Curve:
     """Says which numbers of an epoch make a chart.
 
     `keys`: label -> key in a row ("test/rank1": of its dict "test"), None for all losses; `scale` multiplies the
-    numbers; `top`: highest value of the axis; `positive`: leave out epochs whose number is 0 or less; `number`: format
-    of its numbers; `detail`: whether the page folds it away, as what tells of the machine more than of the method.
+    numbers; `top`: highest value of the axis; `positive`: leave out epochs whose number is 0 or less; `flat`: leave out
+    lines that are 1 in all epochs; `number`: format of its numbers; `detail`: whether the page folds it away.
     """
 
     name: str
     title: str
-    unit: str
+    y_label: str
     keys: dict | None
+    note: str = ""
     scale: float = 1.0
     top: float | None = None
     positive: bool = False
+    flat: bool = False
     number: str = "{:.4g}"
     detail: bool = False
 
@@ -38,7 +42,10 @@ class Curve:
         return {_loss_label(key): key for row in rows for key in row if key == "loss" or key.startswith("loss_")}
 
     def points(self, rows, stage, key):
-        """Collect a number of all epochs of a stage: epochs, numbers. Args: key: such as "lr" or "test/rank1"."""
+        """Collect a number of all epochs of a stage: epochs, numbers; both empty where they make no curve.
+
+        Args: key: such as "lr" or "test/rank1".
+        """
         x, y = [], []
         for row in rows:
             *outer, name = key.split("/")
@@ -46,13 +53,15 @@ class Curve:
             if row["stage"] == stage and number is not None and (number > 0 or not self.positive):
                 x.append(row["epoch"])
                 y.append(self.scale * number)
-        return x, y
+        says_nothing = len(x) < 2 or self.flat and np.allclose(y, 1, atol=1e-3)
+        return ([], []) if says_nothing else (x, y)
 
     def chart(self, name, title, lines, mark=()):
-        """Make the `Chart` of some lines, whose unit tells what their epoch 0 is, if they have one."""
-        tested = any(0 in line.x for line in lines)
-        return Chart(name, title, tuple(lines), f"{self.unit}; epoch 0: before training" if tested else self.unit,
-                     top=self.top, mark=mark, number=self.number)
+        """Make the `Chart` of some lines, with a note on epoch 0 and on thin lines, if there are any."""
+        notes = (self.note, any(0 in line.x for line in lines) and "epoch 0: before training",
+                 any(line.width < 1 for line in lines) and "thin: published logs")
+        return Chart(name, title, tuple(lines), self.y_label, "; ".join(filter(None, notes)), top=self.top, mark=mark,
+                     number=self.number)
 
 
 def _loss_label(key):
@@ -66,19 +75,19 @@ def _both(key):
 
 
 CURVES = (
-    Curve("test", "Test", "%", {"Rank-1": "test/rank1", "mAP": "test/mAP", "mINP": "test/mINP"}, 100),
+    Curve("test", "Test", "%", {"Rank-1": "test/rank1", "mAP": "test/mAP", "mINP": "test/mINP"}, scale=100),
     Curve("loss", "Losses", "mean of the epoch", None),
     Curve("clusters", "Clusters", "number", _both("clusters_{}")),
     Curve("outliers", "Outliers", "images without a cluster", _both("outliers_{}")),
-    Curve("ari", "ARI", f"1 is perfect; {DIAGNOSIS}", _both("ari_{}"), top=1),
-    Curve("nmi", "NMI", f"1 is perfect; {DIAGNOSIS}", _both("nmi_{}"), top=1),
-    Curve("purity", "Purity", f"%; {DIAGNOSIS}", _both("purity_{}"), 100, 100),
-    Curve("link_accuracy", "Clusters linked rightly", f"% of links; {DIAGNOSIS}", {"links": "link_accuracy"}, 100, 100),
-    Curve("links", "Links", "number", {"links": "links"}, positive=True),
+    Curve("ari", "ARI of the clusters", "1 is perfect", _both("ari_{}"), DIAGNOSIS, top=1, flat=True),
+    Curve("link_accuracy", "Clusters linked rightly", "% of links", {"links": "link_accuracy"}, DIAGNOSIS, 100, 100),
+    Curve("link_similarity", "Similarity of linked clusters", "mean cosine", {"links": "link_similarity"},
+          "at the epoch's start", positive=True, flat=True),
+    Curve("nmi", "NMI of the clusters", "1 is perfect", _both("nmi_{}"), DIAGNOSIS, top=1, flat=True, detail=True),
+    Curve("purity", "Purity", "%", _both("purity_{}"), DIAGNOSIS, 100, 100, detail=True),
+    Curve("links", "Links", "number", {"links": "links"}, positive=True, detail=True),
     Curve("links_per_cluster", "Links of a linked cluster", "number",
-          {"mean": "links_per_cluster", "most": "links_per_cluster_max"}, positive=True),
-    Curve("link_similarity", "Similarity of linked clusters", "mean cosine of prototypes",
-          {"links": "link_similarity"}, positive=True),
+          {"mean": "links_per_cluster", "most": "links_per_cluster_max"}, positive=True, flat=True, detail=True),
     Curve("cluster_size_median", "Cluster size", "median, images", _both("cluster_size_{}_median"), detail=True),
     Curve("cluster_size_max", "Largest cluster", "images", _both("cluster_size_{}_max"), detail=True),
     Curve("lr", "Learning rate", "of the weights", {"rate": "lr"}, number="{:.1e}", detail=True),
@@ -88,21 +97,25 @@ CURVES = (
 )
 
 
-def stage_charts(rows, stage, detail, cross_epoch=None):
-    """Make the `Chart`s of one stage of a run, in the order of CURVES; those without numbers are left out.
+def stage_charts(rows, stage, detail, cross_epoch=None, dataset=""):
+    """Make the `Chart`s of one stage of a run, in the order of CURVES; those without a curve are left out.
 
-    Args: detail: whether those that the page folds away, or the others; cross_epoch: from which the modalities meet.
+    Args: detail: whether those that the page folds away, or the others; cross_epoch: from which the modalities meet;
+        dataset: of `RunFiles.published_as`, whose published logs are drawn as thin lines.
     """
     charts, rows = [], [row for row in rows if row["stage"] == stage]
+    of_prompts = ", prompts" if stage == "prompt" else ""
     meet = cross_epoch and cross_epoch > 1 and any(row.get("links") and row["epoch"] >= cross_epoch for row in rows)
     for curve in CURVES:
         found = {label: curve.points(rows, stage, key) for label, key in curve.keys_in(rows).items()}
-        lines = [Line(label, x, y, COLOURS.get(label, SERIES[2 + index % 6]))
-                 for index, (label, (x, y)) in enumerate(found.items()) if x and x != [0]]
+        lines = [Line(label, x, y, COLOURS.get(label, SERIES[2 + index % 6]), "-" if index < 6 else "--")
+                 for index, (label, (x, y)) in enumerate(found.items()) if x]
         if lines and curve.name == "clusters":
             lines += _person_line(rows)
+        if lines and curve.name in PUBLISHED:
+            lines += published_lines(dataset, PUBLISHED[curve.name], rows[-1]["epoch"])
         if lines and curve.detail == detail:
-            charts.append(curve.chart(f"{stage}_{curve.name}", curve.title, lines, mark=(
+            charts.append(curve.chart(f"{stage}_{curve.name}", curve.title + of_prompts, lines, mark=(
                 cross_epoch, "modalities meet") if meet and curve.name in MARKED else ()))
     return charts
 
@@ -153,6 +166,6 @@ def cmc_charts(tests):
             lines.setdefault((title, protocol), []).append(Line(
                 label, list(range(1, len(result.cmc) + 1)), [100 * share for share in result.cmc], colour,
                 "--" if result.stage == "baseline" else "-"))
-    return [Chart(f"cmc_{number}", title, tuple(found), f"% found within a rank; {protocol}", "rank", top=100,
+    return [Chart(f"cmc_{number}", title, tuple(found), "% found within a rank", protocol, "rank", top=100,
                   ticks=CMC_TICKS, number="{:.1f}")
             for number, ((title, protocol), found) in enumerate(lines.items(), 1)]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.checkpoint import write_atomically
 
-SIZE, LOW, SQUARE = (4.4, 2.8), (4.4, 2.2), (6.4, 5.6)      # inches
+SIZE, LOW, SQUARE = (3.5, 2.4), (3.5, 1.7), (5.6, 5.0)      # inches
 TITLES, LEGEND_ROW = 0.46, 0.18     # inches above the axes: title and unit, and a row of the legend
 LONGEST_LABEL = 40                  # letters of a name in a legend
 # Colours of the light theme; in the page each becomes a variable that the dark theme sets to another value.
@@ -33,7 +33,10 @@ NAMED = re.compile(r'<g id="(?:curve |histogram |(?=person ))([^"]*)">')
 
 @dataclass(frozen=True)
 class Line:
-    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib; `spread`: (N,) half widths of a band, or ()."""
+    """Holds one curve. `x`, `y`: (N,) numbers; `style`: of matplotlib; `spread`: (N,) half widths of a band, or ().
+
+    `named`: whether it stands in the legend; the pointer finds its name anyway.
+    """
 
     label: str
     x: list
@@ -41,16 +44,19 @@ class Line:
     colour: str
     style: str = "-"
     spread: list = ()
+    width: float = 1.8      # points
+    named: bool = True
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Holds curves over epochs or ranks. `unit` stands under the title; `top`: highest value of the axis, if fixed."""
+    """Holds curves over epochs or ranks. `note` stands under the title; `top`: highest value of the axis, if fixed."""
 
     name: str
     title: str
     lines: tuple
-    unit: str = ""
+    y_label: str = ""
+    note: str = ""
     x_label: str = "epoch"
     top: float | None = None
     mark: tuple = ()        # (x, text) of a vertical line
@@ -67,6 +73,7 @@ def _style():
                 "axes.spines.right": False, "axes.spines.left": False, "axes.edgecolor": MUTED, "axes.grid": True,
                 "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8, "text.color": INK,
                 "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "ytick.major.size": 0,
+                "xtick.labelsize": 8, "ytick.labelsize": 8,
                 "figure.facecolor": PAPER, "axes.facecolor": PAPER, "axes.axisbelow": True, "lines.linewidth": 1.8,
                 "pdf.fonttype": 42,
                 "text.parse_math": False}       # a run's name may hold dollar signs
@@ -74,16 +81,18 @@ def _style():
         yield
 
 
-def _axes(title, unit, size=SIZE, legend_rows=1):
-    """Start a figure with its title and unit: figure, axes. More rows of a legend make it higher."""
+def _axes(title, note, x_label, y_label, size=SIZE, legend_rows=1):
+    """Start a figure with its title and a note below it: figure, axes. More rows of a legend make it higher."""
     from matplotlib.figure import Figure
 
     width, height = size[0], size[1] + LEGEND_ROW * (legend_rows - 1)
     figure, above = Figure(figsize=(width, height)), TITLES + LEGEND_ROW * legend_rows + 0.06
     # Fixed margins in inches: matplotlib's layout engines take longer than the drawing.
-    axes = figure.add_axes((0.6 / width, 0.42 / height, 1 - 0.72 / width, 1 - (0.42 + above) / height))
+    axes = figure.add_axes((0.74 / width, 0.42 / height, 1 - 0.84 / width, 1 - (0.42 + above) / height))
+    axes.set_xlabel(x_label, loc="right", fontsize=8.5)
+    axes.set_ylabel(y_label, fontsize=8.5)
     figure.text(0.06 / width, 1 - 0.05 / height, title, fontsize=10.5, fontweight="bold", va="top")
-    figure.text(0.06 / width, 1 - 0.27 / height, unit, color=MUTED, fontsize=8.5, va="top")
+    figure.text(0.06 / width, 1 - 0.27 / height, note, color=MUTED, fontsize=8.5, va="top")
     return figure, axes
 
 
@@ -129,14 +138,17 @@ def chart_figure(chart):
     """Draw a `Chart`: the matplotlib figure."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    labels, values = [line.label for line in chart.lines], np.concatenate([line.y for line in chart.lines])
+    values = np.concatenate([line.y for line in chart.lines])
+    labels = [line.label for line in chart.lines if line.named]
     from_zero = chart.top is not None or values.min() < 0.75 * values.max() or values.min() == values.max()
     from_zero &= values.min() >= 0
-    unit = chart.unit if from_zero or values.min() < 0 else f"{chart.unit}; the axis does not begin at 0"
-    figure, axes = _axes(chart.title, unit, legend_rows=-(-len(labels) // _columns(labels)))
+    cut = "" if from_zero or values.min() < 0 else "the axis does not begin at 0"
+    figure, axes = _axes(chart.title, "; ".join(filter(None, (chart.note, cut))), chart.x_label, chart.y_label,
+                         legend_rows=-(-len(labels) // _columns(labels)))
     for line in chart.lines:
-        axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, label=_shown(line.label),
-                  marker="o" if len(line.x) < 12 else None, markersize=3.5, gid=f"curve {line.label}")
+        axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, linewidth=line.width, markersize=3.5,
+                  marker="o" if len(line.x) < 12 and line.width > 1 else None,
+                  label=_shown(line.label) if line.named else "_", gid=f"curve {line.label}")
         if len(line.spread):
             axes.fill_between(line.x, np.subtract(line.y, line.spread), np.add(line.y, line.spread),
                               color=line.colour, alpha=0.18, linewidth=0)
@@ -150,7 +162,6 @@ def chart_figure(chart):
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(
         lambda number, _: (chart.number if "e}" in chart.number else "{:.4g}").format(number)))
-    axes.set_xlabel(chart.x_label, loc="right", fontsize=8.5)
     if len(chart.lines) > 1:
         _legend(axes, labels)
     bands = ([f" ± {chart.number.format(half)}" for half in line.spread] or [""] * len(line.y)
@@ -174,14 +185,13 @@ def _mark(axes, x, text):
 @_style()
 def distance_figure(title, edges, same, different):
     """Draw the densities of distances within and between persons. Args: edges: (B + 1,); others: (B,) counts."""
-    figure, axes = _axes(title, "density of pairs", LOW)
+    figure, axes = _axes(title, "", "cosine distance", "density of pairs", LOW)
     width, centres, lines = np.diff(edges), np.add(edges[1:], edges[:-1]) / 2, []
     for label, counts, colour in (("same person", same, SERIES[2]), ("different", different, SERIES[4])):
         density = np.array(counts) / max(np.sum(counts), 1) / width
         axes.stairs(density, edges, fill=True, alpha=0.3, color=colour)
         axes.stairs(density, edges, color=colour, linewidth=1.5, label=label, gid=f"histogram {label}")
         lines.append((label, colour, centres, density, [f"{100 * share:.1f} %" for share in density * width]))
-    axes.set_xlabel("cosine distance", loc="right", fontsize=8.5)
     axes.set_yticks([])
     axes.set_ylim(bottom=0)
     _legend(axes, ["same person", "different"])
@@ -203,8 +213,8 @@ def map_figure(points, persons, modalities, cameras, perplexity, tiles):
     coloured = dict(zip(known[np.argsort(-counts, kind="stable")].tolist(), PERSONS))
     markers = {"rgb": "o", "ir": "^"}
     figure, axes = _axes("Test embeddings", f"t-SNE, seed 0, perplexity {perplexity:.3g}; {len(coloured)} of "
-                         f"{len(known)} persons in colour", SQUARE)
-    axes.set_position((0.01, 0.01, 0.98, 0.87))
+                         f"{len(known)} persons in colour", "t-SNE, first dimension", "second dimension", SQUARE)
+    axes.set_position((0.05, 0.05, 0.94, 0.82))
     for person in sorted(known.tolist(), key=lambda p: p in coloured):      # grey ones below
         for name, marker in markers.items():
             chosen = (persons == person) & (modalities == name)
@@ -248,11 +258,25 @@ def svg(figure, prefix):
     return re.sub(r'(?:width|height)="[\d.]+pt" ', "", text, count=2)
 
 
-def save_figures(folder, figures):
-    """Write figures (name -> Figure) as FOLDER/NAME.png and .pdf; what is no letter or digit in a name becomes "_"."""
+def save_figures(folder, figures, titles=True):
+    """Write figures (name -> Figure or PIL image) as FOLDER/NAME.png and .pdf; what is no letter or digit becomes "_".
+
+    Args: titles: whether titles, and the notes below them, stay in the figures.
+    """
     for name, figure in tqdm(figures.items(), desc=f"figures to {folder}", unit="figure", disable=None):
         name = re.sub(r"\W", "_", name)
-        for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
-                              ("pdf", {"metadata": {"CreationDate": None}})):
+        for kind, write in _files(figure, titles):
             with _style():
-                write_atomically(Path(folder) / f"{name}.{kind}", partial(figure.savefig, format=kind, **options))
+                write_atomically(Path(folder) / f"{name}.{kind}", write)
+
+
+def _files(figure, titles):
+    """Yield the ending of each file of a figure, and a function that writes it."""
+    if not hasattr(figure, "savefig"):
+        yield from ((kind, partial(figure.save, format=kind)) for kind in ("png", "pdf"))
+        return
+    for text in figure.texts:
+        text.set_visible(titles)
+    for kind, options in (("png", {"dpi": 200, "metadata": {"Software": None}}),
+                          ("pdf", {"metadata": {"CreationDate": None}})):
+        yield kind, partial(figure.savefig, format=kind, bbox_inches=None if titles else "tight", **options)

@@ -66,12 +66,21 @@ class Figures:
         """Draw and keep `Chart`s: their SVG texts."""
         return [self.add(chart.name, chart_figure(chart)) for chart in charts]
 
-    def curves(self, make_charts):
-        """Draw the curves of all stages: [(title, SVG texts)]. Args: make_charts: stage -> `Chart`s."""
-        drawn = [(title, self.charts(make_charts(stage))) for stage, title in STAGES.items()]
-        return [(title, charts) for title, charts in drawn if charts]
+    def curves(self, make_charts, notes=None):
+        """Draw the curves of each script: [(its name, notes, SVG texts)].
 
-    def save(self, folder, words=()):
+        Args: make_charts: function of a stage that gives `Chart`s; notes: stage -> what is to be said of its curves.
+        """
+        found = {}
+        for stage, title in STAGES.items():
+            drawn, note = self.charts(make_charts(stage)), (notes or {}).get(stage, "")
+            if drawn or note:
+                said, charts = found.setdefault(title.partition(",")[0], ([], []))
+                charts += drawn
+                said += [note] if note else []
+        return [(script, *of) for script, of in found.items()]
+
+    def save(self, folder, words=(), titles=True):
         """Write those whose names hold one of the words, or all without words, as PNG and PDF.
 
         Raises: UserError: no name does; as `write_atomically`.
@@ -81,19 +90,18 @@ class Figures:
         if not found:
             raise UserError(f"no figure of this page has {' or '.join(words)} in its name; there are "
                             f"{', '.join(self.by_name) or 'none'}")
-        save_figures(folder, found)
+        save_figures(folder, found, titles)
 
 
-def write_page(path, title, subtitle, sections, images=None, facts=()):
+def write_page(path, title, subtitle, sections, images=None):
     """Write a page: its path.
 
-    Args: sections: list of `Section`; images: name -> base64 JPEG, for templates that show pictures by their names;
-        facts: (name, text or list of texts) at the page's head.
+    Args: sections: list of `Section`; images: name -> base64 JPEG, for templates that show pictures by their names.
     Raises: UserError: as `write_atomically`.
     """
     text = TEMPLATES.get_template("page.html").render(
         title=title, subtitle=subtitle, sections=[section for section in sections if section.content],
-        images=images or {}, facts=[fact for fact in facts if fact[1]], light=LIGHT, dark=DARK)
+        images=images or {}, light=LIGHT, dark=DARK)
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "replace")))
     return path
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from report.published import figures, method_name
 from report.run_files import MODEL_NAMES, is_untrained
 
 NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
@@ -19,7 +20,9 @@ class Result:
     name: str
     protocol: str
     numbers: dict       # key of NUMBERS -> mean over the trials
-    spread: dict        # key -> standard deviation over the trials (of several runs: over the runs), empty for one
+    spread: dict        # key -> standard deviation, empty for a single value
+    over: str = ""      # over what: "10 trials of one test", "3 runs"
+    mode: str = ""
     cmc: tuple = ()
     best: bool = False  # chosen on test data
     differs: str = ""   # in what the test was done otherwise than in the run
@@ -66,8 +69,8 @@ def _result(stage, name, epoch, record, best, differs=""):
     spread = {key: float(np.std([trial[key] for trial in trials], ddof=1)) for key in NUMBERS if len(trials) > 1}
     name = f"{TRAINED[stage]}, epoch {epoch}" if stage in TRAINED else name
     return Result(stage, ", ".join(filter(None, (name, best and BEST, differs))), record["protocol"],
-                  {key: record[key] for key in NUMBERS}, spread, tuple(record.get("cmc", ())), best, differs,
-                  scored_of(record))
+                  {key: record[key] for key in NUMBERS}, spread, f"{len(trials)} trials of one test",
+                  record.get("mode", ""), tuple(record.get("cmc", ())), best, differs, scored_of(record))
 
 
 def scored_of(record):
@@ -101,26 +104,58 @@ def with_epoch_0(run):
             *run.epochs]
 
 
-def result_tables(results):
-    """Lay results out: per protocol {"protocol", "rows": [{"name", "best", "cells"}]}, gains over the baseline."""
+def legend(result, results, method):
+    """Name a result in a legend: by its METHOD.NAME, not by the script. Args: results: all of the run."""
+    if result.stage not in TRAINED or not method:
+        return result.name
+    without = result.stage == "prepare" and any(other.stage == "finetune" for other in results)
+    return f"{method_name(method)}{', without texts' if without else ''}"
+
+
+def result_tables(results, dataset="", method=""):
+    """Lay results out: per protocol {"protocol", "rows": [{"name", "best", "over", "cells"}]}, gains over the baseline.
+
+    "aside" tells whether nothing in it was tested as the run was.
+
+    Args: dataset, method: of published figures to add, DATASET.NAME and METHOD.NAME; those that state no mode stand in
+        the first table.
+    """
     tables = {}
     for result in results:
         baseline = baseline_of(results, result.protocol) if result.stage != "baseline" else None
         title = "; ".join(filter(None, (result.protocol, result.scored)))
-        rows = tables.setdefault(result.protocol, {"protocol": title, "rows": []})["rows"]
-        rows.append({"name": result.name, "best": result.best, "cells": cells(result, baseline)})
+        table = tables.setdefault(result.protocol, {"protocol": title, "mode": result.mode, "rows": [], "aside": True})
+        table["aside"] &= not result.is_main
+        table["rows"].append(row_of(result, result.name, baseline))
+    theirs = [table for table in tables.values() if "original" not in table["protocol"]]    # galleries drawn as theirs
+    for row in figures(dataset, method):
+        known = row["mode"] in ("all", "indoor", "v2t", "t2v")
+        for table in [table for table in theirs if not known or table["mode"] == row["mode"]][:1]:
+            name = ", ".join(filter(None, (
+                "published", method_name(method), row["backbone"], row["stage"].strip("–"), not known and row["mode"],
+                row["selection"]))).replace("not stated, not stated", "mode and epoch not stated")
+            table["rows"].append({"name": name, "best": True, "over": "", "cells": [
+                {"name": title, "value": f"{float(row[key]):.1f}" if row.get(key) else "–", "spread": "", "gain": "",
+                 "sign": 0} for key, title in NUMBERS.items()]})
     return list(tables.values())
 
 
-def cells(result, reference):
-    """Write a result's numbers, and their gain over another: [{"name", "value", "spread", "gain", "worse"}].
+def row_of(result, name, reference):
+    """Lay a result out as the row of a table. Args: reference: the `Result` whose numbers are the gain's, or None."""
+    return {"name": name, "best": result.best, "over": f"± over {result.over}" if result.spread else "",
+            "cells": cells(result, reference)}
 
-    Args: reference: a `Result`, or None.
+
+def cells(result, reference):
+    """Write a result's numbers, and their gain over another: [{"name", "value", "spread", "gain", "sign"}].
+
+    Args: reference: a `Result`, or None. Returns: "sign": of the gain as it is shown, -1, 0 or 1.
     """
-    gains = {key: 100 * (result.numbers[key] - reference.numbers[key]) for key in NUMBERS} if reference else {}
+    gains = {key: round(100 * (result.numbers[key] - reference.numbers[key]), 1) + 0.0
+             for key in NUMBERS} if reference else {}
     return [{"name": name, "value": f"{100 * result.numbers[key]:.1f}",
              "spread": f"± {100 * result.spread[key]:.1f}" if result.spread else "",
-             "gain": f"{gains[key]:+.1f}".replace("-", "−") if gains else "", "worse": gains.get(key, 0) < 0}
+             "gain": f"{gains[key]:+.1f}".replace("-", "−") if gains else "", "sign": int(np.sign(gains.get(key, 0)))}
             for key, name in NUMBERS.items()]
 
 
@@ -138,7 +173,7 @@ def compared_tables(groups):
             mean = _mean(found)
             reference = first.setdefault((protocol, stage, best), mean)
             title = TRAINED.get(stage, mean.name if stage == "baseline" else stage) + (f", {BEST}" if best else "")
-            row = {"name": name, "best": best, "cells": cells(mean, None if reference is mean else reference)}
+            row = row_of(mean, name, None if reference is mean else reference)
             table = tables.setdefault((protocol, *mean.order, stage), {"protocol": f"{title}: {protocol}", "rows": []})
             table["rows"].append(row)
     return [tables[key] for key in sorted(tables, key=lambda key: (list(tables)[0][0] != key[0], key))]
@@ -150,4 +185,4 @@ def _mean(results):
         return results[0]
     values = {key: [result.numbers[key] for result in results] for key in NUMBERS}
     return replace(results[0], numbers={key: float(np.mean(v)) for key, v in values.items()},
-                   spread={key: float(np.std(v, ddof=1)) for key, v in values.items()})
+                   spread={key: float(np.std(v, ddof=1)) for key, v in values.items()}, over=f"{len(results)} runs")

@@ -14,7 +14,6 @@ from utils.errors import UserError, quoted
 from utils.settings import flat
 
 CONTENT_FOLDER = "report_data"
-CONTENT_TITLES = {"test": "test.py", "finetune": "train_clip.py, last epoch", "prepare": "train_prepare.py, last epoch"}
 GRID_FILE = "experiment.json"
 SCRIPTS = ("train_prepare", "train_clip", "test")
 WRITERS = "train_prepare.py, train_clip.py or test.py"
@@ -29,6 +28,7 @@ class Tested(NamedTuple):
     of: str         # key of MODEL_NAMES, BASELINE, or the name of another checkpoint that lies in the folder
     differs: str
     record: dict    # of metrics.json
+    path: Path      # of its folder
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,28 @@ class RunFiles:
         """Return the digest of an input of the last training script, "images" or "weights"; "" where none says it."""
         return next((about[key] for about in reversed(self.about.values()) if about.get(key)), "")
 
+    @property
+    def method(self):
+        """Return the METHOD.NAME of the last script that ran; "" where nothing says it."""
+        return next((about["method"] for about in reversed(self.about.values()) if about.get("method")), "")
+
     @cached_property
     def contents(self):
-        """Keys of CONTENT_TITLES -> report_data/KEY.json, as `report.content` makes it."""
-        return _read_named(self.folder / CONTENT_FOLDER, "{}.json", CONTENT_TITLES)
+        """What `report.content` made, in the order in which it is looked at: a test's, then the stages'.
 
-    def pictures(self):
-        """Collect the small pictures of all contents: name -> base64 JPEG."""
-        return {name: data for content in self.contents.values() for name, data in content["images"].items()}
+        A run's test is that of its last checkpoint, by the folder that holds most modes.
+        """
+        last = "model_last" if any(row["stage"] == "finetune" for row in self.epochs) else "prepare_last"
+        tests = [tested.path for tested in self.tests if tested.of == last and not tested.differs]
+        places = [(self.folder, "test"), *((path, "test") for path in sorted(tests, key=tests.count)[-1:]),
+                  (self.folder, "finetune"), (self.folder, "prepare")]
+        paths = dict.fromkeys(folder / CONTENT_FOLDER / f"{name}.json" for folder, name in places)
+        return [_read(path) for path in paths if path.exists()]
+
+    @property
+    def published_as(self):
+        """Return DATASET.NAME where others' figures are of the same images; "" for own people in such a layout."""
+        return self.settings.get("DATASET.NAME", "") if self.settings.get("DATASET.CHECK_COUNTS") else ""
 
     @cached_property
     def tests(self):
@@ -79,18 +93,29 @@ class RunFiles:
         """
         beside, found = self.folder.resolve(), []
         if own := _records(self.folder / "metrics.json"):
-            found += [Tested(".", Path(record["checkpoint"]).stem, "", record) for record in own]
+            found += [Tested(".", Path(record["checkpoint"]).stem, "", record, self.folder) for record in own]
             if beside.parent.name == "tests" and "identity" in own[0]:
                 how = [own[0]["identity"].get(key) for key in ("images", *DECIDING)]
-                found += [Tested(name, BASELINE, "", record) for name, record in _below(beside.parent)
-                          if is_untrained(record) and name != beside.name
+                found += [Tested(path.name, BASELINE, "", record, path) for path, record in _below(beside.parent)
+                          if is_untrained(record) and path != beside
                           and how == [record["identity"].get(key) for key in ("images", *DECIDING)]]
             return found
-        for name, record in _below(self.folder / "tests"):
+        for path, record in _below(self.folder / "tests"):
             if of := self._owner(record):
                 settings = self.settings_of(MODEL_NAMES.get(of))
-                found.append(Tested(name, of, differences(record["identity"], settings, self.known("images")), record))
+                differs = differences(record["identity"], settings, self.known("images"))
+                found.append(Tested(path.name, of, differs, record, path))
         return found
+
+    def lacks_baseline(self, tested, modes):
+        """Tell whether the page would compare a test with the untrained model's, and cannot in one of its modes.
+
+        Args: tested: `identity` of the test, of a checkpoint of this run.
+        """
+        known = {other.record["mode"] for other in self.tests if other.of == BASELINE and not other.differs
+                 and other.record["identity"]["TEST.PROTOCOL"] == tested["TEST.PROTOCOL"]}
+        return bool(modes - known) and self.known("weights") and not differences(
+            tested, self.settings, self.known("images"))
 
     def _owner(self, record):
         """Return which of the run's weights a record is of, by their digest, as `Tested.of`; None for others."""
@@ -131,8 +156,8 @@ def read_rows(folder):
 
 
 def _below(tests):
-    """List the results in the folders of tests/ that say what they are of: [(folder's name, record)]."""
-    return [(path.parent.name, record) for path in sorted(tests.glob("*/metrics.json")) for record in _records(path)
+    """List the results in the folders of tests/ that say what they are of: [(folder, record)]."""
+    return [(path.parent, record) for path in sorted(tests.glob("*/metrics.json")) for record in _records(path)
             if "identity" in record]
 
 

@@ -7,8 +7,6 @@ import scripts
 import torch
 from PIL import Image
 
-from processor.run.resume import StateFile
-
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 
 
@@ -93,9 +91,13 @@ def no_text_tower(place):
     place.weights(lambda state: state.pop("ln_final.weight"))
 
 
-def tiny_images(place):
+def odd_but_right(place):
     for path in place.data.glob("cam*/0001/*.png"):
         Image.new("RGB", (1, 1), (200, 30, 30)).save(path)
+    place.data = place.data.rename(place.base / "dönn Bilder 数据")
+    clip = shutil.copy(place.clip, place.base / "my clip é.pt")
+    place.set(DATASET__ROOT=place.data, OUTPUT_DIR=place.base / "läufe mit leer", MODEL__CLIP_WEIGHTS=clip,
+              CLUSTER__K1=10_000, CLUSTER__K2=500, SAMPLER__CLUSTERS=1, SAMPLER__INSTANCES=1)
 
 
 def no_match(place):
@@ -116,12 +118,6 @@ def same_place_only(place):
 def one_query_without_match(place):
     for camera in (1, 2, 4, 5):
         shutil.rmtree(place.data / f"cam{camera}" / "0005")
-
-
-def odd_folders(place):
-    place.data = place.data.rename(place.base / "dönn Bilder 数据")
-    clip = shutil.copy(place.clip, place.base / "my clip é.pt")
-    place.set(DATASET__ROOT=place.data, OUTPUT_DIR=place.base / "läufe mit leer", MODEL__CLIP_WEIGHTS=clip)
 
 
 def damaged_image(place):
@@ -195,16 +191,15 @@ def other_data(place):
     place.set(DATASET__ROOT=place.data)
 
 
-def damaged_states(place):
+def damaged_state(place):
     place.resumed()
-    for path in place.run.glob("prepare_state.pth*"):
-        path.write_bytes(path.read_bytes()[:-40])
-    shutil.copy(place.run / "prepare_state.pth", place.run / "prepare_state.pth.previous")
+    path = place.run / "prepare_state.pth"
+    path.write_bytes(path.read_bytes()[:-40])
 
 
 def shrink_to_go_on(place):
     """A state that was to train five epochs."""
-    state = StateFile(place.run / "prepare_state.pth")
-    content, _ = state.load()
+    path = place.run / "prepare_state.pth"
+    content = torch.load(path)
     content["config"]["PREPARE"]["EPOCHS"] = 5
-    state.save(content)
+    torch.save(content, path)

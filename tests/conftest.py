@@ -1,8 +1,7 @@
 """Shared by all tests: the golden vectors, and a small OpenAI-format CLIP of the same recipe."""
-import importlib.util
+import importlib
 import json
 import os
-import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden_field_files import FOLDER as GOLDEN_FIELD
-
-GOLDEN = Path(os.environ.get("CCLNET_GOLDEN", Path(__file__).parent / "golden"))
-GOLDEN_METHODS = Path(os.environ.get("CCLNET_GOLDEN_METHODS", Path(__file__).parent / "golden_methods"))
+GOLDEN, GOLDEN_METHODS, GOLDEN_FIELD = (
+    Path(os.environ.get(f"CCLNET_{name.upper()}", Path(__file__).parent / name))
+    for name in ("golden", "golden_methods", "golden_field"))
 
 
 def pytest_runtest_setup(item):
@@ -43,14 +41,10 @@ class Golden:
     recipe_field = cached_property(lambda self: self.module("recipe_field"))
 
     def module(self, name):
-        spec = importlib.util.spec_from_file_location(name, self.folder / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(self.folder))        # others import the recipe beside them
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.pop(0)
-        return module
+        with pytest.MonkeyPatch.context() as patch:
+            for folder in (GOLDEN, self.folder):        # all have the recipe of the first
+                patch.syspath_prepend(folder)
+            return importlib.import_module(name)
 
     def load(self, name):
         return np.load(self.folder / f"{name}.npz", allow_pickle=False)
@@ -110,6 +104,20 @@ def tiny_vit_file(golden_methods, tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "tiny_vit.pt"
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def ics_file(golden_field, tmp_path_factory):
+    """A path to a very small transformer of TransReID-SSL's names."""
+    path = tmp_path_factory.mktemp("weights") / "ics.pth"
+    torch.save(golden_field.recipe_field.ics_checkpoint(golden_field.seed, 64, 2), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def demo_agw_file():
+    """The path to the demo's narrow AGW."""
+    return str(Path(__file__).parents[1] / "assets/demo_agw.pth")
 
 
 @pytest.fixture

@@ -38,4 +38,4 @@ def call(module, arguments):
 
 def without_report(monkeypatch):
     """Leave out the page of pictures at the end of a run: it takes longer than a miniature run."""
-    monkeypatch.setattr("report.write.save_report", lambda *arguments: None)
+    monkeypatch.setattr("report.write.save_report", lambda *_, **__: None)

@@ -22,7 +22,7 @@ from utils.modality import Modality
 KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3, np.arange(PEOPLE).repeat(EACH), -1) for m in Modality}
 KNOWN[Modality.IR][KNOWN[Modality.IR] == 2] = -1        # a third of the images has no text, and a whole cluster
 SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "METHOD__CROSS_EPOCH": 1, "INPUT__ERASE": 0.5,
-            "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0}
+            "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0, "SAMPLER__ITERATIONS": 3}
 
 
 class DoubleCCLNet(CCLNet):

@@ -50,20 +50,20 @@ def test_a_compiled_model_embeds_in_batches_of_one_size(model, compiled, monkeyp
     torch.testing.assert_close(found, expected)
 
 
-def test_every_pass_of_a_run_is_compiled(monkeypatch, tmp_path):
+def test_every_pass_of_an_epoch_is_compiled(monkeypatch, tmp_path):
     """Embedding comes first and differs from a step; past eight variants PyTorch would compile no more."""
     parts, graphs, banks = [], [], tiny_banks()
     for name, called in (("encode", 2), ("forward", 3)):        # a stem and the layers; both stems and the layers
         real = getattr(CCLNet, name)
         monkeypatch.setattr(CCLNet, name, lambda *a, real=real, called=called: (parts.append(called), real(*a))[1])
-    visual = ModifiedResNet([2, 2, 2, 2], output_dim=32, heads=8, image_size=64, width=8)
+    visual = ModifiedResNet([2, 1, 1, 2], output_dim=32, heads=8, image_size=64, width=8)
     plain = CCLNet(ClipResNet(visual, HEIGHT, WIDTH))
     model = copy.deepcopy(plain)
     torch.compiler.reset()
     compile_with(monkeypatch, lambda graph, _: lambda *inputs: (graphs.append(1), graph(*inputs))[1])
     compile_parts(model.tower, CPU)
     graphs.clear()
-    settings = tiny_settings(epochs=2, METHOD__NAME="rpnr", METHOD__CROSS_EPOCH=1)
+    settings = tiny_settings(epochs=1, METHOD__NAME="rpnr", METHOD__CROSS_EPOCH=1, SAMPLER__ITERATIONS=2)
     train("prepare", model, banks, settings, TinyRun(tmp_path / "run"), tiny_tester(banks))
     assert len(graphs) == sum(parts) and {2, 3} == set(parts)
     train("prepare", plain, banks, settings, TinyRun(tmp_path / "plain"), tiny_tester(banks))

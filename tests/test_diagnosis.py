@@ -5,13 +5,15 @@ import logging
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clustering.quality import cluster_quality, diagnose, known_persons, link_accuracy, link_numbers, majority
 from data.records import ImageSet
 from loss.links import LinkedClusters
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
-from processor.run.events import EventLog, flat_numbers
+from processor.run.epoch import alike_at_start
+from processor.run.events import EventLog
 from processor.run.folder import Run
 from processor.setup import train_settings
 from processor.train import train
@@ -48,15 +50,18 @@ def test_links_between_clusters():
         "links": 3, "links_per_cluster": 6 / 5, "links_per_cluster_max": 2, "link_similarity": pytest.approx(0.7)}
 
 
+def test_similarity_is_of_the_epochs_start():
+    """Whatever a method says at its end, when linked prototypes have been mixed."""
+    centres = {Modality.RGB: torch.tensor([[2.0, 0], [0, 1]]), Modality.IR: torch.tensor([[1.0, 1], [0, -3], [1, 0]])}
+    mixed = LinkedClusters(np.array([0, 1, 1]), np.array([0, 1, 2]), np.ones(3))
+    assert alike_at_start(mixed, centres).similarity == pytest.approx([0.5 ** 0.5, -1, 0])
+
+
 def test_persons_that_nobody_knows():
     known = ImageSet.from_rows(Modality.RGB, [("a", 1, 1), ("b", 2, 1)])
     unknown = ImageSet.from_rows(Modality.IR, [("a", 0, 1), ("b", 0, 1)])
     assert known_persons({Modality.RGB: known, Modality.IR: unknown}) is None
     assert known_persons({Modality.RGB: known})[Modality.RGB].tolist() == [1, 2]
-
-
-def test_flat_numbers():
-    assert dict(flat_numbers({"a": 1, "b": {"c": 2.5, "d": "text", "e": [1]}, "f": True})) == {"a": 1, "b/c": 2.5}
 
 
 def trained(folder, clip_file, banks, order, **changes):
@@ -71,10 +76,10 @@ def trained(folder, clip_file, banks, order, **changes):
     return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, metrics
 
 
-@pytest.mark.parametrize("method", [{}, {"METHOD__NAME": "rpnr", "METHOD__LINK_BY": "projection"}])
-def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path, method):
+def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):
     """Shuffled identities change the diagnosis, and not a bit of weights, labels and losses."""
     shuffled = np.random.default_rng(0).permutation(IMAGES)
+    method = {"METHOD__NAME": "rpnr", "METHOD__LINK_BY": "projection"}
     weights, labels, metrics = trained(tmp_path / "a", tiny_clip_file, banks, np.arange(IMAGES), **method)
     others, other_labels, other_metrics = trained(tmp_path / "b", tiny_clip_file, banks, shuffled, **method)
     assert all(torch.equal(weights[k], others[k]) for k in weights) and labels == other_labels and len(labels) == 2
@@ -84,16 +89,27 @@ def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path, method
         assert row["ari_rgb"] > other["ari_rgb"] and row["purity_ir"] > other["purity_ir"]
 
 
-def test_event_files_hold_the_numbers(tmp_path, monkeypatch):
+def test_event_files_hold_numbers_pictures_and_settings(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    settings = {"SEED": 7, "OPTIM": {"STEPS": [1, 2], "LR": 0.5}}
     for first in (1, 2):                   # the second log goes on with an epoch that had been written already
         monkeypatch.setattr("time.time", lambda now=1e9 + first: now)     # files are read in this order
-        log = EventLog(tmp_path)
+        log = EventLog(tmp_path, settings)
         for epoch in (first, first + 1):
-            log.add("prepare", epoch, {"loss": 1.0 / (epoch + first), "test": {"rank1": 0.5}}, {"size": np.arange(9)})
+            log.add("prepare", epoch, {"loss_ir": 1.0 / (epoch + first), "seconds": 2, "lr": 0.1, "link_accuracy": 0.5,
+                                       "ari_rgb": 0.5, "test": {"rank1": 0.5, "mode": "all"}},
+                    {"cluster_size_ir": np.arange(9)})
+    monkeypatch.setattr("time.time", lambda: 1e9 + 3)
+    EventLog(tmp_path, settings).show("prepare", 3, {"test_map": Image.new("RGB", (3, 2))})     # a page that was lost
     events = EventAccumulator(str(tmp_path / "prepare"))
     events.Reload()
-    assert {"loss", "test/rank1"} <= set(events.Tags()["scalars"]) and "size" in events.Tags()["histograms"]
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, pytest.approx(1 / 4)),
-                                                                   (3, pytest.approx(1 / 5))]
+    tags = events.Tags()
+    assert set(tags["scalars"]) == {"loss/ir", "time/seconds", "step/lr", "links/link_accuracy", "clusters/ari_rgb",
+                                    "test/rank1"}
+    assert tags["histograms"] == ["clusters/cluster_size_ir"] and tags["images"] == ["test/map"]
+    assert [(e.step, e.value) for e in events.Scalars("loss/ir")] == [(1, 0.5), (2, pytest.approx(1 / 4)),
+                                                                      (3, pytest.approx(1 / 5))]
+    assert [(e.step, e.width, e.height) for e in events.Images("test/map")] == [(3, 3, 2)]
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert all(key in plugin for key in (b"SEED", b"OPTIM.LR", b"[1, 2]"))

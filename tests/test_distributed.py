@@ -16,17 +16,18 @@ from tests import shares
 from tests.tiny import HEIGHT, WIDTH, one_of
 from tests.workers import Workers, script
 from utils.distributed import ALONE, checksum, join_processes
-from utils.errors import UserError, is_lost_process
+from utils.errors import UserError
 from utils.modality import Modality
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
-CASES = {       # splits of the batch norm, whether texts guide, settings
-    "cclnet with texts, a batch norm in each half": (2, True, {"METHOD__NAME": "cclnet"}),
-    "nulc on pgm's released gradients, with camera proxies, a batch norm of the whole": (
-        1, False, {"METHOD__NAME": "nulc", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released",
-                   "METHOD__NEIGHBOURS": 5, "METHOD__CAMERA_WEIGHT": 0.5}),
-    "sdcl, whose second epoch unifies labels": (2, False, {"METHOD__NAME": "sdcl", "METHOD__UNIFY_EPOCH": 2,
-                                                           "OPTIM__NAME": "sgd"}),
+CASES = {       # weights, splits of the batch norm, whether texts guide, settings
+    "cclnet with texts, a batch norm in each half": ("tiny_clip_file", 2, True, {"METHOD__NAME": "cclnet"}),
+    "nulc on agw, pgm's released gradients, camera proxies, a batch norm of the whole": ("demo_agw_file", 1, False, {
+        "METHOD__NAME": "nulc", "METHOD__LINK_BY": "centroid", "METHOD__GRADIENTS": "released",
+        "METHOD__NEIGHBOURS": 5, "METHOD__CAMERA_WEIGHT": 0.5,
+        "OPTIM__NAME": "sgd", "OPTIM__LR": 0.01}),      # Adam makes steps of the rounding of gradients that are 0
+    "sdcl on transreid, whose second epoch unifies labels": ("ics_file", 2, False, {
+        "METHOD__NAME": "sdcl", "METHOD__UNIFY_EPOCH": 2, "OPTIM__NAME": "sgd", "OPTIM__LR": 0.01}),
 }
 
 
@@ -41,17 +42,18 @@ def trained(folder, size, *arguments, seconds=300):
 
 
 def difference(a, b):
-    """The largest |a - b| / |b| of the tensors of two states."""
-    return max(float((a[name] - value).norm() / value.norm()) for name, value in b.items()
-               if value.is_floating_point() and value.norm())
+    """The largest |a - b| / |b| of the tensors of two states; one that is 0 up to rounding counts as 0.001 long."""
+    return max(float((a[name] - value).norm() / value.norm().clamp(min=1e-3)) for name, value in b.items()
+               if value.is_floating_point())
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_two_processes_train_as_one(case, tiny_clip_file, tmp_path):
-    """Embedding, clusters, links and all steps of the shipped loop."""
-    [(expected, their_rows)], ours = (trained(tmp_path / str(size), size, tiny_clip_file, *case) for size in (1, 2))
+def test_two_processes_train_as_one(case, request, tmp_path):
+    """Embedding, clusters, links and all steps of the shipped loop, with each tower's own layers."""
+    file = request.getfixturevalue(case[0])
+    [(expected, their_rows)], ours = (trained(tmp_path / str(size), size, file, *case[1:]) for size in (1, 2))
     assert their_rows[-1]["links"] > 0
-    start = shares.new_model(tiny_clip_file).state_dict()
+    start = shares.new_model(file).state_dict()
     assert difference(expected, {name: value.double() for name, value in start.items()}) > 1e-3     # it has trained
     for state, found_rows in ours:
         assert difference(state, expected) < 1e-10
@@ -61,8 +63,7 @@ def test_two_processes_train_as_one(case, tiny_clip_file, tmp_path):
             assert {n: found[n] for n in same} == pytest.approx({n: theirs[n] for n in same}, rel=1e-9)
 
 
-@pytest.mark.parametrize("views", [1, 2])
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts, views", [(2, 1), (4, 2)])
 def test_parts_are_those_of_data_parallel(tiny_clip_file, parts, views):
     """DataParallel scatters each input; each replica joins its pieces; the first replica's statistics are kept."""
     whole, *replicas = (shares.new_model(tiny_clip_file).train() for _ in range(1 + parts))
@@ -170,26 +171,13 @@ def test_fewer_gpus_than_processes(monkeypatch):
         join_processes("cuda")
 
 
-def test_without_torchrun_there_is_one_process(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert join_processes("cpu") is ALONE and ALONE.share(7) == slice(0, 7)
-
-
-@pytest.mark.parametrize("error, is_lost", [
-    (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
-    (torch.distributed.DistBackendError("NCCL error"), True), (RuntimeError("shapes do not match"), False),
-    (ValueError("gloo"), False)])
-def test_lost_processes_are_recognised(error, is_lost):
-    assert is_lost_process(error) is is_lost
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_train_as_one(tiny_clip_file, tmp_path):
+def test_two_gpus_train_as_one(request, tmp_path):
     """NCCL and torch's SyncBatchNorm: the first epoch's losses up to fp32's rounding."""
     for number, case in enumerate(CASES.values()):
-        one, two = (trained(tmp_path / f"{number}-{size}", size, tiny_clip_file, *case, "cuda") for size in (1, 2))
+        file = request.getfixturevalue(case[0])
+        one, two = (trained(tmp_path / f"{number}-{size}", size, file, *case[1:], "cuda") for size in (1, 2))
         for state, found in two:
             assert all(torch.equal(state[name], value) for name, value in two[0][0].items())
             losses = [name for name in found[0] if name.startswith("loss")]

@@ -116,9 +116,7 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_the_demos_table_is_that_of_the_reference_logs(page):
-    runs = summary.read_runs([ROOT / "docs/reference/demo"], "python")
-    assert [run.settings["SEED"] for run, _ in runs] == [1, 2, 3, 4, 5]
-    results = [[tests[name, "all"] for name in demo.TESTED] for _, tests in runs]
+    results = [[tests[name, "all"] for name in demo.TESTED] for _, tests in five_seeds(ROOT / "docs/reference/demo")]
     cells = re.compile(r"[\d.]+ ± [\d.]+")
     for stage, line in zip(demo.STAGES, demo.table(results).splitlines()[1:], strict=True):
         row = re.search(rf"^\| {stage}.*$", text_of(page), re.MULTILINE).group()     # the first table's
@@ -137,15 +135,22 @@ def test_published_figures_are_those_of_the_pages_and_the_logs():
                     assert f",{found['rank1']},{found['mAP']},{found['mINP']}\n" in logs
 
 
+def spread(values, digits):
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def five_seeds(folder):
+    """The runs in a folder of reference logs, which are of seeds 1 to 5, with their tests."""
+    runs = summary.read_runs([folder], "python")
+    assert [run.settings["SEED"] for run, _ in runs] == [1, 2, 3, 4, 5], folder
+    return runs
+
+
 def test_the_table_of_methods_is_that_of_the_reference_logs():
     """Of a bound, cclnet-true-links, the second part stands in the space's place; texts have no prepare."""
-    def spread(values, digits):
-        return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
-
     expected = []
     for folder in (ROOT / "docs/reference/demo", *sorted((ROOT / "docs/reference/methods").iterdir())):
-        runs = summary.read_runs([folder], "python")
-        assert [run.settings["SEED"] for run, _ in runs] == [1, 2, 3, 4, 5], folder
+        runs = five_seeds(folder)
         name, space, exchange = (runs[0][0].settings[key] for key in ("METHOD.NAME", "METHOD.LINK_BY", "INPUT.CHANNEL"))
         method, _, bound = name.partition("-")
         for stage, script in (("prepare", "train_prepare"), ("finetune", "train_clip")):
@@ -159,6 +164,26 @@ def test_the_table_of_methods_is_that_of_the_reference_logs():
                             f"{' | '.join(cells)} | {right} |")
     found = re.findall(r"^\| (?:cclnet|pgm|rpnr) \|.*\|$", text_of("docs/results.md"), re.MULTILINE)
     assert sorted(found) == sorted(expected)
+
+
+def test_the_table_of_towers_is_that_of_the_reference_logs():
+    """The last two columns are differences from cclnet of the same seed: mean ± standard error."""
+    folders = {path.name: path for path in (ROOT / "docs/reference/towers").iterdir()}
+    runs = {name: five_seeds(path) for name, path in folders.items()}
+    for key, value in (("PREPARE.EPOCHS", 6), ("METHOD.CROSS_EPOCH", 4), ("PREPARE.RESTART_AT_CROSS", False)):
+        assert {run.settings[key] for found in runs.values() for run, _ in found} == {value}
+    numbers = {name: {key: 100 * np.array([tests["prepare_last", "all"][key] for _, tests in found])
+                      for key in ("rank1", "mAP")} for name, found in runs.items()}
+    expected = []
+    for name, found in runs.items():
+        tower, _, method = name.partition("-")
+        right = [100 * run.epochs[-1].get("link_accuracy", np.nan) for run, _ in found]
+        above = [numbers[name][key] - numbers[f"{tower}-cclnet"][key] for key in ("rank1", "mAP")]
+        cells = [spread(numbers[name]["rank1"], 1), spread(numbers[name]["mAP"], 1),
+                 "" if np.isnan(right).any() else spread(right, 0),
+                 *("" if method == "cclnet" else f"{x.mean():+.1f} ± {x.std(ddof=1) / 5 ** 0.5:.1f}" for x in above)]
+        expected.append(f"| {tower} | {method.replace('-', ' ')} | {' | '.join(cells)} |")
+    assert sorted(re.findall(r"^\| (?:clip|agw) \|.*\|$", text_of("docs/results.md"), re.MULTILINE)) == sorted(expected)
 
 
 def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Downloads from a local server that behaves well, breaks off, sends a web page, or sends damaged files."""
 import io
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -186,6 +187,10 @@ def test_names(capsys):
     download.main(["--list"])
     said = capsys.readouterr().out
     assert all(name in said and asset.id in said for name, asset in download.ASSETS.items())
+    for words in ("sysu-prepare .* 0.62 GB .* 50.02 / 45.52", "sysu-clip-2023-11 .* 55.31 / 50.38",
+                  "regdb-clip-trial1 .* 71.94 / 67.63", "sysu-labels .* 0.3 MB"):
+        assert re.search(words, said), words
+    assert all(len(line) <= 110 for line in said.splitlines())
     for arguments, sentence in ((["sysu"], "choose from 'sysu-prepare'"), ([], "choose sysu-prepare")):
         with pytest.raises(UserError, match=sentence):
             download.main(arguments)

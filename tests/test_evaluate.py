@@ -1,7 +1,7 @@
 """tools/evaluate.py: any method's features, a paired comparison, and re-ranking against a plain reference."""
 import csv
 import json
-import zipfile
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from data.records import ImageSet
 from processor.evaluate import rank_features
 from processor.ranking import save_features
 from tools import evaluate
-from tools.lib.bootstrap import paired_bootstrap
 from tools.lib.feature_file import PROTOCOLS, as_data_set, read_features
 from tools.lib.rerank import rerank
 from utils.errors import UserError
@@ -49,6 +48,14 @@ def data(tmp_path):
     return sysu.load(root, "SYSU-MM01", check_counts=False)
 
 
+@pytest.fixture(autouse=True)
+def page(monkeypatch):
+    """Leaves out the page, which takes longer than all else; a function that lets it be written."""
+    real = evaluate.save_report
+    monkeypatch.setattr(evaluate, "save_report", lambda *_: None)
+    return lambda: monkeypatch.setattr(evaluate, "save_report", real)
+
+
 def save(path, arrays, **changes):
     path.parent.mkdir(exist_ok=True)
     np.savez(path, **{**arrays, **changes})
@@ -79,8 +86,6 @@ def test_galleries_are_those_of_the_data_set(data, tmp_path, protocol):
         for name, value in ranked(data, retrieval, arrays).mean().items():
             assert result[name] == pytest.approx(value, abs=1e-9), name
         assert 0.1 < result["mAP"] < 0.95
-    page = (tmp_path / "toy-evaluated" / "report.html").read_text()
-    assert "Ranked lists" in page and "on other data" in page and page.count("data:image/jpeg") > 10
 
 
 def test_files_of_our_own_tests_need_no_protocol(data, tmp_path, capsys):
@@ -153,29 +158,15 @@ def test_two_methods_are_compared_on_the_same_queries(data, tmp_path, capsys):
     (path,) = (out / "ours").glob("comparison-theirs-*.json")
     rows = json.loads(path.read_text())["differences"]
     ours, theirs = (results(out / name)["all"] for name in ("ours", "theirs"))
-    assert {row["number"]: row["difference"] for row in rows} == pytest.approx(
+    assert {row["number"]: row["mean"] for row in rows} == pytest.approx(
         {name: ours[name] - theirs[name] for name in ("rank1", "mAP")})
-    assert all(0 < row["low"] <= row["difference"] <= row["high"] and row["p"] < 0.01 for row in rows)
-    assert all((row["queries"], row["scored"]) == (48, 46) for row in rows)
+    assert all(0 < row["low"] <= row["mean"] <= row["high"] and row["p"] < 0.01 for row in rows)
+    assert all(row["scored"] == 46 for row in rows)
     printed = capsys.readouterr().out
-    assert "ours minus theirs, percent" in printed and "\nours  " in printed and "\ntheirs  " in printed
+    assert "ours against theirs, percent" in printed and "\nours  " in printed and "\ntheirs  " in printed
+    assert re.search(r"all  Rank-1  \+.* p 0.0002  better, over 46 queries alone", printed)
     with pytest.raises(UserError, match="x.npz is named twice"):
         run(first, first)
-
-
-def test_bootstrap():
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=400)
-    found, again, other = (paired_bootstrap(noise + 0.1, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    spread = noise.std() / 20
-    assert found.mean == pytest.approx(noise.mean() + 0.1) and found == again != other
-    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.05)
-    z = torch.tensor(found.mean / spread)
-    assert found.p == pytest.approx(2 * (1 - torch.distributions.Normal(0, 1).cdf(z).item()), abs=0.02)
-    assert paired_bootstrap(np.ones(5), rng, resamples=99).p == 2 / 100
-    assert paired_bootstrap(np.zeros(5), rng) == (0, 0, 0, 1)
-    with pytest.raises(ValueError, match="no query"):
-        paired_bootstrap([], rng)
 
 
 def reference_rerank(query, gallery, k1, k2, share):
@@ -220,13 +211,17 @@ def test_reranking_against_the_published_code(k1, k2, share):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_reranked_numbers_are_labelled(data, tmp_path, capsys):
+def test_reranked_numbers_are_labelled_and_shown(data, tmp_path, capsys, page):
+    page()
     arrays, folder = arrays_of(data.test, 2.0), tmp_path / "toy-evaluated-reranked"
-    run(save(tmp_path / "toy.npz", arrays), "--protocol", "sysu", "--mode", "all", "--trials", 2, "--rerank")
+    run(save(tmp_path / "toy.npz", arrays), "--protocol", "sysu", "--mode", "all", "--trials", 2, "--rerank",
+        "--root", data.root)
     found, plain = results(folder)["all"], ranked(data, data.retrieval("all", 2), arrays)
     assert found["protocol"] == plain.protocol + ", on other data, re-ranked (k1 20, k2 6, 0.3)" and found["reranked"]
     assert found["mAP"] != plain.mean()["mAP"] and "re-ranked (k1 20" in capsys.readouterr().out
-    assert "re-ranked (k1 20" in (folder / "report.html").read_text()
+    shown = (folder / "report.html").read_text()
+    assert all(words in shown for words in ("re-ranked (k1 20", "Ranked lists", "on other data"))
+    assert shown.count("data:image/jpeg") > 10
     with open(folder / "ranking_all.csv", newline="") as file:      # the lists are those of these distances too
         first = [int(row["match"]) for row in csv.DictReader(file) if row["rank"] == "1"]
     assert np.mean(first) == pytest.approx(found["rank1"])
@@ -250,22 +245,13 @@ def test_no_result_of_something_else_is_replaced(data, tmp_path, name):
     ({"ir_features": np.zeros((48, 8))}, "features of 48 images are not finite or all 0, such as cam3/0003/0001.jpg"),
     ({"ir_features": np.ones((48, 8))}, "rgb_features have 16 numbers an image, ir_features 8"),
     ({"ir_features": np.ones(48)}, r"ir_features are float64 of shape \(48,\); expected numbers"),
-    ({"all_query": np.arange(3)}, "holds no all_protocol"),
-    *(({"all_query": np.array([row]), "all_protocol": "x", "all_rule": "sysu", **gallery}, "of all are no rows")
-      for row, gallery in ((3, {}), (99, {"all_gallery_0": np.arange(3)})))])
+    ({"all_query": np.arange(3)}, "holds no all_protocol")])
 def test_wrong_files_are_one_sentence(data, tmp_path, change, sentence):
     arrays = {**arrays_of(data.test, 1.0), **change}
     path = save(tmp_path / "bad.npz", {name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(UserError, match=sentence):
         run(path, "--protocol", "sysu")
     assert not (tmp_path / "bad-evaluated").exists()
-
-
-def test_an_array_that_claims_more_than_the_file_holds(tmp_path):
-    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive, archive.open("rgb_features.npy", "w") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10 ** 9, 99)})
-    with pytest.raises(UserError, match=r"bad.npz cannot be read \(rgb_features.npy claims 396"):
-        read_features(tmp_path / "bad.npz")
 
 
 def test_other_mistakes(data, tmp_path):
@@ -276,14 +262,14 @@ def test_other_mistakes(data, tmp_path):
     arrays = arrays_of(data.test, 1.0)
     good, text = save(tmp_path / "good.npz", arrays), tmp_path / "text.npz"
     text.write_text("no arrays")
-    refuses("features .*none.npz cannot be read", tmp_path / "none.npz")
+    refuses("none.npz is no file; expected a .npz file", tmp_path / "none.npz")
     refuses("features .*text.npz cannot be read", text)
     refuses("holds no queries and galleries; name the protocol", good)
     refuses("TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor", good, "--protocol", "sysu", "--mode", "v2t")
     refuses("--trials: '0' is no whole number from 1", good, "--protocol", "sysu", "--trials", "0")
     refuses("rand_perm_cam.mat is missing", good, "--protocol", "sysu-original-1", "--root", tmp_path)
     fewer = save(tmp_path / "fewer.npz", {name: array[1:] for name, array in arrays.items()})
-    refuses("fewer.npz holds 95 rgb images, .*good.npz 96, and cam1/0003/0001.jpg is not in the first", good, fewer,
+    refuses("fewer.npz holds 95 rgb images, .*good.npz 96, and cam1/0003/0001.jpg is in one alone", good, fewer,
             "--protocol", "sysu")
     other = save(tmp_path / "other.npz", arrays, ir_persons=arrays["ir_persons"][::-1])
     refuses("name other persons for cam3/0003/0001.jpg", good, other, "--protocol", "sysu")

@@ -43,7 +43,7 @@ class InThisProcess:
         errors, self.returncode = io.StringIO(), 0
         with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
-            patch.setattr("report.write.save_report", lambda *_: None)
+            patch.setattr("report.write.save_report", lambda *_, **__: None)
             try:
                 if words[0] == "-m":
                     (Path(words[2]) / "report.html").touch()
@@ -98,7 +98,7 @@ def test_trials_are_trained_once_and_tabulated(settings, tmp_path, capsys):
         found = [next(r for path in runs.glob(f"trial{t}/tests/model_last-*/metrics.json")
                       for r in json.loads(path.read_text())["results"] if r["mode"] == mode)["mAP"] for t in (1, 2)]
         row = ours["train_clip", mode]
-        assert (row["n"], row["method"]) == ("2", "all runs")
+        assert (row["n"], row["method"]) == ("2", "cclnet")
         assert float(row["last epoch mAP"]) == pytest.approx(100 * np.mean(found), abs=1e-4)
         assert float(row["last epoch mAP sd"]) == pytest.approx(100 * np.std(found, ddof=1), abs=1e-4)
     assert ours["train_prepare", "v2t"]["best on test rank1"]

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import loss.cclnet
+import loss.links
 import processor.features
 from clustering.neighbours import k_nearest
 from data.batches import Batch, Batches
@@ -125,7 +125,7 @@ def started(name="cclnet", dim=64, epoch=2, **settings):
 def given_links(monkeypatch):
     """Links and calibrated labels: they depend on values, of which there are none here."""
     monkeypatch.setattr("loss.cclnet.CCLNet.rule", staticmethod(lambda _: LINKS))
-    monkeypatch.setattr("loss.cclnet.to_host", lambda tensor: lambda: None)
+    monkeypatch.setattr("loss.links.to_host", lambda tensor: lambda: None)
     monkeypatch.setattr("loss.visits.links_of_epoch", lambda *_: LINKS)
     monkeypatch.setattr("loss.rpnr.calibrate", lambda features, labels, top: labels)
 
@@ -140,8 +140,10 @@ def text(either_clip):
     return TextTower(either_clip)
 
 
-def fake_banks(cache="mmap"):
-    return {m: ImageBank(bank.images, "cuda", cache=cache) for m, bank in tiny_banks().items()}
+def fake_banks():
+    """Visible images that are held on the host, infrared ones that are held on the GPU."""
+    return {m: ImageBank(bank.images, "cuda", cache=cache) for (m, bank), cache in zip(tiny_banks().items(),
+                                                                                     ("mmap", "device"))}
 
 
 def test_a_tensor_left_on_the_host_raises():
@@ -216,8 +218,7 @@ def test_the_search_for_neighbours():
         assert on_gpu(tuple(k_nearest(torch.randn(IMAGES, 64, device="cuda"), 5)))
 
 
-@pytest.mark.parametrize("cache", ["mmap", "device"])
-def test_the_loops_own_step_waits_for_nothing(model, text, cache, monkeypatch, given_links):
+def test_the_loops_own_step_waits_for_nothing(model, text, monkeypatch, given_links):
     """All of it but the backward pass: batch, losses, memories, the swap with links that are given, running means."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     with fake_cuda():
@@ -225,7 +226,7 @@ def test_the_loops_own_step_waits_for_nothing(model, text, cache, monkeypatch, g
         state = TrainState(model.to("cuda"), tiny_settings())
         prompts = {m: PromptLearner(PEOPLE, m, text).to("cuda") for m in Modality}
         guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
-        batches = Batches(fake_banks(cache), LABELS, tiny_settings(**AUGMENTATION), 1)
+        batches = Batches(fake_banks(), LABELS, tiny_settings(**AUGMENTATION), 1)
         method, means = started(dim=model.feature_dim), RunningMeans()
         model.train()
         with Waits():
@@ -261,7 +262,7 @@ def test_steps_wait_for_nothing_on_a_gpu(tiny_clip_file, cache, monkeypatch):
     method = settings.method(**settings.of_method)
     method.start(EpochStart({"feature": {m: torch.randn(IMAGES, model.feature_dim, device="cuda") for m in Modality}},
                             LABELS, CAMERAS), 1)
-    batches, means, to_host = Batches(banks, LABELS, settings, 1), RunningMeans(), loss.cclnet.to_host
+    batches, means, to_host = Batches(banks, LABELS, settings, 1), RunningMeans(), loss.links.to_host
 
     def exempt(tensor):
         copy = to_host(tensor)
@@ -276,7 +277,7 @@ def test_steps_wait_for_nothing_on_a_gpu(tiny_clip_file, cache, monkeypatch):
     model.train()
     train_step(model, state.optimizer, method, batches[0], guidance, "fp32")        # sets things up
     torch.cuda.synchronize()
-    monkeypatch.setattr(loss.cclnet, "to_host", exempt)
+    monkeypatch.setattr(loss.links, "to_host", exempt)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in (1, 2):

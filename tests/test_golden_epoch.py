@@ -90,7 +90,7 @@ class Recorder:
                                 "start": {name: rows.clone() for name, rows in method.prototypes().items()}})
         numbers = self.step(model, optimizer, method, *rest)
         linked = method.links()
-        partner = np.full(len(method.memories[Modality.RGB].prototypes), -1)
+        partner = np.full(len(method.memories["rgb"].prototypes), -1)
         partner[linked.rgb] = linked.ir
         self.epochs[-1]["steps"].append({
             "losses": [float(loss) for loss in numbers.values()], "links": partner,

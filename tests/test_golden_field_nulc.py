@@ -18,10 +18,9 @@ def g(golden_field):
     return golden_field.load("nulc")
 
 
-def begun(g, epoch, gradients="exact", links=None):
-    """The method at an epoch's start, with its own settings; memories, and links unless given, are those of the file.
-    """
-    method = linked_by(NULC, links or Links(g["r2i"], g["i2r"]), cross_epoch=1, neighbours=int(g["neighbours"]),
+def begun(g, epoch, gradients):
+    """The method at an epoch's start, with its own settings; memories and links are those of the file."""
+    method = linked_by(NULC, Links(g["r2i"], g["i2r"]), cross_epoch=1, neighbours=int(g["neighbours"]),
                        gradients=gradients)
     start = EpochStart({"feature": {m: rows(g, f"features_{m.value}") for m in Modality}},
                        {m: g[f"labels_{m.value}"] for m in Modality}, None)
@@ -31,10 +30,10 @@ def begun(g, epoch, gradients="exact", links=None):
     return method
 
 
-def batch_of(g, rows=slice(None)):
-    """The batch of the file, or some rows of each modality."""
+def batch_of(g):
+    """The batch of the file, with two views of visible images."""
     positions = {m: np.tile(np.flatnonzero(g[f"labels_{m.value}"] >= 0)[g[f"batch_{m.value}"]],
-                            2 if m is Modality.RGB else 1)[rows] for m in Modality}
+                            2 if m is Modality.RGB else 1) for m in Modality}
     return SimpleNamespace(positions=positions, labels={m: g[f"labels_{m.value}"][positions[m]] for m in Modality})
 
 
@@ -86,13 +85,3 @@ def test_where_no_neighbour_has_a_cluster_the_label_stands_alone():
     shares, weights = nearby_clusters(rows, rows, labels, 9).soften(np.array([0]), np.array([0]), 10.0)
     assert shares.tolist() == [pytest.approx([0.75, 0.25])]         # 3 of 5 and 1 of 5
     assert weights.tolist() == [pytest.approx(np.exp(-10 / 16))]
-
-
-def test_images_without_a_partner_stay_out(g):
-    """The loss across the modalities is the mean over the others."""
-    labels, partner = batch_of(g).labels[Modality.RGB], g["r2i"].copy()
-    partner[labels[0]] = -1
-    method, kept = begun(g, 1, links=Links(partner, g["i2r"])), np.flatnonzero(labels != labels[0])
-    x = {m: rows(g, f"rows_{m.value}") for m in Modality}
-    alone = method.losses({m: x[m][kept % len(x[m])] for m in Modality}, batch_of(g, kept % 9))
-    torch.testing.assert_close(method.losses(x, batch_of(g))["cross"], alone["cross"])

@@ -6,14 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import loss.calibration
 import loss.links
 from loss import rpnr
-from loss.calibration import calibrate, dense_means, density
-from loss.cluster_memory import MEMORIES, cluster_means
+from loss.cluster_memory import MEMORIES, cluster_means, cross_entropy
 from loss.links import Links, link, link_cost, optimal_transport, progressive, sinkhorn
 from loss.pgm import PGM
-from loss.rpnr import RPNR, MeanHardMemory, hybrid_means, relation_loss
+from loss.rpnr import RPNR, MeanHardMemory, calibrate, dense_means, density, hybrid_means, relation_loss
 from tests.tiny import epoch_of, linked_by
 from utils.modality import Modality
 
@@ -108,9 +106,9 @@ def test_pgm_matching(golden_methods):
 
 def test_rpnr_calibration(golden_methods):
     g = golden_methods.load("rpnr_calibration")
-    features, labels, threshold = rows(g, "features"), g["labels"], float(g["threshold"])
+    features, labels = rows(g, "features"), g["labels"]
     close(cluster_means(features, labels), g["centroids"], 2e-5)
-    found = density(features, labels, threshold)
+    found = density(F.normalize(features, dim=1), labels)
     np.testing.assert_array_equal(found.astype(np.float32), g["density"])
     for script in ("sysu", "regdb"):
         top = int(g[f"{script}_top_k"])
@@ -120,12 +118,11 @@ def test_rpnr_calibration(golden_methods):
 
 def test_rpnr_optimal_transport(golden_methods):
     g = golden_methods.load("rpnr_ot")
-    numbers = float(g["reg"]), int(g["max_iterations"]), float(g["stop_threshold"])
     for case in g["cases"]:
         means = [rows(g, f"centroids_{m.value}_{case}") for m in Modality]
         unit = [F.normalize(x, dim=1) for x in means]
-        plan, iterations = sinkhorn(link_cost((unit[0] @ unit[1].T).numpy()), *numbers)
-        assert iterations == int(g[f"iterations_{case}"]) and sinkhorn(plan, numbers[0], 3, 0.0)[1] == 3
+        plan, iterations = sinkhorn(link_cost((unit[0] @ unit[1].T).numpy()))
+        assert iterations == int(g[f"iterations_{case}"])
         close(plan, g[f"plan_{case}"], 2e-5)
         links = link(optimal_transport, *means)
         np.testing.assert_array_equal(links.ir_to_rgb, g[f"i2r_{case}"])
@@ -144,11 +141,11 @@ def both(memory):
 
 def test_rpnr_memory(golden_methods):
     g = golden_methods.load("rpnr_memory")
-    memory = refill(MeanHardMemory(rows(g, "memory").chunk(2)[0], float(g["temp"]), float(g["momentum"]),
-                                   float(g["relu_margin"]), float(g["half"])), g, "memory")
+    memory = refill(MeanHardMemory(rows(g, "memory").chunk(2)[0], float(g["temp"]), float(g["momentum"])), g, "memory")
     for step in range(int(g["steps"])):
         x, labels = rows(g, f"features{step}").requires_grad_(), g[f"labels{step}"]
-        hard, mean = memory.cross_entropies(x, labels)
+        hard, mean = (cross_entropy(F.normalize(x, dim=1), of, labels, memory.temperature)
+                      for of in (memory.hard, memory.prototypes))
         same_loss(hard, g[f"cross_entropy_hard{step}"])
         same_loss(mean, g[f"cross_entropy_mean{step}"])
         loss = memory.loss(x, labels)
@@ -157,21 +154,21 @@ def test_rpnr_memory(golden_methods):
         same_loss(loss, g[f"loss{step}"])
         close(x.grad, g[f"gradient{step}"], 1e-4)
         close(both(memory), g[f"memory_after{step}"], 2e-5)
-    assert float(mean.detach()) < memory.margin        # so that the last batch shows the margin
+    assert float(mean.detach()) < rpnr.MARGIN        # so that the last batch shows the margin
 
 
 def test_rpnr_hybrid(golden_methods):
     g = golden_methods.load("rpnr_hybrid")
     hybrid = hybrid_means(rows(g, "centroids_rgb"), rows(g, "centroids_ir"), g["i2r"], g["labels_ir"])
     close(hybrid, g["hybrid"], 2e-5)
-    close(both(MeanHardMemory(hybrid, 0.05, 0.1, 0.2, 0.5)), g["memory"], 2e-5)
+    close(both(MeanHardMemory(hybrid, 0.05, 0.1)), g["memory"], 2e-5)
 
 
 @pytest.mark.parametrize("case, tolerance", [("released", 1e-4), ("normalised", 5e-3), ("small", 1e-4)])
 def test_rpnr_relation(golden_methods, case, tolerance):
     g = golden_methods.load("rpnr_rc")
     x = rows(g, f"{case}_features").requires_grad_()
-    found = relation_loss(x, float(g["sigma"]), float(g["delta"]))
+    found = relation_loss(x)
     found.backward()
     same_loss(found, g[f"{case}_loss"])
     close(x.grad, g[f"{case}_gradient"], tolerance)
@@ -198,5 +195,6 @@ def test_the_methods_own_numbers_are_the_released_ones(golden_methods):
     g, transport = golden_methods.load("rpnr_step"), golden_methods.load("rpnr_ot")
     assert (rpnr.MARGIN, rpnr.SHARE, rpnr.SIGMA, rpnr.DELTA) == tuple(
         float(g[key]) for key in ("relu_margin", "half", "sigma", "delta"))
-    assert loss.links.SINKHORN == tuple(float(transport[k]) for k in ("reg", "max_iterations", "stop_threshold"))
-    assert loss.calibration.SIMILAR == float(golden_methods.load("rpnr_calibration")["threshold"])
+    assert (loss.links.REGULARISATION, loss.links.ITERATIONS, loss.links.TOLERANCE) == tuple(
+        float(transport[k]) for k in ("reg", "max_iterations", "stop_threshold"))
+    assert rpnr.SIMILAR == float(golden_methods.load("rpnr_calibration")["threshold"])

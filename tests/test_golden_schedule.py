@@ -1,14 +1,12 @@
 """Learning rates of whole training runs, read from the optimiser as the loop steps it: equal to the released code's."""
-import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from processor.run.folder import SilentRun
 from processor.train import train
-from tests.tiny import IMAGES, tiny_banks, tiny_data, tiny_settings
+from tests.tiny import IMAGES, Silent, TinyRun, tiny_banks, tiny_data, tiny_settings
 
 
 class Toy(torch.nn.Module):
@@ -47,7 +45,7 @@ def test_regdb_schedule(golden_methods, tmp_path, stubs, stage):
 
     stubs.step = step
     tester = SimpleNamespace(data=tiny_data(), device=torch.device("cpu"), is_due=lambda epoch, epochs: False)
-    run = SilentRun("tiny", tmp_path, logging.getLogger("tiny"), {})
+    run = TinyRun(tmp_path, processes=Silent())
     train("finetune", toy, tiny_banks(), settings, run, tester)
     rates, steps_before, after = zip(*seen)
     assert len(seen) == epochs

@@ -47,22 +47,3 @@ def test_outputs(golden_methods, new_model, case, gradients):
                             (tower.positional_embedding, "positional_embedding")):
             bound = 2e-5 * np.abs(g[name]).max()
             np.testing.assert_allclose(found.detach(), g[name], rtol=0, atol=bound, err_msg=name)
-
-
-def test_feature_and_projection_of_both_modalities(golden_methods, new_model):
-    """A feature is the batch norm of the class token; both modalities go through the trunk as one batch."""
-    g = golden_methods.load("vit_96x48_s16")
-    model = new_model(g, 96, 48, 16)
-    images = golden_methods.draw("image_vit_96x48_s16", (int(g["images"]), 3, 96, 48))
-    token = torch.from_numpy(g["class_token"])
-    with torch.no_grad():
-        found = model.train()(images, images.flip(0), ("feature", "projection"))
-        expected = torch.nn.functional.batch_norm(torch.cat([token, token.flip(0)]), None, None, training=True)
-        for head, both in (("feature", expected), ("projection", torch.from_numpy(g["projection"]))):
-            for m, rows in found[head].items():
-                wanted = both[:len(images)] if m is Modality.RGB or head == "projection" else both[len(images):]
-                wanted = wanted.flip(0) if head == "projection" and m is Modality.IR else wanted
-                np.testing.assert_allclose(rows, wanted, atol=2e-4)
-        model = new_model(g, 96, 48, 16).eval()
-        feature = model.encode_image(images, "ir").feature
-        np.testing.assert_allclose(feature, torch.nn.functional.normalize(token, dim=1), atol=2e-5)

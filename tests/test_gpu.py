@@ -131,7 +131,7 @@ def test_training_on_a_gpu(either_clip_file, method, tmp_path):
         settings = tiny_settings(epochs, METHOD__NAME=method, PRECISION="fp32", **AUGMENTATION)
         model, run = tiny_model(either_clip_file).to(DEVICE), TinyRun(tmp_path / "run", content)
         train("prepare", model, banks, settings, run, tiny_tester(banks))
-        content = run.state_file.load()[0]
+        content = run.saved()
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     assert run.history[-1]["links"] > 0
     assert all(np.isfinite(row[name]) for row in run.history for name in ("loss_rgb", "loss_ir"))

@@ -19,7 +19,7 @@ def test_all_scripts_run_in_bf16(tiny_clip_file, tmp_path, monkeypatch):
     """Distances are not rounded: eight bits would make ties of most of them."""
     scripts.without_report(monkeypatch)
     words = scripts.settings(DATASET__ROOT=trees.people_tree(tmp_path / "data", ids=IDS), PRECISION="bf16",
-                             MODEL__CLIP_WEIGHTS=tiny_clip_file, PREPARE__EPOCHS=2, FINETUNE__EPOCHS=2)
+                             MODEL__CLIP_WEIGHTS=tiny_clip_file, METHOD__CROSS_EPOCH=1)
     convolutions = set()
     real = torch.nn.Conv2d.forward
 

@@ -1,18 +1,26 @@
 """Weights as safetensors: written with a model card, read by test.py, from file or Hub."""
 import json
+import re
+import shutil
 
 import pytest
 import scripts
 import torch
 import trees
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors import safe_open
 
 from configs.defaults import as_dict, load_config
 from data import augment
 from model.cclnet import CCLNet
-from model.published import FILE_NAME, NORMALISED_WITH, as_safetensors, load_checkpoint, model_card
+from model.published import FILE_NAME, as_safetensors, load_checkpoint
 from model.towers.registry import load_tower
+from report.lists import GAP, STEP_Y
+from report.page import jpeg_text
 from tools.export_released import main as export
+from tools.lib.model_card import NORMALISED_WITH, model_card
+from utils.checkpoint import save_json
 from utils.errors import UserError
 
 NUMBERS = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4125, "mINP": 0.3}
@@ -59,16 +67,61 @@ def test_weights_and_description_read_back(checkpoint, folder, tree):
 
 def test_model_card(folder):
     text = (folder / "README.md").read_text()
-    assert text.startswith("---\nlicense: mit\n") and "# Ours" in text
-    for words in ("32 x 16 pixels", "stage finetune, epoch 7", "SYSU all-search", "| 50.00 |", "| 41.25 |",
-                  f"--resume_path {FILE_NAME}"):
+    for words in ("# Ours", "32 x 16 pixels", "stage finetune, epoch 7", "| SYSU all-search | 50.00 |", "| 41.25 |",
+                  "**Method**: CCLNet: each modality has", "Base model**: tiny\\_clip.pt; network clip\\_resnet"):
         assert words in text, words
     half = {"config": {"INPUT": {"NORMALISATION": "half"}}}
-    assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card("", half, "mit")
+    assert "normalised with ImageNet's mean" in text and "mean and deviation 0.5." in model_card(half, [], "mit")
     assert set(NORMALISED_WITH) == set(augment.NORMALISATIONS)
-    theirs = {"dataset": "x](http://a)\n# <script>\x1b[31m", "metrics": {"protocol": "|`", "rank1": 0.5}, "config": 3}
-    card = model_card("", theirs, "mit")
-    assert "# CCLNet on x\\](http://a)\\\\n\\# &lt;script&gt;\\\\x1b\\[31m\n" in card and "Results: \\|\\`\n" in card
+    read = ModelCard(text).data
+    assert read.license == "mit" and {"cclnet", "clip_resnet", "clip", "unsupervised"} <= set(read.tags)
+    assert [(read.eval_results[i].metric_name, read.eval_results[i].metric_value) for i in (0, 4)] == [
+        ("Rank-1", 50), ("mAP", 41.25)]
+    theirs = {"dataset": "x](http://a)\n# <script>\x1b[31m", "config": 3}
+    card = model_card(theirs, [{"protocol": "|`", **NUMBERS}], "mit")
+    assert "# A network on x\\](http://a)\\\\n\\# &lt;script&gt;\\\\x1b\\[31m\n" in card and "\n| \\|\\` |" in card
+
+
+@pytest.mark.parametrize("method, kind, says, tags", [
+    ("rpnr", "agw", "Yin et al., \"Robust Pseudo-label", {"rpnr", "agw", "unsupervised"}),
+    ("mine", "clip_vit", "**Method**: mine\n", {"clip_vit", "clip", "unsupervised"}),
+    ("cclnet-true-links", "transreid", "It was told identities in training: a bound.", {"transreid"})])
+def test_a_card_names_method_and_tower_as_they_are(method, kind, says, tags):
+    card = model_card({"config": {"METHOD": {"NAME": method}}, "model": {"kind": kind}, "dataset": "demo",
+                       "selected": "best Rank-1 on test data"}, [], "mit", repository="https://a.b/c")
+    assert says in card and set(ModelCard(card).data.tags) == {"person-re-identification", "visible-infrared", *tags}
+    assert "chosen on test data" in card and "drawn people" in card and "(https://a.b/c)" in card
+
+
+def test_the_snippet_of_a_card_runs(folder, monkeypatch, capsys):
+    [code] = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    for name, colour in (("visible.jpg", "red"), ("infrared.jpg", "grey")):
+        Image.new("RGB", (16, 32), colour).save(name)
+    exec(code, {})
+    assert 0 <= float(capsys.readouterr().out) <= 2
+
+
+def test_a_card_has_all_tests_and_a_picture(checkpoint, tree, tmp_path, monkeypatch, capsys):
+    scripts.without_report(monkeypatch)
+    path = shutil.copy(checkpoint, tmp_path)
+    words = [path, str(tmp_path / "out"), "--safetensors", "--picture"]
+    with pytest.raises(UserError, match="has none; run test.py"):
+        export(words)
+    assert scripts.call(scripts.load("test"), ["--resume_path", path, "DATASET.ROOT", tree, "DEVICE", "cpu",
+                                               "TEST.MODE", "both"]) == 0
+    shown = {"image": "a", "right": True}
+    content = {"images": {"a": jpeg_text(Image.new("RGB", (8, 16)), 8, 16)},
+               "tests": [{"before": "", "lists": [{"kind": "worst", "before": None, "average_precision": 1.0,
+                                                   "query": shown, "gallery": [shown]}]}],
+               "map": {"points": [[0, 0], [1, 1]], "persons": [1, 1], "modalities": ["rgb", "ir"], "cameras": [1, 2],
+                       "perplexity": 1, "tiles": {}}}
+    [tested] = tmp_path.glob("tests/*")
+    save_json(tested / "report_data/test.json", content)
+    export(words)
+    card = (tmp_path / "out/README.md").read_text()
+    assert len(ModelCard(card).data.eval_results) == 12 and "![Ranked lists](ranked_lists.png)" in card
+    assert Image.open(tmp_path / "out/ranked_lists.png").size[1] == STEP_Y + GAP
 
 
 def test_the_released_format_is_published_too(checkpoint, folder, tmp_path):
@@ -76,26 +129,21 @@ def test_the_released_format_is_published_too(checkpoint, folder, tmp_path):
     export([str(tmp_path / "released.pth"), str(tmp_path / "out"), "--safetensors"])
     ours, read = load_checkpoint(folder / FILE_NAME), load_checkpoint(tmp_path / "out" / FILE_NAME)
     assert all(torch.equal(value, read["state_dict"][name]) for name, value in ours["state_dict"].items())
-    assert "config" not in read and "CCLNet on unknown data" in (tmp_path / "out/README.md").read_text()
+    assert "config" not in read and "A network on unknown data" in (tmp_path / "out/README.md").read_text()
 
 
-def test_it_is_tested_as_the_checkpoint_is(checkpoint, folder, tree, tmp_path, monkeypatch):
+def test_it_is_tested_beside_itself(folder, tree, monkeypatch):
     scripts.without_report(monkeypatch)
-    words = ["DATASET.ROOT", tree, "DEVICE", "cpu"]
-    script = scripts.load("test")
-    paths = checkpoint, folder / FILE_NAME
-    for path in paths:
-        assert scripts.call(script, ["--resume_path", path, *words]) == 0
-    ours, read = (json.loads(next(path.parent.glob(f"tests/{path.stem}-*/metrics.json")).read_text()) for path in paths)
-    assert ours["per_trial"] == read["per_trial"] and read["epoch"] == 7
+    words = ["DATASET.ROOT", tree, "DEVICE", "cpu", "TEST.TRIALS", 1]
+    assert scripts.call(scripts.load("test"), ["--resume_path", folder / FILE_NAME, *words]) == 0
+    assert json.loads(next(folder.glob("tests/model-*/metrics.json")).read_text())["epoch"] == 7
 
 
 def test_what_is_refused(folder, tmp_path, checkpoint):
     path, whole = tmp_path / FILE_NAME, (folder / FILE_NAME).read_bytes()
-    for data, sentence in ((whole[:len(whole) // 2], "cannot be read"), (b"[" * 999, "cannot be read"),
-                           (as_safetensors({"state_dict": {}}).replace(b"{}", b"[]"), "description of type list")):
+    for data in (whole[:len(whole) // 2], b"[" * 999, as_safetensors({"state_dict": {}}).replace(b"{}", b"[]")):
         path.write_bytes(data)
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match="cannot be read"):
             load_checkpoint(path)
     (tmp_path / "out").mkdir()
     for place in ("out/README.md", "out.pth", "folder"):        # a file of the user's, the same twice, a file as folder

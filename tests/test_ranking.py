@@ -10,13 +10,13 @@ from PIL import Image
 
 from data.records import ImageSet, Retrieval
 from data.sysu import SysuDataSet
-from processor.evaluate import rank_features
-from processor.ranking import rank_trial, save_rankings
+from processor.evaluate import rank_features, rank_trial
+from processor.ranking import save_rankings
 from report.content import retrieval_content
+from report.lists import GAP, NAME_WIDTH, STEP_X, STEP_Y
 from utils.modality import Modality
 
 TOOL = scripts.load("tools/dev/ranking_picture")
-GAP, STEP_X, STEP_Y = TOOL.GAP, TOOL.STEP_X, TOOL.STEP_Y
 DEGREES = {Modality.IR: [0, 90, 0], Modality.RGB: [0, 60, 20, 30, 18]}      # direction of each image's feature
 PERSONS = {Modality.IR: [1, 2, 9], Modality.RGB: [1, 2, 1, 2, 2]}
 CAMERAS = {Modality.IR: [3, 6, 6], Modality.RGB: [2, 1, 1, 2, 4]}
@@ -50,8 +50,8 @@ def test_on_the_page(tested):
     banks = {m: SimpleNamespace(images=np.zeros((len(PERSONS[m]), 8, 4, 3), np.uint8)) for m in Modality}
     (test,) = retrieval_content(tested[0], banks, [rank_trial(*tested)])["tests"]
     paths = {kind: [entry["query"]["path"] for entry in test["lists"] if entry["kind"] == kind]
-             for kind in ("best", "worst", "random")}       # query 2 has no match and is in no list
-    assert paths["best"] == ["ir/1.png", "ir/0.png"] == paths["worst"][::-1] == sorted(paths["random"])[::-1]
+             for kind in ("worst", "random")}       # query 2 has no match and is in no list
+    assert paths["worst"] == ["ir/0.png", "ir/1.png"] == sorted(paths["random"])
     for entry in test["lists"]:
         q = int(entry["query"]["path"][3])
         assert [image["path"] for image in entry["gallery"]] == [f"rgb/{i}.png" for i in LISTS[q]]
@@ -80,7 +80,7 @@ def framed_right(picture, rows):
     """Whether the frames of a picture's first gallery images are greener than red. Args: rows: two of each query."""
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    left = TOOL.NAME_WIDTH + 3 * GAP + STEP_X + 20
+    left = NAME_WIDTH + 3 * GAP + STEP_X + 20
     corners = [pixels[GAP + row * STEP_Y + row // 2 * GAP + 1, left] for row in range(rows)]
     return [bool(corner[1] > corner[0]) for corner in corners]
 

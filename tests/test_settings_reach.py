@@ -26,11 +26,14 @@ EPOCHS = range(1, 70)
 
 
 class Built:
-    """What the scripts build of a configuration, when it is asked for. Args: words: KEY -> VALUE; seen: what stubs saw.
+    """What the scripts build of a configuration, when it is asked for; `seen` is what stubs saw of it.
+
+    Args: words: KEY -> VALUE; folder: of the test.
     """
 
-    def __init__(self, words, seen):
-        self.config, self.seen = load_config(None, [str(word) for pair in words.items() for word in pair]), seen
+    def __init__(self, words, folder):
+        self.config = load_config(None, [str(word) for pair in words.items() for word in pair])
+        self.seen = {"folder": folder}
 
     @cached_property
     def setup(self):
@@ -210,58 +213,57 @@ def people(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def words(people, tiny_clip_file, tmp_path):
-    """KEY -> VALUE of the configuration that is varied; two folders of pseudo labels are there."""
-    for folder in (tmp_path / "run/pseudo_labels", tmp_path / "labels"):
-        folder.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def read(people, tiny_clip_file, tmp_path_factory):
+    """A function: (what to read off the objects, changes of the settings) -> that; two folders of labels are there.
+
+    Without changes they are read off the same objects each time. In values {folder} is the folder of the test.
+    """
+    folder, real = tmp_path_factory.mktemp("reach"), SimpleNamespace(**{
+        name: getattr(processor.setup, name) for name in ("load_tower", "load_clip", "pick_device")})
+    for labels in (folder / "run/pseudo_labels", folder / "labels"):
+        labels.mkdir(parents=True)
         for m, images in ((RGB, 24), (IR, 12)):     # three people, two images of each camera
-            np.save(folder / FILE_NAMES[m], np.arange(images) % 2)
-    return {**scripts.SMALL, "DATASET.ROOT": people, "MODEL.CLIP_WEIGHTS": tiny_clip_file,
-            "OUTPUT_DIR": tmp_path / "run"}
-
-
-@pytest.fixture
-def build(words, tiny_clip_file, tmp_path, monkeypatch):
-    """A function: changes of the words -> `Built`; what stubs see of it stands in its `seen`."""
-    seen, real = {}, SimpleNamespace(**{name: getattr(processor.setup, name) for name in (
-        "load_tower", "load_clip", "pick_device")})
+            np.save(labels / FILE_NAMES[m], np.arange(images) % 2)
+    words = {**scripts.SMALL, "DATASET.ROOT": people, "MODEL.CLIP_WEIGHTS": tiny_clip_file,
+             "OUTPUT_DIR": folder / "run"}
+    plain = now = Built(words, folder)
 
     def load_tower(weights, tower, name, **more):
-        seen["load_tower"], seen["more"] = (weights, tower, name), more
+        now.seen.update(load_tower=(weights, tower, name), more=more)
         return real.load_tower(tiny_clip_file, "", "RN50", **{**more, "stride": 16})
 
     def load_clip(weights, name, activation):
-        seen["load_clip"], seen["activation"] = (weights, name), activation
+        now.seen.update(load_clip=(weights, name), activation=activation)
         return real.load_clip(tiny_clip_file, "RN50")
 
     def pick_device(name):
-        seen["pick_device"] = name
+        now.seen["pick_device"] = name
         return real.pick_device("cpu")
-
-    for function in (load_tower, load_clip, pick_device):
-        monkeypatch.setattr(processor.setup, function.__name__, function)
-    monkeypatch.setattr(processor.setup, "check_wandb", lambda: seen.update(check_wandb=True))
-    monkeypatch.setattr(processor.setup, "compile_parts", lambda tower, device: seen.update(compile_parts=tower))
-
-    def of(changes):
-        seen.clear()
-        seen["folder"] = tmp_path
-        return Built({**words, **changes}, seen)
-    return of
-
-
-@pytest.mark.parametrize("key", ROWS)
-def test_setting_reaches_its_use(build, tmp_path, key):
-    value, get, becomes = ROWS[key]
 
     def filled(found):
         return [filled(each) for each in found] if isinstance(found, list) else (
-            found.format(folder=tmp_path) if isinstance(found, str) else found)
+            found.format(folder=folder) if isinstance(found, str) else found)
 
-    before = get(build({}))
-    found = get(build({key: filled(value)}))
-    assert found == filled(becomes) or found == pytest.approx(filled(becomes)), key
+    def read(get, changes=None):
+        nonlocal now
+        now = Built({**words, **{key: filled(value) for key, value in changes.items()}}, folder) if changes else plain
+        return get(now)
+
+    read.filled = filled
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (load_tower, load_clip, pick_device):
+            patch.setattr(processor.setup, function.__name__, function)
+        patch.setattr(processor.setup, "check_wandb", lambda: now.seen.update(check_wandb=True))
+        patch.setattr(processor.setup, "compile_parts", lambda tower, device: now.seen.update(compile_parts=tower))
+        yield read
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_setting_reaches_its_use(read, key):
+    value, get, becomes = ROWS[key]
+    before, found, becomes = read(get), read(get, {key: value}), read.filled(becomes)
+    assert found == becomes or found == pytest.approx(becomes), key
     assert before != found, f"{key} {value} changes nothing"
 
 

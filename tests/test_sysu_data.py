@@ -1,15 +1,11 @@
-"""SYSU-MM01: order, both protocols, shared arrays, counts, and one test per defect of a tree."""
-import os
+"""SYSU-MM01: order, both protocols, counts, and one test per defect of a tree."""
 import random
 import shutil
 
-import numpy as np
 import pytest
 
 from data import sysu
-from data.cache import open_banks
-from data.manifest import data_manifest, manifest_differences
-from tests.trees import edit, permutation_file, sysu_tree, write_image
+from tests.trees import edit, permutation_file, sysu_tree
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -94,7 +90,6 @@ def crashing_file(root):
 
 @pytest.mark.parametrize("prepare, protocol, sentence", [
     (lambda root: None, "original-1", "rand_perm_cam.mat is missing"),
-    (lambda root: os.mkfifo(root / "exp" / "rand_perm_cam.mat"), "original-1", "rand_perm_cam.mat is no file"),
     (crashing_file, "original-1", "rand_perm_cam.mat cannot be read"),
     (lambda root: permutation_file(root, trials=4, persons=5), "original-1",
      "no permutations for person 6 in camera 1"),
@@ -124,7 +119,6 @@ def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
 @pytest.mark.parametrize("break_tree, sentence", [
     (lambda root: shutil.rmtree(root / "cam3"), "cam3 is missing"),
     (lambda root: (root / "exp" / "val_id.txt").unlink(), "val_id.txt is missing"),
-    (lambda root: [(root / "exp" / "val_id.txt").unlink(), os.mkfifo(root / "exp" / "val_id.txt")], "is no file"),
     (lambda root: (root / "exp" / "test_id.txt").write_text(""), "test_id.txt is empty"),
     (lambda root: (root / "exp" / "test_id.txt").write_text("4,five"), "something else than numbers"),
     (lambda root: edit(root / "exp" / "test_id.txt", "4", "3,4"), "persons 3 .* in training and test"),
@@ -133,7 +127,7 @@ def test_published_counts_are_accepted_and_others_listed(root, monkeypatch):
     (lambda root: [path.rename(path.with_suffix(".gif")) for path in root.glob("cam*/000[456]/*.jpg")],
      "holds no rgb test image"),
     (lambda root: root.rename(root.with_name("elsewhere")), "data root .* is missing"),
-], ids=["camera", "id file", "pipe", "empty ids", "words", "overlap", "no training images", "wrong extension", "root"])
+], ids=["camera", "id file", "empty ids", "words", "overlap", "no training images", "wrong extension", "root"])
 def test_broken_trees_are_refused(root, break_tree, sentence):
     break_tree(root)
     with pytest.raises(UserError, match=sentence):
@@ -147,62 +141,3 @@ def test_hidden_and_foreign_files_are_no_images(root):
     (root / "cam1" / "0002" / "0003.JPG").write_bytes((root / "cam1" / "0002" / "0001.jpg").read_bytes())
     after = load(root).train[Modality.RGB].paths
     assert set(after) - set(before) == {"cam1/0002/0003.JPG"}
-
-
-@pytest.fixture
-def shared(root):
-    """A tree whose training images are arrays alone, in absolute paths of another machine."""
-    data = load(root)
-    open_banks(data, "train", data_manifest(data), 32, 16)
-    for images in data.train.values():
-        file = root / f"train_{images.modality.value}_resized_path.npy"
-        np.save(file, np.array([f"/elsewhere/SYSU-MM01/{path}" for path in images.paths]))
-    for path in root.glob("cam*/000[123]"):
-        shutil.rmtree(path)
-    return root, data
-
-
-def test_training_from_shared_arrays(shared, tmp_path):
-    root, before = shared
-    after = load(root)
-    banks = open_banks(after, "train", data_manifest(after), 32, 16)
-    for m in Modality:
-        assert after.train[m].paths == before.train[m].paths
-        assert after.train[m].persons.tolist() == before.train[m].persons.tolist()
-        assert banks[m].batch([0, 3]).shape == (2, 3, 32, 16)
-    assert len(after.notes) == 2 and "rgb training images come from" in after.notes[0]
-    whole = data_manifest(load(sysu_tree(tmp_path / "whole")))
-    assert manifest_differences(data_manifest(after), whole) == []
-    with pytest.raises(UserError, match="INPUT.HEIGHT 96 and INPUT.WIDTH 48. Set them to 32 and 16"):
-        open_banks(after, "train", data_manifest(after), 96, 48)
-
-
-@pytest.mark.parametrize("name, change, sentence", [
-    ("img", lambda a: a.astype(np.float32), "holds float32 of shape"),
-    ("img", lambda a: a[..., 0], "expected uint8"),
-    ("img", lambda a: a[:-1], r"shape \(11, 32, 16, 3\), \(12,\) labels"),
-    ("label", lambda a: a[:-1], r"\(11,\) labels"),
-    ("label", lambda a: a[::-1].copy() % 2, "disagree about who is who"),
-    ("path", lambda a: a[::-1], "expected paths sorted by"),
-    ("path", lambda a: np.char.replace(a, "cam", "kamera"), "expected file paths in the layout"),
-    ("path", lambda a: np.char.replace(a, "/0003/", "/0004/"), "1 persons outside the training id files"),
-    ("path", lambda a: np.char.replace(a, "cam6", "cam5"), "1 cameras that are not ir|expected paths sorted"),
-    ("path", lambda a: None, "path.npy is missing; expected _img, _label and"),
-    ("path", lambda a: b"broken", "path.npy cannot be read"),
-], ids=["type", "shape", "images", "labels", "label order", "path order", "paths", "test person", "camera",
-        "missing", "broken"])
-def test_shared_arrays_are_checked(shared, name, change, sentence):
-    path = shared[0] / f"train_ir_resized_{name}.npy"
-    changed = change(np.load(path))
-    path.unlink()
-    if changed is not None:
-        np.save(path, changed) if isinstance(changed, np.ndarray) else path.write_bytes(changed)
-    with pytest.raises(UserError, match=sentence):
-        load(shared[0])
-
-
-def test_folders_win_over_arrays(root):
-    open_banks(before := load(root), "train", data_manifest(before), 32, 16)
-    write_image(root / "cam1" / "0001" / "0003.jpg", np.random.default_rng(9))
-    data = load(root)
-    assert len(data.train[Modality.RGB]) == 25 and not data.notes

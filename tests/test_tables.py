@@ -3,22 +3,23 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 
 import pytest
 
 from configs.groups import group_names
 from tests.tested import add_test
 from tools import experiments
-from tools.lib import summary
+from tools.lib import forms, summary
 from utils.errors import UserError
 
 
 def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", images="", tested=None,
-           **settings):
+           mode="all", **settings):
     """Write a run's folder as a script leaves it, with one test."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yml").write_text(json.dumps({"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}))
-    return add_test(folder, value, checkpoint, protocol=protocol, images=images, record={"dataset": "SYSU-MM01"},
+    return add_test(folder, value, checkpoint, mode, protocol, images=images, record={"dataset": "SYSU-MM01"},
                     DATASET__NAME="sysu", **(tested or {}))
 
 
@@ -34,8 +35,8 @@ def test_table_of_two_methods(tmp_path, capsys):
                    TEST={"EVERY": seed}, checkpoint=checkpoint)
     record(tmp_path / "b1", value=0.25, METHOD={"SWAP_ORDER": "simultaneous"})
     released, other = ours(tmp_path)
-    assert (released.method, released.n) == ("METHOD.SWAP_ORDER released", 3)
-    assert (other.method, other.n) == ("METHOD.SWAP_ORDER simultaneous", 1)
+    assert (released.method, released.n) == ("cclnet, METHOD.SWAP_ORDER released", 3)
+    assert (other.method, other.n) == ("cclnet, METHOD.SWAP_ORDER simultaneous", 1)
     assert released.numbers["last epoch", "rank1"] == pytest.approx((60, 10))
     assert released.numbers["best on test", "mAP"] == pytest.approx((70, 10))
     assert other.numbers["last epoch", "rank1"] == (25, None) and ("best on test", "rank1") not in other.numbers
@@ -44,27 +45,23 @@ def test_table_of_two_methods(tmp_path, capsys):
     line = next(line for line in text.splitlines() if "released " in line and "train_clip" in line)
     assert line.split()[-18:] == ["60.00", "±", "10.00"] * 3 + ["70.00", "±", "10.00"] * 3
     assert text.index("last epoch") < text.index("best on test") < text.index("method")
-    assert re.search(r"^cclnet, CLIP RN50: README of the released code +train_clip .*–  +55.31 +50.38 +–$", text, re.M)
-    assert "abstract of the paper, ACM MM 2023: Rank-1 54.0" in text and "pgm, " not in text
+    assert re.search(r"^CCLNet, CLIP RN50: README of the released code +train_clip .*–  +55.31 +50.38 +–$", text, re.M)
+    assert "abstract of the paper, ACM MM 2023: Rank-1 54.0" in text and "PGM, " not in text
     experiments.main(["table", str(tmp_path), "--published", "pgm"])
     text = capsys.readouterr().out
-    assert re.search(r"^pgm, AGW ResNet-50: log of the released code +– +all .*–  +56.29 +51.36 +35.06$", text, re.M)
-    assert "sdcl, " not in text
-    experiments.main(["table", str(tmp_path), "--latex"])
-    latex = capsys.readouterr().out
-    assert r"METHOD.SWAP\_ORDER released & train\_clip & all & 3 & 60.00 $\pm$ 10.00 &" in latex
-    assert r"\multicolumn{3}{c}{best on test}" in latex and r"\bottomrule" in latex
-    assert r"\multicolumn{10}{l}{\footnotesize all: SYSU-MM01 all-search; 1,100 of 1,200 queries scored} \\" in latex
+    assert re.search(r"^PGM, AGW ResNet-50: log of the released code +– +all .*–  +56.29 +51.36 +35.06$", text, re.M)
+    assert "SDCL, " not in text
 
 
 @pytest.mark.parametrize("changes, names", [
-    ([{"SEED": 1, "DEVICE": "cpu"}, {"SEED": 2, "OUTPUT_DIR": "x", "TEST.EVERY": 9}], ["all runs"] * 2),
-    # a key of one method alone says nothing more than the method's name, unless nothing else tells them apart
-    ([{"METHOD.NAME": "pgm", "METHOD.GRADIENTS": "exact"}, {"METHOD.SWAP_SCALE": 0.1}],
-     ["METHOD.NAME pgm", "METHOD.NAME cclnet"]),
-    ([{"METHOD.OWN": 2}, {}], ["METHOD.OWN 2", "METHOD.OWN –"]),
-    ([{}, {"CLUSTER.K1": 30}, {"CLUSTER.K1": 20}], ["CLUSTER.K1 30", "CLUSTER.K1 30", "CLUSTER.K1 20"]),    # a default
-    ([{"PSEUDO_LABEL": ""}, {"PSEUDO_LABEL": "x"}], ["PSEUDO_LABEL (not set)", "PSEUDO_LABEL x"])])
+    ([{"SEED": 1, "DEVICE": "cpu"}, {"SEED": 2, "OUTPUT_DIR": "x", "TEST.EVERY": 9}], ["cclnet"] * 2),
+    # the name of a method stands for its defaults
+    ([{"METHOD.NAME": "pgm"}, {}], ["pgm", "cclnet"]),
+    ([{"METHOD.NAME": "pgm", "CLUSTER.K1": 20}, {}], ["pgm, CLUSTER.K1 20", "cclnet"]),
+    ([{"METHOD.OWN": 2}, {}], ["cclnet, METHOD.OWN 2", "cclnet, METHOD.OWN –"]),
+    ([{}, {"CLUSTER.K1": 30}, {"CLUSTER.K1": 20}],      # a default
+     ["cclnet, CLUSTER.K1 30", "cclnet, CLUSTER.K1 30", "cclnet, CLUSTER.K1 20"]),
+    ([{"PSEUDO_LABEL": ""}, {"PSEUDO_LABEL": "x"}], ["cclnet, PSEUDO_LABEL (not set)", "cclnet, PSEUDO_LABEL x"])])
 def test_which_runs_belong_together(changes, names):
     assert group_names(changes) == names
 
@@ -74,7 +71,7 @@ def test_what_a_grid_varied_tells_runs_apart(tmp_path):
     for device in ("cpu", "cuda"):
         record(tmp_path / device, DEVICE=device)
         (tmp_path / device / "experiment.json").write_text(json.dumps({"varied": {"DEVICE": device}}))
-    assert [row.method for row in ours(tmp_path)] == ["DEVICE cpu", "DEVICE cuda"]
+    assert [row.method for row in ours(tmp_path)] == ["cclnet, DEVICE cpu", "cclnet, DEVICE cuda"]
 
 
 def test_only_tests_of_the_checkpoints_as_they_are_and_as_the_run_is_are_its_results(tmp_path):
@@ -85,6 +82,42 @@ def test_only_tests_of_the_checkpoints_as_they_are_and_as_the_run_is_are_its_res
         record(tmp_path / str(number), seed=number, tested=tested)
     record(tmp_path / "a", checkpoint="downloaded")     # another one in the folder
     assert [len(tests) for _, tests in summary.read_runs([tmp_path], "python")] == [0, 0, 0, 1, 0]
+
+
+def test_the_table_of_a_paper(tmp_path, capsys):
+    """Of each method the last stage, both modes side by side; every name can be written, and LaTeX reads it."""
+    for name, more in (("cclnet", 0), ("pgm", 0.07)):
+        for seed in (1, 2):
+            for mode in ("all", "indoor"):
+                for checkpoint, value in (("prepare_last", 0.9), ("model_last", 0.5), ("model_best", 0.6)):
+                    record(tmp_path / f"{name}{seed}", value + more + seed / 100, checkpoint, seed, mode=mode,
+                           METHOD={"NAME": name})
+    words, names = ["table", str(tmp_path), "--latex"], ["Ours_1 & 100 % #^~{}", r"[*\\é]"]
+    experiments.main([*words, "--names", *names])
+    plain = capsys.readouterr().out
+    assert "prepare" not in plain and "dagger" not in plain and "90.00" not in plain and "CLIP RN50" not in plain
+    assert plain.count("Rank-20") == plain.count("mINP") == 2 and "{All-search}" in plain and "{Indoor-search}" in plain
+    first, second = (line for line in plain.splitlines() if line.endswith("\\\\") and "pm" in line)
+    assert first.startswith(r"Ours\_1 \& 100 \% \#\textasciicircum{}\textasciitilde{}\{\} & 51.50{\tiny$\pm$0.7} & ")
+    assert second.startswith(r"{[}{*}\textbackslash{}\textbackslash{}é] & \textbf{58.50}{\tiny$\pm$0.7} & ")
+    assert forms.escaped("$–") == r"\$--" and first.count("textbf") == 0 and second.count("textbf") == 10
+    experiments.main([*words, "--published", "pgm", "sdcl"])
+    published = capsys.readouterr().out
+    rows = [line.split(" & ")[:2] for line in published.splitlines() if re.match(r".* & .*\d\d\.\d\d", line)]
+    assert rows == [[r"PGM, AGW ResNet-50$^\dagger$", "56.29"], [r"SDCL, ViT-B/16$^\dagger$", "65.29"],
+                    ["cclnet", r"51.50{\tiny$\pm$0.7}"], [r"cclnet$^\dagger$", r"61.50{\tiny$\pm$0.7}"],
+                    ["pgm", r"58.50{\tiny$\pm$0.7}"], [r"pgm$^\dagger$", r"\textbf{68.50}{\tiny$\pm$0.7}"]]
+    assert "chosen on test data" in published and "yangbincv/SDCL@6033332" in published
+    with pytest.raises(UserError, match="--names gives a and a; expected a name of its own for each of 2 methods: cc"):
+        experiments.main([*words, "--names", "a", "a"])
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no LaTeX here")
+    (tmp_path / "table.tex").write_text(
+        r"\documentclass[twocolumn]{article}\usepackage[textwidth=6.9in]{geometry}\usepackage{booktabs}\begin{document}"
+        rf"\begin{{table*}}{plain}\end{{table*}}\begin{{table*}}{published}\end{{table*}}\end{{document}}")
+    made = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert made.returncode == 0 and "Overfull" not in made.stdout, made.stdout[-2000:]
 
 
 @pytest.mark.parametrize("value", [float("nan"), "0.5", 37.5, True])
@@ -140,13 +173,15 @@ def test_tables_of_what_does_not_compare(tmp_path):
     refuses("empty holds no run", tmp_path / "empty")
     record(tmp_path / "a" / "1")
     record(tmp_path / "b" / "1", DATASET={"NAME": "llcm", "TRIAL": 1})
-    refuses("is of the data set llcm, .* of sysu; expected one data set", tmp_path / "a", tmp_path / "b")
+    refuses("trained on the data set llcm; of .* that is sysu, and their numbers do not compare", tmp_path / "a",
+            tmp_path / "b")
     record(tmp_path / "c" / "1", TEST={"TRIALS": 2}, tested={"TEST__TRIALS": 2})
-    refuses("tested with TEST.TRIALS 2, .* with 10; their numbers do not compare", tmp_path / "a", tmp_path / "c")
+    refuses("tested with TEST.TRIALS 2; of .* that is 10, and", tmp_path / "a", tmp_path / "c")
     record(tmp_path / "d" / "1", images="others", seed=2)
     refuses("tested on images with the digest others", tmp_path / "a", tmp_path / "d")
-    shutil.copytree(tmp_path / "a", tmp_path / "copy")
-    refuses("are runs of the same settings, seed and data", tmp_path / "a", tmp_path / "copy")
+    shutil.copytree(tmp_path / "a/1", tmp_path / "a/copy")
+    refuses("are runs of the same settings, seed and data", tmp_path / "a")
+    shutil.rmtree(tmp_path / "a/copy")
     shutil.rmtree(tmp_path / "a/1/tests")
     refuses("no test with protocol python was found in any run; missing: ", tmp_path / "a")
     with pytest.raises(UserError, match="choose one"):

@@ -20,6 +20,7 @@ from model.clip import TextTower, tokenize
 from model.prompt import TEMPLATES
 from processor.guidance import TextGuidance, describe_scale, log_scale
 from processor.prompt import learn_prompts, text_features
+from processor.run.epoch import epoch_lines
 from processor.run.state import PromptState
 from processor.train import train
 from tests.tiny import IMAGES, LABELS, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
@@ -79,7 +80,7 @@ def test_the_image_side_alone_learns(model, text, banks, tester, tmp_path, stage
         losses |= {"loss_i2t_rgb", "loss_i2t_ir"}
     frozen = [text, *prompts.values()]
     before, start, run = [weights(part) for part in frozen], weights(model), TinyRun(tmp_path)
-    train(stage, model, banks, tiny_settings(1), run, tester, guidance)
+    train(stage, model, banks, tiny_settings(1, SAMPLER__ITERATIONS=2), run, tester, guidance)
     assert {name for name in run.history[0] if name.startswith("loss")} == losses
     assert all(same(kept, weights(part)) for kept, part in zip(before, frozen))
     for name, weight in model.named_parameters():
@@ -94,12 +95,13 @@ def test_a_resumed_run_ends_with_the_same_bits(model, banks, tester, tmp_path):
         train("finetune", model, banks, settings, run, tester)
         return weights(model)
 
-    start, changes = weights(model), {"restart": True, "INPUT__ERASE": 0.5, "OPTIM__WARMUP_EPOCHS": 2}
+    start, changes = weights(model), {"restart": True, "INPUT__ERASE": 0.5, "OPTIM__WARMUP_EPOCHS": 2,
+                                      "SAMPLER__ITERATIONS": 2}
     whole, first = TinyRun(tmp_path / "whole"), TinyRun(tmp_path / "parts")
     expected = new(tiny_settings(3, **changes), whole)
     new(tiny_settings(2, **changes), first)
-    content, warning = first.state_file.load()
-    assert content["stages"]["finetune"]["epoch"] == 3 and warning is None
+    content = first.saved()
+    assert content["stages"]["finetune"]["epoch"] == 3
     second = TinyRun(tmp_path / "parts", content)
     assert same(new(tiny_settings(3, **changes), second), expected)
     for ours, theirs in zip(second.history, whole.history, strict=True):
@@ -123,15 +125,6 @@ def test_what_an_epoch_gives_its_steps_and_its_record(model, banks, tester, tmp_
     order = [tuple(step.batch.positions[RGB]) for step in steps]
     assert order[:8] != order[8:16]         # an epoch has batches of its own
     assert all((step.batch.labels[m] == LABELS[m][step.batch.positions[m]]).all() for step in steps for m in Modality)
-
-
-def test_losses_are_looked_at_now_and_then_and_at_an_epochs_end(model, banks, tester, tmp_path, steps, monkeypatch):
-    """Each look waits for a GPU."""
-    looks = []
-    monkeypatch.setattr(processor.train, "CHECK_EVERY", 3)
-    monkeypatch.setattr("utils.finite.RunningMeans.check", lambda *_: looks.append(len(steps)))
-    train("prepare", model, banks, tiny_settings(1), TinyRun(tmp_path), tester)
-    assert looks == [3, 6, 8]
 
 
 @pytest.mark.parametrize("step", [1, 3, 8])
@@ -158,7 +151,7 @@ def test_weights_that_are_not_finite_replace_nothing(model, banks, tester, tmp_p
     monkeypatch.setattr(type(tester), "is_due", lambda *_: False)
     run = TinyRun(tmp_path)
     train("prepare", model, banks, tiny_settings(1), run, tester)
-    content, _ = run.state_file.load()
+    content = run.saved()
     before = {path: path.read_bytes() for path in (*tmp_path.glob("*.pth"), *tmp_path.glob("pseudo_labels/*"))}
     content["stages"]["prepare"]["model"]["tower.layers.layer1.0.conv1.weight"][0] = float("nan")
     with pytest.raises(NonFinite, match="weight tower.layers.layer1.0.conv1.weight is not finite in epoch 2"):
@@ -219,13 +212,13 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, prompt_step
     with pytest.raises(NonFinite, match="loss is not finite in prompt epoch 3, iteration 3 "):
         learn_prompts(model, text, banks, LABELS, settings, first)
     first.written()
-    content, _ = first.state_file.load()
+    content = first.saved()
     assert content["stages"]["prompt"]["epoch"] == 3
     again = TinyRun(tmp_path / "b", content)
     found = learn_prompts(model, text, banks, LABELS, settings, again)
     assert all(torch.equal(expected[m].context, found[m].context) for m in Modality)
     monkeypatch.setattr(processor.prompt, "embed", None)        # a finished stage does not even embed
-    learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.state_file.load()[0]))
+    learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.saved()))
 
 
 # ---- Guidance by texts
@@ -265,6 +258,24 @@ def test_norms_are_means_over_some_images_and_both_templates(model, text, banks,
 
 
 # ---- Clusters of which little can be learned
+
+def test_a_stages_log_is_short_and_tells_of_every_long_epoch():
+    numbers = {"loss_rgb": 0.7273, "loss_ir": 11.2, "clusters_rgb": 78, "clusters_ir": 72, "outliers_rgb": 49,
+               "outliers_ir": 15, "links": 72, "links_per_cluster": 1.0, "links_per_cluster_max": 1,
+               "link_accuracy": 0.64, "ari_rgb": 0.81, "ari_ir": 0.92}
+
+    def told(epochs, seconds):
+        return {epoch: epoch_lines("finetune", {"epoch": epoch, **numbers, "seconds": seconds}, epochs)
+                for epoch in range(1, epochs + 1)}
+
+    short, long = told(44, 12.2), told(44, 31.0)
+    assert [epoch for epoch, lines in short.items() if lines] == [1, 5, 10, 15, 20, 25, 30, 35, 40, 44]
+    assert short[40] == ["finetune 40/44 | loss rgb 0.727 ir 11.2 | 12 s, 49 s left\n"
+                         "    clusters rgb 78 ir 72 | outliers 49 15 | 72 links, 64 % right | ARI 0.81 0.92"]
+    assert short[44][0].startswith("finetune 44/44 | loss rgb 0.727 ir 11.2 | 12 s\n")
+    assert long[41] == ["finetune 41/44 | loss rgb 0.727 ir 11.2 | 31 s, 93 s left"] and all(long.values())
+    assert all(told(3, 0.4).values())
+
 
 @pytest.mark.parametrize("labels, words", [
     (np.zeros(20, int), "all clustered rgb images are in one cluster.*smaller CLUSTER.EPS"),

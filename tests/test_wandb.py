@@ -9,6 +9,8 @@ import pytest
 import scripts
 import trees
 
+from processor.run.events import WandbLog
+
 
 class Package(ModuleType):
     """What is called of wandb, remembering the calls."""
@@ -17,7 +19,7 @@ class Package(ModuleType):
         super().__init__("wandb")
         self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
         self.fails, self.started, self.defined, self.logged = fails, [], {}, []
-        self.Histogram = list
+        self.Histogram = self.Image = list
 
     def init(self, **settings):
         if self.fails:
@@ -43,9 +45,11 @@ def test_numbers_of_every_epoch(words, tmp_path, monkeypatch):
     assert package.defined == {"prepare/*": "prepare/epoch"}
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for row, logged in zip(rows, package.logged, strict=True):
-        assert logged["prepare/epoch"] == row["epoch"] and logged["prepare/loss_rgb"] == row["loss_rgb"]
-        assert sum(logged["prepare/cluster_size_ir"]) > 0
+        assert logged["prepare/epoch"] == row["epoch"] and logged["prepare/loss/rgb"] == row["loss_rgb"]
+        assert sum(logged["prepare/clusters/cluster_size_ir"]) > 0
     assert package.logged[-1]["prepare/test/rank1"] == rows[-1]["test"]["rank1"]
+    WandbLog(tmp_path, "prepare", {}).show("prepare", 2, {"test_map": "a picture"})
+    assert package.logged[-1] == {"prepare/epoch": 2, "prepare/test/map": list("a picture")}
 
 
 def test_without_the_package_nothing_is_written(words, tmp_path, monkeypatch, capsys):

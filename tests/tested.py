@@ -1,16 +1,20 @@
 """Results of test.py as a run's folder holds them, without a test."""
 import json
 
+import numpy as np
+
 from configs.defaults import with_defaults
 from configs.identity import identity, results_folder
 from report.run_files import RATES
 from utils.checkpoint import file_digest
 
 
-def add_test(folder, number, of="model_last", mode="all", protocol="tiny", images="", epoch=3, record=None, **settings):
+def add_test(folder, number, of="model_last", mode="all", protocol="tiny", images="", epoch=3, record=None,
+             queries=None, **settings):
     """Write a checkpoint, unless it is there, and the results of its test, all of them `number`: their metrics.json.
 
-    Args: of: name of the checkpoint, "baseline" for none; record: more of it; settings: of the test, SECTION__KEY.
+    Args: of: name of the checkpoint, "baseline" for none; record: more of it; queries: (Q,) 0 or 1 in
+        place of `number`, stored as per_query.npz; settings: of the test, SECTION__KEY.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{of}.pth"
@@ -20,6 +24,10 @@ def add_test(folder, number, of="model_last", mode="all", protocol="tiny", image
     tested = identity("" if of == "baseline" else file_digest(path), images, mode, known)
     output = results_folder(folder, "" if of == "baseline" else path, tested) / "metrics.json"
     output.parent.mkdir(parents=True)
+    if queries is not None:     # the first match at rank 1 or 5, in each of two trials
+        number, queries = float(np.mean(queries)), np.stack([queries] * 2)
+        np.savez(output.with_name("per_query.npz"), **{
+            f"{mode}_first_match": np.where(queries == 1, 1, 5), f"{mode}_average_precision": queries})
     selection = "no training" if of == "baseline" else "best Rank-1 on test data" if "best" in of else "last epoch"
     output.write_text(json.dumps({
         "protocol": protocol, "mode": mode, "checkpoint": "baseline CLIP" if of == "baseline" else str(path),

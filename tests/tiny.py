@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from configs.defaults import load_config
 from data.images import ImageBank
@@ -14,7 +15,7 @@ from model.towers.registry import load_tower
 from processor.evaluate import Tester
 from processor.run.folder import Run
 from processor.setup import prompt_settings, train_settings
-from utils.distributed import Processes
+from utils.distributed import ALONE, Processes
 from utils.modality import Modality
 
 HEIGHT, WIDTH, PEOPLE, EACH = 32, 16, 5, 6
@@ -101,12 +102,22 @@ def linked_by(method, links, **settings):
     return Linked(**settings)
 
 
+class Silent(Processes):
+    """The only process, which writes nothing."""
+
+    writes = False
+
+
 class TinyRun(Run):
     """A run that writes to a folder. Args: content: of a state file to resume from."""
 
-    def __init__(self, folder, content=None):
+    def __init__(self, folder, content=None, processes=ALONE):
         facts = {"manifest": {"train": {}, "test": {}}, "config": {}}
-        super().__init__("tiny", folder, logging.getLogger("tiny"), facts, content)
+        super().__init__("tiny", folder, logging.getLogger("tiny"), facts, content, processes)
+
+    def saved(self):
+        """The content of the state file."""
+        return torch.load(self.state_path)
 
     def rows(self, stage):
         """The lines of metrics.jsonl of a stage."""

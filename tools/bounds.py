@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error  # noqa: E402
 
 
 def parse_arguments():
@@ -30,7 +30,8 @@ def parse_arguments():
     parser = Parser(__doc__)
     parser.add_argument("bound", choices=("links", "labels", "supervised"))
     parser.add_argument("script", choices=("train_prepare", "train_clip"))
-    parser.add_argument("--config_file", help="a .yml file with settings that differ from the defaults")
+    parser.add_argument("--config_file", type=existing("file", "a .yml file such as configs/sysu.yml"),
+                        help="a .yml file with settings that differ from the defaults")
     parser.add_argument("--fresh", action="store_true", help="start over; old files are kept")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="single settings, as in SEED 2")
     return parser.parse_intermixed_args()

@@ -27,6 +27,8 @@ class Asset(NamedTuple):
 
     id: str
     what: str
+    size: str
+    gives: str = ""             # Rank-1 / mAP in percent as the authors' README says, best on test data
     root: str = ""              # folder of the data set that pseudo labels belong to
     images: tuple = ()          # labels in each of LABEL_NAMES
 
@@ -36,14 +38,19 @@ class Asset(NamedTuple):
         return (FOLDER_PAGE if self.images else FILE_PAGE).format(id=self.id)
 
 
+CHECKPOINT = "0.62 GB"          # computed: 154 million weights of 4 bytes; labels: 8 bytes an image
 ASSETS = {
-    "sysu-prepare": Asset("1mK41qVbKmWHQLgfSPijk0RYDrWVJdOsG", "SYSU-MM01, train_prepare"),
-    "sysu-clip-2023-11": Asset("1-qniQHrgmVYxERh62hacV0Kt07y_sZuU", "SYSU-MM01, train_clip, 2023-11"),
-    "sysu-clip-2024-03": Asset("1ga6ZCLFDRUbebsisvRXkqR2dc1kV-gH-", "SYSU-MM01, train_clip, 2024-03"),
-    "regdb-clip-trial1": Asset("1F8Hh-6J4Va0YI8uA7HWpi-oLC2CW7-MS", "RegDB trial 1, train_clip"),
-    "sysu-labels": Asset("1Ysl8tHZ1ZmKlFXnuJHWBZJ9Giel0Q6nZ", "SYSU-MM01, pseudo labels", "dataset/SYSU-MM01",
-                         (22258, 11909)),
-    "regdb-labels": Asset("1porzH8N5rVPB-7R2xo3AEdD3whly0w8Z", "RegDB, pseudo labels", "dataset/RegDB", (2060, 2060)),
+    "sysu-prepare": Asset("1mK41qVbKmWHQLgfSPijk0RYDrWVJdOsG", "SYSU-MM01, train_prepare", CHECKPOINT, "50.02 / 45.52"),
+    "sysu-clip-2023-11": Asset("1-qniQHrgmVYxERh62hacV0Kt07y_sZuU", "SYSU-MM01, train_clip, 2023-11", CHECKPOINT,
+                               "55.31 / 50.38 (an earlier README: 54.01 / 52.02)"),
+    "sysu-clip-2024-03": Asset("1ga6ZCLFDRUbebsisvRXkqR2dc1kV-gH-", "SYSU-MM01, train_clip, 2024-03", CHECKPOINT,
+                               "55.31 / 50.38"),
+    "regdb-clip-trial1": Asset("1F8Hh-6J4Va0YI8uA7HWpi-oLC2CW7-MS", "RegDB trial 1, train_clip", CHECKPOINT,
+                               "71.94 / 67.63 (direction not stated)"),
+    "sysu-labels": Asset("1Ysl8tHZ1ZmKlFXnuJHWBZJ9Giel0Q6nZ", "SYSU-MM01, pseudo labels", "0.3 MB", "",
+                         "dataset/SYSU-MM01", (22258, 11909)),
+    "regdb-labels": Asset("1porzH8N5rVPB-7R2xo3AEdD3whly0w8Z", "RegDB, pseudo labels", "0.03 MB", "", "dataset/RegDB",
+                          (2060, 2060)),
 }
 
 
@@ -53,7 +60,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("name", nargs="?", choices=ASSETS, metavar="NAME", help=", ".join(ASSETS))
     parser.add_argument("--root", help="folder of the data set, for pseudo labels")
     parser.add_argument("--output_dir", default="runs/released", help="where checkpoints go")
-    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--list", action="store_true", help="print names, sizes, and the figures that they should give")
     return parser.parse_args(arguments)
 
 
@@ -172,7 +179,9 @@ def main(arguments=None):
     """Download what the command line names."""
     options = parse_arguments(arguments)
     if options.list:
-        print("\n".join(f"{name:<18} {asset.what:<32} {asset.page}" for name, asset in ASSETS.items()))
+        print("Rank-1 / mAP in percent as the authors state them, best on test data; sizes are computed.\n")
+        for name, asset in ASSETS.items():
+            print(f"{name:<18} {asset.size:>8}  {asset.what:<31} {asset.gives}".rstrip(), f"\n{'':20}{asset.page}")
     elif options.name is None:
         raise UserError(f"no released asset was named; choose {', '.join(ASSETS)}, or see --list")
     else:

@@ -11,12 +11,11 @@ they are tested, and every result says "on other data".
 
 Prints a table, and writes metrics.json, ranked lists (CSV), each query's numbers and report.html to FOLDER (default:
 beside the file, its name and -evaluated). A folder that holds a run, or results of another file or test, is refused.
-With two files also the difference, first minus second, with a 95 % interval and a p-value of a paired bootstrap over
-the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6, 0.3); its numbers are labelled,
-for they do not compare with others.
+With two files also whether the first is better than the second: first minus second, with the 95 % interval and the
+p-value of a paired bootstrap over the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6,
+0.3); its numbers are labelled, for they do not compare with others.
 """
 import json
-import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, shown, whole_number  # noqa: E402
 
 DRAWN = ("sysu", "sysu-original-1", "sysu-original-10", "regdb", "llcm")       # of tools.lib.feature_file.PROTOCOLS
 
@@ -32,8 +31,9 @@ DRAWN = ("sysu", "sysu-original-1", "sysu-original-10", "regdb", "llcm")       #
 def parse_arguments(arguments=None):
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("features", help="a .npz file")
-    parser.add_argument("other", nargs="?", help="a second one, of the same images, to compare with the first")
+    features = existing("file", "a .npz file of arrays, as python test.py --save_ranking writes it")
+    parser.add_argument("features", type=features, help="a .npz file")
+    parser.add_argument("other", type=features, nargs="?", help="of the same images, to compare the first with")
     parser.add_argument("--protocol", default="", choices=DRAWN,
                         help="draw queries and galleries from all images of the file; default: those that it holds")
     parser.add_argument("--other_data", action="store_true", help="the images may be others than those of the data set")
@@ -52,13 +52,14 @@ if __name__ == "__main__":
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from configs.groups import distinct_names  # noqa: E402
 from data.images import read_image  # noqa: E402
-from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
-from processor.ranking import rank_trial, save_per_query, save_ranked_lists  # noqa: E402
+from processor.evaluate import format_table, metrics_record, rank_features, rank_trial  # noqa: E402
+from processor.ranking import save_per_query, save_ranked_lists  # noqa: E402
 from processor.run.resume import lock_folder  # noqa: E402
 from report.content import retrieval_content  # noqa: E402
+from report.paired import Compared, as_lines, mean_of_trials, paired_bootstrap  # noqa: E402
 from report.write import save_report  # noqa: E402
-from tools.lib.bootstrap import paired_bootstrap  # noqa: E402
 from tools.lib.feature_file import aligned, as_data_set, read_features  # noqa: E402
 from tools.lib.rerank import K1, K2, SHARE, rerank  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
@@ -122,40 +123,25 @@ def save_results(file, name, data, retrievals, evaluations, folder, root):
 
 
 def compare(first, second):
-    """Compare the `Evaluation`s of two files on the same queries, first minus second.
-
-    Returns: [{"mode", "number", "difference", "low", "high", "p", "queries", "scored"}], "difference" of the mean over
-    the scored queries, each of which has its mean over the trials.
-    """
+    """Compare the `Evaluation`s of the first of two files with those of the second: [`Compared`]."""
     rows = []
-    for evaluations in zip(first, second):
-        numbers = [evaluation.per_query() for evaluation in evaluations]
-        scored = ~np.isnan(numbers[0]["first_match"]).all(axis=0)
-        for name, of in (("rank1", lambda found: np.where(np.isnan(found["first_match"]), np.nan,
-                                                          found["first_match"] == 1)),
-                         ("mAP", lambda found: found["average_precision"])):
-            ours, theirs = (np.nanmean(of(found)[:, scored], axis=0) for found in numbers)
-            found = paired_bootstrap(ours - theirs, numpy_rng(0, "paired bootstrap", evaluations[0].mode, name))
-            rows.append({"mode": evaluations[0].mode, "number": name, "difference": found.mean, "low": found.low,
-                         "high": found.high, "p": found.p, "queries": len(scored), "scored": int(scored.sum())})
+    for ours, theirs in zip(first, second):
+        numbers, others = mean_of_trials(**ours.per_query()), mean_of_trials(**theirs.per_query())
+        for name, values in numbers.items():
+            found = paired_bootstrap([(values - others[name])[None]],
+                                     numpy_rng(0, "paired bootstrap", ours.mode, name))
+            rows.append(Compared(ours.mode, name, found, len(values)))
     return rows
-
-
-def distinct_names(paths):
-    """Name files by the last part of their paths that differs. Raises UserError: a file is named twice."""
-    if len(paths) == 1:
-        return [paths[0].name]
-    for parts in zip(*(reversed(Path(os.path.abspath(path)).with_suffix("").parts) for path in paths)):
-        if len(set(parts)) == len(paths):
-            return list(parts)
-    raise UserError(f"{paths[0]} is named twice; expected two files to compare")
 
 
 def main(arguments=None):
     """Evaluate the files that the command line names."""
     options = parse_arguments(arguments)
     paths = [Path(path) for path in (options.features, options.other) if path]
-    names, measure = distinct_names(paths), rerank if options.rerank else None
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError(f"{paths[0]} is named twice; expected two files to compare")
+    names = distinct_names([path.with_suffix("") for path in paths]) if options.other else [paths[0].name]
+    measure = rerank if options.rerank else None
     files = [read_features(path) for path in paths]
     files[0], data, retrievals = as_data_set(files[0], options.protocol, options.root, options.trials, options.mode,
                                              options.other_data)
@@ -176,13 +162,11 @@ def main(arguments=None):
         rows = compare(*tested)
         save_json(folders[0] / f"comparison-{names[1]}-{files[1].digest[:8]}.json", {
             "first": str(paths[0]), "second": str(paths[1]), "features": [file.digest for file in files],
-            "reranked": options.rerank, "differences": rows})
-        print(f"\n{names[0]} minus {names[1]}{f', {RERANKED}' if measure else ''}, percent, paired bootstrap over the "
-              "queries")
-        for row in rows:
-            difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-            print(f"{row['mode']:<7}{row['number'].replace('rank', 'Rank-'):<7}{difference:+7.2f}   95 % from "
-                  f"{low:+.2f} to {high:+.2f}   p {row['p']:.4f}   {row['scored']:,} of {row['queries']:,} queries")
+            "reranked": options.rerank, "differences": [
+                {"mode": row.test, "number": row.number, **row.found._asdict(), "scored": row.queries}
+                for row in rows]})
+        print(shown(f"\n{names[0]} against {names[1]}{f', {RERANKED}' if measure else ''}, percentage points, paired "
+                    f"bootstrap\n{as_lines(rows)}"))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""From a number to a table: runs that differ in seed, trial or settings, and mean ± standard deviation over them.
+"""From a number to a table: runs that differ in seed, trial or settings, their mean ± standard deviation, and whether
+one method is better than another.
 
-    python tools/experiments.py run   [--config_file configs/sysu.yml] [--seeds 1 2 3] [--trials 1-10]
-                                      [--vary KEY VALUE VALUE ...] [--only prepare] [--at_once N] [KEY VALUE ...]
-    python tools/experiments.py run   ... --cluster slurm [--partition NAME] [--gpus 1] [--cpus 8] [--hours 12]
-    python tools/experiments.py table FOLDER [FOLDER ...] [--protocol python] [--logged NAME] [--published [METHOD ...]]
-                                      [--csv | --latex]
+    python tools/experiments.py run     [--config_file configs/sysu.yml] [--seeds 1 2 3] [--trials 1-10]
+                                        [--vary KEY VALUE VALUE ...] [--only prepare] [--at_once N] [KEY VALUE ...]
+    python tools/experiments.py run     ... --cluster slurm [--partition NAME] [--gpus 1] [--cpus 8] [--hours 12]
+    python tools/experiments.py table   FOLDER [FOLDER ...] [--protocol python] [--logged NAME]
+                                        [--published [METHOD ...]] [--names NAME NAME ...] [--csv | --latex]
+    python tools/experiments.py compare FOLDER [FOLDER ...]
 
 `run` makes every run of the grid in a folder of its own in OUTPUT_DIR, named by what differs: train_prepare.py,
 train_clip.py, then test.py on the last and the best checkpoint of both; with `--only prepare` without train_clip.py.
 The same command again resumes; what is finished is skipped, a failed run does not stop the others. `table` reads the
-folders of runs, or of grids.
+folders of runs, or of grids. --names stand for our methods in the order of the table; --latex is the table of a paper.
+`compare` says whether each method is better than the first one, with 95 % intervals; it also takes two tests/* folders.
 """
 import math
 import re
@@ -20,19 +23,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
 from configs.settings import SETTINGS  # noqa: E402
-from utils.errors import Parser, UserError, exit_on_user_error, real_number, shown, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, real_number, shown, whole_number  # noqa: E402
 
 MAX_RUNS = 1000     # more are a slip
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
-PUBLISHED = ("pgm", "rpnr", "sdcl")     # methods of others with figures in docs/reference/published
+PUBLISHED = ("cclnet", "pgm", "rpnr", "sdcl")       # methods with figures in docs/reference/published
+RUNS = existing("folder", "that of a run or of a grid of runs")
 KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
 
 
 def parse_arguments(arguments=None):
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("action", choices=("run", "table"))
-    parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
+    parser.add_argument("action", choices=("run", "table", "compare"))
+    parser.add_argument("--config_file", type=existing("file", "a .yml file such as configs/sysu.yml"),
+                        help="a .yml file with settings that differ from the defaults")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE | FOLDER", help="settings of all runs, or folders")
     parser.add_argument("--seeds", nargs="+", default=[], help="one run for each, as in 1 2 3 or 1-3")
     parser.add_argument("--trials", nargs="+", default=[], help="RegDB: one run for each split, as in 1-10")
@@ -49,13 +54,16 @@ def parse_arguments(arguments=None):
     parser.add_argument("--hours", type=real_number(0, 10_000), default=12,
                         help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
+    parser.add_argument("--names", nargs="+", default=[], metavar="NAME",
+                        help="table: of our methods in their order; name the folders before")
     parser.add_argument("--logged", action="append", default=[], metavar="NAME",
                         help="table: a number of metrics.jsonl, of the last epoch, as in --logged link_accuracy; "
                              "may be given several times")
     parser.add_argument("--published", nargs="*", choices=PUBLISHED, metavar="METHOD",
-                        help=f"table: what the authors of {', '.join(PUBLISHED)} published, or of those named")
+                        help=f"table: what the authors of {', '.join(PUBLISHED)} published, or of those named; "
+                             "text and CSV hold that of cclnet anyway")
     parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
-    parser.add_argument("--latex", action="store_true", help="table: print it as LaTeX")
+    parser.add_argument("--latex", action="store_true", help="table: print that of a paper as LaTeX")
     options = parser.parse_intermixed_args(arguments)
     if options.csv and options.latex:
         parser.error("--csv and --latex are two forms of the table; choose one")
@@ -142,26 +150,46 @@ def run(options):
         raise UserError(f"{len(failed)} of {len(experiments)} runs failed: {sentences}")
 
 
-def print_table(folders, protocol, form="text", logged=(), others=()):
+def print_table(folders, protocol, form="text", logged=(), others=("cclnet",), names=()):
     """Print the table of runs, and what is missing to stderr. Args: form: of `FORMS`; the rest: as `summarise`."""
     from tools.lib import summary
+    from tools.lib.forms import FORMS
 
     runs = summary.read_runs(folders, protocol)
-    print(shown(summary.FORMS[form](summary.summarise(runs, logged, others))), end="", flush=True)
+    print(shown(FORMS[form](summary.summarise(runs, logged, others, names))), end="", flush=True)
     print(shown("\n".join(summary.missing(runs))), file=sys.stderr)
+
+
+def print_comparison(folders):
+    """Print whether each group of runs is better than the first. Raises: UserError: as `report.paired.compare`."""
+    from report.paired import INTERVAL, as_lines, compare, group_runs
+    from tools.lib.summary import find_runs
+
+    (first, ours), *others = group_runs(find_runs(folders)).items()
+    if not others:
+        raise UserError(f"all runs are of one method, {first}; expected those of another one too. Name their folder")
+    for name, theirs in others:
+        print(shown(f"{name} against {first}, percentage points\n{as_lines(compare(ours, theirs))}\n"))
+    print(INTERVAL)
 
 
 def main(arguments=None):
     """Do what the command line asks for."""
     options = parse_arguments(arguments)
-    if options.action == "table":
-        if not options.overrides:
-            raise UserError("table names no folder; expected those of runs or of a grid, as in table runs/sysu")
-        form = "csv" if options.csv else "latex" if options.latex else "text"
-        others = () if options.published is None else options.published or PUBLISHED
-        print_table(options.overrides, options.protocol, form, options.logged, others)
-    else:
-        run(options)
+    folders = options.overrides
+    if options.action == "run":
+        return run(options)
+    if not folders:
+        raise UserError(f"{options.action} names no folder; expected those of runs or of grids, as in "
+                        f"{options.action} runs/sysu")
+    for folder in folders:
+        RUNS(folder)
+    if options.action == "compare":
+        return print_comparison(folders)
+    form = "csv" if options.csv else "latex" if options.latex else "text"
+    others = [] if options.published is None else options.published or PUBLISHED
+    others = others if options.latex else dict.fromkeys(["cclnet", *others])
+    print_table(folders, options.protocol, form, options.logged, others, options.names)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """Convert a checkpoint of train_prepare.py or train_clip.py to the released format, or to safetensors to publish.
 
     python tools/export_released.py CHECKPOINT OUT.pth [--clip_weights openai|FILE]
-    python tools/export_released.py CHECKPOINT FOLDER --safetensors [--licence other] [--title TITLE]
+    python tools/export_released.py CHECKPOINT FOLDER --safetensors [--picture] [--licence other] [--title TITLE]
+                                    [--repository ADDRESS]
 
 --safetensors writes FOLDER/model.safetensors, the image side with its description as metadata, and FOLDER/README.md, a
-model card; `hf upload OWNER/NAME FOLDER` publishes both, and --resume_path hf://OWNER/NAME reads them.
+model card with the results of every test.py of the checkpoint; `hf upload OWNER/NAME FOLDER` publishes both, and
+--resume_path hf://OWNER/NAME reads them. --picture adds ranked lists of such a test, with images of its data set.
 """
+import io
+import json
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, quoted  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, quoted  # noqa: E402
 
 DESCRIPTION = ("format", "stage", "epoch", "selected", "config", "dataset", "trial", "manifest", "metrics")
+PICTURE = "ranked_lists.png"
 
 
 def main(arguments=None):
@@ -25,8 +30,12 @@ def main(arguments=None):
     parser.add_argument("--clip_weights", help="openai or a file; those of the training run if left out")
     parser.add_argument("--safetensors", action="store_true", help="write safetensors and a model card")
     parser.add_argument("--licence", default="other", help="of the weights, as the Hub names it; default: other")
-    parser.add_argument("--title", default="", help="of the model card; default: CCLNet on the data set")
+    parser.add_argument("--picture", action="store_true", help="add ranked lists: only where their images may be shown")
+    parser.add_argument("--title", default="", help="of the model card; default: the method and the data set")
+    parser.add_argument("--repository", default="", help="address of the code, for the model card")
     options = parser.parse_args(arguments)
+    if not options.checkpoint.startswith("hf://"):
+        existing("file", "a checkpoint of train_prepare.py or train_clip.py")(options.checkpoint)
     from configs.checkpoint import settings_of  # slow: after the words were read
     from configs.defaults import load_config
     from model.released import model_from_checkpoint, released_state, to_released
@@ -56,21 +65,51 @@ def check_nothing_there(path):
 
 
 def publish(content, model, options):
-    """Write safetensors and a model card of a checkpoint's content. Raises UserError: one of them is there."""
-    from model.published import FILE_NAME, as_safetensors, model_card
+    """Write safetensors and a model card of a checkpoint's content.
+
+    Raises: UserError: one of them is there, or there is no test whose ranked lists are wanted.
+    """
+    from model.published import FILE_NAME, as_safetensors
     from model.released import released_state
+    from tools.lib.model_card import model_card
     from utils.checkpoint import write_atomically
     from utils.runtime import print_line
 
-    folder = Path(options.out)
-    for path in (folder / FILE_NAME, folder / "README.md", *([] if folder.is_dir() else [folder])):
+    folder, tests = Path(options.out), tests_of(options.checkpoint)
+    lists = next((path for _, path in tests if path.is_file()), None) if options.picture else None
+    places = [folder / name for name in (FILE_NAME, PICTURE, "README.md")]
+    for path in places if folder.is_dir() else [folder]:
         check_nothing_there(path)
+    if options.picture and lists is None:
+        raise UserError(f"--picture shows ranked lists of a test, and {quoted(options.checkpoint)} has none; run "
+                        "test.py --resume_path with it first")
     told = {key: content[key] for key in DESCRIPTION if key in content} if released_state(content) is None else {}
-    description = {**without_own_paths(told), "model": model.describe()}
-    for name, data in ((FILE_NAME, as_safetensors({**description, "state_dict": model.state_dict()})),
-                       ("README.md", model_card(options.title, description, options.licence).encode())):
+    described = {**told, "model": model.describe()}
+    records = [record for record, _ in tests] or [told[key] for key in told if key == "metrics"]
+    card = model_card(described, records, options.licence, options.title, options.repository, PICTURE if lists else "")
+    whole = as_safetensors({**without_own_paths(described), "state_dict": model.state_dict()})
+    for name, data in ((FILE_NAME, whole), *([(PICTURE, drawn(lists))] if lists else []), ("README.md", card.encode())):
         write_atomically(folder / name, lambda file, data=data: file.write(data))
     print_line(f"{folder / FILE_NAME}: {len(model.state_dict())} weights; {folder / 'README.md'}: the model card")
+
+
+def tests_of(path):
+    """List the tests of a checkpoint that lie beside it: [(record of metrics.json, path of what its page shows)]."""
+    from report.run_files import CONTENT_FOLDER, read_run
+
+    folder = Path(path).parent
+    return [(test.record, folder / "tests" / test.folder / CONTENT_FOLDER / "test.json")
+            for test in (read_run(folder).tests if folder.is_dir() else ())
+            if test.of == Path(path).stem and not test.differs]
+
+
+def drawn(path):
+    """Draw the ranked lists of a test as PNG. Args: path: as `tests_of`."""
+    from report.lists import pictures_of
+
+    buffer = io.BytesIO()
+    pictures_of(json.loads(path.read_text()))["test_ranked_lists"].save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def without_own_paths(tree):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the tool lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, real_number, shown, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, real_number, shown, whole_number  # noqa: E402
 
 SIDE = whole_number(1, 10_000)      # pixels
 
@@ -30,7 +30,10 @@ def parse_arguments(arguments=None):
                         "white; default: the least and greatest in all of them")
     parser.add_argument("--allow-partial", "--allow_partial", action="store_true",
                         help="do not compare counts with the published ones")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.dataset != "demo":       # which is drawn
+        existing("folder", f"that of the data set {options.dataset}")(options.root)
+    return options
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 OTHER_QUERY = "name another query"
 OTHER_GALLERY = "take it out of the gallery, or replace it"
 AT_ONCE = 512               # images held in memory
-PICTURE = 112, 184          # width and height in pixels that a picture on the page fits into
+PICTURE = 240, 320          # width and height in pixels that a picture on the page fits into
 
 
 def main():
@@ -130,7 +130,8 @@ class Searcher:
             UserError: a file is missing or broken.
         """
         parts, modality, grey_range = [], Modality(modality), self.ranges[modality]
-        for start in tqdm(range(0, len(paths), AT_ONCE), f"embedding {modality.value} images", disable=None):
+        for start in tqdm(range(0, len(paths), AT_ONCE), f"embedding {modality.value} images",
+                          disable=None if len(paths) > AT_ONCE else True):
             images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY, grey_range),
                                           paths[start:start + AT_ONCE], "decoding"))
             bank = ImageBank(images, self.device, normalisation=self.normalisation)
@@ -201,8 +202,8 @@ def write_search_page(arguments, found, ranges):
         images[name] = jpeg_text(decode_image(path, grey_range=ranges[m]), *PICTURE)
         return {"image": name, "path": str(path), "lines": lines}
 
-    sections = [Section(f"query{number}", query, "search_results.html", {
-        "query": shown(query, modality, "query"),
+    sections = [Section(f"query{number}", Path(query).name, "search_results.html", {
+        "query": shown(query, modality, "query", query),
         "found": [shown(path, modality.other, f"{d:.3f}", path.parent.name) for path, d in nearest]})
         for number, (query, nearest) in enumerate(found.items(), 1)]
     return write_page(Path(arguments.output) / "search.html", f"Search in {arguments.gallery}",

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import math
 import os
-import re
 import signal
 import sys
 import traceback
@@ -18,7 +17,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # How PyTorch's allocators and oneDNN say that there is no memory; all of them are plain RuntimeErrors.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "std::length_error",
                  "could not create a primitive", "could not create a memory", "could not allocate")
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_out_of_memory(error):
@@ -29,19 +27,13 @@ def is_out_of_memory(error):
                                               and any(words in str(error) for words in OUT_OF_MEMORY))
 
 
-def is_lost_process(error):
-    """Tell whether an exception says that another process cannot be reached, in torch.distributed's or gloo's words."""
-    return isinstance(error, RuntimeError) and (type(error).__name__.startswith("Dist") or "gloo" in str(error)
-                                                or "NCCL" in str(error))
-
-
 class UserError(Exception):
     """Bad input; its message is all that the user sees, with exit code 2."""
 
 
 def in_brief(error):
-    """Return what an exception says, on one line of at most 160 characters, without colours of a terminal."""
-    return " ".join(COLOURS.sub("", str(getattr(error, "strerror", None) or error)).split())[:160]
+    """Return what an exception says, on one line of at most 160 characters."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
 
 
 @contextlib.contextmanager
@@ -72,7 +64,7 @@ class Stopped(BaseException):
 def stops_on_signals(where):
     """Within this context a signal of SIGNALS raises `Stopped` in the main thread at once.
 
-    Further signals are ignored from then on, so that they do not interrupt the cleaning up.
+    Further signals are ignored until its end, so that they do not interrupt the cleaning up.
 
     Args: where: a function that says how the work goes on: "the same command resumes with epoch 7 of finetune".
     """
@@ -85,23 +77,13 @@ def stops_on_signals(where):
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
-            _restore(before)
-
-
-def _restore(handlers):
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_line(text):
-    r"""Write a text so that any terminal shows it as one line.
-
-    A character that does not print, in a file's name as a rule, becomes its escape: a line break \n, a byte that is no
-    UTF-8 \xff.
-    """
-    return "".join(c if c.isprintable() else f"\\x{ord(c) - 0xdc00:02x}" if 0xdc80 <= ord(c) <= 0xdcff else
-                   c.encode("unicode_escape").decode() for c in str(text))
+    r"""Write a text on one line of any terminal: what does not print becomes its escape, a line break \n."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def shown(text):
@@ -123,6 +105,15 @@ def whole_number(low, high):
 def real_number(low, high):
     """Make a `type` of argparse: a number from low to high."""
     return _number(float, f"number from {low:,} to {high:,}", low, high)
+
+
+def existing(kind, expected):
+    """Make a `type` of argparse: the path of a "folder" or "file". A missing one is told before anything is loaded."""
+    def parse(path):
+        if not (os.path.isdir if kind == "folder" else os.path.isfile)(path):
+            raise UserError(f"{quoted(path)} is no {kind}; expected {expected}")
+        return path
+    return parse
 
 
 def _number(convert, expected, low, high):
@@ -148,12 +139,8 @@ class Parser(argparse.ArgumentParser):
                          allow_abbrev=False)
 
     def parse_known_args(self, args=None, namespace=None):
-        """Parse as argparse does. Raises: UserError: a word holds bytes that are no UTF-8."""
+        """Parse as argparse does."""
         words = [self._known_spelling(word) for word in (sys.argv[1:] if args is None else args)]
-        for word in words:
-            if not is_unicode(word):
-                raise UserError(f"the command line holds {quoted(word)}, in which bytes are no UTF-8; expected names "
-                                "in UTF-8. Rename the file or folder")
         return super().parse_known_args(words, namespace)
 
     def _known_spelling(self, word):
@@ -169,21 +156,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"the command line is not understood: {message}; {self.prog} --help lists what it may hold")
 
 
-def is_unicode(text):
-    """Tell whether a text can be written as UTF-8: names of files whose bytes are none cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def exit_on_user_error(main):
     """Run `main()`; a mistake of the user ends in a sentence on stderr and exit code 2, a signal in its line.
 
     Of several processes each prints its own mistake, and the first alone that a signal ended the run.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with stops_on_signals(lambda: "the same command continues from what was saved, if anything was"):
             main()
@@ -198,19 +175,14 @@ def exit_on_user_error(main):
             raise
         traceback.print_exc()
         _exit("", 1)
-    finally:
-        _restore(before)
 
 
 def _refusal(error):
-    """Return the sentence for an exception that tells of memory, another process or the disk; None for a defect."""
+    """Return the sentence for an exception that tells of memory or the disk; None for a defect."""
     if is_out_of_memory(error):
         found = in_brief(error) or "no further memory was given"
         return (f"memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that has begun "
                 "with --fresh), use smaller images, or free memory")
-    if is_lost_process(error):
-        return (f"another process of this run has ended or cannot be reached ({in_brief(error)}); look at what it "
-                "said, and run the same command again: it resumes from the last state that was saved")
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return (f"{quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free space, "
                 "change its permissions or move what is in the way, and run the same command again")

@@ -15,17 +15,13 @@ class NonFinite(UserError):
     """
 
     def __init__(self, term, images=(), when=""):
-        self.term, self.images, self.when = term, list(images), when
+        self.term, self.images = term, list(images)
         names = ", ".join(map(str, self.images[:NAMED]))
         more = f" and {len(self.images) - NAMED} more" if len(self.images) > NAMED else ""
         super().__init__(f"{term} {'are' if ' and ' in term else 'is'} not finite{f' in {when}' if when else ''}"
                          + (f" (images: {names}{more})" if names else "")
                          + "; expected finite numbers. Look at the images, lower OPTIM.LR or PROMPT.LR or "
                          "set PRECISION fp32 with --fresh; what was saved before is sound")
-
-    def at(self, when):
-        """Return the same finding with the time at which it was made."""
-        return NonFinite(self.term, self.images, when)
 
 
 class RunningMeans:

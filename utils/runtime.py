@@ -2,6 +2,7 @@
 import contextlib
 import logging
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError, explained, shown
+
+COLUMNS, INDENT = 100, "    "       # of a log's lines, and before what is continued
 
 
 def pick_device(name):
@@ -137,6 +140,15 @@ def _called_parts(module):
             yield child
 
 
+class _Lines(logging.Formatter):
+    """Breaks a log's lines at COLUMNS, between words: a longer path stays whole, on a line of its own."""
+
+    def format(self, record):
+        """Return a record's text, further lines of it indented."""
+        return "\n".join(part for line in super().format(record).splitlines() for part in textwrap.wrap(
+            line, COLUMNS, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False))
+
+
 class _BarSafeHandler(logging.Handler):
     """Writes lines above the progress bars."""
 
@@ -157,13 +169,6 @@ class _LogFile(logging.FileHandler):
         raise
 
 
-def silent_log():
-    """Return the logger of a process beside the one that writes."""
-    logger = logging.Logger("cclnet.silent")
-    logger.addHandler(logging.NullHandler())
-    return logger
-
-
 def open_log(output_dir, name):
     """Open a logger that prints to the console and appends to OUTPUT_DIR/log.txt.
 
@@ -173,7 +178,7 @@ def open_log(output_dir, name):
     with explained(f"OUTPUT_DIR {output_dir} cannot be written", "choose another"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = _LogFile(Path(output_dir) / "log.txt", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logger.addHandler(file)
-    logger.addHandler(_BarSafeHandler())
+    for handler, form in ((file, "%(asctime)s %(message)s"), (_BarSafeHandler(), "%(message)s")):
+        handler.setFormatter(_Lines(form, "%m-%d %H:%M"))
+        logger.addHandler(handler)
     return logger

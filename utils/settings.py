@@ -1,6 +1,9 @@
 """Settings: how one is declared, how its value is checked, and settings of several runs beside one another."""
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from utils.errors import UserError, quoted
 
 
 class Range(NamedTuple):
@@ -21,11 +24,28 @@ class Range(NamedTuple):
         return f"{kind} {'above' if self.above else 'from'} {self.low:,}{', up' if self.above else ''} to {self.high:,}"
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """Values that a function accepts. Args: text: which these are, as part of a sentence."""
+
+    text: str
+    accepts: object
+
+    def __contains__(self, value):
+        try:
+            return self.accepts(value)
+        except (TypeError, ValueError):     # entries that cannot be compared, or not taken apart
+            return False
+
+    def __str__(self):
+        return self.text
+
+
 class Setting(NamedTuple):
     """A setting: its default tells the type.
 
-    `allowed` is a `Range`, a tuple of choices, or a sentence part that says what is expected where anything of the
-    default's type will do.
+    `allowed` is a `Range`, a tuple of choices, `Accepted`, or a part of a sentence where any text will do, or any but
+    none.
 
     Example:
         >>> check(Setting("K1", 30, Range(1, whole=True), "neighbours that count as near"), 0)
@@ -40,11 +60,28 @@ class Setting(NamedTuple):
 
 def check(setting, value):
     """Return what is expected of a setting where a value of the right type is not; None where it is fine."""
-    if isinstance(setting.allowed, Range):
-        return None if value in setting.allowed else str(setting.allowed)
-    if isinstance(setting.allowed, str) or value in setting.allowed:
-        return None
-    return " or ".join(choice or repr(choice) for choice in setting.allowed)
+    if isinstance(setting.allowed, str):
+        return setting.allowed if value == "" != setting.default else None
+    return None if value in setting.allowed else expected(setting)
+
+
+def expected(setting):
+    """Say what a setting may be."""
+    return " or ".join(str(choice) or "''" for choice in setting.allowed) if type(setting.allowed) is tuple else (
+        str(setting.allowed))
+
+
+def check_values(source, settings, values):
+    """Refuse values that settings cannot have.
+
+    Args: source: of the values, for the sentence; settings, values: by name.
+    Raises: UserError: a value is of another type than the default, or not allowed.
+    """
+    for name, value in values.items():
+        setting = settings[name]
+        if type(value) is not type(setting.default) or check(setting, value):
+            raise UserError(f"{source} sets {name} to {quoted(str(value)[:80])}; expected {expected(setting)}, such as "
+                            f"{setting.default!r}")
 
 
 def flat(tree, prefix=""):

@@ -80,11 +80,6 @@ class AGWPlain(Tower):
         return cls(len(state["stems.rgb.conv1.weight"]), _blocks(state, "layers."), told["height"], told["width"])
 
     @classmethod
-    def offers(cls, weights, name):
-        """Know ImageNet's."""
-        return weights == IMAGENET
-
-    @classmethod
     def recognises(cls, state):
         """Know torchvision's names, and its own, of which one kind has non-local blocks."""
         return "layer4.0.conv3.weight" in state or "layers.layer4.0.conv3.weight" in state and (

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.clip import HEAD_WIDTH, load_clip, resize_positions
-from model.towers.tower import Tower, generalised_mean
+from model.clip import HEAD_WIDTH, ClipTower, resize_positions
+from model.towers.tower import generalised_mean
 from utils.errors import UserError
 
 STRIDE = 16                      # of the feature map, with layer4 at stride 1
@@ -14,7 +14,7 @@ STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
-class ClipResNet(Tower):
+class ClipResNet(ClipTower):
     """CLIP's ModifiedResNet with two stems, layer4 at stride 1 and an attention pool for its map.
 
     Args:
@@ -23,7 +23,7 @@ class ClipResNet(Tower):
     Raises: UserError: another size or stride.
     """
 
-    kind, untrained, has_text = "clip_resnet", "baseline CLIP", True
+    kind, landmarks = "clip_resnet", ("visual.attnpool.c_proj.weight", "attnpool.c_proj.weight")
 
     def __init__(self, visual, height, width, stride=None):
         check_input(height, width, stride)
@@ -33,15 +33,6 @@ class ClipResNet(Tower):
         self.layers.layer4[0].avgpool = nn.Identity()
         self.layers.layer4[0].downsample[0] = nn.Identity()
         self.attnpool = AttentionPool(visual.attnpool, height // STRIDE, width // STRIDE)
-
-    @classmethod
-    def load(cls, weights, *, height, width, name="RN50", stride=None, seed=1, activation="auto"):
-        """Build the tower of a CLIP; arguments as `Tower.load`. It has no new layers, and its activation is ReLU."""
-        visual = load_clip(weights, name).visual
-        if not hasattr(visual, "layer4"):
-            raise UserError(f"MODEL.TOWER is {cls.kind}, but the weights {weights} hold a vision transformer; leave "
-                            "MODEL.TOWER out, or choose the weights of a ResNet")
-        return cls(visual, height, width, stride)
 
     @classmethod
     def rebuild(cls, state, told):
@@ -54,16 +45,6 @@ class ClipResNet(Tower):
         visual = ModifiedResNet(blocks, output_dim=len(state["attnpool.c_proj.weight"]),
                                 heads=told.get("heads", width * 32 // HEAD_WIDTH), width=width)
         return cls(visual, told["height"], told["width"], told.get("stride"))
-
-    @classmethod
-    def offers(cls, weights, name):
-        """Know OpenAI's ResNets."""
-        return weights == "openai" and name.startswith("RN")
-
-    @classmethod
-    def recognises(cls, state):
-        """Tell by the attention pool."""
-        return "visual.attnpool.c_proj.weight" in state or "attnpool.c_proj.weight" in state
 
     @property
     def feature_dim(self):
@@ -126,8 +107,6 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.c_proj = pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj
         self.heads = pool.num_heads
-        if self.q_proj.out_features % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.q_proj.out_features}")
         self.positional_embedding = nn.Parameter(resize_positions(pool.positional_embedding, rows, columns))
 
     def forward(self, feature_map):

@@ -2,12 +2,11 @@
 import torch
 from torch import nn
 
-from model.clip import GELU, HEAD_WIDTH, QUICK_GELU, load_clip, resize_positions
-from model.towers.tower import Tower
+from model.clip import GELU, HEAD_WIDTH, QUICK_GELU, ClipTower, resize_positions
 from utils.errors import UserError
 
 
-class ClipViT(Tower):
+class ClipViT(ClipTower):
     """CLIP's vision transformer with two patch convolutions, one per modality; everything behind them is shared.
 
     Args:
@@ -18,7 +17,7 @@ class ClipViT(Tower):
     Raises: UserError: a stride that leaves gaps, or images smaller than a patch.
     """
 
-    kind, untrained, has_text = "clip_vit", "baseline CLIP", True
+    kind, landmarks = "clip_vit", ("visual.class_embedding", "class_embedding")
     unsaid = {"activation": QUICK_GELU}
 
     def __init__(self, visual, height, width, stride=None):
@@ -40,15 +39,6 @@ class ClipViT(Tower):
         self.ln_pre, self.transformer, self.ln_post = visual.ln_pre, visual.transformer, visual.ln_post
 
     @classmethod
-    def load(cls, weights, *, height, width, name="ViT-B-16", stride=None, seed=1, activation="auto"):
-        """Build the tower of a CLIP; arguments as `Tower.load`. It has no new layers."""
-        visual = load_clip(weights, name, activation).visual
-        if not hasattr(visual, "class_embedding"):
-            raise UserError(f"MODEL.TOWER is {cls.kind}, but the weights {weights} hold a ResNet; leave MODEL.TOWER "
-                            "out, or choose the weights of a vision transformer")
-        return cls(visual, height, width, stride)
-
-    @classmethod
     def rebuild(cls, state, told):
         """Build the tower of a checkpoint; where it does not say its heads, they are 64 wide, as OpenAI's."""
         from open_clip.transformer import QuickGELU, VisionTransformer  # slow to import
@@ -59,16 +49,6 @@ class ClipViT(Tower):
         visual = VisionTransformer(patch, patch, width, blocks, told.get("heads", width // HEAD_WIDTH), mlp_ratio=4.0,
                                    output_dim=state["proj"].shape[1], act_layer=activation)
         return cls(visual, told["height"], told["width"], told.get("stride"))
-
-    @classmethod
-    def offers(cls, weights, name):
-        """Know OpenAI's transformers."""
-        return weights == "openai" and name.startswith("ViT")
-
-    @classmethod
-    def recognises(cls, state):
-        """Tell by the class token."""
-        return "visual.class_embedding" in state or "class_embedding" in state
 
     @property
     def feature_dim(self):

@@ -1,9 +1,8 @@
 """The towers by name: MODEL.TOWER, and the kind that a checkpoint tells."""
 import difflib
-import os
 
 from model.state_dict import read_state_dict
-from model.towers.agw import AGW, AGWPlain
+from model.towers.agw import AGW, IMAGENET, AGWPlain
 from model.towers.clip_resnet import ClipResNet
 from model.towers.clip_vit import ClipViT
 from model.towers.transreid import TransReID
@@ -58,13 +57,13 @@ def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride
     """
     if tower:
         chosen = tower_class(tower)
-    elif os.path.isfile(weights):
+    elif weights == "openai":
+        chosen = ClipViT if name.startswith("ViT") else ClipResNet
+    elif weights == IMAGENET:
+        chosen = AGW
+    else:
         chosen = recognised(read_state_dict(weights), f"weights {quoted(weights)}",
                             "set MODEL.TOWER, or choose other weights")
-    elif not (chosen := next((cls for cls in TOWERS.values() if cls.offers(weights, name)), None)):
-        raise UserError(f"weights {quoted(weights)} are missing (there is no such file, and no tower has weights of "
-                        f"this name with MODEL.NAME {name}); set MODEL.CLIP_WEIGHTS to a file, to \"openai\", which "
-                        "downloads MODEL.NAME, or to \"imagenet\"")
     if activation != "auto" and not chosen.has_text:
         raise UserError(f"MODEL.ACTIVATION is {activation}, but MODEL.TOWER {chosen.kind} is no CLIP; leave it out")
     return chosen.load(weights, height=height, width=width, name=name, stride=stride, seed=seed,

@@ -18,6 +18,7 @@ class Tower(nn.Module):
 
     kind = ""                   # its name in TOWERS, in MODEL.TOWER and in checkpoints
     untrained = "no training"   # what results call a network with the weights that `load` gives
+    landmarks = ()              # names of weights that it alone has, in a file for `load` or in a checkpoint
     unsaid = {}                 # what `describe` would have said where a checkpoint does not say it
     depths = 1                  # parts of a feature: 2 where its halves are deep and shallow ones
     neck_weight = None          # (D,) that the batch norm behind the tower starts from; None: ones
@@ -52,18 +53,20 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def offers(cls, weights, name):
-        """Tell whether `load` knows weights by a word, such as "openai" with the MODEL.NAME "RN50"."""
-        return False
-
-    @classmethod
     def recognises(cls, state):
         """Tell by its names whether a state dict is of this kind: a file for `load`, or a checkpoint without a kind."""
-        return False
+        return any(name in state for name in cls.landmarks)
 
     def stem(self, images, modality):
         """Run the first layers of one modality. Args: images: (B, 3, height, width); modality: or "rgb", "ir"."""
         return self.stems[Modality(modality).value](images)
+
+    def draw(self, rng, count, rows):
+        """Draw what the network needs at random in the next training step; most need nothing.
+
+        Args: rng: of the step, the same in all processes; count: images of the whole batch; rows: those that this
+            process embeds, visible ones first.
+        """
 
     def trunk(self, x):
         """Run the shared layers on what stems gave, all modalities as one batch.

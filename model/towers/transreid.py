@@ -32,6 +32,7 @@ class TransReID(Tower):
     """
 
     kind, untrained, depths = "transreid", "TransReID-SSL", 2
+    landmarks = "patch_embed.conv.0.weight", "stems.rgb.conv.0.weight"
 
     def __init__(self, width, depth, height, width_of_images, drop=DROP):
         from timm.models.vision_transformer import Block  # slow to import
@@ -43,8 +44,9 @@ class TransReID(Tower):
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + height * width_of_images // PATCH ** 2, width))
-        blocks = [Block(width, width // HEAD_WIDTH, qkv_bias=True, norm_layer=norm, drop_path=float(rate))
-                  for rate in torch.linspace(0, drop, depth)]
+        blocks = [Block(width, width // HEAD_WIDTH, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
+        for block, rate in zip(blocks[1:], torch.linspace(0, drop, depth)[1:].tolist()):
+            block.drop_path1, block.drop_path2 = StochasticDepth(rate), StochasticDepth(rate)
         self.blocks = nn.ModuleList(blocks[:-1])
         self.deep = nn.Sequential(blocks[-1], norm(width))
         self.shallow = copy.deepcopy(self.deep)
@@ -83,15 +85,16 @@ class TransReID(Tower):
         depth = 1 + len({name.split(".")[1] for name in state if name.startswith("blocks.")})
         return cls(state["cls_token"].shape[-1], depth, told["height"], told["width"])
 
-    @classmethod
-    def recognises(cls, state):
-        """Tell by the stem."""
-        return "patch_embed.conv.0.weight" in state or "stems.rgb.conv.0.weight" in state
-
     @property
     def feature_dim(self):
         """2 D, the length of a deep and a shallow feature."""
         return 2 * self.cls_token.shape[-1]
+
+    def draw(self, rng, count, rows):
+        """Draw which images skip which branches in the next training step."""
+        for part in self.modules():
+            if isinstance(part, StochasticDepth):
+                part.draw(rng, count, rows)
 
     def trunk(self, x):
         """Run the blocks on what stems gave, (B, D, rows, columns): (B, 2 D), deep and shallow; None."""
@@ -110,6 +113,29 @@ def _published(name, depth):
                           (r"(deep|shallow)\.1", "norm")):
         name = re.sub(rf"^{start}\.", f"{theirs}.", name)
     return name
+
+
+class StochasticDepth(nn.Module):
+    """Leaves a branch of a block out for some images in training. Args: rate: share of the images."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate, self.factors = rate, None
+
+    def draw(self, rng, count, rows):
+        """Draw each image's factor, 0 or 1 / (1 - rate), as `Tower.draw`."""
+        factors = (torch.rand(count, generator=rng) >= self.rate)[rows, None, None] / (1 - self.rate)
+        if self.factors is None or len(self.factors) != len(factors):
+            self.factors = factors
+        else:
+            self.factors.copy_(factors)     # in place, where a CUDA graph reads it
+
+    def forward(self, x):
+        """Multiply the branch of each image (B, T, D) with its factor; in evaluation mode, or undrawn, leave it."""
+        if not self.training or self.factors is None:
+            return x
+        self.factors = self.factors.to(x.device)
+        return x * self.factors.to(x.dtype)
 
 
 class Stem(nn.Module):

@@ -2,32 +2,37 @@
 import time
 
 import numpy as np
+import torch.nn.functional as F
 
 from clustering.labels import collapse_warnings
 from clustering.quality import diagnose, known_persons, link_numbers, with_images
-from processor.evaluate import format_table, metrics_record
+from data.pseudo_labels import FILE_NAMES
+from processor.evaluate import metrics_record
 from processor.run.events import memory_use
 from utils.checkpoint import on_host
 from utils.errors import UserError
 from utils.finite import check_weights
 from utils.modality import Modality
+from utils.runtime import to_device
 
 COLLAPSED_EPOCHS = 3        # in a row that end train_prepare.py
-LINE = 140                  # characters of a log's line, behind its date
+TOLD_EVERY = 5              # epochs between two of which the log tells, beside a stage's first and last
+LONG = 30                   # seconds of an epoch of which it always tells
 
 
-def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, tester):
+def end_epoch(stage, epoch, state, method, labels, centres, means, batch_size, run, tester):
     """Log an epoch, test if that is due, save checkpoints, numbers and, last of all, the state.
 
     Args: stage: "prepare" or "finetune"; state: `TrainState`; method: `Method` after its last step; labels: Modality ->
-        (N,), trained on; means: `RunningMeans` of the steps; batch_size: images of both modalities in a step.
+        (N,), trained on; centres: Modality -> (K, D) tensor, mean features of its clusters at the epoch's start;
+        means: `RunningMeans` of the steps; batch_size: images of both modalities in a step.
     Raises: NonFinite: a weight is not finite. UserError: the clusters of train_prepare.py have collapsed, or several
         processes disagree.
     """
     linked, model, epochs = method.links(), state.model, state.settings.epochs
     check_weights(model.state_dict(), f"epoch {epoch}")     # before a checkpoint is replaced
     _agree(run.processes, f"epoch {epoch}", model, method)
-    state.labels, state.linked = labels, linked and with_images(linked, labels)
+    state.labels, state.linked = labels, linked and alike_at_start(with_images(linked, labels), centres)
     persons = known_persons(tester.data.train)
     numbers = {"epoch": epoch, **means.means(), **_cluster_numbers(labels), **link_numbers(state.linked),
                **diagnose(labels, state.linked, persons), "lr": state.optimizer.param_groups[0]["lr"],
@@ -42,9 +47,9 @@ def end_epoch(stage, epoch, state, method, labels, means, batch_size, run, teste
     run.record(stage, _cluster_sizes(labels), **numbers,
                **({"test": content["metrics"]} if state.evaluation else {}))
     if state.evaluation:
-        run.log.info(f"epoch {epoch}, {state.evaluation.protocol}\n"
-                     + format_table([{"what": stage, **state.evaluation.mean()}]))
-        if run.is_best(state.evaluation.mean()["rank1"]):
+        run.log.info(f"{stage} {epoch}/{epochs} | {_test_line(state.evaluation)}")
+        if (rank1 := state.evaluation.mean()["rank1"]) > run.best:
+            run.best = rank1
             run.save_model(stage, "best", {**content, "selected": "best Rank-1 on test data"})
             if best_is_wanted:
                 state.best = on_host(model.state_dict())
@@ -64,8 +69,8 @@ def end_prompt_epoch(epoch, state, epochs, means, run):
     """Log an epoch of prompts and save its numbers and the state. Args: state: `PromptState`; means: `RunningMeans`."""
     lr, loss = state.optimizer.param_groups[0]["lr"], means.means()["loss"]
     seconds = time.perf_counter() - run.epoch_began
-    run.log.info(f"prompt {epoch}/{epochs} | loss {loss:.4f} | lr {lr:.2e} | {seconds:.1f} s, "
-                 f"{duration(seconds * (epochs - epoch))} left")
+    if _is_told(epoch, epochs, seconds, 2 * TOLD_EVERY):
+        run.log.info(f"prompt {epoch}/{epochs} | loss {loss:#.3g} | {_time(seconds, epochs - epoch)}")
     device = state.prompts[Modality.RGB].context.device
     run.record("prompt", epoch=epoch, loss=loss, lr=lr, seconds=seconds, **memory_use(device))
     state.epoch += 1
@@ -77,26 +82,28 @@ def finish_stage(stage, state, run, tester):
 
     Args: state: `TrainState` after the last epoch, which is given `evaluation` where a page is to be written.
     """
-    has_labels, has_model, has_page = run.processes.once(lambda: (
-        run.has_labels(), run.model_file(stage, "last").is_file(), run.has_page(stage)))
-    if stage == "prepare" and not has_labels:
+    model, page = run.model_file(stage, "last"), (run.output_dir / "report.html",
+                                                  run.output_dir / "report_data" / f"{stage}.json")
+    labels = [run.labels_folder / name for name in FILE_NAMES.values()] if stage == "prepare" else []
+    lost = run.processes.once(lambda: {path for path in (*labels, model, *page) if not path.is_file()})
+    if lost.intersection(labels):
         s, last = state.settings, state.epoch - 1
         run.save_labels(state.labels, last, s.method(**s.of_method).unifies(last))
-    if state.evaluation is None and not (has_model and has_page):
+    if state.evaluation is None and lost.intersection((model, *page)):
         state.evaluation = tester(state.model)
-    if not has_model:
+    if model in lost:
         run.save_model(stage, "last", checkpoint(stage, state.epoch - 1, state.model, state.evaluation, tester))
         run.written()
 
 
 def _estimate(stage, epochs, numbers, run):
-    """Say after a stage's first epoch what the others will cost."""
+    """Say after a stage's first epoch what is left to do, and what the run takes."""
     run.written()
-    files = [run.state_file.path, run.model_file(stage, "last")]
-    disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**30
-    gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of GPU memory" if "gpu_memory_gb" in numbers else ""
-    return (f"estimate of {stage}: {duration(numbers['seconds'] * (epochs - 1))} for the other {epochs - 1} epochs, "
-            f"tests not counted; {numbers['memory_gb']:.1f} GiB of memory{gpu}; {disk:.1f} GiB on disk")
+    files = [run.state_path, run.model_file(stage, "last")]
+    disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**20
+    gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of the GPU's" if "gpu_memory_gb" in numbers else ""
+    return (f"{stage}: {duration(numbers['seconds'] * (epochs - 1))} left for {epochs - 1} epochs, tests not counted; "
+            f"{numbers['memory_gb']:.1f} GiB of memory{gpu}; {disk:,.0f} MiB on disk")
 
 
 def checkpoint(stage, epoch, model, evaluation, tester):
@@ -114,6 +121,15 @@ def refuse_collapse(run, settings):
                         f"{rows[-1]['epoch']}, all clustered images of a modality were in one cluster, and "
                         "train_clip.py must not learn from that; try a smaller CLUSTER.EPS or CLUSTER.K1 or a lower "
                         "OPTIM.LR with --fresh, or set PREPARE.ALLOW_COLLAPSE True")
+
+
+def alike_at_start(linked, centres):
+    """Return `LinkedClusters` with cosines of before any step; where links mix prototypes, later ones are near 1.
+
+    Args: centres: as `end_epoch`.
+    """
+    rgb, ir = (centres[m][to_device(clusters, centres[m].device)] for m, clusters in zip(Modality, linked))
+    return linked._replace(similarity=F.cosine_similarity(rgb.float(), ir.float()).cpu().numpy())
 
 
 def _agree(processes, when, model, method):
@@ -139,36 +155,48 @@ def _cluster_sizes(labels):
 
 
 def epoch_lines(stage, numbers, epochs):
-    """Write the lines about an epoch: training; clusters and, where identities are known, their diagnosis.
+    """Write what the log says of an epoch: losses and time; with every fifth clusters, links and, if known, how right.
 
-    Args: numbers: as `end_epoch` records them. Returns: lines that begin with stage and epoch.
+    Args: numbers: as `end_epoch` records them. Returns: list of at most one text.
     """
-    n, head = numbers, f"{stage} {numbers['epoch']}/{epochs}"
-    losses = " ".join(f"{name.removeprefix('loss_')} {value:.4f}" for name, value in n.items()
+    n, epoch = numbers, numbers["epoch"]
+    if not _is_told(epoch, epochs, n["seconds"]):
+        return []
+    losses = " ".join(f"{name.removeprefix('loss_')} {value:#.3g}" for name, value in n.items()
                       if name.startswith("loss"))
-    clusters = ", ".join(f"{m.value} {n[f'clusters_{m.value}']} ({n[f'outliers_{m.value}']} outliers)"
-                         for m in Modality)
-    links = ([f"{n['links']} links" + (f", {n['links_per_cluster']:.1f} per cluster"
-                                       if n["links_per_cluster_max"] > 1 else "")] if "links" in n else [])
-    right = f", links {100 * n['link_accuracy']:.0f} % right" if "link_accuracy" in n else ""
-    diagnosis = [f"ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}{right}"] if "ari_rgb" in n else []
-    return [*_lines(head, f"loss {losses}", f"lr {n['lr']:.1e}", f"{n['images_per_second']:.0f} images/s",
-                    f"{n['seconds']:.1f} s, {duration(n['seconds'] * (epochs - n['epoch']))} left"),
-            *_lines(head, f"clusters {clusters}", *links, *diagnosis)]
+    line = f"{stage} {epoch}/{epochs} | loss {losses} | {_time(n['seconds'], epochs - epoch)}"
+    if not _is_told(epoch, epochs):
+        return [line]
+    parts = [f"clusters rgb {n['clusters_rgb']} ir {n['clusters_ir']}",
+             f"outliers {n['outliers_rgb']} {n['outliers_ir']}"]
+    if "links" in n:
+        several = f" ({n['links_per_cluster']:.1f} per cluster)" if n["links_per_cluster_max"] > 1 else ""
+        right = f", {100 * n['link_accuracy']:.0f} % right" if "link_accuracy" in n else ""
+        parts.append(f"{n['links']} links{several}{right}")
+    if "ari_rgb" in n:
+        parts.append(f"ARI {n['ari_rgb']:.2f} {n['ari_ir']:.2f}")
+    return [f"{line}\n    {' | '.join(parts)}"]
 
 
-def _lines(head, *parts):
-    """Join parts to lines with a head each, no longer than LINE where a part alone is not."""
-    lines = []
-    for part in parts:
-        if lines and len(lines[-1]) + len(part) <= LINE - len(" | "):
-            lines[-1] += f" | {part}"
-        else:
-            lines.append(f"{head} | {part}")
-    return lines
+def _is_told(epoch, epochs, seconds=0.0, every=TOLD_EVERY):
+    """Tell whether the log has a line of an epoch: those of a stage with many short ones would hide the rest."""
+    return epoch in (1, epochs) or epoch % every == 0 or epochs <= 2 * TOLD_EVERY or seconds >= LONG
+
+
+def _test_line(evaluation):
+    """Write a test's results as one line, in percent."""
+    mean = evaluation.mean()
+    few = f", {mean['scored']:,} of {mean['queries']:,} queries scored" if mean["scored"] < mean["queries"] else ""
+    return f"test {evaluation.mode}: " + " ".join(
+        f"{name.replace('rank', 'Rank-')} {100 * mean[name]:.2f}" for name in ("rank1", "rank10", "mAP", "mINP")) + few
+
+
+def _time(seconds, epochs):
+    """Write an epoch's time, and that of the epochs left."""
+    return duration(seconds) + (f", {duration(seconds * epochs)} left" if epochs else "")
 
 
 def duration(seconds):
-    """Write seconds as a person would: "28 s", "5 min", "2.3 h"."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else (
-        f"{seconds / 3600:.1f} h")
+    """Write seconds as a person would: "0.4 s", "28 s", "5 min", "2.3 h"."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s" if seconds < 120 else (
+        f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h")

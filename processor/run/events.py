@@ -1,21 +1,37 @@
-"""Writes every epoch's numbers as TensorBoard event files, one folder per stage, and measures the memory in use."""
+"""Writes every epoch's numbers for TensorBoard and Weights & Biases, and measures the memory in use.
+
+Tags are GROUP/NAME: loss, clusters, links, test, time, and step for what else the steps tell (learning rate, numbers of
+a method).
+"""
 import importlib.util
+import re
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from utils.errors import UserError, explained
+from utils.settings import flat
+
+# The first word of a number's name in metrics.jsonl -> its group.
+GROUPS = {"loss": "loss", "test": "test", "links": "links", "link": "links",
+          **dict.fromkeys(("clusters", "cluster", "outliers", "outlier", "ari", "nmi", "purity"), "clusters"),
+          **dict.fromkeys(("seconds", "images", "memory", "gpu"), "time")}
+RESULTS = ("test/rank1", "test/mAP", "test/mINP")       # tags whose last values are shown beside the settings
 
 
 class EventLog:
     """Writes an epoch's numbers under FOLDER/STAGE; epochs that a stopped run had written already are replaced.
 
-    `others`: loggers with the same `add`, which are given the same numbers.
+    The settings are shown as hyperparameters, beside the numbers of the last test.
+
+    Args: settings: nested dicts. `others`: loggers with the same `add` and `show`, which are given the same.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    def __init__(self, folder, settings):
+        self.folder, self.settings = Path(folder), settings
         self.writers, self.others = {}, []
 
     def add(self, stage, epoch, numbers, distributions=None):
@@ -23,27 +39,45 @@ class EventLog:
 
         Raises: UserError: the files cannot be written.
         """
+        with self._writer(stage, epoch) as writer:
+            for tag, value in tagged(numbers):
+                writer.add_scalar(tag, value, epoch)
+            for name, values in (distributions or {}).items():
+                writer.add_histogram(tag_of(name), values, epoch)
+        for other in self.others:
+            other.add(stage, epoch, numbers, distributions)
+
+    def show(self, stage, epoch, pictures):
+        """Write pictures of a stage's last epoch. Args: pictures: name -> PIL image. Raises: UserError: as `add`."""
+        with self._writer(stage, epoch + 1) as writer:
+            for name, picture in pictures.items():
+                writer.add_image(tag_of(name), np.asarray(picture), epoch, dataformats="HWC")
+        for other in self.others:
+            other.show(stage, epoch, pictures)
+
+    @contextmanager
+    def _writer(self, stage, first):
+        """Give a stage's writer. Args: first: epoch from which on what earlier files say does not count."""
         # Slow to import: only when something is written.
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         try:
             if stage not in self.writers:
-                self.writers[stage] = SummaryWriter(self.folder / stage, purge_step=epoch, max_queue=1000)
-            writer = self.writers[stage]
-            for name, value in flat_numbers(numbers):
-                writer.add_scalar(name, value, epoch)
-            for name, values in (distributions or {}).items():
-                writer.add_histogram(name, values, epoch)
-            writer.flush()
-            for other in self.others:
-                other.add(stage, epoch, numbers, distributions)
+                self.writers[stage] = SummaryWriter(self.folder / stage, purge_step=first, max_queue=1000)
+                settings = {key: value if isinstance(value, (bool, int, float)) else str(value)
+                            for key, value in flat(self.settings).items()}
+                for summary in hparams(settings, dict.fromkeys(RESULTS, 0))[:2]:     # without the end of a session
+                    self.writers[stage].file_writer.add_summary(summary)
+            yield self.writers[stage]
+            self.writers[stage].flush()
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror or error}); free space or choose a "
                             "writable OUTPUT_DIR")
 
 
 class WandbLog:
-    """Logs an epoch's numbers to Weights & Biases as STAGE/NAME, over the epochs of the stage.
+    """Logs an epoch's numbers to Weights & Biases as STAGE/TAG, over the epochs of the stage.
 
     A run that resumes is a new one there, in the group of its folder.
 
@@ -61,16 +95,23 @@ class WandbLog:
                        "run wandb login, set the variable WANDB_MODE to offline, or set LOG.WANDB False"):
             self.run = wandb.init(project="cclnet", group=folder.resolve().name, job_type=script, dir=str(folder),
                                   config=config)
-        self.histogram = wandb.Histogram
+        self.histogram, self.image = wandb.Histogram, wandb.Image
         self.stages = set()
 
     def add(self, stage, epoch, numbers, distributions=None):
         """Log numbers and distributions, as `EventLog.add`."""
+        self._log(stage, epoch, {**dict(tagged(numbers)), **{tag_of(name): self.histogram(values)
+                                                             for name, values in (distributions or {}).items()}})
+
+    def show(self, stage, epoch, pictures):
+        """Log pictures, as `EventLog.show`."""
+        self._log(stage, epoch, {tag_of(name): self.image(picture) for name, picture in pictures.items()})
+
+    def _log(self, stage, epoch, values):
         if stage not in self.stages:
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
             self.stages.add(stage)
-        self.run.log({f"{stage}/epoch": epoch, **{f"{stage}/{name}": value for name, value in flat_numbers(numbers)},
-                      **{f"{stage}/{name}": self.histogram(values) for name, values in (distributions or {}).items()}})
+        self.run.log({f"{stage}/epoch": epoch, **{f"{stage}/{tag}": value for tag, value in values.items()}})
 
 
 def check_wandb():
@@ -80,13 +121,23 @@ def check_wandb():
                         "or set LOG.WANDB False")
 
 
-def flat_numbers(tree, prefix=""):
-    """Yield (name, number) of a tree of dicts, names joined by "/"; what is no number is left out."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat_numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{name}", value
+def tagged(numbers):
+    """Yield (tag, number) of numbers and dicts of them; what is no number is left out."""
+    for name, value in flat(numbers).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield tag_of(name), value
+
+
+def tag_of(name):
+    """Return the tag of a number's name: GROUP/NAME, without the group's name before it.
+
+    Example:
+        >>> [tag_of(name) for name in ("loss_rgb", "ari_ir", "links", "lr", "test.rank1")]
+        ['loss/rgb', 'clusters/ari_ir', 'links/links', 'step/lr', 'test/rank1']
+    """
+    words = re.split("[_.]", name)
+    group = GROUPS.get(words[0], "step")
+    return f"{group}/{name[len(group) + 1:] if words[0] == group and words[1:] else name}"
 
 
 def memory_use(device):

@@ -5,17 +5,22 @@ import shlex
 import subprocess
 import sys
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import torch
-
-from processor.run.resume import versions
 
 
 def provenance(device):
     """Describe this process: {"command", "started", "commit", "versions", "hardware"}. Args: device: torch device."""
     return {"command": command(sys.argv), "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "commit": commit(Path(__file__).resolve().parents[2]), "versions": versions(), "hardware": hardware(device)}
+
+
+def versions():
+    """What a result may depend on beside data and settings: name -> version."""
+    return {"python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "open_clip_torch")}}
 
 
 def command(words):
@@ -36,16 +41,13 @@ def commit(folder):
 
 
 def hardware(device):
-    """Name the GPU, or the processor and the threads in use."""
+    """Name the GPU, or the processor, as Linux tells it, and the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
-
-
-def _processor():
-    """Return the processor's name, as Linux tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = platform.machine()
+    cores = os.cpu_count()
+    return f"{name}, {torch.get_num_threads()} of {cores} thread{'s' if cores > 1 else ''}"

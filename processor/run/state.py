@@ -22,9 +22,9 @@ class TrainState:
 
     def renew_optimizer(self):
         """Begin with a new optimiser, without memory of earlier steps."""
-        s = self.settings
-        self.optimizer = image_optimizer(self.model.named_parameters(), s.lr, s.weight_decay, s.bias_lr_factor,
-                                         s.lr_factors, s.optimizer)
+        o = self.settings.optim
+        self.optimizer = image_optimizer(self.model.named_parameters(), o.lr, o.weight_decay, o.bias_lr_factor,
+                                         o.factors, o.name)
 
     def take_best(self):
         """Go on with the weights that were best on test data; the optimiser stays."""

@@ -31,15 +31,11 @@ def parse_arguments():
 if __name__ == "__main__":
     exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps  # noqa: E402
-
 from data.images import decode_image  # noqa: E402
+from report.lists import draw_lists  # noqa: E402
 from utils.checkpoint import write_atomically  # noqa: E402
 
-WIDTH, HEIGHT, FRAME, GAP, MARK = 64, 128, 4, 6, 20     # pixels
-STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
-NAME_WIDTH = 112                                # pixels, where rows are named
-RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
+ADVICE = "expected an image of the ranking in the folder of the data set that was tested"
 
 
 def main():
@@ -52,9 +48,11 @@ def main():
     ordered = sorted(sorted(after), key=lambda query: shown_precision(before[query]) - shown_precision(after[query]))
     count = min(arguments.queries, len(ordered))
     chosen = [ordered[int((number + 0.5) * len(ordered) / count)] for number in range(count)]
-    image = draw([(name, query, lists[query]) for query in chosen
-                  for name, lists in (("baseline CLIP", before), ("after training", after))],
-                 Path(arguments.root), arguments.ranks)
+    root = Path(arguments.root)
+    image = draw_lists([(name, decode_image(root / query, ADVICE),
+                         [(decode_image(root / path, ADVICE), right) for path, right in lists[query]])
+                        for query in chosen for name, lists in (("baseline CLIP", before), ("after training", after))],
+                       in_group=2)
     write_atomically(arguments.picture, lambda file: image.quantize(256).save(file, "PNG", optimize=True))
 
 
@@ -82,36 +80,6 @@ def shown_precision(found):
     """Average the precision at every right image of a list, 0 without one. Args: found: of `read_lists`."""
     ranks = [rank for rank, (_, right) in enumerate(found, 1) if right]
     return sum(number / rank for number, rank in enumerate(ranks, 1)) / max(len(ranks), 1)
-
-
-def draw(rows, root, ranks):
-    """Draw rows of framed images, two of each query. Args: rows: (name, query, its list); root: of their paths."""
-    height = len(rows) * STEP_Y + len(rows) // 2 * GAP
-    sheet = Image.new("RGB", (NAME_WIDTH + (ranks + 1) * STEP_X + 3 * GAP, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, (name, query, gallery) in enumerate(rows):
-        top = GAP + number * STEP_Y + number // 2 * GAP
-        pen.text((GAP, top + STEP_Y // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(size=15))
-        sheet.paste(framed(root / query, NEUTRAL), (NAME_WIDTH + GAP, top))
-        for column, (path, right) in enumerate(gallery, 1):
-            left = NAME_WIDTH + 3 * GAP + column * STEP_X
-            sheet.paste(framed(root / path, RIGHT if right else WRONG), (left, top))
-            draw_mark(pen, left, top, right)
-    return sheet
-
-
-def draw_mark(pen, left, top, right):
-    """Draw a tick or a cross into the upper left corner of a framed image, for those who see no colours."""
-    pen.rectangle((left, top, left + MARK, top + MARK), fill=RIGHT if right else WRONG)
-    strokes = [((4, 11), (8, 15), (16, 5))] if right else [((5, 5), (15, 15)), ((15, 5), (5, 15))]
-    for stroke in strokes:
-        pen.line([(left + x, top + y) for x, y in stroke], fill="white", width=3, joint="curve")
-
-
-def framed(path, colour):
-    """Read an image and frame it. Raises UserError: it is missing or does not decode."""
-    image = decode_image(path, "expected an image of the ranking in the folder of the data set that was tested")
-    return ImageOps.expand(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), FRAME, colour)
 
 
 if __name__ == "__main__":

@@ -145,14 +145,23 @@ def augment(photos, rng):
     return images.masked_fill(erased[..., None], 0.0).permute(0, 3, 1, 2)
 
 
-def draw_batch(photos, texts, rng):
-    """Draw different people, every other one infrared: images (B, 3, H, W), captions (B, T), their names (B,)."""
+def draw_images(photos, rng):
+    """Draw photos of different people, every other one infrared, some visible ones made grey.
+
+    Returns: people (B,), modalities (B,) as in `draw_photos`, images (B, 3, H, W) uint8, which were made grey (B,).
+    """
     person = torch.randperm(len(photos), generator=rng)[:BATCH]
     infrared = torch.arange(BATCH) % 2
     images = photos[person, infrared, torch.randint(IMAGES, (BATCH,), generator=rng)]
     grey = (torch.rand(BATCH, generator=rng) < 0.4) & (infrared == 0)
     luma = (images[grey].float() * torch.tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     images[grey] = luma.to(torch.uint8).expand(-1, 3, -1, -1)
+    return person, infrared, images, grey
+
+
+def draw_batch(photos, texts, rng):
+    """Draw photos and captions of them: images (B, 3, H, W), captions (B, T), their names (B,)."""
+    person, infrared, images, grey = draw_images(photos, rng)
     uncoloured = grey | ((torch.rand(BATCH, generator=rng) < 0.4) & (infrared == 0))
     kind = infrared * 2 + uncoloured.long()
     brief = torch.randint(2, (BATCH,), generator=rng)
@@ -168,12 +177,17 @@ def contrastive_loss(images, texts, names, scale):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def cosine(optimiser, steps):
+    """Make the schedule of the learning rate: a warm-up, then half a cosine."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: min((i + 1) / WARM_UP, (1 + math.cos(math.pi * i / steps)) / 2))
+
+
 def train(model, photos, texts, steps):
     """Fit the model in place."""
     rng = torch.Generator().manual_seed(SEED)
     optimiser = torch.optim.AdamW(model.parameters(), LR, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / WARM_UP, (1 + math.cos(math.pi * i / steps)) / 2))
+    schedule = cosine(optimiser, steps)
     model.train().to(memory_format=torch.channels_last)
     progress = tqdm(range(steps), "training")
     for step in progress:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from data import llcm, regdb, sysu
+from data.layout import require_file
 from data.records import ImageSet, Retrieval
-from utils.checkpoint import file_digest, load_arrays
+from utils.checkpoint import file_digest
 from utils.errors import UserError, explained
 from utils.modality import Modality
 
@@ -56,8 +57,10 @@ def read_features(path):
         features are not finite or 0.
     """
     path = Path(path)
-    with explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"):
-        arrays = load_arrays(path)
+    require_file(path, f"expected a .npz file of arrays. {ADVICE}")
+    with (explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"),
+          np.load(path, allow_pickle=False) as file):
+        arrays = dict(file)
     images, features = {}, {}
     for m in Modality:
         count = len(np.atleast_1d(_array(arrays, f"{m.value}_features", path)))
@@ -74,7 +77,7 @@ def read_features(path):
     rgb, ir = (features[m].shape[1] for m in Modality)
     if rgb != ir:
         raise UserError(f"{path}: rgb_features have {rgb} numbers an image, ir_features {ir}; expected the same")
-    return FeatureFile(path, images, features, file_digest(path), _stored(arrays, images, path),
+    return FeatureFile(path, images, features, file_digest(path), _stored(arrays, path),
                        str(arrays.get("dataset", FeatureFile.dataset)))
 
 
@@ -94,20 +97,15 @@ def _normalised(values, what, names):
     return F.normalize(values, dim=1) if (lengths - 1).abs().max() > 1e-3 else values
 
 
-def _stored(arrays, images, path):
-    """Collect the `Retrieval`s that a file holds. Raises UserError: one does not fit the images."""
+def _stored(arrays, path):
+    """Collect the `Retrieval`s that a file holds. Raises UserError: an array of one is missing."""
     retrievals = []
     for mode in (name.removesuffix("_query") for name in arrays if name.endswith("_query")):
         protocol, rule = (str(_array(arrays, f"{mode}_{what}", path)) for what in ("protocol", "rule"))
-        found = sorted((int(match["trial"]), arrays[match[0]]) for match in map(GALLERY.match, arrays)
-                       if match and match["mode"] == mode)
-        query, m = arrays[f"{mode}_query"], Modality.RGB if mode == "v2t" else Modality.IR
-        fits = all(rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows) and 0 <= rows.min() <= rows.max() < count
-                   for rows, count in ((query, len(images[m])), *((rows, len(images[m.other])) for _, rows in found)))
-        if not found or not fits:
-            raise UserError(f"{path}: the queries and galleries of {mode} are no rows of the features; {ADVICE}")
-        retrievals.append(Retrieval(protocol, mode, rule, m, query, tuple(gallery for _, gallery in found),
-                                    tuple(trial for trial, _ in found)))
+        trials, galleries = zip(*sorted((int(match["trial"]), arrays[match[0]]) for match in map(GALLERY.match, arrays)
+                                        if match and match["mode"] == mode))
+        retrievals.append(Retrieval(protocol, mode, rule, Modality.RGB if mode == "v2t" else Modality.IR,
+                                    arrays[f"{mode}_query"], galleries, trials))
     return tuple(retrievals)
 
 
@@ -160,12 +158,11 @@ def aligned(file, like):
     orders = {}
     for m, images in like.images.items():
         theirs = {path: i for i, path in enumerate(file.images[m].paths)}
-        absent = [path for path in images.paths if path not in theirs]
-        if absent or len(theirs) != len(images):
-            raise UserError(f"{file.path} holds {len(theirs)} {m.value} images, {like.path} {len(images)}"
-                            f"{f', and {absent[0]} is not in the first' if absent else ''}; expected features of the "
-                            "same images. Embed the same test images with both methods")
-        orders[m] = np.array([theirs[path] for path in images.paths], dtype=np.int64)
+        if theirs.keys() != set(images.paths):
+            raise UserError(f"{file.path} holds {len(theirs)} {m.value} images, {like.path} {len(images)}, and "
+                            f"{min(theirs.keys() ^ set(images.paths))} is in one alone; expected features of the same "
+                            "images. Embed the same test images with both methods")
+        orders[m] = np.array([theirs[path] for path in images.paths])
     found = file.reordered(orders)
     for m, images in like.images.items():
         for what in ("persons", "cameras"):
