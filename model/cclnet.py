@@ -84,8 +84,9 @@ class CCLNet(nn.Module):
             >>> from data.augment import normalise
             >>> model = CCLNet(load_tower("assets/demo_clip.pt", height=96, width=48)).eval()
             >>> pixels = torch.randint(0, 256, (2, 3, 96, 48), dtype=torch.uint8)
-            >>> model.encode_image(normalise(pixels), "rgb").feature.norm(dim=1)
-            tensor([1.0000, 1.0000], grad_fn=<LinalgVectorNormBackward0>)
+            >>> feature = model.encode_image(normalise(pixels), "rgb").feature
+            >>> feature.shape, round(float(feature.norm(dim=1)[0]), 3)
+            (torch.Size([2, 512]), 1.0)
         """
         return ImageEmbedding(**self.encode(images, modality,
                                             ("feature", "projection") if self.tower.has_text else ("feature",)))
