@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: env demo test lint bench gpu mutants reproduce
+.PHONY: env demo test lint docs bench gpu mutants reproduce
 
 env: .venv/installed
 
@@ -25,6 +25,15 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(PY) -m ruff check .
+
+# The documentation as a site that needs no network: site/index.html. Its tools have an environment of their own.
+docs: .venv-docs/installed
+	rm -rf site && .venv-docs/bin/zensical build --strict
+
+.venv-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
 
 # The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
 bench: .venv/installed

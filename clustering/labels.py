@@ -38,10 +38,17 @@ def cluster(features, k1, k2, eps, min_samples, processes=ALONE):
         eps: largest Jaccard distance of two neighbours, in [0, 1].
         min_samples: neighbours, itself included, that make a core point.
         processes: of `utils.distributed`, which all have the features.
+
     Returns:
         (N,) int64 array of labels from 0 on; -1 marks outliers.
+
     Raises:
         ValueError: features are not (N, D) or not finite.
+
+    Example:
+        >>> features = np.repeat(np.eye(3, dtype=np.float32), [4, 4, 1], axis=0)    # two people, and a stranger
+        >>> cluster(features, k1=4, k2=1, eps=0.5, min_samples=3)
+        array([ 0,  0,  0,  0,  1,  1,  1,  1, -1])
     """
     features = torch.as_tensor(features)
     if features.ndim != 2:

@@ -18,11 +18,17 @@ def load_config(config_file=None, overrides=(), base=None):
     """Collect the settings of a run: a frozen CfgNode.
 
     Args:
-        config_file: path of a .yml file with settings that differ from the defaults; overrides: KEY VALUE words of the
-        command line, or KEY=VALUE; base: settings to begin with in place of the defaults, those of a checkpoint
-        (`configs.checkpoint.settings_of`), nested or flat; keys of it that are unknown today are left out.
+        config_file: path of a .yml file with settings that differ from the defaults.
+        overrides: KEY VALUE words of the command line, or KEY=VALUE.
+        base: settings to begin with in place of the defaults, those of a checkpoint
+            (`configs.checkpoint.settings_of`), nested or flat; keys of it that are unknown today are left out.
+
     Raises:
         UserError: unreadable file, unknown key (names the nearest), wrong type or value.
+
+    Example:
+        >>> load_config("configs/demo.yml", ["CLUSTER.EPS", "0.5"]).CLUSTER.EPS
+        0.5
     """
     layers = [(config_file, _read_yaml(config_file))] if config_file else []
     layers.append(("the command line", _pairs(overrides)))

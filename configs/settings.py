@@ -59,7 +59,7 @@ SETTINGS = (
     Setting("MODEL.CLIP_WEIGHTS", "openai", "openai, imagenet or a file", "openai (MODEL.NAME) and imagenet (the AGW "
             "towers' ResNet-50) are downloaded"),
     Setting("MODEL.ACTIVATION", "auto", ("auto", "gelu", "quick_gelu"), "of a CLIP's transformers: gelu in most of "
-            "open_clip's own, quick_gelu in OpenAI's; auto: by the file's name (docs/backbones.md)"),
+            "open_clip's own, quick_gelu in OpenAI's; auto: by the file's name (docs/towers.md)"),
     Setting("MODEL.STRIDE", 16, Range(1, 2048, whole=True),
             "pixels between patches of a vision transformer; a ResNet's map has always 16"),
     Setting("MODEL.TOWER", "", "a tower", "the network: clip_resnet, clip_vit, agw, agw_plain, transreid or one of "

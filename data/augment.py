@@ -145,7 +145,16 @@ def apply(images, plan, normalisation="imagenet"):
 def normalise(images, normalisation="imagenet"):
     """Normalise images without augmentation: scale to [0, 1], minus the mean, over the standard deviation.
 
-    Args: images: (B, 3, H, W) in [0, 255]; normalisation: of NORMALISATIONS. Returns: (B, 3, H, W) float32.
+    Args:
+        images: (B, 3, H, W) in [0, 255], uint8 or float.
+        normalisation: "imagenet", "clip" or "half" (INPUT.NORMALISATION).
+
+    Returns:
+        (B, 3, H, W) float32 tensor on the same device.
+
+    Example:
+        >>> normalise(torch.tensor([0, 255]).repeat(1, 3, 1, 1), "half")[0, 0]
+        tensor([[-1.,  1.]])
     """
     mean, std = _mean_and_std(normalisation, images.device)
     return images.to(torch.float32, copy=True).sub_(mean).div_(std)

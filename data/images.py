@@ -25,6 +25,10 @@ class ImageBank:
         cache: "mmap" reads batches from the array, "device" from a copy on the device.
         normalisation: what a model that sees the images expects, of `data.augment.NORMALISATIONS`.
         cameras: (N,) numbers, 0 where they are not given.
+
+    Example:
+        >>> ImageBank(np.zeros((5, 96, 48, 3), np.uint8)).batch([0, 4]).shape
+        torch.Size([2, 3, 96, 48])
     """
 
     def __init__(self, images, device="cpu", paths=(), cache="mmap", normalisation="imagenet", cameras=None):

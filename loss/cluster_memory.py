@@ -25,10 +25,10 @@ def renewal(default):
 class ClusterMemory:
     """One prototype per cluster of a modality: a contrastive loss against all of them, and a momentum update.
 
-    Follows Cluster Contrast. Prototypes receive no gradient; `update` moves them.
+    Follows Cluster Contrast (Dai et al., ACCV 2022). Prototypes receive no gradient; `update` moves them.
 
-    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor. Leave outliers (-1) out: `loss` fails for
-    them, and `update` moves the last prototype.
+    Labels are cluster numbers from 0 to K - 1, a NumPy array or a tensor on the host. Leave outliers (-1) out: `loss`
+    raises IndexError for them (on a CPU), and `update` ValueError.
 
     Args:
         prototypes: (K, D) float tensor to start from, e.g. mean features (`cluster_means`). Copied, and L2-normalised
@@ -53,10 +53,14 @@ class ClusterMemory:
     def loss(self, x, labels, before=None):
         """Compute the cross entropy of normalise(x) @ prototypes.T / temperature; gradients flow to x alone.
 
-        Args: x: (B, D) features of any length; labels: (B,) cluster of each, or (B, K) shares of all clusters; before:
-            another state of this memory from which the loss's value is taken, while its gradient multiplies today's
-            prototypes (see loss/visits.py).
-        Returns: a scalar, the mean.
+        Args:
+            x: (B, D) float features of any length, on the memory's device.
+            labels: (B,) cluster of each, or (B, K) shares of all clusters.
+            before: another state of this memory from which the loss's value is taken, while its gradient multiplies
+                today's prototypes (see loss/visits.py).
+
+        Returns:
+            A scalar tensor, the mean.
         """
         x = F.normalize(x.float(), dim=1)
         return cross_entropy(x, self.prototypes, labels, self.temperature, before and before.prototypes)
@@ -64,9 +68,14 @@ class ClusterMemory:
     def update(self, x, labels):
         """Move prototypes to their samples, in batch order: m[y] <- normalise(momentum m[y] + (1 - momentum) x).
 
-        Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host.
+        Args:
+            x: (B, D) float features, normalised here.
+            labels: (B,) clusters, on the host.
+
+        Raises:
+            ValueError: a label is negative.
         """
-        move(self.prototypes, F.normalize(x.detach().float(), dim=1), np.asarray(labels), self.momentum)
+        move(self.prototypes, F.normalize(x.detach().float(), dim=1), without_outliers(labels), self.momentum)
 
 
 class HardMemory(ClusterMemory):
@@ -75,9 +84,17 @@ class HardMemory(ClusterMemory):
     def update(self, x, labels):
         """Move each prototype of the batch once, to the sample of its cluster that is least similar to it."""
         x = F.normalize(x.detach().float(), dim=1)
-        clusters, hardest = hardest_samples(x, labels, self.prototypes)
+        clusters, hardest = hardest_samples(x, without_outliers(labels), self.prototypes)
         mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[hardest]
         self.prototypes[clusters] = F.normalize(mixed, dim=1)
+
+
+def without_outliers(labels):
+    """Return labels (B,) as an array. Raises ValueError: one is negative, which would move the last prototype."""
+    labels = np.asarray(labels)
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels hold {labels.min()}; expected clusters from 0 on. Leave outliers out")
+    return labels
 
 
 MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> class
@@ -130,8 +147,16 @@ def move(prototypes, x, labels, momentum):
 def cluster_means(features, labels):
     """Average the features of each cluster, in the order of the images, so that every device and process agrees.
 
-    Args: features: (N, D) tensor; labels: (N,) int64 array of clusters 0 to K - 1; -1 is left out.
-    Returns: (K, D); 0 for a cluster without images.
+    Args:
+        features: (N, D) float tensor.
+        labels: (N,) int64 array of clusters 0 to K - 1; images of -1 are left out.
+
+    Returns:
+        (K, D) tensor on the features' device, not normalised; 0 for a cluster without images.
+
+    Example:
+        >>> cluster_means(torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]), np.array([0, 0, -1]))
+        tensor([[0.5000, 0.5000]])
     """
     order = np.argsort(labels, kind="stable")
     order = order[labels[order] >= 0]

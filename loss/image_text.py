@@ -6,10 +6,20 @@ def supervised_contrast(anchors, anchor_labels, contrasts, contrast_labels):
     """Compute the supervised contrastive loss (Khosla et al., NeurIPS 2020) at temperature 1.
 
     Args:
-        anchors: (A, E), anchor_labels: (A,); contrasts: (C, E), contrast_labels: (C,). Positives are equal labels;
-            every anchor needs at least one among the contrasts.
+        anchors: (A, E) float tensor, used as it is, not normalised.
+        anchor_labels: (A,) int64 tensor.
+        contrasts: (C, E) float tensor.
+        contrast_labels: (C,) int64 tensor. Positives of an anchor are the contrasts with its label; without any the
+            loss is NaN.
+
     Returns:
-        The mean over anchors of the mean over positives of -log softmax(anchors @ contrasts.T).
+        A scalar tensor, the mean over anchors of the mean over positives of -log softmax(anchors @ contrasts.T).
+
+    Example:
+        >>> images, texts = 10 * torch.eye(2), torch.eye(2)
+        >>> labels = torch.tensor([0, 1])
+        >>> supervised_contrast(images, labels, texts, labels)      # log(1 + exp(-10))
+        tensor(4.5418e-05)
     """
     log_probability = (anchors @ contrasts.T).log_softmax(dim=1)
     positive = (anchor_labels[:, None] == contrast_labels[None]).to(log_probability.dtype)
@@ -19,9 +29,18 @@ def supervised_contrast(anchors, anchor_labels, contrasts, contrast_labels):
 def image_to_text(projections, texts, labels, smoothing):
     """Compute the cross entropy with label smoothing of projections @ texts.T; label -1 is ignored.
 
-    Args: projections: (B, E); texts: (K, E), one per pseudo label; labels: (B,); smoothing: share of the target that
-        is spread over all texts.
-    Returns: the mean over labelled images; 0 where the batch has none.
+    Args:
+        projections: (B, E) float tensor, not normalised.
+        texts: (K, E) float tensor, a text per pseudo label, not normalised.
+        labels: (B,) int64 tensor of pseudo labels, -1 for none.
+        smoothing: share of the target that is spread over all texts (CCLNet: 0.1).
+
+    Returns:
+        A scalar tensor, the mean over labelled images; 0 if the batch has none.
+
+    Example:
+        >>> image_to_text(torch.zeros(3, 4), torch.ones(2, 4), torch.tensor([0, 1, -1]), 0.1)    # a guess: log(2)
+        tensor(0.6931)
     """
     total = F.cross_entropy(projections @ texts.T, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)

@@ -161,7 +161,15 @@ def progressive(similarity):
     (the released code does so for RegDB, and links nothing for SYSU-MM01), and there are as many rounds as it takes
     (the released code has two, and fails where one modality has more than twice as many clusters).
 
-    Args: similarity: as `hungarian`. Returns: `Links`.
+    Args:
+        similarity: (K_rgb, K_ir) array of cosines.
+
+    Returns:
+        `Links`, as `hungarian`, but without -1.
+
+    Example:
+        >>> progressive(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))     # the second visible cluster is linked too
+        Links(rgb_to_ir=array([1, 1, 0]), ir_to_rgb=array([2, 0]))
     """
     links, cost = no_links(*similarity.shape), link_cost(similarity)
     many, few = links
@@ -181,7 +189,15 @@ def optimal_transport(similarity):
     Yin et al., "Robust Pseudo-label Learning with Neighbor Relation for Unsupervised Visible-Infrared Person
     Re-Identification" (ACM MM 2024).
 
-    Args: similarity: as `hungarian`. Returns: `Links`.
+    Args:
+        similarity: (K_rgb, K_ir) array of cosines.
+
+    Returns:
+        `Links`, as `hungarian`, but without -1.
+
+    Example:
+        >>> optimal_transport(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))     # the second infrared one is in demand
+        Links(rgb_to_ir=array([1, 0, 0]), ir_to_rgb=array([2, 0]))
     """
     plan, _ = sinkhorn(link_cost(similarity))
     return Links(plan.argmax(axis=1), plan.argmax(axis=0))

@@ -18,12 +18,13 @@ class ImageEmbedding(NamedTuple):
 class CCLNet(nn.Module):
     """A network whose `feature` clusters, memories and retrieval use; its `projection` is compared with texts.
 
-    Args: tower: of `model.towers.registry.load_tower`.
+    Args:
+        tower: of `model.towers.registry.load_tower`. For a checkpoint use `model.released.model_from_checkpoint`.
 
     Example:
         >>> tower = load_tower("assets/demo_clip.pt", height=96, width=48)
-        >>> CCLNet(tower).eval().encode_image(torch.rand(2, 3, 96, 48), "rgb").feature.shape
-        torch.Size([2, 512])
+        >>> CCLNet(tower).feature_dim
+        512
     """
 
     def __init__(self, tower):
@@ -51,14 +52,41 @@ class CCLNet(nn.Module):
                 for head, rows in self._heads(x, heads).items()}
 
     def encode(self, images, modality, heads=("feature",)):
-        """Embed images (B, 3, H, W) of one modality: {head: (B, ·)}; arguments as `forward`."""
+        """Embed images of one modality with the heads that are asked for.
+
+        Args:
+            images, modality: as `encode_image`.
+            heads: of "feature", "depths" (B, L, D) and "projection".
+
+        Returns:
+            {head: (B, ·) tensor}.
+        """
         return self._heads(self.tower.stem(images, modality), heads)
 
     def encode_image(self, images, modality):
-        """Embed images of one modality with all heads that the tower has: `ImageEmbedding`.
+        """Embed images of one modality with all heads that the tower has.
 
-        Args: images: (B, 3, height, width) float32, normalised as in training (`data.augment.normalise`);
+        Args:
+            images: (B, 3, height, width) float32 on the model's device, of the tower's height and width, normalised as
+                in training: by `data.augment.normalise` from pixels in [0, 255]. Infrared images repeat their channel.
             modality: a `Modality`, "rgb" or "ir".
+
+        Returns:
+            `ImageEmbedding`: `feature` (B, D), for clustering and retrieval, of unit length after `model.eval()` and
+            raw in training mode; `projection` (B, E), to be compared with texts, not normalised, None for a tower
+            without texts.
+
+        Raises:
+            ValueError: the modality is unknown.
+            RuntimeError: images of another size.
+
+        Example:
+            >>> from data.augment import normalise
+            >>> model = CCLNet(load_tower("assets/demo_clip.pt", height=96, width=48)).eval()
+            >>> pixels = torch.randint(0, 256, (2, 3, 96, 48), dtype=torch.uint8)
+            >>> feature = model.encode_image(normalise(pixels), "rgb").feature
+            >>> feature.shape, round(float(feature.norm(dim=1)[0]), 3)
+            (torch.Size([2, 512]), 1.0)
         """
         return ImageEmbedding(**self.encode(images, modality,
                                             ("feature", "projection") if self.tower.has_text else ("feature",)))

@@ -53,9 +53,21 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
 
     The released format is recognised. The weights that training started from are not needed.
 
-    Args: path: for messages; height, width, stride, tower, activation: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE,
-        MODEL.TOWER and MODEL.ACTIVATION of the configuration; None, "", "auto": the checkpoint's.
-    Raises: UserError: the content is no checkpoint of an image side, was trained with other settings, or is damaged.
+    Args:
+        content: of `processor.run.checkpoints.read_checkpoint`.
+        path: for messages.
+        height, width, stride, tower, activation: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE, MODEL.TOWER and
+            MODEL.ACTIVATION of the configuration; None, "", "auto": the checkpoint's.
+
+    Raises:
+        UserError: the content is no checkpoint of an image side, was trained with other settings, or is damaged.
+
+    Example:
+        >>> from model.cclnet import CCLNet
+        >>> trained = CCLNet(load_tower("assets/demo_clip.pt", height=96, width=48))
+        >>> content = {"state_dict": trained.state_dict(), "model": trained.describe()}     # as in model_last.pth
+        >>> model_from_checkpoint(content, "model_last.pth").training
+        False
     """
     what = f"checkpoint {quoted(path)}"
     asked = {"height": height, "width": width, "stride": stride, "kind": tower or None,

@@ -8,6 +8,7 @@ from data.augment import normalise
 from model.batch_norm import folded
 from utils.distributed import ALONE
 from utils.finite import NonFinite
+from utils.modality import Modality
 from utils.runtime import autocast, bytes_free, bytes_given, gpu_rounding, is_compiled
 
 LARGEST_BATCH = 1024        # more images at once are not faster
@@ -36,7 +37,7 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     the batches grow to what its memory allows, and shrink when it does not: only last bits depend on that.
 
     Args:
-        model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality;
+        model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality, a `Modality` or its word;
         heads: of "feature" (N, D), L2-normalised, "depths" (N, L, D), not normalised, and "projection" (N, E);
         indices: positions in the bank, all if None; batch_size: images at once, on a GPU in the first batch; precision:
         of `utils.runtime`; mirrored: take the mean of each image's and its mirror image's, not normalised again, but a
@@ -46,7 +47,7 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     Raises:
         NonFinite: an embedding is not finite.
     """
-    indices = np.arange(len(bank)) if indices is None else np.asarray(indices)
+    modality, indices = Modality(modality), np.arange(len(bank)) if indices is None else np.asarray(indices)
     was_training, own, compiled = model.training, processes.share(len(indices), batch_size), is_compiled(model)
     model.eval()
     encoder = folded(model) if bank.device.type == "cuda" and not compiled else model

@@ -84,8 +84,8 @@ def describe_scale(image_norm, text_norm, clusters, logit_scale):
              f"cosines (CLIP: {logit_scale:.1f})"]
     if product < least:
         lines.append(f"warning: a scale of {product:.2g} below {least:.2g}: the text losses can hardly leave their "
-                     "start; choose weights with longer projections (docs/backbones.md)")
+                     "start; choose weights with longer projections (docs/towers.md)")
     elif product > most:
         lines.append(f"warning: a scale of {product:.3g} above {most:.3g}: the text losses begin far sharper than "
-                     "RN50's; use a low OPTIM.LR (docs/backbones.md)")
+                     "RN50's; use a low OPTIM.LR (docs/towers.md)")
     return lines

@@ -1,4 +1,4 @@
-"""Draws ranked lists as one picture: queries at the left, their nearest gallery images framed green or red."""
+"""Draws ranked lists as one picture: queries at the left, their nearest gallery images with a tick or a cross."""
 import base64
 import io
 
@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from report.figures import map_figure
 
-WIDTH, HEIGHT, FRAME, GAP = 64, 128, 4, 6       # pixels
+WIDTH, HEIGHT, FRAME, GAP, MARK = 64, 128, 4, 6, 20     # pixels
 STEP_X, STEP_Y = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + GAP
 NAME_WIDTH = 170                                # pixels, where rows are named
 RIGHT, WRONG, NEUTRAL = (30, 150, 60), (200, 40, 40), (120, 120, 120)
@@ -27,8 +27,18 @@ def draw_lists(rows, in_group=1):
         pen.text((GAP, top + STEP_Y // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(size=15))
         sheet.paste(_framed(query, NEUTRAL), (NAME_WIDTH + GAP, top))
         for column, (image, right) in enumerate(gallery, 1):
-            sheet.paste(_framed(image, RIGHT if right else WRONG), (NAME_WIDTH + 3 * GAP + column * STEP_X, top))
+            left = NAME_WIDTH + 3 * GAP + column * STEP_X
+            sheet.paste(_framed(image, RIGHT if right else WRONG), (left, top))
+            _mark(pen, left, top, right)
     return sheet
+
+
+def _mark(pen, left, top, right):
+    """Draw a tick or a cross into the upper left corner of an image, for those who see no colours."""
+    pen.rectangle((left, top, left + MARK, top + MARK), fill=RIGHT if right else WRONG)
+    strokes = [((4, 11), (8, 15), (16, 5))] if right else [((5, 5), (15, 15)), ((15, 5), (5, 15))]
+    for stroke in strokes:
+        pen.line([(left + x, top + y) for x, y in stroke], fill="white", width=3, joint="curve")
 
 
 def _framed(image, colour):

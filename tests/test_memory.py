@@ -150,3 +150,11 @@ def test_each_link_is_listed_once_from_whichever_side_it_is():
     assert list(zip(found.rgb.tolist(), found.ir.tolist())) == [(0, 1), (0, 2), (1, 1), (2, 0)]
     assert found.similarity.tolist() == [1, 2, 4, 6]
     assert [len(values) for values in listed(Links(np.full(4, -1), np.full(3, -1)), cosines)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [ClusterMemory, HardMemory])
+def test_outliers_are_refused(kind):
+    memory = kind(torch.eye(3), 0.05, 0.1)
+    with pytest.raises(ValueError, match="hold -1"):
+        memory.update(torch.ones(2, 3), np.array([0, -1]))
+    assert torch.equal(memory.prototypes, torch.eye(3))

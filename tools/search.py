@@ -88,8 +88,22 @@ def main():
 class Searcher:
     """Embeds image files with a trained model.
 
-    Args: checkpoint: a file of train_prepare.py or train_clip.py, or a released one; device: torch device.
-    Raises: UserError: as `read_checkpoint` and `model_from_checkpoint`.
+    Args:
+        checkpoint: a file of train_prepare.py or train_clip.py, a released one, or hf://OWNER/NAME.
+        device: torch device.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or none of these.
+
+    Example:
+        >>> import tempfile
+        >>> from model.cclnet import CCLNet
+        >>> model = CCLNet(load_tower("assets/demo_clip.pt", height=96, width=48))
+        >>> with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+        ...     torch.save({"state_dict": model.state_dict(), "model": model.describe()}, file.name)
+        ...     searcher = Searcher(file.name, torch.device("cpu"))
+        >>> searcher.embed_files(["docs/images/ranking.png"], "rgb").shape
+        (1, 512)
     """
 
     def __init__(self, checkpoint, device):
@@ -103,8 +117,19 @@ class Searcher:
         self.model = model.to(device, memory_format=torch.channels_last)
 
     def embed_files(self, paths, modality):
-        """Embed image files: features (N, D) float32, L2-normalised. Raises UserError: a file is missing or broken."""
-        parts, grey_range = [], self.ranges[modality]
+        """Embed image files.
+
+        Args:
+            paths: (N,) of image files, of any size; they are resized to that of training.
+            modality: a `Modality`, "rgb" or "ir".
+
+        Returns:
+            (N, D) float32 array, rows of unit length.
+
+        Raises:
+            UserError: a file is missing or broken.
+        """
+        parts, modality, grey_range = [], Modality(modality), self.ranges[modality]
         for start in tqdm(range(0, len(paths), AT_ONCE), f"embedding {modality.value} images",
                           disable=None if len(paths) > AT_ONCE else True):
             images = np.stack(in_parallel(lambda path: read_image(path, *self.size, OTHER_GALLERY, grey_range),
@@ -117,6 +142,7 @@ class Searcher:
     def gallery(self, paths, modality, cache_dir):
         """Embed image files, or read their features if cache_dir has them: features (N, D), whether it had them."""
         stats = [(path.resolve(), file_stat(path)) for path in paths]
+        modality = Modality(modality)
         made_from = [self.digest, modality.value, self.size, self.normalisation, self.mirrored, self.ranges[modality],
                      *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
         name = f"features-{_digest(repr(made_from).encode())}"
@@ -154,6 +180,10 @@ def nearest(query, gallery, count):
 
     Args: query: (Q, D), gallery: (G, D), both L2-normalised. Returns: (Q, n) positions and (Q, n) distances,
         n = min(count, G).
+
+    Example:
+        >>> nearest(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8]]), 1)
+        (array([[1]]), array([[0.4]]))
     """
     distance = 1 - query @ gallery.T
     order = rank_gallery(distance)[:, :count]

@@ -2,8 +2,13 @@
 from enum import Enum
 
 
-class Modality(Enum):
-    """Which sensor took an image; `Modality("rgb")` and `Modality("ir")` work too."""
+class Modality(str, Enum):
+    """Which sensor took an image. Equal to its word, "rgb" or "ir", which stands for it as an argument or a key.
+
+    Example:
+        >>> {Modality.RGB: 1}["rgb"], Modality("ir").other
+        (1, <Modality.RGB: 'rgb'>)
+    """
 
     RGB = "rgb"
     IR = "ir"

@@ -1,11 +1,11 @@
-"""Draw ranked lists: queries at the left, their nearest gallery images framed green (right) or red (wrong).
+"""Draw ranked lists: queries at the left, their nearest gallery images with a tick (right) or a cross (wrong).
 
     python test.py --resume_path runs/demo/seed1/model_last.pth --save_ranking
     python test.py --config_file configs/demo.yml OUTPUT_DIR runs/demo/seed1 --save_ranking
-    python tools/dev/ranking_picture.py RANKING.csv dataset/demo assets/ranking.png --baseline BASELINE.csv
+    python tools/dev/ranking_picture.py RANKING.csv dataset/demo docs/images/ranking.png --baseline BASELINE.csv
 
-Each query has two rows: its list in the baseline's file above, in the first one below, both named. Queries are taken
-at equal steps from the one that gained most to the one that lost most, by average precision among the images shown.
+Each query has two rows: its list in the baseline's file above, in the first one below, both named. All queries are
+sorted by how much average precision among the images shown they gained, and taken at equal steps.
 """
 import csv
 import sys
@@ -22,7 +22,7 @@ def parse_arguments():
     parser.add_argument("ranking", help="CSV of test.py --save_ranking")
     parser.add_argument("root", help="folder of the data set")
     parser.add_argument("picture", help=".png to write")
-    parser.add_argument("--queries", type=whole_number(1, 100), default=6, help="how many lists; default: 6")
+    parser.add_argument("--queries", type=whole_number(1, 100), default=3, help="how many lists; default: 3")
     parser.add_argument("--ranks", type=whole_number(1, 100), default=8, help="gallery images in each; default: 8")
     parser.add_argument("--baseline", required=True, help="another CSV of the same test, drawn above")
     return parser.parse_args()

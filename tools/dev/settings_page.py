@@ -22,12 +22,15 @@ HEAD = """# Settings
 Made by `python tools/dev/settings_page.py` from `configs/settings.py` and from the classes of the methods in `loss/`;
 edit those, not this page.
 
-`train_prepare.py`, `train_clip.py`, `test.py`, `tools/experiments.py` and `tools/demo.py` take `--config_file FILE.yml`
-and, after it, `KEY VALUE` pairs:
-`python train_prepare.py --config_file configs/regdb.yml SEED 2 CLUSTER.EPS 0.5`. What comes later counts. An unknown
-key is answered with the nearest one, a wrong value with what was expected. The defaults are the released recipe for
-SYSU-MM01; the last column says what the other files in `configs/` set."""
-COLUMNS = ["| key | default | may be | meaning | elsewhere |", "| --- | --- | --- | --- | --- |"]
+All scripts and most tools take `--config_file FILE.yml`, and after it `KEY VALUE` pairs, which override the file:
+
+```bash
+python train_prepare.py --config_file configs/regdb.yml SEED 2 CLUSTER.EPS 0.5
+```
+
+A misspelt key or a wrong value stops the run with a suggestion. The defaults are the authors' recipe for SYSU-MM01; the
+last column says which files in `configs/` set another value."""
+COLUMNS = ["| key | default | allowed values | meaning | overridden in |", "| --- | --- | --- | --- | --- |"]
 
 
 def main():
@@ -63,8 +66,13 @@ def row(setting, files):
     if isinstance(allowed, tuple) and not isinstance(allowed, Range):
         allowed = ", ".join(f"`{choice or repr(choice)}`" if isinstance(choice, str) else f"`{choice}`"
                             for choice in allowed)
-    elsewhere = ", ".join(f"{stem}: `{values[name]!r}`" for stem, values in files.items()
-                          if values.get(name, default) != default)
+    others = {}
+    for stem, values in files.items():
+        if values.get(name, default) != default:
+            others.setdefault(repr(values[name]), []).append(stem)
+    elsewhere = "; ".join(f"`{value}`: {', '.join(stems)}" for value, stems in others.items())
+    if name == "OUTPUT_DIR":
+        elsewhere = "every file: a folder of its own"
     cells = (f"`{name}`", f"`{default!r}`", str(allowed), text, elsewhere)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
