@@ -148,6 +148,7 @@ def _subtitle(run):
     data = run.config.get("DATASET", {})
     trial = f" trial {data.get('TRIAL')}" if data.get("NAME") == "regdb" else ""
     last = {row["stage"]: row["epoch"] for row in run.epochs}
-    epochs = ", ".join(f"{title} {last[stage]} epochs" for stage, title in STAGES.items() if stage in last)
+    epochs = ", ".join(f"{title} {last[stage]} epoch{'s' * (last[stage] > 1)}"
+                       for stage, title in STAGES.items() if stage in last)
     return " · ".join(filter(None, (method_name(run.method), f"{data.get('NAME', '')}{trial}",
                                     f"seed {run.config.get('SEED', '?')}", epochs)))
