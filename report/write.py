@@ -47,7 +47,7 @@ def save_report(folder, log, name, make_content, run=None, show=lambda content: 
         content = make_content()
         text = json.dumps(content).encode()
         write_atomically(Path(folder) / CONTENT_FOLDER / f"{name}.json", lambda file: file.write(text))
-        log.info(f"page to look at: {write_run_page(folder)}")
+        log.info(f"report: {write_run_page(folder)} (open in a browser)")
         if run and (Path(run) / "metrics.jsonl").is_file():
             log.info(f"and of its run: {write_run_page(run)}")
         show(content)
@@ -98,7 +98,8 @@ def _results(run, results, figures):
         return None
     last = main_result(results)
     baseline = baseline_of(results, last.protocol) if last.stage != "baseline" else None
-    tiles = [{**cell, "gain": cell["gain"] and f"{cell['gain']} to {baseline.name}"} for cell in cells(last, baseline)]
+    tiles = [{**cell, "gain": cell["gain"] and f"{cell['gain']} over {baseline.name}"}
+             for cell in cells(last, baseline)]
     gain = (f"Small numbers below: the gain over {baseline.name}." if baseline else "" if last.stage == "baseline" else
             "The untrained model was not tested here: python test.py without --resume_path does.")
     cmc = [(result.protocol, "CMC", legend(result, results, run.method),
