@@ -8,7 +8,7 @@ def parse_arguments(description, switches=None, **options):
     Args: switches: name -> help of flags without a value; options: name -> help of flags with one.
     """
     parser = Parser(description)
-    parser.add_argument("--config_file", help="a .yml file with settings that differ from configs/defaults.py")
+    parser.add_argument("--config_file", help="a .yml file with settings that differ from the defaults")
     for name, help_text in options.items():
         parser.add_argument(f"--{name}", help=help_text)
     for name, help_text in (switches or {}).items():

@@ -12,6 +12,7 @@ from utils.errors import UserError, quoted
 from utils.settings import check_values, flat
 
 DEMO_ROOT = "dataset/demo"
+LIKE = 0.7             # of 1: a name less like a key than that is no slip of the pen
 
 
 def load_config(config_file=None, overrides=(), base=None):
@@ -42,7 +43,8 @@ def load_config(config_file=None, overrides=(), base=None):
     for source, layer in layers:
         for name in layer:
             if name not in known:
-                raise UserError(f"{source} has the unknown key {name}; did you mean {_nearest(name, known)}? "
+                near = _nearest(name, known)
+                raise UserError(f"{source} has the unknown key {name}; {f'did you mean {near}? ' if near else ''}"
                                 "docs/settings.md lists all keys")
         typed = {name: _typed(known[name], value) for name, value in layer.items()}
         check_values(source, known, typed)
@@ -141,10 +143,11 @@ def _literal(value):
 
 
 def _nearest(name, known):
-    """Return the known key that is spelt most like name, as a whole or in a word."""
+    """Return the known key that is spelt most like name, as a whole or in a word; "" where none is like it."""
     last = name.upper().rpartition(".")[2]
 
     def likeness(key):
         pairs = (name.upper(), key), *((last, word) for word in key.split("."))
         return max(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-    return max(known, key=likeness)
+    near = max(known, key=likeness)
+    return near if likeness(near) >= LIKE else ""

@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from utils.checkpoint import write_atomically
 
 SIZE, LOW, SQUARE = (3.5, 2.4), (3.5, 1.7), (5.6, 5.0)      # inches
 TITLES, LEGEND_ROW = 0.46, 0.18     # inches above the axes: title and unit, and a row of the legend
-LONGEST_LABEL = 40                  # letters of a name in a legend
+LABEL_LINE, LABEL_LINES = 36, 4     # letters of a line of a name in a legend, and lines
 # Colours of the light theme; in the page each becomes a variable that the dark theme sets to another value.
 INK, MUTED, GRID, PAPER = "#1d2127", "#5f6773", "#dfe3e8", "#fefefe"
 SERIES = ("#2563c9", "#d1560a", "#14804f", "#8a3fc2", "#b8275d", "#0f7f93", "#7a6400", "#59616c")
@@ -99,7 +100,7 @@ def _axes(title, note, x_label, y_label, size=SIZE, legend_rows=1):
 def _columns(labels):
     """Return how many names fit side by side in a legend."""
     longest = max(len(label) for label in labels)
-    return max(1, min(len(labels), int(SIZE[0] * 72 // (5.2 * min(longest, LONGEST_LABEL) + 26))))
+    return max(1, min(len(labels), int(SIZE[0] * 72 // (5.2 * min(longest, LABEL_LINE) + 26))))
 
 
 def _legend(axes, labels, handles=None):
@@ -110,8 +111,8 @@ def _legend(axes, labels, handles=None):
 
 
 def _shown(label):
-    """Shorten a label, and keep one that matplotlib would leave out of the legend because it begins with "_"."""
-    label = label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL - 1]}…"
+    """Wrap a label, and keep one that matplotlib would leave out of the legend because it begins with "_"."""
+    label = textwrap.fill(label, LABEL_LINE, max_lines=LABEL_LINES, placeholder="…")
     return f" {label}" if label.startswith("_") else label
 
 
@@ -139,12 +140,12 @@ def chart_figure(chart):
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     values = np.concatenate([line.y for line in chart.lines])
-    labels = [line.label for line in chart.lines if line.named]
+    labels = [_shown(line.label) for line in chart.lines if line.named]
     from_zero = chart.top is not None or values.min() < 0.75 * values.max() or values.min() == values.max()
     from_zero &= values.min() >= 0
     cut = "" if from_zero or values.min() < 0 else "the axis does not begin at 0"
     figure, axes = _axes(chart.title, "; ".join(filter(None, (chart.note, cut))), chart.x_label, chart.y_label,
-                         legend_rows=-(-len(labels) // _columns(labels)))
+                         legend_rows=-(-sum(label.count("\n") + 1 for label in labels) // _columns(labels)))
     for line in chart.lines:
         axes.plot(line.x, line.y, color=line.colour, linestyle=line.style, linewidth=line.width, markersize=3.5,
                   marker="o" if len(line.x) < 12 and line.width > 1 else None,

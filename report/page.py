@@ -88,8 +88,8 @@ class Figures:
         found = {name: figure for name, figure in self.by_name.items()
                  if not words or any(word in name for word in words)}
         if not found:
-            raise UserError(f"no figure of this page has {' or '.join(words)} in its name; there are "
-                            f"{', '.join(self.by_name) or 'none'}")
+            raise UserError(f"this page has no figure{' named ' * bool(words)}{' or '.join(words)}; expected "
+                            f"{'one of ' + ', '.join(self.by_name) if self.by_name else 'runs with curves or results'}")
         save_figures(folder, found, titles)
 
 

@@ -12,7 +12,7 @@ from utils.seeding import numpy_rng
 
 RESAMPLES = 10_000
 AT_ONCE = 200       # resamples: bounds the memory
-SAME = ("images", "galleries", "mode", "DATASET.NAME", "DATASET.TRIAL", "TEST.PROTOCOL", "TEST.TRIALS")    # one test
+SAME = ("DATASET.NAME", "DATASET.TRIAL", "TEST.TRIALS", "images", "galleries")     # of one test; settings say why
 PER_QUERY = "per_query.npz"
 NUMBERS = {"rank1": "Rank-1", "mAP": "mAP"}
 HEAD = ("test", "number", "difference", "95 % interval", "verdict", "interval over")     # of `Compared.cells`
@@ -162,8 +162,9 @@ def _compared(key, both):
     for (ours, record), (theirs, other) in both:
         a, b = record["identity"], other["identity"]
         if told := next((name for name in SAME if a.get(name) != b.get(name)), None):
-            raise UserError(f"{quoted(ours)} and {quoted(theirs)} are tests of other {told} ({a.get(told)} and "
-                            f"{b.get(told)}), so their numbers do not compare. Test both alike")
+            found = " and ".join(str(tested.get(told) or "not stated")[:12] for tested in (a, b))     # of a digest
+            raise UserError(f"{quoted(ours)} and {quoted(theirs)} are tests of different {told} ({found}), so their "
+                            "numbers do not compare. Test both alike")
     stored = all((folder / PER_QUERY).is_file() for pair in both for folder, _ in pair)
     if not stored and len(both) == 1:
         raise UserError(f"{quoted(both[0][0][0])} or {quoted(both[0][1][0])} holds no {PER_QUERY}, and one run alone "

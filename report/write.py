@@ -2,6 +2,8 @@
 import json
 from pathlib import Path
 
+from jinja2 import UndefinedError
+
 from configs.defaults import with_defaults
 from report.content import stage_content
 from report.curves import STAGES, cmc_charts, stage_charts
@@ -13,6 +15,7 @@ from report.ranked import baseline_lists
 from report.results import baseline_of, cells, find_results, legend, main_result, result_tables, with_epoch_0
 from report.run_files import CONTENT_FOLDER, check_has_run, read_run
 from utils.checkpoint import write_atomically
+from utils.errors import UserError, quoted
 from utils.settings import flat
 
 DISTANCES = {"across": "Distances, visible to infrared", "rgb": "Distances among visible",
@@ -44,7 +47,7 @@ def save_report(folder, log, name, make_content, run=None, show=lambda content: 
         content = make_content()
         text = json.dumps(content).encode()
         write_atomically(Path(folder) / CONTENT_FOLDER / f"{name}.json", lambda file: file.write(text))
-        log.info(f"page to look at: {write_run_page(folder)}")
+        log.info(f"report: {write_run_page(folder)} (open in a browser)")
         if run and (Path(run) / "metrics.jsonl").is_file():
             log.info(f"and of its run: {write_run_page(run)}")
         show(content)
@@ -57,7 +60,7 @@ def write_run_page(folder, figures_dir=None, only=(), titles=True):
 
     Args: folder: of a run; figures_dir: where figures go as PNG and PDF too, if set; only: words, of which a figure's
         name must hold one; titles: of the figures.
-    Raises: UserError: as `read_run` and `write_atomically`; no figure has such a name.
+    Raises: UserError: as `read_run` and `write_atomically`; no figure has such a name; an earlier version made the run.
     """
     run, figures = read_run(folder), Figures()
     check_has_run(run)
@@ -76,8 +79,12 @@ def write_run_page(folder, figures_dir=None, only=(), titles=True):
         Section("details", "Details", "details.html", figures.curves(lambda stage: stage_charts(epochs, stage, True))),
         Section("run", "This run", "run.html", _about(run, shown))]
     pictures = {name: data for content in (of_training, shown) for name, data in content.get("images", {}).items()}
-    path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
-                      pictures)
+    try:
+        path = write_page(run.folder / "report.html", f"Run {run.folder.resolve().name}", _subtitle(run), sections,
+                          pictures)
+    except UndefinedError as error:
+        raise UserError(f"{quoted(run.folder / CONTENT_FOLDER)} is of an earlier version ({error}); expected what this "
+                        "one writes. Its report.html stays as it is; train again, or make the page with that version")
     if figures_dir:
         figures.by_name |= {f"lists_{test['mode']}_{kind}": picture for test in shown.get("tests", ())
                             for kind, picture in drawn_lists(test, shown["images"]).items()}
@@ -91,7 +98,8 @@ def _results(run, results, figures):
         return None
     last = main_result(results)
     baseline = baseline_of(results, last.protocol) if last.stage != "baseline" else None
-    tiles = [{**cell, "gain": cell["gain"] and f"{cell['gain']} to {baseline.name}"} for cell in cells(last, baseline)]
+    tiles = [{**cell, "gain": cell["gain"] and f"{cell['gain']} over {baseline.name}"}
+             for cell in cells(last, baseline)]
     gain = (f"Small numbers below: the gain over {baseline.name}." if baseline else "" if last.stage == "baseline" else
             "The untrained model was not tested here: python test.py without --resume_path does.")
     cmc = [(result.protocol, "CMC", legend(result, results, run.method),
@@ -141,6 +149,7 @@ def _subtitle(run):
     data = run.config.get("DATASET", {})
     trial = f" trial {data.get('TRIAL')}" if data.get("NAME") == "regdb" else ""
     last = {row["stage"]: row["epoch"] for row in run.epochs}
-    epochs = ", ".join(f"{title} {last[stage]} epochs" for stage, title in STAGES.items() if stage in last)
+    epochs = ", ".join(f"{title} {last[stage]} epoch{'s' * (last[stage] > 1)}"
+                       for stage, title in STAGES.items() if stage in last)
     return " · ".join(filter(None, (method_name(run.method), f"{data.get('NAME', '')}{trial}",
                                     f"seed {run.config.get('SEED', '?')}", epochs)))

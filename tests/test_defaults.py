@@ -63,6 +63,7 @@ def test_a_file_is_read_as_it_was_typed(yml):
     ("OPTIM: {FACTORS: [[neck., -1]]}", "expected pairs of"), ("OPTIM: {FACTORS: [neck.]}", "expected pairs of"),
     ("TEST: {PROTOCOL: x}", "sets TEST.PROTOCOL to x; expected python or original-1 or"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or "),
+    ("CHECKPOINT: {MINUTES: 5}", "unknown key CHECKPOINT.MINUTES; docs/settings.md lists"),
     ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"),
     ("PREPARE: {EPOCHS: 0}", "sets PREPARE.EPOCHS to 0; expected a whole number from 1 on"),
     ("PRECISION: fp16", "sets PRECISION to fp16; expected released or fp32 or tf32 or bf16"),

@@ -116,4 +116,4 @@ def test_what_is_compared_without_single_queries_and_what_is_not(tmp_path, capsy
     refuses("have no seed in common", base, apart)
     refuses("have no test in common", base, grid(tmp_path / "indoor", 0.3, mode="indoor", METHOD={"NAME": "rpnr"}))
     trial2 = grid(tmp_path / "trial2", 0.3, trials=[2], seeds=[1], METHOD={"NAME": "rpnr"})
-    refuses(r"are tests of other images \(2 and 1\), so their numbers do not compare", trial2, one)
+    refuses(r"are tests of different DATASET.TRIAL \(2 and 1\), so their numbers do not compare", trial2, one)

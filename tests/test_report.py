@@ -160,7 +160,7 @@ def test_a_run_ends_with_its_page(tmp_path, tiny_clip_file):
         log, text = ((folder / name).read_text() for name in ("log.txt", "report.html"))
         assert all(len(line) <= 100 or str(tmp_path) in line for line in log.splitlines())
         log = " ".join(log.split())
-        assert log.count("page to look at: ") == pages and "warning: the report" not in log
+        assert log.count("report: ") == pages and "warning: the report" not in log
         assert text.count("<dt>Hardware</dt>") == 1 and text.count("<b>baseline CLIP</b>") > 4
         for mode in ("all", "indoor"):
             rows = rows_of(text, f"<h3>SYSU-MM01 {mode}-search single-shot, Python seeds 0-1; ")
@@ -278,7 +278,7 @@ def test_results_and_settings_are_rows(runs):
     assert [row[:2] for row in rows] == [
         ["baseline CLIP" + over, "4.0 ± 1.4"], ["train_prepare.py, epoch 3" + over, "30.0 ± 1.4 +26.0"],
         ["train_clip.py, epoch 3" + over, "30.0 ± 1.4 +26.0"]]
-    assert "+26.0 to baseline CLIP" in text and "the gain over baseline CLIP" in text
+    assert "+26.0 over baseline CLIP" in text and "the gain over baseline CLIP" in text
     assert "<dt>CLUSTER.K1</dt><dd>21 <span>default 30</span></dd>" in text
     assert ["CLUSTER.K1", "21"] in rows_of(text, "All settings")
 

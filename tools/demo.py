@@ -61,7 +61,7 @@ def main():
     (experiments[0].folder.parent / "table.json").write_text(json.dumps([
         {stage: {key: found[key] for key in NUMBERS} for stage, found in zip(STAGES, seed)} for seed in results]))
     folders = [os.path.relpath(experiment.folder.resolve(), here) for experiment in experiments]
-    print("\nto look at: " + " ".join(f"{folder}/report.html" for folder in folders))
+    print("\nreport: " + " ".join(f"{folder}/report.html" for folder in folders) + " (open in a browser)")
     print("beside it: log.txt, pseudo_labels/, prepare_last.pth, model_last.pth, tests/*/metrics.json")
 
 

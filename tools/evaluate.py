@@ -13,7 +13,7 @@ Prints a table, and writes metrics.json, ranked lists (CSV), each query's number
 beside the file, its name and -evaluated). A folder that holds a run, or results of another file or test, is refused.
 With two files also whether the first is better than the second: first minus second, with the 95 % interval and the
 p-value of a paired bootstrap over the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6,
-0.3); its numbers are labelled, for they do not compare with others.
+0.3); its results are marked as re-ranked, since others are not comparable.
 """
 import json
 import sys

@@ -137,15 +137,16 @@ def run(options):
             print(f"{experiment.name}: job {job.job_id}")
         print(shown(f"when they are finished: python tools/experiments.py table {folder}"))
         return
-    print(shown(f"{len(experiments)} runs in {folder}: {', '.join(experiment.name for experiment in experiments)}"))
+    count, names = len(experiments), ", ".join(experiment.name for experiment in experiments)
+    print(shown(f"{count} run{'s' * (count > 1)} in {folder}: {names}"))
     failed = run_here(experiments, options.at_once)
-    finished = len(experiments) - len(failed)
-    print(f"\n{finished} of {len(experiments)} runs are finished, {time.time() - started:.0f} s\n")
+    finished = count - len(failed)
+    print(f"\n{finished} of {count} runs are finished, {time.time() - started:.0f} s\n")
     if finished:
         print_table([experiment.folder for experiment in experiments], experiments[0].config.TEST.PROTOCOL)
     if failed:
         sentences = "; ".join(f"{name}: {error}" for name, error in failed)
-        raise UserError(f"{len(failed)} of {len(experiments)} runs failed: {sentences}")
+        raise UserError(f"{len(failed)} of {count} runs failed: {sentences}")
 
 
 def print_table(folders, protocol, form="text", logged=(), others=("cclnet",), names=()):

@@ -61,7 +61,7 @@ class Run:
     def epochs_left(self, stage, state, epochs):
         """Yield state.epoch until it has passed the last one; the loop's body moves it on. Says what is resumed."""
         if state.epoch > epochs:
-            self.log.info(f"{stage}: all {epochs} epochs were trained already; add --fresh to start over")
+            self.log.info(f"{stage}: epoch {epochs}, the last one, was trained already; add --fresh to start over")
         elif stage in self.states:
             self.log.info(f"{stage}: resuming with epoch {state.epoch}")
         while state.epoch <= epochs:

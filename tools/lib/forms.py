@@ -141,9 +141,9 @@ def _cell(number, best):
 
 def _footnotes(rows):
     """List what stands below a paper's table: how many runs, the protocols, the sources."""
-    counts = {row.method: row.n for row in rows if not row.source}
+    counts = {f"{row.method} {MODES.get(row.mode, row.mode)}": row.n for row in rows if not row.source}
     said = (f"{max(counts.values())} runs" if len(set(counts.values())) == 1 else
-            "runs: " + ", ".join(f"{method} {n}" for method, n in counts.items()))
+            "runs: " + ", ".join(f"{what} {n}" for what, n in counts.items()))
     notes = [f"Percent, mean ± standard deviation over {said}." if max(counts.values()) > 1 else "Percent, one run."]
     notes += [f"{title}: {row.protocol}." for mode, title in MODES.items() for row in rows
               if row.mode == mode and row.protocol]

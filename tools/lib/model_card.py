@@ -23,7 +23,7 @@ CARD = """---
 
 # {title}
 
-Embeds visible and infrared images of persons so that the same person lies close in both. {told}
+Embeds visible and infrared images of persons so that those of the same person are close together. {told}
 
 - **Method**: {method}
 - **Base model**: {base}; network {kind}.

@@ -134,7 +134,7 @@ def summarise(runs, logged=(), others=(), names=()):
     dataset = next(record["dataset"] for _, tests in runs for record in tests.values())
     for method in others:
         figures = published(dataset, method)
-        if not figures and method != "cclnet":      # asked for without a word
+        if not figures and method != "cclnet":      # which text and CSV show unasked
             raise UserError(f"--published names {method}, of which no figures on {dataset} are known; expected runs on "
                             "SYSU-MM01 or RegDB")
         rows += figures
