@@ -103,7 +103,8 @@ def _estimate(stage, epochs, numbers, run):
     disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**20
     gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of the GPU's" if "gpu_memory_gb" in numbers else ""
     left = f"{duration(numbers['seconds'] * (epochs - 1))} left for {epochs - 1} epoch{'s' * (epochs > 2)}"
-    return (f"{stage}: {left}, tests not counted; {numbers['memory_gb']:.1f} GiB of memory{gpu}; {disk:,.0f} MiB on disk")
+    return (f"{stage}: {left}, tests not counted; {numbers['memory_gb']:.1f} GiB of memory{gpu}; "
+            f"{disk:,.0f} MiB on disk")
 
 
 def checkpoint(stage, epoch, model, evaluation, tester):
