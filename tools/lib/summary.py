@@ -135,7 +135,7 @@ def summarise(runs, logged=(), others=(), names=()):
     for method in others:
         figures = published(dataset, method)
         if not figures and method != "cclnet":      # which text and CSV show unasked
-            raise UserError(f"--published names {method}, of which no figures on {dataset} are known; expected runs on "
+            raise UserError(f"--published: no figures of {method} on {dataset} are known; expected runs on "
                             "SYSU-MM01 or RegDB")
         rows += figures
     return rows
