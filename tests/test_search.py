@@ -72,7 +72,7 @@ def test_bad_input(words, monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     for changes, message in (({"gallery": tmp_path / "empty"}, "holds no image"),
                              ({"gallery": tmp_path / "x"}, "is no folder"),
-                             ({"query": tmp_path / "x.png"}, "is missing"), ({"count": 0}, "no whole number from 1 to"),
+                             ({"query": tmp_path / "x.png"}, "is no file"), ({"count": 0}, "no whole number from 1 to"),
                              ({"checkpoint": words["--query"]}, "cannot be read"),
                              ({"gallery": tmp_path}, "does not decode .*; take it out of the gallery"),
                              ({"query": tmp_path / "broken.jpg"}, "does not decode .*; name another query")):

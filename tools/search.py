@@ -14,15 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the script lies one folder below the imports
 
-from utils.errors import Parser, UserError, exit_on_user_error, one_line, quoted, whole_number  # noqa: E402
+from utils.errors import Parser, UserError, existing, exit_on_user_error, one_line, quoted, whole_number  # noqa: E402
 
 
 def parse_arguments():
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="of train_prepare.py or train_clip.py, or a released one")
-    parser.add_argument("--gallery", required=True, help="folder of images of the other modality")
-    parser.add_argument("--query", required=True, nargs="+", help="image files")
+    parser.add_argument("--gallery", required=True, type=existing("folder", "a folder of images"),
+                        help="folder of images of the other modality")
+    parser.add_argument("--query", required=True, nargs="+", type=existing("file", "an image file"), help="image files")
     parser.add_argument("--query_modality", choices=("rgb", "ir"), default="ir", help="default: ir")
     parser.add_argument("--count", type=whole_number(1, 10_000), default=10,
                         help="images to find per query; default: 10")
@@ -65,9 +66,6 @@ def main():
     """Search as the command line says. Raises UserError: a file or folder is missing or broken."""
     arguments = parse_arguments()
     modality = Modality(arguments.query_modality)
-    missing = [path for path in arguments.query if not Path(path).is_file()]
-    if missing:
-        raise UserError(f"query {quoted(missing[0])} is missing; expected an image file")
     if arguments.device == "auto" and unused_gpu_warning():
         print_line(f"warning: {unused_gpu_warning()}")
     searcher = Searcher(arguments.checkpoint, pick_device(arguments.device))
@@ -163,11 +161,9 @@ def _digest(content):
 def image_files(folder):
     """List the image files in a folder and below, sorted; names that begin with a dot are skipped.
 
-    Raises: UserError: the folder is not there or holds no image.
+    Raises: UserError: the folder holds no image.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"gallery {quoted(folder)} is no folder; expected a folder of images")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
                    and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not paths:
