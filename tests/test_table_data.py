@@ -106,7 +106,7 @@ def test_ten_lines_of_the_documents(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for modality, person in product(("rgb", "ir"), (1, 2, 3, 10, 20)):
         write_image(tmp_path / "mine" / modality / str(person) / "0.png", rng)
-    text = (Path(scripts.REPOSITORY) / "docs" / "extending-data.md").read_text()
+    text = (Path(scripts.REPOSITORY) / "docs" / "data.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert len([line for line in code.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
