@@ -151,8 +151,7 @@ def _tests(run):
             continue
         stage = "" if alone else BASELINE if is_untrained(record) else MODEL_NAMES.get(tested.of)
         if stage is not None:
-            folder = run.folder / ("." if alone else f"tests/{tested.folder}")
-            found.setdefault((stage, record["mode"], record["identity"]["TEST.PROTOCOL"]), (folder, record))
+            found.setdefault((stage, record["mode"], record["identity"]["TEST.PROTOCOL"]), (tested.path, record))
     return found
 
 

@@ -26,8 +26,11 @@ def _rows(file):
 
 
 def figures(dataset, method):
-    """List the rows of figures.csv for a DATASET.NAME and a METHOD.NAME: dicts, numbers in percent as text."""
-    return [row for row in _rows("figures.csv") if (row["dataset"], row["method"]) == (DATASETS.get(dataset), method)]
+    """List the rows of figures.csv: dicts, numbers in percent as text.
+
+    Args: dataset: its name in the file, such as SYSU-MM01; method: METHOD.NAME.
+    """
+    return [row for row in _rows("figures.csv") if (row["dataset"], row["method"]) == (dataset, method)]
 
 
 def logs(dataset):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from report.published import figures, method_name
+from report.published import DATASETS, figures, method_name
 from report.run_files import MODEL_NAMES, is_untrained
 
 NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
@@ -128,7 +128,7 @@ def result_tables(results, dataset="", method=""):
         table["aside"] &= not result.is_main
         table["rows"].append(row_of(result, result.name, baseline))
     theirs = [table for table in tables.values() if "original" not in table["protocol"]]    # galleries drawn as theirs
-    for row in figures(dataset, method):
+    for row in figures(DATASETS.get(dataset), method):
         known = row["mode"] in ("all", "indoor", "v2t", "t2v")
         for table in [table for table in theirs if not known or table["mode"] == row["mode"]][:1]:
             name = ", ".join(filter(None, (

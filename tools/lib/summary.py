@@ -1,11 +1,11 @@
 """The table of many runs: mean and standard deviation per method, stage and mode, beside released figures."""
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from configs.groups import REPEATS, groups_of
+from report.published import figures, method_name
 from report.results import scored_of
 from report.run_files import GRID_FILE, MODEL_NAMES, RATES, read_run
 from tools.lib.grid import ALL_TESTED, BASELINE
@@ -13,7 +13,6 @@ from utils.errors import UserError
 
 STAGES = {BASELINE: "baseline", "prepare": "train_prepare", "finetune": "train_clip"}
 LAST, BEST, UNSTATED, LOGGED = "last epoch", "best on test", "not stated", "logged"     # kinds of numbers
-FIGURES = Path(__file__).resolve().parents[2] / "docs/reference/published/figures.csv"
 KINDS = {"last": LAST, "best": BEST}        # end of a checkpoint's name -> of which epoch its numbers are
 
 
@@ -34,12 +33,9 @@ class Row(NamedTuple):
 
 def published(dataset, method):
     """List what the authors of a method published for a data set: [`Row`], none where they published nothing."""
-    name = "CCLNet" if method == "cclnet" else method.upper()
-    with open(FIGURES, encoding="utf-8", newline="") as file:
-        return [Row(f"{name}, {line['backbone']}", line["stage"], line["mode"],
-                    {(line["selection"], name): (float(line[name]), None) for name in RATES if line.get(name)},
-                    source=f"{line['source']}, {line['repository']}")
-                for line in csv.DictReader(file) if (line["dataset"], line["method"]) == (dataset, method)]
+    return [Row(f"{method_name(method)}, {line['backbone']}", line["stage"], line["mode"],
+                {(line["selection"], name): (float(line[name]), None) for name in RATES if line.get(name)},
+                source=f"{line['source']}, {line['repository']}") for line in figures(dataset, method)]
 
 
 def find_runs(folders):
@@ -133,11 +129,11 @@ def summarise(runs, logged=(), others=(), names=()):
                             f"{', '.join(known)}")
     dataset = next(record["dataset"] for _, tests in runs for record in tests.values())
     for method in others:
-        figures = published(dataset, method)
-        if not figures and method != "cclnet":      # which text and CSV show unasked
+        theirs = published(dataset, method)
+        if not theirs and method != "cclnet":      # which text and CSV show unasked
             raise UserError(f"--published: no figures of {method} on {dataset} are known; expected runs on "
                             "SYSU-MM01 or RegDB")
-        rows += figures
+        rows += theirs
     return rows
 
 
