@@ -25,10 +25,9 @@ HARMLESS = [argparse.Namespace, np.ndarray, np.dtype, *{type(np.dtype(t)) for t 
 PARTIAL = ".cclnet-partial"     # how the name of a file ends that is not whole yet, and of no other program's
 
 
-def write_atomically(path, write, keep=None):
+def write_atomically(path, write):
     """Call write(file) on a temporary binary file beside path, flush it to disk, and rename it to path.
 
-    Args: keep: name that the file which path was until now gets, once the new one is whole; None removes it.
     Raises: UserError: the folder is not writable, the disk is full, or path is a folder; it keeps its old content.
     """
     path = Path(path)
@@ -41,8 +40,6 @@ def write_atomically(path, write, keep=None):
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(partial, 0o644)
-            if keep is not None and path.exists():
-                os.replace(path, keep)
             os.replace(partial, path)
         except BaseException:       # a signal too may come at any moment
             Path(partial).unlink(missing_ok=True)
