@@ -110,7 +110,8 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
     (["--sceds", "1"], "unrecognized arguments: --sceds")])
 def test_wrong_grids_write_nothing(tmp_path, words, sentence):
     with pytest.raises(UserError, match=sentence):
-        experiments.main(["run", "DATASET.NAME", "regdb", "OUTPUT_DIR", str(tmp_path / "runs"), *words])
+        experiments.main(["run", "DATASET.NAME", "regdb", "DATASET.ROOT", str(tmp_path), "OUTPUT_DIR",
+                          str(tmp_path / "runs"), *words])
     assert not (tmp_path / "runs").exists()
 
 

@@ -4,8 +4,8 @@
 
 Every file is broken in a copy of the repository's last commit, one small change at a time (another operator, number,
 comparison or branch), and those of its tests are run that run the changed line. Prints each change as it is tried, and
-at the end a table of killed and survived changes per file. Hours for all of it: `make mutants` runs it; it is no part
-of `make test`.
+at the end a table of killed and survived changes per file. Hours for all of it: `make mutants` runs it, which installs
+what it needs; it is no part of `make test`.
 """
 import fnmatch
 import itertools
@@ -18,7 +18,6 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
@@ -65,31 +64,34 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=files, default=files, metavar="FILE", help="default: the core")
     parser.add_argument("--sample", type=real_number(0, 1), default=1.0, help="share of the changes that are tried")
-    parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="changes at a time")
+    parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="files at a time")
     options = parser.parse_args()
-    try:
-        import coverage  # noqa: F401 the tests by line need it
-        changes = {file: changes_of((ROOT / file).read_text()) for file in options.only}
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed beside this Python; run `make mutants`")
-    changes = {file: random.Random(0).sample(found, round(len(found) * options.sample))
-               for file, found in changes.items()}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        clones = SimpleQueue()                  # one of the repository for each job that runs at the same time
-        for number in range(options.jobs):
-            clones.put(Path(folder) / str(number))
-            subprocess.run(["git", "clone", "-q", ROOT, Path(folder) / str(number)], check=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = dict(zip(options.only, pool.map(lambda file: break_file(file, options.sample), options.only)))
+    print("| file | tried | killed | survived |\n| --- | --- | --- | --- |")
+    for file, (tried, survivors) in found.items():
+        killed = tried - len(survivors)
+        print(f"| {file} | {tried} | {killed} ({killed / max(tried, 1):.0%}) | {len(survivors)} |")
+    print("\n".join(f"- {file}:{line} {operator}: `{new}`" for file, (_, survivors) in found.items()
+                    for line, operator, new in sorted(survivors)))
 
-        def in_a_clone(function, *arguments):
-            clone = clones.get()
-            try:
-                return function(clone, *arguments)
-            finally:
-                clones.put(clone)
 
-        seen = dict(zip(options.only, pool.map(lambda file: in_a_clone(tests_by_line, file), options.only)))
-        jobs = [(file, *change, seen[file]) for file, found in changes.items() for change in found]
-        print(table(changes, list(pool.map(lambda job: in_a_clone(try_change, *job), jobs))))
+def break_file(file, sample):
+    """Try a share of a file's changes in a clone: how many, and the survivors as [(line, operator, new line)]."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "-q", ROOT, folder], check=True)
+        clone, survivors = Path(folder), []
+        changes, lines = changes_of((clone / file).read_text()), tests_by_line(clone, file)
+        tried = random.Random(0).sample(changes, round(len(changes) * sample))
+        for operator, line, changed in tried:
+            (clone / file).write_text(changed)
+            # a line that coverage does not name belongs to the statement above it
+            tests = lines.get(max((known for known in lines if known <= line), default=0), tests_of(file))
+            survived = tests_pass(clone, tests)
+            print(f"{'survived' if survived else 'noticed'} {file}:{line} {operator}", flush=True)
+            if survived:
+                survivors.append((line, operator, changed.split("\n")[line - 1].strip()))
+    return len(tried), survivors
 
 
 def changes_of(text):
@@ -162,35 +164,6 @@ def run_tests(clone, tests):
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
-
-
-def try_change(clone, file, operator, line, changed, lines):
-    """Run the tests of a changed line: (file, None), or of a survivor (file, (line, operator, new line)).
-
-    Args: operator, line, changed: of `changes_of`; lines: `tests_by_line` of the file.
-    """
-    path = clone / file
-    before = path.read_text()
-    # a line that coverage does not name belongs to the statement above it
-    tests = lines.get(max((known for known in lines if known <= line), default=0), tests_of(file))
-    path.write_text(changed)
-    try:
-        survived = tests_pass(clone, tests)
-    finally:
-        path.write_text(before)
-    print(f"{'survived' if survived else 'noticed'} {file}:{line} {operator}", flush=True)
-    return file, (line, operator, changed.split("\n")[line - 1].strip()) if survived else None
-
-
-def table(changes, results):
-    """Write Markdown: a line per file, then every survivor. Args: results: list of (file, survivor or None)."""
-    lines = ["| file | tried | killed | survived |", "| --- | --- | --- | --- |"]
-    survivors = {file: sorted(found for name, found in results if name == file and found) for file in changes}
-    for file, found in changes.items():
-        tried, killed = len(found), len(found) - len(survivors[file])
-        lines.append(f"| {file} | {tried} | {killed} ({killed / max(tried, 1):.0%}) | {len(survivors[file])} |")
-    lines += [f"- {file}:{line} {operator}: `{new}`" for file in changes for line, operator, new in survivors[file]]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
