@@ -30,13 +30,6 @@ def test_true_links_join_clusters_of_one_person(name):
     assert list(zip(method.links().rgb, method.links().ir)) == [(0, 1), (0, 2), (1, 2), (2, 0)]
 
 
-def test_true_labels_are_the_identities():
-    method = bounds.with_true_labels(METHODS["cclnet"], PERSONS)()
-    labels = method.start(START, 1)
-    assert [labels[m].tolist() for m in Modality] == [[0, 0, 0, 1, 1, 2, 2], [2, 2, 1, 1, 1, 1, 0]]
-    assert list(zip(method.links().rgb, method.links().ir)) == [(0, 1), (1, 2)]
-
-
 def test_the_supervised_bound_has_one_prototype_for_a_person():
     method = bounds.supervised(None, PERSONS)(temperature=0.5)
     labels = method.start(START, 1)         # persons 5, 7, 8 and 9
@@ -74,8 +67,3 @@ def test_a_bound_is_trained_in_a_folder_of_its_own(bound, method, folder, tmp_pa
     assert about["method"] == name
     labels = [np.load(folder / "pseudo_labels" / name) for name in FILE_NAMES.values()]
     assert bound == "links" or all(sorted(set(of)) == [0, 1, 2] for of in labels)
-
-
-def test_a_mistake_is_one_sentence(capsys):
-    assert scripts.call(bounds, ["faces", "train_prepare"]) == 2
-    assert capsys.readouterr().err.startswith("error: the command line is not understood: argument bound")
