@@ -1,4 +1,4 @@
-"""Write docs/settings.md: every setting with its default, what it may be and what it does.
+"""Write the tables of docs/settings.md: every setting with its default, what it may be and what it does.
 
     python tools/dev/settings_page.py
 
@@ -17,32 +17,19 @@ from configs.settings import SETTINGS  # noqa: E402
 from utils.errors import Parser, exit_on_user_error  # noqa: E402
 from utils.settings import Range, flat  # noqa: E402
 
-HEAD = """# Settings
-
-Made by `python tools/dev/settings_page.py` from `configs/settings.py` and from the classes of the methods in `loss/`;
-edit those, not this page.
-
-All scripts and most tools take `--config_file FILE.yml`, and after it `KEY VALUE` pairs, which override the file:
-
-```bash
-python train_prepare.py --config_file configs/regdb.yml SEED 2 CLUSTER.EPS 0.5
-```
-
-A misspelt key or a wrong value stops the run with a suggestion. The defaults are the authors' recipe for SYSU-MM01; the
-last column says which files in `configs/` set another value."""
+PAGE = ROOT / "docs" / "settings.md"
 COLUMNS = ["| key | default | allowed values | meaning | overridden in |", "| --- | --- | --- | --- | --- |"]
 
 
 def main():
     """Write the page."""
     Parser(__doc__).parse_args()
-    output = ROOT / "docs" / "settings.md"
-    output.write_text(page(), encoding="utf-8")
-    print(f"written to {output}")
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"written to {PAGE}")
 
 
 def page():
-    """Return the page's text: a table per section, then one per method."""
+    """Return the page's text: what it says above the first table, a table per section, then one per method."""
     from loss.methods import METHODS  # slow: after the words were read
 
     files = {path.stem: flat(yaml.safe_load(path.read_text())) for path in sorted((ROOT / "configs").glob("*.yml"))}
@@ -53,7 +40,8 @@ def page():
         own = {stem: values for stem, values in files.items() if values.get("METHOD.NAME", "cclnet") == name}
         tables[f"METHOD, where METHOD.NAME is {name}"] = [
             row(setting._replace(name=f"METHOD.{setting.name}"), own) for setting in method.declared()]
-    return "\n".join([HEAD, *(line for title, rows in tables.items() if rows
+    head = PAGE.read_text(encoding="utf-8").partition("\n\n## ")[0]
+    return "\n".join([head, *(line for title, rows in tables.items() if rows
                               for line in ("", f"## {title}", "", *COLUMNS, *rows))]) + "\n"
 
 
