@@ -168,8 +168,8 @@ def training(bench, precision, compiled=False, replayed=False):
 
 def steps(bench):
     """Time the training step in every precision, on a GPU in the last one also with CUDA graphs."""
-    return [*(training(bench, precision) for precision in bench.precisions),
-            *[training(bench, bench.precisions[-1], replayed=True)] * (bench.device.type == "cuda")]
+    rows = [training(bench, precision) for precision in bench.precisions]
+    return [*rows, training(bench, "bf16", replayed=True)] if bench.device.type == "cuda" else rows
 
 
 def compiled_steps(bench):
