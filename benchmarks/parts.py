@@ -104,9 +104,10 @@ class Bench:
         self.timed(function)
         self.timed(function)
         seconds = statistics.median(self.timed(function)[0] for _ in range(self.sizes.repeats))
-        host = min(self.launching(function) for _ in range(self.sizes.repeats)) / seconds
-        notes = [self.peak_memory(), f"{images / seconds:.4g} images/s" * (images > 0)]
-        return Row(what, seconds, ", ".join(filter(None, notes)), host if self.device.type == "cuda" else None)
+        host = (min(self.launching(function) for _ in range(self.sizes.repeats)) / seconds
+                if self.device.type == "cuda" else None)
+        return Row(what, seconds, ", ".join(filter(None, [
+            self.peak_memory(), f"{images / seconds:.4g} images/s" * (images > 0)])), host)
 
     def timed(self, function):
         """Call a function once: seconds until the device has done it, and what it returned."""

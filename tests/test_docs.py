@@ -152,7 +152,7 @@ def test_the_tables_of_results_are_those_of_the_reference_logs():
         for stage in ("prepare", "finetune"):
             numbers = [tests[f"{MODEL_FILES[stage]}_last", "all"] for _, tests in runs
                        if (f"{MODEL_FILES[stage]}_last", "all") in tests]
-            if numbers and (stage, runs[0][0].settings["METHOD.LINK_BY"]) != ("prepare", "text"):
+            if numbers and (stage, runs[0][0].settings.get("METHOD.LINK_BY")) != ("prepare", "text"):
                 spread = [100 * np.array([row[key] for row in numbers]) for key in ("rank1", "mAP")]
                 cells = " | ".join(f"{x.mean():.1f} ± {x.std(ddof=1):.1f}" for x in spread)
                 assert f"| {cells} |" in text, (folder.name, stage)

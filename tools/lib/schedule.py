@@ -1,15 +1,16 @@
 """Run the experiments of a grid: here, several at once, or as jobs of a cluster."""
+import contextlib
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import torch
 
-from tools.lib.grid import REPOSITORY
+from tools.lib.grid import REPOSITORY, Experiment
 from utils.errors import UserError, shown, stops_on_signals
 
 ERRORS = "stderr.txt"       # in the folder of a run: what its last script wrote to stderr
@@ -20,7 +21,7 @@ MAX_REQUEUES = 100          # of a job whose time was over
 def work(experiment, environment=(), quiet=False):
     """Run the scripts of an `Experiment` in turn, each in a process of its own; finished ones are skipped.
 
-    A generator: while a script runs, each step yields its process. Closing the generator ends the process.
+    A generator that yields while a script runs. To close it ends the script.
 
     Args: environment: variables that differ; quiet: leave out what the scripts print, which is in log.txt too.
     Returns: the sentence of a failure, kept in the run's folder too; "" if all is finished.
@@ -50,7 +51,7 @@ def _script(step, errors, environment, quiet):
                                    stdout=subprocess.DEVNULL if quiet else None, start_new_session=True)
     try:
         while process.poll() is None:
-            yield process
+            yield
     finally:
         if process.poll() is None:
             process.terminate()
@@ -101,31 +102,27 @@ def _share(place, at_once):
             **({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if len(gpus) > 1 else {})}
 
 
+@dataclass(frozen=True)
 class Job:
-    """One `Experiment` as a job of submitit. When its time is over, it is queued again and resumes."""
+    """One run as a job of submitit. When its time is over, it is queued again and resumes."""
 
-    def __init__(self, experiment):
-        self.experiment, self.process = experiment, None
+    experiment: Experiment
 
     def __call__(self):
-        """Run the experiment: the sentence of its failure, or ""."""
-        running = work(self.experiment)
-        while True:
-            try:
-                self.process = next(running)
-            except StopIteration as end:
-                return end.value
-            time.sleep(SECONDS)
+        """Run it: the sentence of its failure, or "". However this ends, the script that runs ends before."""
+        with contextlib.closing(work(self.experiment)) as running:
+            while True:
+                try:
+                    next(running)
+                except StopIteration as end:
+                    return end.value
+                time.sleep(SECONDS)
 
     def checkpoint(self):
-        """End the script that runs, whose last epoch is saved, and return what is to be queued again."""
+        """Say what is to be queued again; submitit, which asks, then ends this process."""
         from submitit.helpers import DelayedSubmission
 
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-            # not process.wait(): this runs as a signal handler, perhaps while the process is being looked at
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Job(self.experiment))
+        return DelayedSubmission(self)
 
 
 def slurm_executor(folder, name, partition, gpus, cpus, hours):
