@@ -1,7 +1,7 @@
 """README and docs: what they name (files, tests, commands, settings, messages) is there, their numbers are those of the
 logs. tests/test_extending.py and tests/test_tutorial.py run their code."""
+import json
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from PIL import Image
 
 from configs.settings import SETTINGS
 from loss.methods import METHODS
-from processor.run.folder import MODEL_FILES
 from tests.tiny import tiny_banks, tiny_model
 from tools import demo, experiments
 from tools.dev import settings_page
@@ -117,7 +116,8 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_the_demos_table_is_that_of_the_reference_logs(page):
-    results = [[tests[name, "all"] for name in demo.TESTED] for _, tests in five_seeds(ROOT / "docs/reference/demo")]
+    results = [[tests[name, "all"] for name in demo.TESTED]
+               for _, tests in summary.read_runs([ROOT / "docs/reference/demo"], "python")]
     cells = re.compile(r"[\d.]+ ± [\d.]+")
     for stage, line in zip(demo.STAGES, demo.table(results).splitlines()[1:], strict=True):
         row = re.search(rf"^\| {stage}.*$", text_of(page), re.MULTILINE).group()     # the first table's
@@ -136,28 +136,19 @@ def test_published_figures_are_those_of_the_pages_and_the_logs():
                     assert f",{found['rank1']},{found['mAP']},{found['mINP']}\n" in logs
 
 
-@cache
-def five_seeds(folder):
-    """The runs in a folder of reference logs, which are of seeds 1 to 5, with their tests."""
-    runs = summary.read_runs([folder], "python")
-    assert [run.settings["SEED"] for run, _ in runs] == [1, 2, 3, 4, 5], folder
-    return runs
-
-
 def test_the_tables_of_results_are_those_of_the_reference_logs():
     """Of every method, space and tower: the last epochs of both scripts; texts have no prepare of their own."""
     reference, text = ROOT / "docs/reference", text_of("docs/results.md")
     for folder in (reference / "demo", *sorted(reference.glob("methods/*")), *sorted(reference.glob("towers/*"))):
-        runs, found = five_seeds(folder), 0
-        for stage in ("prepare", "finetune"):
-            numbers = [tests[f"{MODEL_FILES[stage]}_last", "all"] for _, tests in runs
-                       if (f"{MODEL_FILES[stage]}_last", "all") in tests]
-            if numbers and (stage, runs[0][0].settings.get("METHOD.LINK_BY")) != ("prepare", "text"):
-                spread = [100 * np.array([row[key] for row in numbers]) for key in ("rank1", "mAP")]
-                cells = " | ".join(f"{x.mean():.1f} ± {x.std(ddof=1):.1f}" for x in spread)
-                assert f"| {cells} |" in text, (folder.name, stage)
-                found += 1
-        assert found, folder
+        stages = ["model"] * folder.name.endswith("-text") or ["prepare", "model"]
+        for stage in stages[:1 if folder.parent.name == "towers" else 2]:
+            paths = sorted(folder.glob(f"seed*/tests/{stage}_last-python-*/metrics.json"))
+            records = [json.loads(path.read_text()) for path in paths]
+            records = [next(r for r in record.get("results", [record]) if r["mode"] == "all") for record in records]
+            assert [path.parts[-4] for path in paths] == [f"seed{number}" for number in range(1, 6)], folder
+            spread = [100 * np.array([record[key] for record in records]) for key in ("rank1", "mAP")]
+            cells = " | ".join(f"{x.mean():.1f} ± {x.std(ddof=1):.1f}" for x in spread)
+            assert f"| {cells} |" in text, (folder.name, stage)
 
 
 def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
