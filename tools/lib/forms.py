@@ -21,16 +21,6 @@ def _columns(rows, names, kinds=(LAST, BEST)):
     return [*((kind, name) for kind in kinds for name in names), *logged]
 
 
-def _title(row):
-    """Name the method of a row, and what its figures were published in."""
-    return f"{row.method}: {row.source.rpartition(', ')[0]}" if row.source else row.method
-
-
-def _protocols(rows):
-    """List each mode with its protocol."""
-    return list(dict.fromkeys(f"{row.mode}: {row.protocol}" for row in rows if row.protocol))
-
-
 def _notes(rows, left_out):
     """Write the published figures that no column has. Args: left_out: (row, kind) -> whether one is of them."""
     notes = []
@@ -49,7 +39,8 @@ def as_text(rows):
     for row in rows:
         cells = [row.numbers.get(key, (None, None)) for key in columns]
         if row.numbers.keys() & set(columns):
-            lines.append([_title(row), row.stage, row.mode, str(row.n), *(
+            method = f"{row.method}: {row.source.rpartition(', ')[0]}" if row.source else row.method
+            lines.append([method, row.stage, row.mode, str(row.n), *(
                 "–" if mean is None else f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
                 for mean, deviation in cells)])
     widths = [max(map(len, cells)) for cells in zip(*lines)]
@@ -58,7 +49,8 @@ def as_text(rows):
     text = ["  ".join(f"{cell:{'<' if i < 3 else '>'}{width}}" for i, (cell, width) in enumerate(zip(line, widths)))
             for line in lines]
     return "\n".join([above.rstrip(), *text, "", "percent, mean ± standard deviation (n - 1) over n runs",
-                      *_protocols(rows), *_notes(rows, lambda _, kind: kind == UNSTATED), ""])
+                      *dict.fromkeys(f"{row.mode}: {row.protocol}" for row in rows if row.protocol),
+                      *_notes(rows, lambda _, kind: kind == UNSTATED), ""])
 
 
 def as_csv(rows):
