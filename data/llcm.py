@@ -8,8 +8,17 @@ import re
 
 import numpy as np
 
-from data.layout import existing_root, find_images, read_ids, read_image_list
-from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval, draw_gallery
+from data.records import (
+    CROSS_MODES,
+    DataSet,
+    ImageSet,
+    Retrieval,
+    draw_gallery,
+    existing_root,
+    find_images,
+    read_ids,
+    read_image_list,
+)
 from utils.errors import UserError
 from utils.modality import Modality
 

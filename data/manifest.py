@@ -6,16 +6,12 @@ import hashlib
 import json
 from contextlib import suppress
 
-import numpy as np
-
-from data.images import OF_DATA_SET, file_stat, in_parallel, is_deep, pixel_range, stored_image
+from data.images import OF_DATA_SET, file_stat, grey_range, in_parallel, is_deep, pixel_range, stored_image
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, explained, quoted
-from utils.modality import Modality
 
 FORMAT = "image hashes of this project, 1"
 TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"      # how the files of more than 8 bits begin
-FEW_LEVELS = 32     # grey levels of a typical image of more than 8 bits, below which a warning is due
 
 
 def hash_of_lines(lines):
@@ -88,41 +84,6 @@ def data_manifest(data, cache_dir="", ir_range=()):
             described["scored"] = hash_of_lines(data.test_lines(m))
         manifest[split][m.value] = described
     return manifest
-
-
-def grey_range(values, modality, ir_range=()):
-    """Choose the one range by which all images of a modality are brought to 8 bits: {"range", "typical"}.
-
-    Args: values: `data.images.pixel_range` of each image, or None; ir_range: as `data_manifest`.
-    Returns: "range": the least and the greatest value in all images of more than 8 bits, or ir_range; "typical": the
-        medians of their 1st and 99th percentiles; {} where no image has more than 8 bits.
-    Raises: UserError: all values are the same.
-    """
-    deep = np.array([value for value in values if value and len(value) == 4])
-    if not len(deep):
-        return {}
-    low, high = ir_range if ir_range and modality is Modality.IR else (deep[:, 0].min(), deep[:, 1].max())
-    if low == high:
-        raise UserError(f"all pixels of the {modality.value} images are {low:g}; expected images that show something. "
-                        "Export them again")
-    return {"range": [float(low), float(high)], "typical": np.median(deep[:, 2:], axis=0).tolist()}
-
-
-def stored_range(content, modality):
-    """Return the "range" of training images of a modality in a checkpoint's manifest: (low, high), None without one."""
-    described = content.get("manifest", {"train": {}})["train"].get(modality.value, {})
-    return tuple(described["range"]) if "range" in described else None
-
-
-def range_line(described, modality):
-    """Say in a line how images of more than 8 bits become 8 bits. Args: described: holds what `grey_range` returns."""
-    (low, high), typical = described["range"], described["typical"]
-    least, most = np.clip(typical, low, high)
-    levels = round(255 * (most - least) / (high - low)) + 1
-    line = (f"{modality.value} images of more than 8 bits: {low:g} to {high:g} become grey levels 0 to 255; a typical "
-            f"image spans {typical[0]:g} to {typical[1]:g}, {levels} of them")
-    return line if levels >= FEW_LEVELS else (
-        f"warning: {line}; where a few odd pixels widen the range, set DATASET.IR_RANGE (process.py: --ir_range)")
 
 
 def manifest_differences(found, expected, splits=("train", "test")):

@@ -5,8 +5,16 @@
 """
 import numpy as np
 
-from data.layout import ORIGINAL, existing_root, read_image_list, require_disjoint
-from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
+from data.records import (
+    CROSS_MODES,
+    ORIGINAL,
+    DataSet,
+    ImageSet,
+    Retrieval,
+    existing_root,
+    read_image_list,
+    require_disjoint,
+)
 from utils.errors import UserError
 from utils.modality import Modality
 

@@ -10,8 +10,17 @@ import sys
 
 import numpy as np
 
-from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file
-from data.records import DataSet, Retrieval, draw_gallery
+from data.records import (
+    ORIGINAL,
+    DataSet,
+    Retrieval,
+    draw_gallery,
+    existing_root,
+    find_images,
+    read_ids,
+    require_disjoint,
+    require_file,
+)
 from utils.errors import UserError, explained
 from utils.modality import Modality
 

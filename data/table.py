@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.layout import existing_root, require_disjoint, require_file
-from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
+from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval, existing_root, require_disjoint, require_file
 from utils.errors import UserError, explained
 from utils.modality import Modality
 

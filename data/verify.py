@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.cache import CacheFiles
-from data.images import in_parallel, pixel_range, stored_image
-from data.manifest import grey_range, range_line
+from data.images import CacheFiles, grey_range, in_parallel, pixel_range, range_line, stored_image
 from utils.checkpoint import file_digest
 from utils.errors import UserError
 from utils.modality import Modality

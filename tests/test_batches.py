@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from data.augment import MEAN, STD, apply, draw, normalise
-from data.batches import Batches, PromptBatches
+from data.batches import Batches, PromptBatches, across_cameras, cluster_batches, iterations_per_epoch
 from data.images import ImageBank
-from data.sampler import across_cameras, cluster_batches, iterations_per_epoch
 from tests.tiny import EACH, IMAGES, PEOPLE, one_of, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng

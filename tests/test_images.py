@@ -10,9 +10,8 @@ from PIL import ExifTags, Image
 
 from data import images as module
 from data import sysu
-from data.cache import open_banks
-from data.images import decode_image, pick_cache, read_image
-from data.manifest import data_manifest, manifest_differences, stored_range
+from data.images import decode_image, open_banks, pick_cache, read_image, stored_range
+from data.manifest import data_manifest, manifest_differences
 from data.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError

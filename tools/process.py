@@ -39,7 +39,7 @@ def parse_arguments(arguments=None):
 if __name__ == "__main__":
     exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
-from data.cache import open_banks  # noqa: E402
+from data.images import open_banks  # noqa: E402
 from data.manifest import data_manifest  # noqa: E402
 from data.registry import open_dataset  # noqa: E402
 from data.verify import verify  # noqa: E402

@@ -39,7 +39,6 @@ TESTS = {       # files -> the tests that must notice
     "data/batches.py": "test_batches test_streams test_train",
     "data/pseudo_labels.py": "test_images test_security test_train test_defaults",
     "data/augment.py": "test_augment test_batches test_defaults",
-    "data/sampler.py": "test_batches test_streams",
     "clustering/*.py": "test_clustering test_golden_functions test_diagnosis test_train",
     "model/prompt.py": f"{GOLDEN} {TRAINING}",
     "utils/seeding.py": "test_streams test_batches",

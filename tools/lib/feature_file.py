@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from data import llcm, regdb, sysu
-from data.layout import require_file
-from data.records import ImageSet, Retrieval
+from data.records import ImageSet, Retrieval, require_file
 from utils.checkpoint import file_digest
 from utils.errors import UserError, explained
 from utils.modality import Modality
