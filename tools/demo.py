@@ -55,11 +55,8 @@ def main():
     if failed:
         raise UserError("; ".join(f"{name}: {error}" for name, error in failed))
     results = [[json.loads(experiment.results(name)[0].read_text()) for name in TESTED] for experiment in experiments]
-    count = f"{len(results)} seed{'s' if len(results) > 1 else ''}"
-    print(f"\n{results[0][0]['protocol']}, last epoch, {count}, {time.time() - started:.0f} s\n")
-    print(table(results))
-    (experiments[0].folder.parent / "table.json").write_text(json.dumps([
-        {stage: {key: found[key] for key in NUMBERS} for stage, found in zip(STAGES, seed)} for seed in results]))
+    print(f"\n{results[0][0]['protocol']}, last epoch, {len(results)} seed{'s' * (len(results) > 1)}, "
+          f"{time.time() - started:.0f} s\n\n{table(results)}")
     folders = [os.path.relpath(experiment.folder.resolve(), here) for experiment in experiments]
     print("\nreport: " + " ".join(f"{folder}/report.html" for folder in folders) + " (open in a browser)")
     print("beside it: log.txt, pseudo_labels/, prepare_last.pth, model_last.pth, tests/*/metrics.json")

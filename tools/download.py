@@ -17,7 +17,6 @@ from utils.errors import Parser, UserError, exit_on_user_error, in_brief, one_li
 FILE_URL = "https://drive.google.com/uc?id={id}"                   # for programs
 FILE_PAGE = "https://drive.google.com/file/d/{id}/view"            # for people
 FOLDER_PAGE = "https://drive.google.com/drive/folders/{id}"
-LABEL_NAMES = tuple(f"train_{m}_resized_pseudo_label.npy" for m in ("rgb", "ir"))
 RETRIES = 2                  # of an interrupted transfer, before the user is told
 TIMEOUT = 15                 # seconds without a byte
 
@@ -30,7 +29,7 @@ class Asset(NamedTuple):
     size: str
     gives: str = ""             # Rank-1 / mAP in percent as the authors' README says, best on test data
     root: str = ""              # folder of the data set that pseudo labels belong to
-    images: tuple = ()          # labels in each of LABEL_NAMES
+    images: tuple = ()          # labels in each file, of visible and infrared images
 
     @property
     def page(self):
@@ -71,6 +70,7 @@ import gdown  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from data.pseudo_labels import FILE_NAMES  # noqa: E402
 from model.published import load_checkpoint  # noqa: E402
 from model.released import LANDMARKS, released_state  # noqa: E402
 from utils.checkpoint import load_array  # noqa: E402
@@ -88,12 +88,11 @@ def download(name, root=None, output_dir="runs/released"):
     asset = ASSETS[name]
     if not asset.images:
         return [_fetch(asset, asset.id, Path(output_dir) / name / "model_best.pth", check_checkpoint)]
-    folder = Path(root or asset.root) / "pseudo_labels"
-    ids = dict.fromkeys(LABEL_NAMES)
-    if not all((folder / file).is_file() for file in LABEL_NAMES):
-        ids = _list_folder(asset, folder)
+    folder, names = Path(root or asset.root) / "pseudo_labels", FILE_NAMES.values()
+    are_there = all((folder / file).is_file() for file in names)
+    ids = dict.fromkeys(names) if are_there else _list_folder(asset, folder)
     return [_fetch(asset, ids[file], folder / file, partial(check_labels, images=images))
-            for file, images in zip(LABEL_NAMES, asset.images)]
+            for file, images in zip(names, asset.images)]
 
 
 def _list_folder(asset, folder):
@@ -103,9 +102,9 @@ def _list_folder(asset, folder):
     except Exception as error:          # gdown passes on what its libraries raise
         raise UserError(_by_hand(asset, folder, f"cannot be listed ({in_brief(error)})"))
     files = {Path(file.path).name: file.id for file in listed or ()}
-    if not files.keys() >= set(LABEL_NAMES):
+    if not files.keys() >= set(FILE_NAMES.values()):
         raise UserError(_by_hand(asset, folder, f"holds {', '.join(sorted(files)) or 'no file'} instead of "
-                                                f"{' and '.join(LABEL_NAMES)}"))
+                                                f"{' and '.join(FILE_NAMES.values())}"))
     return files
 
 
@@ -114,7 +113,7 @@ def _fetch(asset, file_id, path, check):
     if path.is_file():
         try:
             check(path)
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"{path} is there, but {error}; delete it and run the same command again")
         return path
     arriving = path.with_name(f"{path.name}.download")
@@ -123,13 +122,12 @@ def _fetch(asset, file_id, path, check):
         gdown.download(url=FILE_URL.format(id=file_id), output=str(arriving), resume=True, retries=RETRIES,
                        timeout=TIMEOUT)
     except Exception as error:          # gdown passes on what its libraries raise
-        partly = [p.name for p in path.parent.glob(f"{arriving.name}*.part") if p.stat().st_size]
-        kept = f"; {partly[0]} is kept: run the same command again to resume, or delete it to start anew" if partly \
-            else ""
+        partly = next((p.name for p in path.parent.glob(f"{arriving.name}*.part") if p.stat().st_size), "")
+        kept = f"; {partly} is kept: run the same command again to resume, or delete it to start anew" if partly else ""
         raise UserError(_by_hand(asset, path, f"could not be downloaded ({in_brief(error)}){kept}"))
     try:
         check(arriving)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         arriving.unlink()
         raise UserError(_by_hand(asset, path, f"arrived, but {error}; what arrived was deleted"))
     return arriving.rename(path)
@@ -149,14 +147,10 @@ def check_no_page(path):
 
 
 def check_checkpoint(path):
-    """Raise ValueError unless a file is a whole checkpoint in the released format."""
+    """Raise ValueError or UserError unless a file is a whole checkpoint in the released format."""
     check_no_page(path)
-    try:
-        state = released_state(load_checkpoint(path)) or {}
-    except UserError as error:
-        raise ValueError(str(error))
-    missing = [name for name in LANDMARKS if name not in state]
-    if missing:
+    state = released_state(load_checkpoint(path)) or {}
+    if missing := [name for name in LANDMARKS if name not in state]:
         raise ValueError(f"it lacks {missing[0]}; expected a checkpoint in the released format")
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or not torch.isfinite(value).all():

@@ -9,11 +9,11 @@ by --protocol: the file must then hold all test images, with the data set's own 
 galleries of SYSU-MM01 and LLCM depend on the order of the names. Other counts or cameras are refused; with --other_data
 they are tested, and every result says "on other data".
 
-Prints a table, and writes metrics.json, ranked lists (CSV), each query's numbers and report.html to FOLDER (default:
-beside the file, its name and -evaluated). A folder that holds a run, or results of another file or test, is refused.
-With two files also whether the first is better than the second: first minus second, with the 95 % interval and the
-p-value of a paired bootstrap over the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6,
-0.3); its results are marked as re-ranked, since others are not comparable.
+Prints a table, and writes metrics.json, ranked lists (CSV) and each query's numbers to FOLDER (default: beside the
+file, its name and -evaluated). A folder that holds a run, or results of another file or test, is refused. With two
+files also whether the first is better than the second: first minus second, with the 95 % interval and the p-value of a
+paired bootstrap over the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6, 0.3); its
+results are marked as re-ranked, since others are not comparable.
 """
 import json
 import sys
@@ -39,8 +39,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--other_data", action="store_true", help="the images may be others than those of the data set")
     parser.add_argument("--mode", action="append", default=[], help="all, indoor, v2t or t2v; default: every one")
     parser.add_argument("--trials", type=whole_number(1, 10_000), default=10, help="galleries to draw; default: 10")
-    parser.add_argument("--root", default="", help="folder of the data set, for pictures on the page and for the "
-                        "galleries of sysu-original-1 and -10")
+    parser.add_argument("--root", default="", help="folder of the data set, for the galleries of sysu-original-*")
     parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")
     parser.add_argument("--output", help="folder of the results")
     return parser.parse_args(arguments)
@@ -50,41 +49,19 @@ if __name__ == "__main__":
     exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
 import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from configs.groups import distinct_names  # noqa: E402
-from data.images import read_image  # noqa: E402
-from processor.evaluate import format_table, metrics_record, rank_features, rank_trial  # noqa: E402
+from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
 from processor.ranking import save_per_query, save_ranked_lists  # noqa: E402
-from processor.run.resume import lock_folder  # noqa: E402
-from report.content import retrieval_content  # noqa: E402
 from report.paired import Compared, as_lines, mean_of_trials, paired_bootstrap  # noqa: E402
-from report.write import save_report  # noqa: E402
 from tools.lib.feature_file import aligned, as_data_set, read_features  # noqa: E402
 from tools.lib.rerank import K1, K2, SHARE, rerank  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
-from utils.runtime import open_log  # noqa: E402
 from utils.seeding import numpy_rng  # noqa: E402
 
-SIZE = (144, 72)        # pixels of a picture on the page
 RERANKED = f"re-ranked (k1 {K1}, k2 {K2}, {SHARE})"
 OF_RUNS = "config.yml", "*.pth", "*.safetensors", "metrics.jsonl"
 WRITTEN = "metrics.json", "report.html", "ranking_*.csv", "per_query.npz", "comparison-*.json"
-
-
-class PagePictures:
-    """The pictures of a page by position, read when they are shown; grey ones where there is no file."""
-
-    def __init__(self, root, paths):
-        self.root, self.paths = root, paths
-        self.images = self      # as `ImageBank.images`
-
-    def __getitem__(self, position):
-        """Return the picture of an image: (H, W, 3) uint8."""
-        path = Path(self.root) / self.paths[position]
-        if self.root and path.is_file():
-            return read_image(path, *SIZE, "leave out --root")
-        return np.asarray(Image.new("RGB", SIZE[::-1], "#9a9a9a"))
 
 
 def check_folder(folder, file, protocols):
@@ -103,23 +80,17 @@ def check_folder(folder, file, protocols):
                             "empty folder, for a result never replaces another one. Name one with --output")
 
 
-def save_results(file, name, data, retrievals, evaluations, folder, root):
-    """Print the table of a file and write its results. Args: name: in the table; root: of the pictures."""
-    with lock_folder(folder):
-        log = open_log(folder, "evaluate")
-        for retrieval, evaluation in zip(retrievals, evaluations):
-            log.info(f"{file.path}: {evaluation.protocol}, {len(retrieval.galleries[0]):,} gallery images, mean of "
-                     f"{len(retrieval.trials)} trials\n" + format_table([{"what": name, **evaluation.mean()}]))
-        results = [metrics_record(evaluation, data, checkpoint=str(file.path), features=file.digest,
-                                  selection="as given", reranked=evaluation.measure is not None)
-                   for evaluation in evaluations]
-        save_json(folder / "metrics.json", {**results[0], "results": results} if len(results) > 1 else results[0])
-        save_ranked_lists(folder, data, retrievals, evaluations)
-        save_per_query(folder, evaluations)
-        banks = {m: PagePictures(root, images.paths) for m, images in data.test.items()}
-        save_report(folder, log, "test", lambda: retrieval_content(
-            data, banks, [rank_trial(data, *tested) for tested in zip(retrievals, evaluations)]))
-        log.info(f"written to {folder}")
+def save_results(file, name, data, retrievals, evaluations, folder):
+    """Print the table of a file and write its results. Args: name: in the table."""
+    for retrieval, evaluation in zip(retrievals, evaluations):
+        print(shown(f"{file.path}: {evaluation.protocol}, {len(retrieval.galleries[0]):,} gallery images, mean of "
+                    f"{len(retrieval.trials)} trials\n" + format_table([{"what": name, **evaluation.mean()}])))
+    results = [metrics_record(evaluation, data, checkpoint=str(file.path), features=file.digest, selection="as given",
+                              reranked=evaluation.measure is not None) for evaluation in evaluations]
+    save_json(folder / "metrics.json", {**results[0], "results": results} if len(results) > 1 else results[0])
+    save_ranked_lists(folder, data, retrievals, evaluations)
+    save_per_query(folder, evaluations)
+    print(shown(f"written to {folder}"))
 
 
 def compare(first, second):
@@ -157,7 +128,7 @@ def main(arguments=None):
     for file, name, folder in zip(files, names, folders):
         features = {m: (np.arange(len(values)), values) for m, values in file.features.items()}
         tested.append([rank_features(data, retrieval, features, measure) for retrieval in retrievals])
-        save_results(file, name, data, retrievals, tested[-1], folder, options.root)
+        save_results(file, name, data, retrievals, tested[-1], folder)
     if len(files) > 1:
         rows = compare(*tested)
         save_json(folders[0] / f"comparison-{names[1]}-{files[1].digest[:8]}.json", {

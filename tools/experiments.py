@@ -29,7 +29,7 @@ MAX_RUNS = 1000     # more are a slip
 RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
 PUBLISHED = ("cclnet", "pgm", "rpnr", "sdcl")       # methods with figures in docs/reference/published
 RUNS = existing("folder", "that of a run or of a grid of runs")
-KEY = re.compile(r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)")     # how a key looks, known or not
+KEY = re.compile("|".join([r"[A-Z]+(\.[A-Z_0-9]+)+(=|$)", *(f"{setting.name}$" for setting in SETTINGS)]))
 
 
 def parse_arguments(arguments=None):
@@ -50,7 +50,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--partition", help="of the cluster; default: the cluster's own")
     parser.add_argument("--gpus", type=whole_number(0, 1000), default=1, help="of each job; default: 1")
     parser.add_argument("--cpus", type=whole_number(1, 10_000), default=8, help="of each job; default: 8")
-    parser.add_argument("--hours", type=real_number(0, 10_000), default=12,
+    parser.add_argument("--hours", type=real_number(0.1, 10_000), default=12,
                         help="after which a job is queued again; default: 12")
     parser.add_argument("--protocol", default="python", help="table: whose galleries; default: python")
     parser.add_argument("--names", nargs="+", default=[], metavar="NAME",
@@ -66,83 +66,68 @@ def parse_arguments(arguments=None):
     options = parser.parse_intermixed_args(arguments)
     if options.csv and options.latex:
         parser.error("--csv and --latex are two forms of the table; choose one")
-    if not options.hours:
-        raise UserError("--hours is 0; expected a number above 0")
-    keys = {setting.name for setting in SETTINGS}
     for name in ("seeds", "trials"):
-        numbers, behind = split(f"--{name}", getattr(options, name), RANGE.match)
-        setattr(options, name, expand(f"--{name}", numbers))
-        options.overrides += behind
-    for i, (key, *words) in enumerate(options.vary):
-        values, behind = split(f"--vary {key}", words, lambda word: not (word in keys or KEY.match(word)), True)
-        options.vary[i] = key, values
-        options.overrides += behind
+        values = take_values(f"--{name}", getattr(options, name), RANGE.match, options.overrides)
+        setattr(options, name, sorted({number for word in values for number in numbers_of(f"--{name}", word)}))
+    options.vary = [(key, take_values(f"--vary {key}", words, lambda word: not KEY.match(word), options.overrides))
+                    for key, *words in options.vary]
     return options
 
 
-def split(name, words, belongs, required=False):
-    """Split the words of an option: its values, and the KEY VALUE words behind them.
+def take_values(name, words, belongs, others):
+    """Take the values among the words of an option; the KEY VALUE words behind them go to others, a list.
 
-    Args: belongs: word -> whether it is a value. Raises UserError: there is none.
+    Args: belongs: word -> whether it is a value. Raises UserError: an option that was given has none.
     """
     count = next((i for i, word in enumerate(words) if not belongs(word)), len(words))
-    if not count and (words or required):
+    if not count and (words or name.startswith("--vary")):
         raise UserError(f"{' '.join([name, *words[:1]])} names no value; expected some, as in --seeds 1 2 3, "
                         "--trials 1-10 or --vary CLUSTER.EPS 0.5 0.6")
-    return words[:count], words[count:]
+    others += words[count:]
+    return words[:count]
 
 
-def expand(name, ranges):
-    """List the numbers of words such as 4 or 1-3, each once, ascending. Raises UserError: a range is empty or vast."""
-    numbers = set()
-    for word in ranges:
-        first, last = RANGE.match(word).groups()
-        found = range(int(first), int(last or first) + 1)
-        numbers |= set(found[:MAX_RUNS + 1])
-        if not found or len(numbers) > MAX_RUNS:
-            raise UserError(f"{name} {word} names {f'more than {MAX_RUNS:,} runs' if found else 'none'}; expected a "
-                            "range such as 1-3")
-    return sorted(numbers)
-
-
-def grid_of(options):
-    """Make the grid that the command line describes, its data sets opened once: [`Experiment`]. Raises UserError."""
-    from data.registry import open_dataset
-    from tools.lib.grid import ALL_TESTED, TESTED, make_grid
-
-    count = math.prod(len(values) or 1 for values in (options.seeds, options.trials, *dict(options.vary).values()))
-    if count > MAX_RUNS:
-        raise UserError(f"the grid has {count:,} runs; expected {MAX_RUNS:,} at most. Give fewer seeds or values")
-    tested = TESTED[options.only] if options.only else ALL_TESTED
-    experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary, tested)
-    data_sets = {tuple(c.DATASET[key] for key in ("NAME", "ROOT", "TRIAL", "CHECK_COUNTS"))
-                 for c in (experiment.config for experiment in experiments)}
-    for arguments in sorted(data_sets):
-        open_dataset(*arguments)
-    return experiments
+def numbers_of(name, word):
+    """List the numbers of a word such as 4 or 1-3. Raises UserError: a range is empty or vast."""
+    first, last = RANGE.match(word).groups()
+    found = range(int(first), int(last or first) + 1)
+    if not 0 < len(found) <= MAX_RUNS:
+        raise UserError(f"{name} {word} names {f'more than {MAX_RUNS:,} runs' if found else 'none'}; expected a range "
+                        "such as 1-3")
+    return found
 
 
 def run(options):
     """Run the grid, here or on a cluster, and print its table. Raises UserError: runs failed."""
-    from tools.lib.grid import grid_folder
-    from tools.lib.schedule import run_here, slurm_executor, submit
+    from data.registry import open_dataset
+    from tools.lib.grid import ALL_TESTED, TESTED, grid_folder, make_grid
+    from tools.lib.schedule import Job, run_here, slurm_executor
 
-    folder, started = grid_folder(options.config_file, options.overrides), time.time()
+    started = time.time()
+    count = math.prod(len(values) or 1 for values in (options.seeds, options.trials, *dict(options.vary).values()))
+    if count > MAX_RUNS:
+        raise UserError(f"the grid has {count:,} runs; expected {MAX_RUNS:,} at most. Give fewer seeds or values")
+    folder = grid_folder(options.config_file, options.overrides)
     if options.cluster:
         executor = slurm_executor(folder / "jobs", folder.name, options.partition, options.gpus, options.cpus,
                                   options.hours)
-    experiments = grid_of(options)
+    experiments = make_grid(options.config_file, options.overrides, options.seeds, options.trials, options.vary,
+                            TESTED.get(options.only, ALL_TESTED))
+    for arguments in sorted({tuple(experiment.config.DATASET[key] for key in ("NAME", "ROOT", "TRIAL", "CHECK_COUNTS"))
+                             for experiment in experiments}):
+        open_dataset(*arguments)        # what is wrong with it is told before anything is written
+    for experiment in experiments:
+        experiment.note()
     if options.cluster:
-        for experiment, job in zip(experiments, submit(experiments, executor)):
-            print(f"{experiment.name}: job {job.job_id}")
+        for experiment in experiments:
+            print(f"{experiment.name}: job {executor.submit(Job(experiment)).job_id}")
         print(shown(f"when they are finished: python tools/experiments.py table {folder}"))
         return
-    count, names = len(experiments), ", ".join(experiment.name for experiment in experiments)
+    names = ", ".join(experiment.name for experiment in experiments)
     print(shown(f"{count} run{'s' * (count > 1)} in {folder}: {names}"))
     failed = run_here(experiments, options.at_once)
-    finished = count - len(failed)
-    print(f"\n{finished} of {count} runs are finished, {time.time() - started:.0f} s\n")
-    if finished:
+    print(f"\n{count - len(failed)} of {count} runs are finished, {time.time() - started:.0f} s\n")
+    if len(failed) < count:
         print_table([experiment.folder for experiment in experiments], experiments[0].config.TEST.PROTOCOL)
     if failed:
         sentences = "; ".join(f"{name}: {error}" for name, error in failed)
@@ -175,14 +160,12 @@ def print_comparison(folders):
 def main(arguments=None):
     """Do what the command line asks for."""
     options = parse_arguments(arguments)
-    folders = options.overrides
     if options.action == "run":
         return run(options)
+    folders = [RUNS(folder) for folder in options.overrides]
     if not folders:
         raise UserError(f"{options.action} names no folder; expected those of runs or of grids, as in "
                         f"{options.action} runs/sysu")
-    for folder in folders:
-        RUNS(folder)
     if options.action == "compare":
         return print_comparison(folders)
     form = "csv" if options.csv else "latex" if options.latex else "text"

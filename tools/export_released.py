@@ -71,14 +71,14 @@ def publish(content, model, options):
     """
     from model.published import FILE_NAME, as_safetensors
     from model.released import released_state
+    from report.lists import pictures_of
     from tools.lib.model_card import model_card
     from utils.checkpoint import write_atomically
     from utils.runtime import print_line
 
     folder, tests = Path(options.out), tests_of(options.checkpoint)
     lists = next((path for _, path in tests if path.is_file()), None) if options.picture else None
-    places = [folder / name for name in (FILE_NAME, PICTURE, "README.md")]
-    for path in places if folder.is_dir() else [folder]:
+    for path in [folder / name for name in (FILE_NAME, PICTURE, "README.md")] if folder.is_dir() else [folder]:
         check_nothing_there(path)
     if options.picture and lists is None:
         raise UserError(f"--picture shows ranked lists of a test, and {quoted(options.checkpoint)} has none; run "
@@ -87,8 +87,13 @@ def publish(content, model, options):
     described = {**told, "model": model.describe()}
     records = [record for record, _ in tests] or [told[key] for key in told if key == "metrics"]
     card = model_card(described, records, options.licence, options.title, options.repository, PICTURE if lists else "")
-    whole = as_safetensors({**without_own_paths(described), "state_dict": model.state_dict()})
-    for name, data in ((FILE_NAME, whole), *([(PICTURE, drawn(lists))] if lists else []), ("README.md", card.encode())):
+    files = {FILE_NAME: as_safetensors({**without_own_paths(described), "state_dict": model.state_dict()}),
+             "README.md": card.encode()}
+    if lists:
+        buffer = io.BytesIO()
+        pictures_of(json.loads(lists.read_text()))["test_ranked_lists"].save(buffer, "PNG")
+        files[PICTURE] = buffer.getvalue()
+    for name, data in files.items():
         write_atomically(folder / name, lambda file, data=data: file.write(data))
     print_line(f"{folder / FILE_NAME}: {len(model.state_dict())} weights; {folder / 'README.md'}: the model card")
 
@@ -101,15 +106,6 @@ def tests_of(path):
     return [(test.record, folder / "tests" / test.folder / CONTENT_FOLDER / "test.json")
             for test in (read_run(folder).tests if folder.is_dir() else ())
             if test.of == Path(path).stem and not test.differs]
-
-
-def drawn(path):
-    """Draw the ranked lists of a test as PNG. Args: path: as `tests_of`."""
-    from report.lists import pictures_of
-
-    buffer = io.BytesIO()
-    pictures_of(json.loads(path.read_text()))["test_ranked_lists"].save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def without_own_paths(tree):

@@ -7,7 +7,6 @@ Prints the nearest images of the folder and its folders, and writes them with th
 The folder's features are kept in OUTPUT, so only the first search takes long. Files and folders whose names begin with
 a dot are skipped.
 """
-import contextlib
 import hashlib
 import sys
 from pathlib import Path
@@ -71,9 +70,13 @@ def main():
     for path in arguments.query:
         decode_image(path, OTHER_QUERY, searcher.ranges[modality])      # before the gallery, which takes long
     paths = image_files(arguments.gallery)
-    features, cached = searcher.gallery(paths, modality.other, arguments.output)
+    kept = Path(arguments.output) / features_name(searcher, paths, modality.other)
+    known = kept.is_file()
+    features = load_array(kept) if known else searcher.embed_files(paths, modality.other)
+    if not known:
+        save_array(kept, features)
     print_line(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
-               + (", features from the last search" if cached else ""))
+               + ", features from the last search" * known)
     rows = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
     found = {query: [(paths[i], float(d)) for i, d in zip(*row)] for query, row in zip(arguments.query, zip(*rows))}
     for query, images in found.items():
@@ -136,25 +139,13 @@ class Searcher:
             parts.append(F.normalize(rows["feature"], dim=1).cpu())
         return torch.cat(parts).numpy()
 
-    def gallery(self, paths, modality, cache_dir):
-        """Embed image files, or read their features if cache_dir has them: features (N, D), whether it had them."""
-        stats = [(path.resolve(), file_stat(path)) for path in paths]
-        modality = Modality(modality)
-        made_from = [self.digest, modality.value, self.size, self.normalisation, self.mirrored, self.ranges[modality],
-                     *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
-        name = f"features-{_digest(repr(made_from).encode())}"
-        for file in Path(cache_dir).glob(f"{name}-*.npy"):
-            with contextlib.suppress(ValueError):       # broken
-                features = load_array(file)
-                if file.stem == f"{name}-{_digest(features)}":      # else altered since
-                    return features, True
-        features = self.embed_files(paths, modality)
-        save_array(Path(cache_dir) / f"{name}-{_digest(features)}.npy", features)
-        return features, False
 
-
-def _digest(content):
-    return hashlib.sha256(content).hexdigest()[:16]
+def features_name(searcher, paths, modality):
+    """Name the file of a folder's features by all that decides them: the model, the files, how they are read."""
+    stats = [(str(path.resolve()), file_stat(path)) for path in paths]
+    made_from = [searcher.digest, modality.value, searcher.size, searcher.normalisation, searcher.mirrored,
+                 searcher.ranges[modality], *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
+    return f"features-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}.npy"
 
 
 def image_files(folder):

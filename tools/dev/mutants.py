@@ -1,6 +1,6 @@
 """Break the method's core line by line with cosmic-ray, and count which breaks the tests notice.
 
-    python tools/dev/mutants.py [--only loss/cclnet.py ...] [--sample 0.3] [--jobs 2] [--output FILE.md]
+    python tools/dev/mutants.py [--only loss/cclnet.py ...] [--sample 0.3] [--jobs 2]
 
 Every file is broken in a copy of the repository's last commit, one small change at a time (another operator, number,
 comparison or branch), and those of its tests are run that run the changed line. Prints each change as it is tried, and
@@ -47,6 +47,7 @@ TESTS = {       # files -> the tests that must notice
 # Tests run in forks of a process that has imported these: they take longer than most of the tests.
 SLOW_IMPORTS = ["pytest", "open_clip", "torch.utils.tensorboard", "sklearn.cluster", "sklearn.metrics", "scipy.stats",
                 "faiss.contrib.torch_utils", "jinja2", "timm.scheduler"]
+SECONDS = 600       # for the tests of a change, after which they have failed
 FORKS = multiprocessing.get_context("forkserver")
 # An arithmetic operator becomes its opposite, a comparison its neighbours; others only give type errors.
 OPPOSITES = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_Mul", "Pow_Mul", "BitAnd_BitOr",
@@ -65,8 +66,6 @@ def main():
     parser.add_argument("--only", nargs="+", choices=files, default=files, metavar="FILE", help="default: the core")
     parser.add_argument("--sample", type=real_number(0, 1), default=1.0, help="share of the changes that are tried")
     parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="changes at a time")
-    parser.add_argument("--timeout", type=whole_number(1, 10 ** 6), default=600, help="seconds for a change's tests")
-    parser.add_argument("--output", help="write the table there too, in Markdown")
     options = parser.parse_args()
     try:
         import coverage  # noqa: F401 the tests by line need it
@@ -89,11 +88,8 @@ def main():
                 clones.put(clone)
 
         seen = dict(zip(options.only, pool.map(lambda file: in_a_clone(tests_by_line, file), options.only)))
-        jobs = [(file, *change, seen[file], options.timeout) for file, found in changes.items() for change in found]
-        text = table(changes, list(pool.map(lambda job: in_a_clone(try_change, *job), jobs)))
-    print(text)
-    if options.output:
-        Path(options.output).write_text(text)
+        jobs = [(file, *change, seen[file]) for file, found in changes.items() for change in found]
+        print(table(changes, list(pool.map(lambda job: in_a_clone(try_change, *job), jobs))))
 
 
 def changes_of(text):
@@ -136,21 +132,18 @@ def tests_by_line(clone, file):
     found = coverage.CoverageData(str(clone / "watched"))
     found.read()
     (measured,) = found.measured_files()
-    return {line: tests_of(file) if "" in contexts else sorted(map(node_id, contexts))
-            for line, contexts in found.contexts_by_lineno(measured).items()}
+    # coverage says "tests.test_memory.test_swap" or "test_memory.test_swap", pytest "tests/test_memory.py::test_swap"
+    return {line: tests_of(file) if "" in contexts else sorted(
+        "tests/{}.py::{}".format(*context.split(".")[-2:]) for context in contexts)
+        for line, contexts in found.contexts_by_lineno(measured).items()}
 
 
-def node_id(context):
-    """Turn coverage's name of a test, "tests.test_memory.test_swap" or "test_memory.test_swap", into pytest's."""
-    return "tests/{}.py::{}".format(*context.split(".")[-2:])
-
-
-def tests_pass(clone, tests, timeout):
-    """Run tests in a clone, some seconds at most, after which they have failed. Args: tests: as pytest takes them."""
+def tests_pass(clone, tests):
+    """Run tests in a clone. Args: tests: as pytest takes them."""
     FORKS.set_forkserver_preload(SLOW_IMPORTS)
     process = FORKS.Process(target=run_tests, args=(clone, tests))
     process.start()
-    process.join(timeout)
+    process.join(SECONDS)
     process.kill()
     process.join()
     return process.exitcode == 0
@@ -171,10 +164,10 @@ def run_tests(clone, tests):
     os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
 
 
-def try_change(clone, file, operator, line, changed, lines, timeout):
+def try_change(clone, file, operator, line, changed, lines):
     """Run the tests of a changed line: (file, None), or of a survivor (file, (line, operator, new line)).
 
-    Args: operator, line, changed: of `changes_of`; lines: `tests_by_line` of the file; timeout: seconds.
+    Args: operator, line, changed: of `changes_of`; lines: `tests_by_line` of the file.
     """
     path = clone / file
     before = path.read_text()
@@ -182,7 +175,7 @@ def try_change(clone, file, operator, line, changed, lines, timeout):
     tests = lines.get(max((known for known in lines if known <= line), default=0), tests_of(file))
     path.write_text(changed)
     try:
-        survived = tests_pass(clone, tests, timeout)
+        survived = tests_pass(clone, tests)
     finally:
         path.write_text(before)
     print(f"{'survived' if survived else 'noticed'} {file}:{line} {operator}", flush=True)

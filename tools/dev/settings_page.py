@@ -1,6 +1,6 @@
 """Write docs/settings.md: every setting with its default, what it may be and what it does.
 
-    python tools/dev/settings_page.py [--output docs/settings.md]
+    python tools/dev/settings_page.py
 
 Run it after a setting changed, in configs/settings.py or beside a method in loss/; a test compares the file with a
 fresh one.
@@ -35,12 +35,9 @@ COLUMNS = ["| key | default | allowed values | meaning | overridden in |", "| --
 
 def main():
     """Write the page."""
-    parser = Parser(__doc__)
-    parser.add_argument("--output", default=ROOT / "docs" / "settings.md", type=Path)
-    output = parser.parse_args().output
-    from utils.checkpoint import write_atomically  # slow: after the words were read
-
-    write_atomically(output, lambda file: file.write(page().encode()))
+    Parser(__doc__).parse_args()
+    output = ROOT / "docs" / "settings.md"
+    output.write_text(page(), encoding="utf-8")
     print(f"written to {output}")
 
 

@@ -3,7 +3,6 @@
 `rgb_features` (N, D), `rgb_persons`, `rgb_cameras` (N,) integers and `rgb_paths` (N,) text, the same for `ir`. What
 `test.py --save_ranking` writes also holds the queries and galleries of its test (`processor.ranking.save_features`).
 """
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from data import llcm, regdb, sysu
-from data.records import ImageSet, Retrieval, require_file
+from data.records import ImageSet, Retrieval
 from utils.checkpoint import file_digest
 from utils.errors import UserError, explained
 from utils.modality import Modality
@@ -23,7 +22,6 @@ SYSU = sysu.SysuDataSet, "SYSU-MM01", sysu.CAMERAS
 PROTOCOLS = {"sysu": (*SYSU, "python"), "sysu-original-1": (*SYSU, "original-1"),
              "sysu-original-10": (*SYSU, "original-10"), "regdb": (regdb.RegDBDataSet, "RegDB", {}, "python"),
              "llcm": (llcm.LLCMDataSet, "LLCM", llcm.CAMERAS, "python")}
-GALLERY = re.compile(r"(?P<mode>\w+?)_gallery_(?P<trial>\d+)$")
 ARRAYS = {        # kinds of numpy, dimensions, in words
     "features": ("f", 2, "numbers (N, D)"), "persons": ("iu", 1, "integers (N,)"),
     "cameras": ("iu", 1, "integers (N,)"), "paths": ("U", 1, "text (N,)")}
@@ -56,7 +54,6 @@ def read_features(path):
         features are not finite or 0.
     """
     path = Path(path)
-    require_file(path, f"expected a .npz file of arrays. {ADVICE}")
     with (explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"),
           np.load(path, allow_pickle=False) as file):
         arrays = dict(file)
@@ -101,10 +98,11 @@ def _stored(arrays, path):
     retrievals = []
     for mode in (name.removesuffix("_query") for name in arrays if name.endswith("_query")):
         protocol, rule = (str(_array(arrays, f"{mode}_{what}", path)) for what in ("protocol", "rule"))
-        trials, galleries = zip(*sorted((int(match["trial"]), arrays[match[0]]) for match in map(GALLERY.match, arrays)
-                                        if match and match["mode"] == mode))
+        start = f"{mode}_gallery_"
+        trials = sorted(int(name.removeprefix(start)) for name in arrays if name.startswith(start))
         retrievals.append(Retrieval(protocol, mode, rule, Modality.RGB if mode == "v2t" else Modality.IR,
-                                    arrays[f"{mode}_query"], galleries, trials))
+                                    arrays[f"{mode}_query"], tuple(arrays[f"{start}{trial}"] for trial in trials),
+                                    tuple(trials)))
     return tuple(retrievals)
 
 
@@ -162,11 +160,9 @@ def aligned(file, like):
                             f"{min(theirs.keys() ^ set(images.paths))} is in one alone; expected features of the same "
                             "images. Embed the same test images with both methods")
         orders[m] = np.array([theirs[path] for path in images.paths])
-    found = file.reordered(orders)
-    for m, images in like.images.items():
         for what in ("persons", "cameras"):
-            differs = np.flatnonzero(getattr(images, what) != getattr(found.images[m], what))
+            differs = np.flatnonzero(getattr(images, what) != getattr(file.images[m], what)[orders[m]])
             if len(differs):
                 raise UserError(f"{file.path} and {like.path} name other {what} for {images.paths[differs[0]]} "
                                 f"({len(differs)} {m.value} images); expected the same. Take both from one data set")
-    return found
+    return file.reordered(orders)

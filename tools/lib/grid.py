@@ -50,21 +50,19 @@ class Experiment:
         return load_config(self.config_file, self.words)
 
     def steps(self):
-        """List the `Step`s of the run in their order."""
-        steps = [Step("train_prepare.py", self._command("train_prepare.py"), self._prepare_is_finished)]
+        """List the `Step`s of the run in their order; every test writes the run's page anew."""
+        steps = [self._step("train_prepare.py", self._prepare_is_finished)]
         if set(self.tested) & set(TESTED["clip"]):
-            steps.append(Step("train_clip.py", self._command("train_clip.py"), self._clip_is_finished))
+            steps.append(self._step("train_clip.py", self._clip_is_finished))
         for name in self.tested:
             path = [] if name == BASELINE else ["--resume_path", str(self._checkpoint(name))]
-            steps.append(Step(f"test of {name}", [*self._command("test.py", *path), "TEST.MODE", "both"],
-                              lambda name=name: any(self.results(name))))
-        page = self.folder / "report.html"
-        return [*steps, Step("page", ["-m", "report", str(self.folder)], lambda: not any(
-            _is_missing_or_older(page, path) for name in self.tested for path in self.results(name)))]
+            steps.append(self._step("test.py", lambda name=name: any(self.results(name)), f"test of {name}",
+                                    [*path, "TEST.MODE", "both"]))
+        return steps
 
-    def _command(self, script, *options):
+    def _step(self, script, is_finished, title="", words=()):
         file = ["--config_file", self.config_file] if self.config_file else []
-        return [str(REPOSITORY / script), *options, *file, *self.words]
+        return Step(title or script, [str(REPOSITORY / script), *file, *self.words, *words], is_finished)
 
     def _checkpoint(self, name):
         return self.folder / f"{name}.pth"
@@ -72,7 +70,7 @@ class Experiment:
     def results(self, name):
         """List the metrics.json of the tests of a checkpoint, as it is now, in every mode."""
         start = f"{name}-{self.config.TEST.PROTOCOL}-both-"
-        return sorted({self.folder / "tests" / tested.folder / "metrics.json" for tested in read_run(self.folder).tests
+        return sorted({tested.path / "metrics.json" for tested in read_run(self.folder).tests
                        if tested.of == name and not tested.differs and tested.folder.startswith(start)})
 
     def _prepare_is_finished(self):
@@ -80,8 +78,9 @@ class Experiment:
                 and all((self.folder / "pseudo_labels" / name).is_file() for name in FILE_NAMES.values()))
 
     def _clip_is_finished(self):
-        return (self._has_reached("model_last", self.config.FINETUNE.EPOCHS)
-                and not _is_missing_or_older(self._checkpoint("model_last"), self._checkpoint("prepare_last")))
+        made, began_with = self._checkpoint("model_last"), self._checkpoint("prepare_last")
+        return self._has_reached("model_last", self.config.FINETUNE.EPOCHS) and not (
+            began_with.is_file() and made.stat().st_mtime < began_with.stat().st_mtime)
 
     def _has_reached(self, name, epochs):
         """Tell whether a checkpoint is of the last epoch and of these settings; the script refuses other ones."""
@@ -96,7 +95,7 @@ class Experiment:
     def note(self, error=""):
         """Write what the run is into its folder. Args: error: the sentence of a failure."""
         save_json(self.folder / GRID_FILE, {"name": self.name, "varied": self.varied, "error": error,
-                                         "tested": self.tested, "settings": flat(as_dict(self.config))})
+                                            "tested": self.tested, "settings": flat(as_dict(self.config))})
 
 
 def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TESTED):
@@ -108,33 +107,26 @@ def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TES
         pairs; tested: of `Experiment`.
     Raises: UserError: a key is unknown, a value is none that a run could have, or two runs would be the same.
     """
-    keys = [key for key, _ in varied]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise UserError(f"--vary {twice[0]} stands twice; give all its values at once, as in --vary {twice[0]} A B")
-    for key in keys:
-        if key in OWN_OPTION or key == "OUTPUT_DIR":
-            raise UserError(f"--vary {key} is not possible: " + (
-                f"give its values to --{OWN_OPTION[key]}s" if key in OWN_OPTION else
-                "every run has a folder of its own in OUTPUT_DIR; set that once, without --vary"))
     config = load_config(config_file, words)
-    if trials and config.DATASET.NAME != "regdb":
-        raise UserError(f"--trials are the splits of RegDB; {config.DATASET.NAME} has one. Leave --trials out, or use "
-                        "--seeds")
     axes = [*varied, *([("DATASET.TRIAL", trials)] if trials else [])]
     if seeds or not trials:
         axes.append(("SEED", seeds or [config.SEED]))
-    parent, experiments = grid_folder(config_file, words), []
+    keys = [key for key, _ in axes]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UserError(f"the values of {twice[0]} are given twice; give them at once, those of SEED to --seeds and "
+                        "those of DATASET.TRIAL to --trials")
+    if "DATASET.TRIAL" in keys and config.DATASET.NAME != "regdb":
+        raise UserError(f"--trials are the splits of RegDB; {config.DATASET.NAME} has one. Leave --trials out, or use "
+                        "--seeds")
+    parent, experiments, seen = grid_folder(config_file, words), [], {}
     for values in itertools.product(*(values for _, values in axes)):
-        chosen = {key: str(value) for (key, _), value in zip(axes, values)}
-        name = "-".join(_label(key, value) for key, value in chosen.items())
-        pairs = [word for pair in chosen.items() for word in pair]
-        experiments.append(Experiment(name, parent / name, chosen, config_file,
-                                      (*words, *pairs, "OUTPUT_DIR", str(parent / name)), tested))
-    kinds = [{**flat(as_dict(experiment.config)), "OUTPUT_DIR": ""} for experiment in experiments]
-    for number, experiment in enumerate(experiments):
-        if kinds[number] in kinds[:number]:
-            raise UserError(f"the runs {experiments[kinds.index(kinds[number])].name} and {experiment.name} would have "
-                            "the same settings; give every value once")
+        chosen = {key: str(value) for key, value in zip(keys, values)}
+        name = NOT_IN_NAMES.sub("_", "-".join(OWN_OPTION.get(key, f"{key}=") + value for key, value in chosen.items()))
+        experiments.append(Experiment(name, parent / name, chosen, config_file, (
+            *words, *itertools.chain(*chosen.items()), "OUTPUT_DIR", str(parent / name)), tested))
+        settings = {**flat(as_dict(experiments[-1].config)), "OUTPUT_DIR": ""}
+        if (other := seen.setdefault(repr(settings), name)) != name:
+            raise UserError(f"the runs {other} and {name} would have the same settings; give every value once")
     return experiments
 
 
@@ -142,13 +134,3 @@ def grid_folder(config_file, words):
     """Return the folder of all runs: OUTPUT_DIR, up to the part that {trial} stands in."""
     return Path(os.path.commonpath([load_config(config_file, [*words, "DATASET.TRIAL", trial]).OUTPUT_DIR
                                     for trial in ("1", "2")]) or ".")
-
-
-def _label(key, value):
-    """Name a value in a folder's name: "seed1", "trial3", "CLUSTER.EPS=0.5"."""
-    return NOT_IN_NAMES.sub("_", f"{OWN_OPTION[key]}{value}" if key in OWN_OPTION else f"{key}={value}")
-
-
-def _is_missing_or_older(path, than):
-    """Tell whether a file is not there, or older than another one that may be missing."""
-    return not path.is_file() or (than.is_file() and path.stat().st_mtime < than.stat().st_mtime)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+import torch
 
 from tools.lib.grid import REPOSITORY
 from utils.errors import UserError, shown, stops_on_signals
@@ -16,7 +17,7 @@ SECONDS = 0.2               # between looks at the scripts that run
 MAX_REQUEUES = 100          # of a job whose time was over
 
 
-def work(experiment, environment=None, quiet=False):
+def work(experiment, environment=(), quiet=False):
     """Run the scripts of an `Experiment` in turn, each in a process of its own; finished ones are skipped.
 
     A generator: while a script runs, each step yields its process. Closing the generator ends the process.
@@ -25,16 +26,15 @@ def work(experiment, environment=None, quiet=False):
     Returns: the sentence of a failure, kept in the run's folder too; "" if all is finished.
     """
     experiment.note()
-    environment, title = {**os.environ, "PYTHONPATH": _import_path(), **(environment or {})}, None
+    error = ""
     try:
-        while step := next((step for step in experiment.steps() if not step.is_finished()), None):
-            if step.title == title:
-                raise UserError(f"{title} ended without an error and left its work undone; look at "
-                                f"{experiment.folder / 'log.txt'}")
-            title = step.title
-            print(f"{experiment.name}: {title} starts", flush=True)
-            yield from _script(step, experiment.folder / ERRORS, environment, quiet)
-        error = ""
+        for step in experiment.steps():
+            if not step.is_finished():
+                print(f"{experiment.name}: {step.title} starts", flush=True)
+                yield from _script(step, experiment.folder / ERRORS, {**os.environ, **dict(environment)}, quiet)
+                if not step.is_finished():
+                    raise UserError(f"{step.title} ended without an error and left its work undone; look at "
+                                    f"{experiment.folder / 'log.txt'}")
     except UserError as found:
         error = str(found)
     experiment.note(error)
@@ -71,8 +71,6 @@ def run_here(experiments, at_once=1):
     Raises: Stopped: a signal came; the scripts have ended.
     """
     waiting, working, failed = list(experiments), {}, []
-    for experiment in waiting:
-        experiment.note()
     with stops_on_signals(lambda: "the same command resumes the grid"):
         try:
             while waiting or working:
@@ -93,20 +91,13 @@ def run_here(experiments, at_once=1):
     return failed
 
 
-def _import_path():
-    """Put the repository before what PYTHONPATH names."""
-    return os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def _share(place, at_once):
     """Choose the environment variables by which runs share processors and GPUs. Args: place: 0 to at_once - 1."""
     if at_once == 1:
         return {}
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = int(os.environ.get("OMP_NUM_THREADS") or here)
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = shown.split(",") if shown else [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    return {"OMP_NUM_THREADS": str(max(1, cores // at_once)),
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // at_once)),
             **({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if len(gpus) > 1 else {})}
 
 
@@ -137,29 +128,21 @@ class Job:
         return DelayedSubmission(Job(self.experiment))
 
 
-def submit(experiments, executor):
-    """Queue a job for each experiment: the jobs. Args: executor: of submitit, with its parameters set."""
-    for experiment in experiments:
-        experiment.note()
-    return [executor.submit(Job(experiment)) for experiment in experiments]
-
-
 def slurm_executor(folder, name, partition, gpus, cpus, hours):
     """Make submitit's executor for Slurm.
 
     Args: folder: of its files; name: of the jobs; partition: None for the default one; gpus, cpus: of each job;
         hours: of each job until it is queued again.
-    Raises: UserError: submitit or Slurm is missing.
+    Raises: UserError: Slurm is missing.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("--cluster slurm needs the package submitit, which is missing; install requirements.txt")
+    import submitit
+
     if shutil.which("sbatch") is None:
         raise UserError("--cluster slurm needs the command sbatch, and this machine has none; run it where Slurm is "
                         "installed, or leave --cluster out to run here")
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(name=name, timeout_min=int(60 * hours), gpus_per_node=gpus, nodes=1, tasks_per_node=1,
-                               cpus_per_task=cpus, slurm_setup=[f"export PYTHONPATH={shlex.quote(_import_path())}"],
+                               cpus_per_task=cpus,
+                               slurm_setup=[f"export PYTHONPATH={shlex.quote(str(REPOSITORY))}:$PYTHONPATH"],
                                **({"slurm_partition": partition} if partition else {}))
     return executor

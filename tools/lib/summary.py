@@ -45,17 +45,21 @@ def find_runs(folders):
     """
     found = {}
     for folder in map(Path, folders):
-        below = [path for path in sorted(folder.iterdir()) if _is_run(path) and not path.name.startswith("old-")]
-        if below and _is_run(folder):       # "old-" is what --fresh kept
+        below = [path for path in sorted(folder.iterdir()) if is_run(path) and not path.name.startswith("old-")]
+        if below and is_run(folder):        # "old-" is what --fresh kept
             raise UserError(f"{folder} is the folder of a run and holds others ({below[0].name}"
                             f"{', ...' if below[1:] else ''}); expected one or the other. Name those that you mean, as "
                             f"in {below[0]}")
-        inside = below or ([folder] if _is_run(folder) else [])
-        if not inside:
+        if not below and not is_run(folder):
             raise UserError(f"{folder} holds no run (no {GRID_FILE} or config.yml, nor its folders); expected the "
                             "folder of a run or of a grid of runs")
-        found |= {path.resolve(): path for path in inside}
+        found |= {path.resolve(): path for path in below or [folder]}
     return [read_run(folder) for folder in found.values()]
+
+
+def is_run(folder):
+    """Tell whether a folder is that of a run, finished or not."""
+    return (folder / GRID_FILE).is_file() or (folder / "config.yml").is_file()
 
 
 def read_runs(folders, protocol):
@@ -76,10 +80,6 @@ def read_runs(folders, protocol):
         raise UserError(f"{', '.join(map(str, folders))}: no test with protocol {protocol} was found in any run; "
                         + "; ".join(missing(runs)))
     return runs
-
-
-def _is_run(folder):
-    return (folder / GRID_FILE).is_file() or (folder / "config.yml").is_file()
 
 
 def _refuse_mixtures(runs):
@@ -109,7 +109,8 @@ def summarise(runs, logged=(), others=(), names=()):
     Raises: UserError: no row has such a number, runs are the same, nothing was published, or names do not fit.
     """
     groups, stages = {}, list(STAGES)
-    named = {stage: _names(runs, stage) for stage in stages}
+    varied = {key for run, _ in runs for key in run.varied} - set(REPEATS)
+    named = {stage: groups_of({run.folder: run.settings_of(stage) for run, _ in runs}, varied) for stage in stages}
     for run, tests in runs:
         last = {row["stage"]: row for row in run.epochs}
         for (checkpoint, mode), record in tests.items():
@@ -146,12 +147,6 @@ def _row(method, stage, mode, found, logged):
     numbers = {key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None) for key, v in values.items()}
     protocol = records[0]["protocol"].replace(f" trial {records[0]['identity']['DATASET.TRIAL']}", "")
     return Row(method, stage, mode, numbers, "; ".join(filter(None, (protocol, scored_of(records[0])))), len(records))
-
-
-def _names(runs, stage):
-    """Name the method of a stage of every run by the settings that it was trained with: {folder: text}."""
-    varied = {key for run, _ in runs for key in run.varied} - set(REPEATS)
-    return groups_of({run.folder: run.settings_of(stage) for run, _ in runs}, varied)
 
 
 def missing(runs):

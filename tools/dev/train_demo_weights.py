@@ -1,11 +1,15 @@
-"""Train the demo's small CLIP on synthetic, captioned people and write it in OpenAI's format.
+"""Train the demo's small networks on synthetic people: its two CLIPs with captions, its narrow AGW with identities.
 
-The people, the cameras and their random streams are others than those of the demo's data sets. The shipped ones were
-trained with two threads (resnet) and one (vit, 800 steps).
+    OMP_NUM_THREADS=2 python tools/dev/train_demo_weights.py resnet                 # assets/demo_clip.pt
+    OMP_NUM_THREADS=1 python tools/dev/train_demo_weights.py vit --steps 800        # assets/demo_vit_clip.pt
+    OMP_NUM_THREADS=1 python tools/dev/train_demo_weights.py agw                    # assets/demo_agw.pth
 
-    OMP_NUM_THREADS=2 python tools/dev/train_demo_clip.py [--kind resnet|vit] [--steps 1200] [--output FILE]
+So the shipped ones were made. The people, the cameras and their random streams are others than those of the demo's data
+sets. CLIPs have OpenAI's format. The AGW has the names of ImageNet's ResNet-50; it learns to tell the people of each
+modality apart by themselves, and nothing tells it that a visible and an infrared image show the same person.
 """
 import math
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,13 +19,13 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
 from utils.errors import Parser, exit_on_user_error, whole_number  # noqa: E402
 
-FILES = {"resnet": "demo_clip.pt", "vit": "demo_vit_clip.pt"}
+FILES = {"resnet": "demo_clip.pt", "vit": "demo_vit_clip.pt", "agw": "demo_agw.pth"}
 
 
 def parse_arguments():
     """Read the command line. Raises UserError: it is not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("--kind", choices=FILES, default="resnet", help="of the image tower; default: resnet")
+    parser.add_argument("kind", choices=FILES)
     parser.add_argument("--output", type=Path, help="the file to write; default: that of the kind in assets/")
     parser.add_argument("--steps", type=whole_number(1, 1_000_000), default=1200, help="default: 1200")
     return parser.parse_args()
@@ -42,6 +46,7 @@ from tqdm import tqdm  # noqa: E402
 
 from data.augment import LUMA, normalise  # noqa: E402
 from data.demo import HEIGHT, WIDTH, caption, draw_camera, draw_people, render  # noqa: E402
+from model.towers.agw import AGWPlain  # noqa: E402
 
 STREAM = 7_000_000  # first word of every seed here; the demo's data sets have a small number there
 PEOPLE, IMAGES, CAMERAS = 600, 8, 12        # images of each person, cameras of each modality
@@ -50,6 +55,8 @@ IMAGE_SIZE = (96, 48)  # pixels, height and width
 EMBED_DIM, IMAGE_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 128, 16, 64, 2
 VIT_WIDTH, VIT_LAYERS, PATCH = 128, 3, 16
 VOCABULARY, CONTEXT = 49408, 77
+CHANNELS, BLOCKS = 8, (1, 1, 1, 1)      # of the AGW; ResNet-50: 64, (3, 4, 6, 3)
+TEMPERATURE = 0.05                      # of its loss
 # Mean norms at the end: CCLNet's losses do not normalise. Texts longer than this satisfy the prompt loss without
 # pointing where their images lie, and then say little across modalities.
 IMAGE_NORM, TEXT_NORM = 3.0, 3.0
@@ -74,7 +81,7 @@ class ResizedAttentionPool(AttentionPool2d):
             v_proj_weight=self.v_proj.weight)[0][0]
 
 
-def build_model(words, seed, kind, longest=CONTEXT):
+def build_clip(words, kind, longest):
     """Build a small CLIP.
 
     Args: words: tokens that the captions use, all that its table holds; kind: of FILES; longest: tokens of a text.
@@ -82,7 +89,7 @@ def build_model(words, seed, kind, longest=CONTEXT):
     vision = (CLIPVisionCfg(layers=VIT_LAYERS, width=VIT_WIDTH, patch_size=PATCH, image_size=IMAGE_SIZE)
               if kind == "vit" else CLIPVisionCfg(layers=(1, 1, 1, 1), width=IMAGE_WIDTH, image_size=224))
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(SEED)
         text = CLIPTextCfg(longest, words, width=TEXT_WIDTH, heads=1, layers=TEXT_LAYERS)
         model = CLIP(EMBED_DIM, vision, text, quick_gelu=True)
     if kind == "resnet":        # its layer4 at stride 1, as CCLNet runs it
@@ -158,16 +165,6 @@ def draw_images(photos, rng):
     return person, infrared, images, grey
 
 
-def draw_batch(photos, texts, rng):
-    """Draw photos and captions of them: images (B, 3, H, W), captions (B, T), their names (B,)."""
-    person, infrared, images, grey = draw_images(photos, rng)
-    uncoloured = grey | ((torch.rand(BATCH, generator=rng) < 0.4) & (infrared == 0))
-    kind = infrared * 2 + uncoloured.long()
-    brief = torch.randint(2, (BATCH,), generator=rng)
-    name = texts[person, kind, 0].unique(dim=0, return_inverse=True)[1]
-    return augment(images, rng), texts[person, kind, brief], name
-
-
 def contrastive_loss(images, texts, names, scale):
     """Compute CLIP's symmetric loss of (B, E) features; pairs with the same caption name (B,) are all positives."""
     logits = scale * F.normalize(images) @ F.normalize(texts).T
@@ -176,31 +173,64 @@ def contrastive_loss(images, texts, names, scale):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def cosine(optimiser, steps):
-    """Make the schedule of the learning rate: a warm-up, then half a cosine."""
-    return torch.optim.lr_scheduler.LambdaLR(
+def fit(network, rows, compute_loss, steps, betas):
+    """Fit a network in place: a warm-up, then half a cosine. Args: rows: parameters that learn with it."""
+    optimiser = torch.optim.AdamW([*network.parameters(), *rows], LR, betas=betas, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda i: min((i + 1) / WARM_UP, (1 + math.cos(math.pi * i / steps)) / 2))
-
-
-def train(model, photos, texts, steps):
-    """Fit the model in place."""
-    rng = torch.Generator().manual_seed(SEED)
-    optimiser = torch.optim.AdamW(model.parameters(), LR, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = cosine(optimiser, steps)
-    model.train().to(memory_format=torch.channels_last)
-    progress = tqdm(range(steps), "training")
-    for step in progress:
-        images, captions, names = draw_batch(photos, texts, rng)
-        scale = model.logit_scale.exp().clamp(max=100)
-        image, text = model.visual(images), model.encode_text(captions)
-        # each modality by itself: "visible" and "infrared" must not be what tells captions apart
-        loss = sum(contrastive_loss(image[i::2], text[i::2], names[i::2], scale) for i in (0, 1)) / 2
+    network.train().to(memory_format=torch.channels_last)
+    for step in (progress := tqdm(range(steps), "training")):
+        loss = compute_loss()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}", scale=f"{scale.item():.1f}")
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def trained_clip(kind, people, photos, steps):
+    """Train a CLIP on photos and captions of them: the state dict of its file."""
+    texts, used = tokenise(people)
+    model, rng = build_clip(len(used), kind, texts.shape[-1]), torch.Generator().manual_seed(SEED)
+
+    def compute_loss():
+        person, infrared, images, grey = draw_images(photos, rng)
+        uncoloured = grey | ((torch.rand(BATCH, generator=rng) < 0.4) & (infrared == 0))
+        caption_kind = infrared * 2 + uncoloured.long()
+        brief = torch.randint(2, (BATCH,), generator=rng)
+        names = texts[person, caption_kind, 0].unique(dim=0, return_inverse=True)[1]
+        image, scale = model.visual(augment(images, rng)), model.logit_scale.exp().clamp(max=100)
+        text = model.encode_text(texts[person, caption_kind, brief])
+        # each modality by itself: "visible" and "infrared" must not be what tells captions apart
+        return sum(contrastive_loss(image[i::2], text[i::2], names[i::2], scale) for i in (0, 1)) / 2
+
+    fit(model, [], compute_loss, steps, betas=(0.9, 0.98))
+    scale_outputs(model, photos, texts)
+    return openai_state(model, used)
+
+
+def trained_agw(people, photos, steps):
+    """Train an AGW by cross entropy among the people of each modality, by cosines with a row for each.
+
+    One stem sees both modalities. Returns: the state dict of its file, in fp16.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        tower = AGWPlain(CHANNELS, BLOCKS, *IMAGE_SIZE)
+    rng = torch.Generator().manual_seed(SEED)
+    rows = nn.Parameter(0.02 * torch.randn(2, len(people), tower.feature_dim, generator=rng))
+
+    def compute_loss():
+        person, _, images, _ = draw_images(photos, rng)
+        x = F.normalize(tower.trunk(tower.stem(augment(images, rng), "rgb"))[0], dim=1)
+        return sum(F.cross_entropy(x[m::2] @ F.normalize(rows[m], dim=1).T / TEMPERATURE, person[m::2])
+                   for m in (0, 1)) / 2
+
+    fit(tower, [rows], compute_loss, steps, betas=(0.9, 0.999))
+    return {re.sub(r"^(stems\.rgb|layers)\.", "", name): value.half().contiguous()
+            for name, value in tower.state_dict().items()
+            if not name.startswith("stems.ir.") and value.is_floating_point()}
 
 
 @torch.no_grad()
@@ -215,13 +245,13 @@ def scale_outputs(model, photos, texts):
     model.text_projection *= TEXT_NORM / model.encode_text(texts.flatten(0, 2)[:512]).norm(dim=1).mean()
 
 
-def openai_state(model, used, seed):
+def openai_state(model, used):
     """Return the state dict with OpenAI's keys in fp16 and its whole token table; unseen tokens get random rows.
 
     Args: used: sorted token ids of the captions.
     """
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    table = torch.randn(VOCABULARY, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.02
+    table = torch.randn(VOCABULARY, TEXT_WIDTH, generator=torch.Generator().manual_seed(SEED)) * 0.02
     if hasattr(model.visual, "grid_size"):      # the format's grid is square; resized to these columns it is this one
         name, (rows, columns) = "visual.positional_embedding", model.visual.grid_size
         grid = state[name][1:].view(rows, columns, -1).repeat_interleave(rows // columns, dim=1)
@@ -235,13 +265,11 @@ def main():
     """Train and save as the command line says."""
     options = parse_arguments()
     people = draw_people(np.random.default_rng([STREAM, SEED, 0]), PEOPLE)
-    texts, used = tokenise(people)
     photos = draw_photos(people)
-    model = build_model(len(used), SEED, options.kind, texts.shape[-1])
-    train(model, photos, texts, options.steps)
-    scale_outputs(model, photos, texts)
+    state = (trained_agw(people, photos, options.steps) if options.kind == "agw" else
+             trained_clip(options.kind, people, photos, options.steps))
     output = options.output or ROOT / "assets" / FILES[options.kind]
-    torch.save(openai_state(model, used, SEED), output)
+    torch.save(state, output)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
 
 
