@@ -191,26 +191,17 @@ def jitter(images, drawn):
 
     Returns: images, changed in place. torchvision rounds to whole numbers after each of the four; this does not.
     """
+    changes = (lambda x, factor: factor * x,
+               lambda x, factor: factor * x + (1 - factor) * grey(x).mean(dim=(1, 2, 3), keepdim=True),
+               lambda x, factor: factor * x + (1 - factor) * grey(x), _hue)
     for place in range(4, 8):
-        for number, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+        for number, change in enumerate(changes):
             chosen = np.flatnonzero(drawn[:, place] == number)
             if len(chosen):
                 rows = to_device(chosen, images.device)
                 factor = to_device(drawn[chosen, number].astype(np.float32), images.device)[:, None, None, None]
                 images[rows] = change(images[rows], factor).clamp_(0, 255)
     return images
-
-
-def _brightness(x, factor):
-    return factor * x
-
-
-def _contrast(x, factor):
-    return factor * x + (1 - factor) * grey(x).mean(dim=(1, 2, 3), keepdim=True)
-
-
-def _saturation(x, factor):
-    return factor * x + (1 - factor) * grey(x)
 
 
 def _hue(x, turn):

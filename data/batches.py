@@ -36,8 +36,8 @@ class Batches:
         s = self.settings = settings
         self.images, self.labels, self.epoch, self.processes = images, labels, epoch, processes
         self.views = {Modality.RGB: views, Modality.IR: 1}
-        count = s.iterations or iterations_per_epoch(*(int((labels[m] >= 0).sum()) for m in Modality),
-                                                     s.clusters_per_batch * s.instances)
+        labelled = max(int((labels[m] >= 0).sum()) for m in Modality)
+        count = s.iterations or labelled // (s.clusters_per_batch * s.instances) + 1
         clusters = {Modality.RGB: s.rgb_clusters or s.clusters_per_batch, Modality.IR: s.clusters_per_batch}
         self.positions = {m: cluster_batches(labels[m], clusters[m], s.instances, count,
                                              numpy_rng(s.seed, "sampler", m.value, epoch),
@@ -102,11 +102,6 @@ class PromptBatches:
     def names(self, step):
         """Return the names of the images in a step's batch, for messages."""
         return [name for m in Modality for name in self.images[m].names(np.unique(self[step][m]))]
-
-
-def iterations_per_epoch(labelled_rgb, labelled_ir, batch_size):
-    """Return floor(max(n_rgb, n_ir) / B) + 1, n counted without outliers."""
-    return max(labelled_rgb, labelled_ir) // batch_size + 1
 
 
 def cluster_batches(labels, clusters, instances, iterations, rng, cameras=None):

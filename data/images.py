@@ -1,14 +1,16 @@
 """The images of a run: files are decoded once into a cache, from which batches are read."""
+import contextlib
 import fcntl
 import json
 import os
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
+from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from utils.checkpoint import PARTIAL, file_digest, save_array, save_json
+from utils.checkpoint import save_json, write_atomically
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -16,8 +18,7 @@ from utils.runtime import to_device
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
 FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
 OF_DATA_SET = "replace it by the file of the original data set, or correct the lists of the data set"
-READ_AT_ONCE = 256          # images on their way to the GPU
-FEW_LEVELS = 32     # grey levels of a typical image of more than 8 bits, below which a warning is due
+AT_ONCE = 256               # images on their way to the cache or the GPU
 
 
 class ImageBank:
@@ -43,8 +44,8 @@ class ImageBank:
         self._copy = None
         if cache == "device":
             self._copy = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
-            for start in range(0, len(images), READ_AT_ONCE):       # the host never holds a second copy
-                part = slice(start, start + READ_AT_ONCE)
+            for start in range(0, len(images), AT_ONCE):        # the host never holds a second copy
+                part = slice(start, start + AT_ONCE)
                 self._copy[part] = torch.from_numpy(np.array(images[part]))
 
     def __len__(self):
@@ -85,109 +86,74 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
         cache_dir: folder of the .npy files, "" for the data set's own.
         device, cache, normalisation: of `ImageBank`.
         announce: a function that is told in a line what is decoded, before it is.
-        resize: of `data.images.read_image`.
+        resize: of `read_image`.
     Returns: Modality -> `ImageBank`.
-    Raises: UserError: an image does not decode, all of them are constant, or the cache cannot be written.
+    Raises: UserError: an image does not decode, all of them are constant, or the cache cannot be written or is not
+        ours.
     """
-    banks = {}
+    banks, folder = {}, data.cache_dir(cache_dir)
     for m, images in getattr(data, split).items():
-        files = CacheFiles(data.cache_dir(cache_dir), split, m.value)
+        file, record = (folder / f"{split}_{m.value}_resized_{end}" for end in ("img.npy", "manifest.json"))
         described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
                      **({} if resize == "lanczos" else {"resize": resize})}
-        if not files.is_current(described):
+        if not _is_current(file, record, described):
             if announce:
-                announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(files.images)}, "
+                announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(file)}, "
                          f"{3 * len(images) * height * width / 1e9:,.2f} GB")
                 if "range" in described:
                     announce(range_line(described, m))
-            files.write(images, data.root, described)
-        array = np.lib.format.open_memmap(files.images, mode="r")
-        banks[m] = ImageBank(array, device, images.paths, cache, normalisation, images.cameras)
+            with _locked(file, record):
+                if not _is_current(file, record, described):        # no other run has just done so
+                    _decode_all([data.root / path for path in images.paths], file, record, described, resize)
+        banks[m] = ImageBank(np.lib.format.open_memmap(file, mode="r"), device, images.paths, cache, normalisation,
+                             images.cameras)
     return banks
 
 
-class CacheFiles:
-    """The files of one cached image set, with the names other codebases of the field use."""
+def _is_current(file, record, described):
+    """Tell whether a file was made from these very images at this size, as its record says, and not changed since."""
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return file.is_file() and known == {**described, "file": [file.stat().st_size, file.stat().st_mtime_ns]}
 
-    def __init__(self, folder, split, modality):
-        stem = f"{split}_{modality}_resized"
-        self.folder = folder
-        self.images = folder / f"{stem}_img.npy"         # (N, H, W, 3) uint8
-        self.labels = folder / f"{stem}_label.npy"       # (N,) int64, persons counted from 0
-        self.paths = folder / f"{stem}_path.npy"         # (N,) str, relative to the root
-        self.manifest = folder / f"{stem}_manifest.json"
 
-    def is_current(self, described):
-        """Tell whether the files were made from these very images at this size, and are as they were written."""
-        known = self._known()
-        return known == {**described, "arrays": known.get("arrays")} and not self.altered()
+@contextlib.contextmanager
+def _locked(file, record):
+    """Let one run at a time write into the folder. Raises UserError: it may not, or another program wrote the file."""
+    if file.exists() and not record.is_file():
+        raise UserError(f"{quoted(file)} is not from here (no {record.name} lies beside it) and is not replaced; move "
+                        "it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file.parent / ".cache.lock", "a")
+    except OSError as error:
+        raise UserError(f"the image cache in {file.parent} cannot be written ({error.strerror}); make the folder "
+                        "writable, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
-    def altered(self, digests=False):
-        """Find a file that is missing or not as it was written: its path, or None.
 
-        A file of the size and time that the manifest holds is taken for the same; another time, as a copy has, is
-        settled by its digest. Args: digests: compare the digests of all files.
-        """
-        for name, (size, time, digest) in self._known().get("arrays", {}).items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size or (
-                    (digests or path.stat().st_mtime_ns != time) and file_digest(path) != digest):
-                return path
-        return None
+def _decode_all(paths, file, record, described, resize):
+    """Write the decoded images of many files into one, and what they are into its record."""
+    height, width, grey_range = (described.get(key) for key in ("height", "width", "range"))
 
-    def _known(self):
-        return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.is_file() else {}
+    def write(npy):
+        np.lib.format.write_array_header_1_0(npy, {"descr": "|u1", "fortran_order": False,
+                                                   "shape": (len(paths), height, width, 3)})
+        show = False
+        for start in tqdm(range(0, len(paths), AT_ONCE), "decoding images", disable=None):
+            images = np.stack(in_parallel(lambda path: read_image(path, height, width, OF_DATA_SET, grey_range, resize),
+                                          paths[start:start + AT_ONCE]))
+            show |= bool((images != images[:, :1, :1]).any())
+            npy.write(images)
+        if not show:
+            raise UserError(f"each of the {len(paths):,} images, such as {quoted(paths[0])}, has one colour "
+                            "throughout; expected images that show something. Export them again"
+                            + (", or correct DATASET.IR_RANGE" if grey_range else ""))
 
-    def write(self, image_set, root, described):
-        """Decode all images into new files, unless another run has just done so.
-
-        Raises: UserError: the folder cannot be written, or holds files of these names that another program wrote.
-        """
-        foreign = [path for path in (self.images, self.labels, self.paths) if path.exists()]
-        if foreign and not self.manifest.is_file():
-            raise UserError(f"{quoted(foreign[0])} is not from here (no {self.manifest.name} lies beside it) and is "
-                            "not replaced; move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another "
-                            "folder")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / ".cache.lock", "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not self.is_current(described):
-                    self._write(image_set, root, described)
-        except OSError as error:
-            raise UserError(f"the image cache in {self.folder} cannot be written ({error.strerror or error}); make the "
-                            "folder writable and free space, or set DATASET.CACHE_DIR to another folder")
-
-    def _write(self, image_set, root, described):
-        save_json(self.manifest, {"unfinished": True})       # the files are ours, and stale until it is written again
-        height, width, partial = described["height"], described["width"], self.images.with_suffix(PARTIAL)
-        try:
-            images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8,
-                                               shape=(len(image_set), height, width, 3))
-            if hasattr(os, "posix_fallocate"):
-                with open(partial, "r+b") as file:      # a full disk is an error here, and a crash in mapped memory
-                    os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-
-            def decode(position):
-                """Fill in an image; tell whether it shows more than one colour."""
-                images[position] = read_image(root / image_set.paths[position], height, width,
-                                              grey_range=described.get("range"),
-                                              resize=described.get("resize", "lanczos"))
-                return (images[position] != images[position, 0, 0]).any()
-
-            if not any(in_parallel(decode, range(len(image_set)), f"decoding {image_set.modality.value} images")):
-                raise UserError(f"every one of the {len(image_set):,} {image_set.modality.value} images in {root} has "
-                                "one colour throughout; expected images that show something. Export them again"
-                                + (", or correct DATASET.IR_RANGE" if "range" in described else ""))
-            images.flush()
-            os.replace(partial, self.images)
-        finally:
-            partial.unlink(missing_ok=True)
-        save_array(self.labels, np.unique(image_set.persons, return_inverse=True)[1].astype(np.int64))
-        save_array(self.paths, np.array(image_set.paths))
-        arrays = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, file_digest(path)]
-                  for path in (self.images, self.labels, self.paths)}
-        save_json(self.manifest, {**described, "arrays": arrays})
+    save_json(record, {"unfinished": True})     # the file is ours, and stale until this is written again
+    write_atomically(file, write)
+    save_json(record, {**described, "file": [file.stat().st_size, file.stat().st_mtime_ns]})
 
 
 def file_stat(path, remedy=OF_DATA_SET):
@@ -197,10 +163,13 @@ def file_stat(path, remedy=OF_DATA_SET):
     return os.stat(path)
 
 
-def in_parallel(function, items, description):
-    """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
+def in_parallel(function, items, description=""):
+    """Call function(item) for all items on all cores: list. For work that releases the GIL.
+
+    Args: description: of the progress bar, "" for none.
+    """
     return thread_map(function, items, max_workers=os.cpu_count(), unit="image", desc=description, mininterval=1,
-                      leave=False, disable=None if len(items) else True)
+                      leave=False, disable=None if description and len(items) else True)
 
 
 def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None, resize="lanczos"):
@@ -251,44 +220,31 @@ def stored_image(path, remedy=OF_DATA_SET):
         image.load()
         if is_deep(image) and not np.isfinite(np.asarray(image)).all():
             raise ValueError("pixels that are NaN or infinite")
-        return _upright(image)
+        with contextlib.suppress(Exception):        # many kinds on damaged EXIF data, which then say nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def pixel_range(image):
-    """Return the least and greatest value of an image of Pillow; of more than 8 bits, the 1st and 99th percentile too.
-
-    Returns: list of 2 or 4 numbers.
-    """
+    """Return the least and the greatest value of an image of Pillow: list of 2 numbers."""
     pixels = np.asarray(image)
-    percentiles = np.percentile(pixels, (1, 99)) if is_deep(image) else ()
-    return [float(value) for value in (pixels.min(), pixels.max(), *percentiles)]
+    return [float(pixels.min()), float(pixels.max())]
 
 
-def _upright(image):
-    """Turn an image as its EXIF orientation says; damaged EXIF data say nothing."""
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:       # Pillow raises many kinds on damaged EXIF data
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+def grey_range_of(values, modality, ir_range=()):
+    """Choose the one range by which all images of a modality are brought to 8 bits: {"range": [low, high]}.
 
-
-def grey_range(values, modality, ir_range=()):
-    """Choose the one range by which all images of a modality are brought to 8 bits: {"range", "typical"}.
-
-    Args: values: `data.images.pixel_range` of each image, or None; ir_range: as `data_manifest`.
-    Returns: "range": the least and the greatest value in all images of more than 8 bits, or ir_range; "typical": the
-        medians of their 1st and 99th percentiles; {} where no image has more than 8 bits.
+    Args: values: `pixel_range` of each image of more than 8 bits; ir_range: as `data.manifest.data_manifest`.
+    Returns: the least and the greatest value in all of them, or ir_range; {} where there are none.
     Raises: UserError: all values are the same.
     """
-    deep = np.array([value for value in values if value and len(value) == 4])
-    if not len(deep):
+    if not len(values):
         return {}
-    low, high = ir_range if ir_range and modality is Modality.IR else (deep[:, 0].min(), deep[:, 1].max())
+    low, high = ir_range if ir_range and modality is Modality.IR else (np.min(values), np.max(values))
     if low == high:
         raise UserError(f"all pixels of the {modality.value} images are {low:g}; expected images that show something. "
                         "Export them again")
-    return {"range": [float(low), float(high)], "typical": np.median(deep[:, 2:], axis=0).tolist()}
+    return {"range": [float(low), float(high)]}
 
 
 def stored_range(content, modality):
@@ -298,11 +254,7 @@ def stored_range(content, modality):
 
 
 def range_line(described, modality):
-    """Say in a line how images of more than 8 bits become 8 bits. Args: described: holds what `grey_range` returns."""
-    (low, high), typical = described["range"], described["typical"]
-    least, most = np.clip(typical, low, high)
-    levels = round(255 * (most - least) / (high - low)) + 1
-    line = (f"{modality.value} images of more than 8 bits: {low:g} to {high:g} become grey levels 0 to 255; a typical "
-            f"image spans {typical[0]:g} to {typical[1]:g}, {levels} of them")
-    return line if levels >= FEW_LEVELS else (
-        f"warning: {line}; where a few odd pixels widen the range, set DATASET.IR_RANGE (process.py: --ir_range)")
+    """Say in a line how images of more than 8 bits become 8 bits. Args: described: holds "range"."""
+    low, high = described["range"]
+    return (f"{modality.value} images of more than 8 bits: {low:g} to {high:g} become grey levels 0 to 255; where a "
+            "few odd pixels widen the range, set DATASET.IR_RANGE (process.py: --ir_range)")

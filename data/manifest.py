@@ -6,57 +6,11 @@ import hashlib
 import json
 from contextlib import suppress
 
-from data.images import OF_DATA_SET, file_stat, grey_range, in_parallel, is_deep, pixel_range, stored_image
+from PIL import Image
+
+from data.images import FORMATS, OF_DATA_SET, file_stat, grey_range_of, in_parallel, is_deep, pixel_range, stored_image
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, explained, quoted
-
-FORMAT = "image hashes of this project, 1"
-TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"      # how the files of more than 8 bits begin
-
-
-def hash_of_lines(lines):
-    """Return the SHA-256 of lines of text: hex digits."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def set_facts(image_set, root, split, folder):
-    """Return what identifies every file of an image set, in its order: a list of `file_facts`.
-
-    A file whose size and times have not changed since it was read is not read again: SPLIT_MODALITY_hashes.json
-    remembers. Where that cannot be written, all files are read at the next start too.
-
-    Args: image_set: `data.records.ImageSet`; root: folder its paths start from; split: "train" or "test"; folder: Path.
-    Raises: UserError: an image is missing or cannot be read.
-    """
-    memory, known, stamps = folder / f"{split}_{image_set.modality.value}_hashes.json", {}, {}
-    with suppress(OSError, ValueError, KeyError):       # path -> [size, two times, hash, range of values]
-        content = json.loads(memory.read_text(encoding="utf-8"))
-        known = content["files"] if content["format"] == FORMAT else {}
-    for path in image_set.paths:
-        stats = file_stat(root / path)
-        stamps[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
-    new = [path for path in image_set.paths if known.get(path, [])[:3] != stamps[path] or len(known[path]) != 5]
-    read = in_parallel(lambda path: [*stamps[path], *file_facts(root / path)], new,
-                       f"hashing {image_set.modality.value} images")
-    known |= zip(new, read)
-    files = {path: known[path] for path in image_set.paths}
-    if new:
-        text = json.dumps({"format": FORMAT, "files": files})
-        with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
-            write_atomically(memory, lambda file: file.write(text.encode()))
-    return [files[path][3:] for path in image_set.paths]
-
-
-def file_facts(path):
-    """Read an image file: its SHA-256, and its `pixel_range` if it has more than 8 bits, else None."""
-    with explained(f"image {quoted(path)} cannot be read", OF_DATA_SET):
-        content = path.read_bytes()
-    may_be_deep = content.startswith(TIFF) or content.startswith(PNG) and content[24:25] > b"\x08"     # bits of a PNG
-    image = stored_image(path) if may_be_deep else None
-    return [hashlib.sha256(content).hexdigest(), pixel_range(image) if image and is_deep(image) else None]
 
 
 def data_manifest(data, cache_dir="", ir_range=()):
@@ -64,7 +18,7 @@ def data_manifest(data, cache_dir="", ir_range=()):
 
     "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files. Times are left
     out: a copy of the data is the same data. Test images add "scored", a hash over `DataSet.test_lines`, and images of
-    more than 8 bits what `grey_range` returns.
+    more than 8 bits their "range".
 
     Args:
         cache_dir: folder of the decoded images, "" for the data set's own; the hashes are remembered there.
@@ -76,14 +30,56 @@ def data_manifest(data, cache_dir="", ir_range=()):
              for split, images in data.sets()}
     for split, images in data.sets():
         m = images.modality
-        of_modality = [values for (_, other), rows in facts.items() if other is m for _, values in rows]
+        deep = [values[:2] for (_, other), rows in facts.items() if other is m for _, values in rows if values]
         described = {"images": len(images), "paths": hash_of_lines(images.paths),
                      "contents": hash_of_lines(digest for digest, _ in facts[split, m]),
-                     **grey_range(of_modality, m, ir_range)}
+                     **grey_range_of(deep, m, ir_range)}
         if split == "test":
             described["scored"] = hash_of_lines(data.test_lines(m))
         manifest[split][m.value] = described
     return manifest
+
+
+def set_facts(image_set, root, split, folder):
+    """Read what identifies every file of an image set, in its order: a list of `file_facts`.
+
+    A file whose size and times have not changed since it was read is not read again: SPLIT_MODALITY_hashes.json
+    remembers. Where that cannot be written, all files are read at the next start too.
+
+    Args: image_set: `data.records.ImageSet`; root: folder its paths start from; split: "train" or "test"; folder: Path.
+    Raises: UserError: an image is missing or cannot be read.
+    """
+    memory, known, stamps = folder / f"{split}_{image_set.modality.value}_hashes.json", {}, {}
+    with suppress(OSError, ValueError):     # path -> [size, two times, hash, range of values]
+        known = json.loads(memory.read_text(encoding="utf-8"))["files"]
+    for path in image_set.paths:
+        stats = file_stat(root / path)
+        stamps[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
+    new = [path for path in image_set.paths if known.get(path, [])[:3] != stamps[path]]
+    read = in_parallel(lambda path: [*stamps[path], *file_facts(root / path)], new,
+                       f"hashing {image_set.modality.value} images")
+    files = {path: known.get(path) for path in image_set.paths} | dict(zip(new, read))
+    if new:
+        text = json.dumps({"files": files})
+        with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
+            write_atomically(memory, lambda file: file.write(text.encode()))
+    return [files[path][3:] for path in image_set.paths]
+
+
+def file_facts(path):
+    """Read an image file: its SHA-256, and its `pixel_range` if it has more than 8 bits, else None."""
+    with (explained(f"image {quoted(path)} does not decode", OF_DATA_SET), open(path, "rb") as file,
+          Image.open(file, formats=FORMATS) as image):
+        file.seek(0)
+        digest = hashlib.sha256(file.read()).hexdigest()
+        deep = is_deep(image)
+    return [digest, pixel_range(stored_image(path)) if deep else None]
+
+
+def hash_of_lines(lines):
+    """Return the SHA-256 of lines of text: hex digits."""
+    text = "".join(f"{line}\n" for line in lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def manifest_differences(found, expected, splits=("train", "test")):
