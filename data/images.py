@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from utils.checkpoint import save_json, write_atomically
+from utils.checkpoint import save_array, save_json, write_atomically
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -93,7 +93,8 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
     """
     banks, folder = {}, data.cache_dir(cache_dir)
     for m, images in getattr(data, split).items():
-        file, record = (folder / f"{split}_{m.value}_resized_{end}" for end in ("img.npy", "manifest.json"))
+        file, persons, paths, record = (folder / f"{split}_{m.value}_resized_{end}"
+                                        for end in ("img.npy", "label.npy", "path.npy", "manifest.json"))
         described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
                      **({} if resize == "lanczos" else {"resize": resize})}
         if not _is_current(file, record, described):
@@ -102,9 +103,14 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
                          f"{3 * len(images) * height * width / 1e9:,.2f} GB")
                 if "range" in described:
                     announce(range_line(described, m))
-            with _locked(file, record):
+            with _locked((file, persons, paths), record):
                 if not _is_current(file, record, described):        # no other run has just done so
-                    _decode_all([data.root / path for path in images.paths], file, record, described, resize)
+                    save_json(record, {"unfinished": True})     # the files are ours, and stale until it is written
+                    # not read here: other codebases of the field know them by these names
+                    save_array(persons, np.unique(images.persons, return_inverse=True)[1].astype(np.int64))
+                    save_array(paths, np.array(images.paths))
+                    _decode_all([data.root / path for path in images.paths], file, described, resize)
+                    save_json(record, {**described, "file": _stamp(file)})
         banks[m] = ImageBank(np.lib.format.open_memmap(file, mode="r"), device, images.paths, cache, normalisation,
                              images.cameras)
     return banks
@@ -113,28 +119,32 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
 def _is_current(file, record, described):
     """Tell whether a file was made from these very images at this size, as its record says, and not changed since."""
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return file.is_file() and known == {**described, "file": [file.stat().st_size, file.stat().st_mtime_ns]}
+    return file.is_file() and known == {**described, "file": _stamp(file)}
+
+
+def _stamp(file):
+    return [file.stat().st_size, file.stat().st_mtime_ns]
 
 
 @contextlib.contextmanager
-def _locked(file, record):
-    """Let one run at a time write into the folder. Raises UserError: it may not, or another program wrote the file."""
-    if file.exists() and not record.is_file():
-        raise UserError(f"{quoted(file)} is not from here (no {record.name} lies beside it) and is not replaced; move "
-                        "it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
+def _locked(files, record):
+    """Let one run at a time write into the folder. Raises UserError: it may not, or another program wrote a file."""
+    if not record.is_file() and (foreign := next((file for file in files if file.exists()), None)):
+        raise UserError(f"{quoted(foreign)} is not from here (no {record.name} lies beside it) and is not replaced; "
+                        "move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(file.parent / ".cache.lock", "a")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(record.parent / ".cache.lock", "a")
     except OSError as error:
-        raise UserError(f"the image cache in {file.parent} cannot be written ({error.strerror}); make the folder "
+        raise UserError(f"the image cache in {record.parent} cannot be written ({error.strerror}); make the folder "
                         "writable, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _decode_all(paths, file, record, described, resize):
-    """Write the decoded images of many files into one, and what they are into its record."""
+def _decode_all(paths, file, described, resize):
+    """Write the decoded images of many files into one. Args: described: what is to be known of them."""
     height, width, grey_range = (described.get(key) for key in ("height", "width", "range"))
 
     def write(npy):
@@ -151,9 +161,7 @@ def _decode_all(paths, file, record, described, resize):
                             "throughout; expected images that show something. Export them again"
                             + (", or correct DATASET.IR_RANGE" if grey_range else ""))
 
-    save_json(record, {"unfinished": True})     # the file is ours, and stale until this is written again
     write_atomically(file, write)
-    save_json(record, {**described, "file": [file.stat().st_size, file.stat().st_mtime_ns]})
 
 
 def file_stat(path, remedy=OF_DATA_SET):
