@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from data import sysu
 from data.sketch import OVERSAMPLING, Material, draw_materials
 
 HEIGHT, WIDTH = 128, 64     # pixels of a saved image
@@ -175,6 +176,18 @@ def caption(person, infrared, coloured=True, brief=False):
         return f"{kind} photo of a {' '.join([person.build, f'{person.hair} hair', upper, lower, *extras])} person."
     with_extras = " with " + " and ".join(f"a {extra}" for extra in extras) if extras else ""
     return f"{kind} photo of a {person.build} person with {person.hair} hair in a {upper} and {lower}{with_extras}."
+
+
+class DemoDataSet(sysu.SysuDataSet):
+    """Synthetic people, tested as SYSU-MM01; no counts are published of them."""
+
+    published = {}
+
+
+def load(root, trial=1, check_counts=True):
+    """Draw the demo's people unless they are there, and read them. Args: trial, check_counts: without effect."""
+    draw_dataset(root)
+    return sysu.load(root, name="demo", kind=DemoDataSet)
 
 
 def draw_dataset(root):

@@ -1,18 +1,24 @@
-"""Image files: decoding, more than 8 bits brought to 8, and the images of one modality as batches read them."""
+"""The images of a run: files are decoded once into a cache, from which batches are read."""
+import contextlib
+import fcntl
+import json
 import os
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
+from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from utils.checkpoint import save_array, save_json, write_atomically
 from utils.errors import UserError, explained, quoted
+from utils.modality import Modality
 from utils.runtime import to_device
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
 FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
 OF_DATA_SET = "replace it by the file of the original data set, or correct the lists of the data set"
-READ_AT_ONCE = 256          # images on their way to the GPU
+AT_ONCE = 256               # images on their way to the cache or the GPU
 
 
 class ImageBank:
@@ -38,8 +44,8 @@ class ImageBank:
         self._copy = None
         if cache == "device":
             self._copy = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
-            for start in range(0, len(images), READ_AT_ONCE):       # the host never holds a second copy
-                part = slice(start, start + READ_AT_ONCE)
+            for start in range(0, len(images), AT_ONCE):        # the host never holds a second copy
+                part = slice(start, start + AT_ONCE)
                 self._copy[part] = torch.from_numpy(np.array(images[part]))
 
     def __len__(self):
@@ -70,6 +76,94 @@ def pick_cache(name, size, device):
     return "device" if fits else "mmap"
 
 
+def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu", cache="mmap",
+               normalisation="imagenet", announce=None, resize="lanczos"):
+    """Open the images of a split from their cache, which is written first if it is missing or stale.
+
+    Args:
+        data: `data.records.DataSet`; split: "train" or "test"; manifest: `data.manifest.data_manifest` of it.
+        height, width: pixels.
+        cache_dir: folder of the .npy files, "" for the data set's own.
+        device, cache, normalisation: of `ImageBank`.
+        announce: a function that is told in a line what is decoded, before it is.
+        resize: of `read_image`.
+    Returns: Modality -> `ImageBank`.
+    Raises: UserError: an image does not decode, all of them are constant, or the cache cannot be written or is not
+        ours.
+    """
+    banks, folder = {}, data.cache_dir(cache_dir)
+    for m, images in getattr(data, split).items():
+        file, persons, paths, record = (folder / f"{split}_{m.value}_resized_{end}"
+                                        for end in ("img.npy", "label.npy", "path.npy", "manifest.json"))
+        described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
+                     **({} if resize == "lanczos" else {"resize": resize})}
+        if not _is_current(file, record, described):
+            if announce:
+                announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(file)}, "
+                         f"{3 * len(images) * height * width / 1e9:,.2f} GB")
+                if "range" in described:
+                    announce(range_line(described, m))
+            with _locked((file, persons, paths), record):
+                if not _is_current(file, record, described):        # no other run has just done so
+                    save_json(record, {"unfinished": True})     # the files are ours, and stale until it is written
+                    # not read here: other codebases of the field know them by these names
+                    save_array(persons, np.unique(images.persons, return_inverse=True)[1].astype(np.int64))
+                    save_array(paths, np.array(images.paths))
+                    _decode_all([data.root / path for path in images.paths], file, described, resize)
+                    save_json(record, {**described, "file": _stamp(file)})
+        banks[m] = ImageBank(np.lib.format.open_memmap(file, mode="r"), device, images.paths, cache, normalisation,
+                             images.cameras)
+    return banks
+
+
+def _is_current(file, record, described):
+    """Tell whether a file was made from these very images at this size, as its record says, and not changed since."""
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return file.is_file() and known == {**described, "file": _stamp(file)}
+
+
+def _stamp(file):
+    return [file.stat().st_size, file.stat().st_mtime_ns]
+
+
+@contextlib.contextmanager
+def _locked(files, record):
+    """Let one run at a time write into the folder. Raises UserError: it may not, or another program wrote a file."""
+    if not record.is_file() and (foreign := next((file for file in files if file.exists()), None)):
+        raise UserError(f"{quoted(foreign)} is not from here (no {record.name} lies beside it) and is not replaced; "
+                        "move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(record.parent / ".cache.lock", "a")
+    except OSError as error:
+        raise UserError(f"the image cache in {record.parent} cannot be written ({error.strerror}); make the folder "
+                        "writable, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _decode_all(paths, file, described, resize):
+    """Write the decoded images of many files into one. Args: described: what is to be known of them."""
+    height, width, grey_range = (described.get(key) for key in ("height", "width", "range"))
+
+    def write(npy):
+        np.lib.format.write_array_header_1_0(npy, {"descr": "|u1", "fortran_order": False,
+                                                   "shape": (len(paths), height, width, 3)})
+        show = False
+        for start in tqdm(range(0, len(paths), AT_ONCE), "decoding images", disable=None):
+            images = np.stack(in_parallel(lambda path: read_image(path, height, width, OF_DATA_SET, grey_range, resize),
+                                          paths[start:start + AT_ONCE]))
+            show |= bool((images != images[:, :1, :1]).any())
+            npy.write(images)
+        if not show:
+            raise UserError(f"each of the {len(paths):,} images, such as {quoted(paths[0])}, has one colour "
+                            "throughout; expected images that show something. Export them again"
+                            + (", or correct DATASET.IR_RANGE" if grey_range else ""))
+
+    write_atomically(file, write)
+
+
 def file_stat(path, remedy=OF_DATA_SET):
     """Call os.stat on an image. Raises UserError: it is missing, a link that leads nowhere, or no file."""
     if not os.path.isfile(path):
@@ -77,10 +171,13 @@ def file_stat(path, remedy=OF_DATA_SET):
     return os.stat(path)
 
 
-def in_parallel(function, items, description):
-    """Call function(item) for all items on all cores, with a progress bar: list. For work that releases the GIL."""
+def in_parallel(function, items, description=""):
+    """Call function(item) for all items on all cores: list. For work that releases the GIL.
+
+    Args: description: of the progress bar, "" for none.
+    """
     return thread_map(function, items, max_workers=os.cpu_count(), unit="image", desc=description, mininterval=1,
-                      leave=False, disable=None if len(items) else True)
+                      leave=False, disable=None if description and len(items) else True)
 
 
 def read_image(path, height, width, remedy=OF_DATA_SET, grey_range=None, resize="lanczos"):
@@ -131,23 +228,41 @@ def stored_image(path, remedy=OF_DATA_SET):
         image.load()
         if is_deep(image) and not np.isfinite(np.asarray(image)).all():
             raise ValueError("pixels that are NaN or infinite")
-        return _upright(image)
+        with contextlib.suppress(Exception):        # many kinds on damaged EXIF data, which then say nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def pixel_range(image):
-    """Return the least and greatest value of an image of Pillow; of more than 8 bits, the 1st and 99th percentile too.
-
-    Returns: list of 2 or 4 numbers.
-    """
+    """Return the least and the greatest value of an image of Pillow: list of 2 numbers."""
     pixels = np.asarray(image)
-    percentiles = np.percentile(pixels, (1, 99)) if is_deep(image) else ()
-    return [float(value) for value in (pixels.min(), pixels.max(), *percentiles)]
+    return [float(pixels.min()), float(pixels.max())]
 
 
-def _upright(image):
-    """Turn an image as its EXIF orientation says; damaged EXIF data say nothing."""
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:       # Pillow raises many kinds on damaged EXIF data
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+def grey_range_of(values, modality, ir_range=()):
+    """Choose the one range by which all images of a modality are brought to 8 bits: {"range": [low, high]}.
+
+    Args: values: `pixel_range` of each image of more than 8 bits; ir_range: as `data.manifest.data_manifest`.
+    Returns: the least and the greatest value in all of them, or ir_range; {} where there are none.
+    Raises: UserError: all values are the same.
+    """
+    if not len(values):
+        return {}
+    low, high = ir_range if ir_range and modality is Modality.IR else (np.min(values), np.max(values))
+    if low == high:
+        raise UserError(f"all pixels of the {modality.value} images are {low:g}; expected images that show something. "
+                        "Export them again")
+    return {"range": [float(low), float(high)]}
+
+
+def stored_range(content, modality):
+    """Return the "range" of training images of a modality in a checkpoint's manifest: (low, high), None without one."""
+    described = content.get("manifest", {"train": {}})["train"].get(modality.value, {})
+    return tuple(described["range"]) if "range" in described else None
+
+
+def range_line(described, modality):
+    """Say in a line how images of more than 8 bits become 8 bits. Args: described: holds "range"."""
+    low, high = described["range"]
+    return (f"{modality.value} images of more than 8 bits: {low:g} to {high:g} become grey levels 0 to 255; where a "
+            "few odd pixels widen the range, set DATASET.IR_RANGE (process.py: --ir_range)")

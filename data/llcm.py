@@ -8,8 +8,8 @@ import re
 
 import numpy as np
 
-from data.layout import existing_root, find_images, read_ids, read_image_list
-from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval, draw_gallery
+from data import records
+from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -33,23 +33,25 @@ class LLCMDataSet(DataSet):
         groups = self.test[query.other].by_person_and_camera()
         return Retrieval(f"{self.name} {SENSORS[query]} to {SENSORS[query.other]} single-shot, Python seeds "
                          f"0-{trials - 1}", mode, "llcm", query, np.arange(len(self.test[query])),
-                         tuple(draw_gallery(groups, trial) for trial in range(trials)), tuple(range(trials)))
+                         tuple(records.draw_gallery(groups, trial) for trial in range(trials)), tuple(range(trials)))
 
 
-def load(root, check_counts=True):
+def load(root, trial=1, check_counts=True):
     """Read lists and test folders.
 
-    Args: check_counts: note the differences from the published counts; they are no error.
+    Args: trial: without effect: there is one split; check_counts: note differences from the published counts, which
+        are no error.
     Returns: `LLCMDataSet`; training images in the order of the lists, camera 0 where the path names none.
     Raises: UserError: a file or folder is missing or wrong, or an image is in training and test.
     """
-    root = existing_root(root, LAYOUT)
-    test_ids = sorted(set(read_ids(root / "idx" / "test_id.txt", LAYOUT)))
+    root = records.existing_root(root, LAYOUT)
+    test_ids = sorted(set(records.read_ids(root / "idx" / "test_id.txt", LAYOUT)))
     train, test = {}, {}
     for m, sensor in SENSORS.items():
-        train[m] = ImageSet.from_rows(m, [(path, label, _camera(path)) for path, label in
-                                          read_image_list(root / "idx" / f"train_{sensor}.txt", LAYOUT)])
-        test[m] = find_images(root, m, test_ids, CAMERAS[m], "test", f"test_{sensor}/")
+        rows = records.read_image_list(root / "idx" / f"train_{sensor}.txt", LAYOUT)
+        cameras = [int(found[1]) if (found := CAMERA_FOLDER.search(path)) else 0 for path, _ in rows]
+        train[m] = ImageSet.from_rows(m, [(*row, camera) for row, camera in zip(rows, cameras)])
+        test[m] = records.find_images(root, m, test_ids, CAMERAS[m], "test", f"test_{sensor}/")
         shared = set(train[m].paths) & set(test[m].paths)
         if shared:
             raise UserError(f"{len(shared)} images are in {root / 'idx' / f'train_{sensor}.txt'} and in the test "
@@ -57,8 +59,3 @@ def load(root, check_counts=True):
                             "data set")
     data = LLCMDataSet("LLCM", root, train, test)
     return data.check_counts() if check_counts else data
-
-
-def _camera(path):
-    found = CAMERA_FOLDER.search(path)
-    return int(found[1]) if found else 0

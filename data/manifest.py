@@ -6,61 +6,11 @@ import hashlib
 import json
 from contextlib import suppress
 
-import numpy as np
+from PIL import Image
 
-from data.images import OF_DATA_SET, file_stat, in_parallel, is_deep, pixel_range, stored_image
+from data.images import FORMATS, OF_DATA_SET, file_stat, grey_range_of, in_parallel, is_deep, pixel_range, stored_image
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, explained, quoted
-from utils.modality import Modality
-
-FORMAT = "image hashes of this project, 1"
-TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"      # how the files of more than 8 bits begin
-FEW_LEVELS = 32     # grey levels of a typical image of more than 8 bits, below which a warning is due
-
-
-def hash_of_lines(lines):
-    """Return the SHA-256 of lines of text: hex digits."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def set_facts(image_set, root, split, folder):
-    """Return what identifies every file of an image set, in its order: a list of `file_facts`.
-
-    A file whose size and times have not changed since it was read is not read again: SPLIT_MODALITY_hashes.json
-    remembers. Where that cannot be written, all files are read at the next start too.
-
-    Args: image_set: `data.records.ImageSet`; root: folder its paths start from; split: "train" or "test"; folder: Path.
-    Raises: UserError: an image is missing or cannot be read.
-    """
-    memory, known, stamps = folder / f"{split}_{image_set.modality.value}_hashes.json", {}, {}
-    with suppress(OSError, ValueError, KeyError):       # path -> [size, two times, hash, range of values]
-        content = json.loads(memory.read_text(encoding="utf-8"))
-        known = content["files"] if content["format"] == FORMAT else {}
-    for path in image_set.paths:
-        stats = file_stat(root / path)
-        stamps[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
-    new = [path for path in image_set.paths if known.get(path, [])[:3] != stamps[path] or len(known[path]) != 5]
-    read = in_parallel(lambda path: [*stamps[path], *file_facts(root / path)], new,
-                       f"hashing {image_set.modality.value} images")
-    known |= zip(new, read)
-    files = {path: known[path] for path in image_set.paths}
-    if new:
-        text = json.dumps({"format": FORMAT, "files": files})
-        with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
-            write_atomically(memory, lambda file: file.write(text.encode()))
-    return [files[path][3:] for path in image_set.paths]
-
-
-def file_facts(path):
-    """Read an image file: its SHA-256, and its `pixel_range` if it has more than 8 bits, else None."""
-    with explained(f"image {quoted(path)} cannot be read", OF_DATA_SET):
-        content = path.read_bytes()
-    may_be_deep = content.startswith(TIFF) or content.startswith(PNG) and content[24:25] > b"\x08"     # bits of a PNG
-    image = stored_image(path) if may_be_deep else None
-    return [hashlib.sha256(content).hexdigest(), pixel_range(image) if image and is_deep(image) else None]
 
 
 def data_manifest(data, cache_dir="", ir_range=()):
@@ -68,7 +18,7 @@ def data_manifest(data, cache_dir="", ir_range=()):
 
     "paths" is a hash over the relative paths in their order, "contents" one over the bytes of all files. Times are left
     out: a copy of the data is the same data. Test images add "scored", a hash over `DataSet.test_lines`, and images of
-    more than 8 bits what `grey_range` returns.
+    more than 8 bits their "range".
 
     Args:
         cache_dir: folder of the decoded images, "" for the data set's own; the hashes are remembered there.
@@ -80,49 +30,56 @@ def data_manifest(data, cache_dir="", ir_range=()):
              for split, images in data.sets()}
     for split, images in data.sets():
         m = images.modality
-        of_modality = [values for (_, other), rows in facts.items() if other is m for _, values in rows]
+        deep = [values[:2] for (_, other), rows in facts.items() if other is m for _, values in rows if values]
         described = {"images": len(images), "paths": hash_of_lines(images.paths),
                      "contents": hash_of_lines(digest for digest, _ in facts[split, m]),
-                     **grey_range(of_modality, m, ir_range)}
+                     **grey_range_of(deep, m, ir_range)}
         if split == "test":
             described["scored"] = hash_of_lines(data.test_lines(m))
         manifest[split][m.value] = described
     return manifest
 
 
-def grey_range(values, modality, ir_range=()):
-    """Choose the one range by which all images of a modality are brought to 8 bits: {"range", "typical"}.
+def set_facts(image_set, root, split, folder):
+    """Read what identifies every file of an image set, in its order: a list of `file_facts`.
 
-    Args: values: `data.images.pixel_range` of each image, or None; ir_range: as `data_manifest`.
-    Returns: "range": the least and the greatest value in all images of more than 8 bits, or ir_range; "typical": the
-        medians of their 1st and 99th percentiles; {} where no image has more than 8 bits.
-    Raises: UserError: all values are the same.
+    A file whose size and times have not changed since it was read is not read again: SPLIT_MODALITY_hashes.json
+    remembers. Where that cannot be written, all files are read at the next start too.
+
+    Args: image_set: `data.records.ImageSet`; root: folder its paths start from; split: "train" or "test"; folder: Path.
+    Raises: UserError: an image is missing or cannot be read.
     """
-    deep = np.array([value for value in values if value and len(value) == 4])
-    if not len(deep):
-        return {}
-    low, high = ir_range if ir_range and modality is Modality.IR else (deep[:, 0].min(), deep[:, 1].max())
-    if low == high:
-        raise UserError(f"all pixels of the {modality.value} images are {low:g}; expected images that show something. "
-                        "Export them again")
-    return {"range": [float(low), float(high)], "typical": np.median(deep[:, 2:], axis=0).tolist()}
+    memory, known, stamps = folder / f"{split}_{image_set.modality.value}_hashes.json", {}, {}
+    with suppress(OSError, ValueError):     # path -> [size, two times, hash, range of values]
+        known = json.loads(memory.read_text(encoding="utf-8"))["files"]
+    for path in image_set.paths:
+        stats = file_stat(root / path)
+        stamps[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
+    new = [path for path in image_set.paths if known.get(path, [])[:3] != stamps[path]]
+    read = in_parallel(lambda path: [*stamps[path], *file_facts(root / path)], new,
+                       f"hashing {image_set.modality.value} images")
+    files = {path: known.get(path) for path in image_set.paths} | dict(zip(new, read))
+    if new:
+        text = json.dumps({"files": files})
+        with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
+            write_atomically(memory, lambda file: file.write(text.encode()))
+    return [files[path][3:] for path in image_set.paths]
 
 
-def stored_range(content, modality):
-    """Return the "range" of training images of a modality in a checkpoint's manifest: (low, high), None without one."""
-    described = content.get("manifest", {"train": {}})["train"].get(modality.value, {})
-    return tuple(described["range"]) if "range" in described else None
+def file_facts(path):
+    """Read an image file: its SHA-256, and its `pixel_range` if it has more than 8 bits, else None."""
+    with (explained(f"image {quoted(path)} does not decode", OF_DATA_SET), open(path, "rb") as file,
+          Image.open(file, formats=FORMATS) as image):
+        file.seek(0)
+        digest = hashlib.sha256(file.read()).hexdigest()
+        deep = is_deep(image)
+    return [digest, pixel_range(stored_image(path)) if deep else None]
 
 
-def range_line(described, modality):
-    """Say in a line how images of more than 8 bits become 8 bits. Args: described: holds what `grey_range` returns."""
-    (low, high), typical = described["range"], described["typical"]
-    least, most = np.clip(typical, low, high)
-    levels = round(255 * (most - least) / (high - low)) + 1
-    line = (f"{modality.value} images of more than 8 bits: {low:g} to {high:g} become grey levels 0 to 255; a typical "
-            f"image spans {typical[0]:g} to {typical[1]:g}, {levels} of them")
-    return line if levels >= FEW_LEVELS else (
-        f"warning: {line}; where a few odd pixels widen the range, set DATASET.IR_RANGE (process.py: --ir_range)")
+def hash_of_lines(lines):
+    """Return the SHA-256 of lines of text: hex digits."""
+    text = "".join(f"{line}\n" for line in lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def manifest_differences(found, expected, splits=("train", "test")):

@@ -61,7 +61,12 @@ def load_pseudo_labels(folder, sizes, manifest):
     Raises: UserError: a file is no array of integers from -1 on, has another length, or holds outliers alone; the
         labels were made on other images, or are not those that the manifest was written for.
     """
-    stored = _manifest_of_these_images(folder, manifest)
+    path = Path(folder) / MANIFEST_NAME
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if stored and (differences := manifest_differences(manifest, stored, splits=("train",))):
+        raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "
+                        f"{'; '.join(differences)}. Make them with train_prepare.py (--fresh in that folder) on this "
+                        "data set, or set PSEUDO_LABEL_DIR")
     labels = {m: _read(Path(folder) / name, m, sizes[m]) for m, name in FILE_NAMES.items()}
     if stored is None:
         return renumbered(labels), None
@@ -101,19 +106,6 @@ def _read(path, modality, size):
         raise UserError(f"pseudo labels {path} are all -1 (outliers); expected some clusters. {AGAIN} --fresh and a "
                         "larger CLUSTER.EPS")
     return array.astype(np.int64)
-
-
-def _manifest_of_these_images(folder, manifest):
-    """Read the manifest beside labels; None without one. Raises UserError: it is of other images."""
-    path = Path(folder) / MANIFEST_NAME
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if differences := manifest_differences(manifest, stored, splits=("train",)):
-        raise UserError(f"pseudo labels in {folder} were made on other images: this data set has "
-                        f"{'; '.join(differences)}. Make them with train_prepare.py (--fresh in that folder) on this "
-                        "data set, or set PSEUDO_LABEL_DIR")
-    return stored
 
 
 def renumbered(labels, together=False):

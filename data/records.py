@@ -1,4 +1,4 @@
-"""Lists of images, and the query and galleries of each test setting: what every data set gives the other code."""
+"""What every data set gives the other code: lists of images, query and galleries; and how its files are read."""
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, quoted
 from utils.modality import Modality
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
+ORIGINAL = "Take the file of the original data set"
 CROSS_MODES = {"v2t": Modality.RGB, "t2v": Modality.IR}     # mode -> modality of the query, searched among the other
 
 
@@ -52,6 +54,15 @@ class Retrieval:
     trials: tuple           # the number of each trial
 
 
+def draw_gallery(groups, trial):
+    """Draw one image of each group of `by_person_and_camera`: (G,) positions.
+
+    The released code calls random.seed(trial) and then random.choice in this order; the stream is the same.
+    """
+    rng = random.Random(trial)
+    return np.array([rng.choice(positions) for positions in groups.values()], dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class DataSet(ABC):
     """Training and test images of both modalities, and the protocols that the data set is tested with."""
@@ -76,10 +87,9 @@ class DataSet(ABC):
         Raises: UserError: the data set has no such mode or protocol, or not as many trials.
         """
         mode = mode or self.modes[0]
-        if mode not in self.modes:
-            raise UserError(f"TEST.MODE is {mode!r}; {self.name} has {' and '.join(self.modes)}")
-        if protocol not in self.protocols:
-            raise UserError(f"TEST.PROTOCOL is {protocol!r}; {self.name} has {' and '.join(self.protocols)}")
+        for key, value, known in (("MODE", mode, self.modes), ("PROTOCOL", protocol, self.protocols)):
+            if value not in known:
+                raise UserError(f"TEST.{key} is {value!r}; {self.name} has {' and '.join(known)}")
         return self._retrieval(mode, trials, protocol)
 
     @abstractmethod
@@ -111,7 +121,7 @@ class DataSet(ABC):
         for split, images in self.sets():
             cameras, sizes = np.unique(images.cameras, return_counts=True)
             per_camera = ", ".join(f"{camera}: {size:,}" for camera, size in zip(cameras, sizes))
-            lines.append(f"{self.name} {split} {images.modality.value}: {count_persons([images])} persons, "
+            lines.append(f"{self.name} {split} {images.modality.value}: {len(np.unique(images.persons))} persons, "
                          f"{len(images):,} images{f' (camera {per_camera})' if len(cameras) > 1 else ''}")
         return lines
 
@@ -119,7 +129,7 @@ class DataSet(ABC):
         """Count what is published of every data set: what -> number; of the test alone where there is no training."""
         quantities = {}
         for split, sets in [("training", self.train)] * bool(self.train) + [("test", self.test)]:
-            quantities[f"{split} persons"] = count_persons(sets.values())
+            quantities[f"{split} persons"] = len({p for images in sets.values() for p in images.persons.tolist()})
             for modality, images in sets.items():
                 quantities[f"{split} {modality.value.upper()} images"] = len(images)
         return quantities
@@ -145,15 +155,85 @@ class DataSet(ABC):
                                     f"warning: {found}. Results may not compare with published ones"))
 
 
-def count_persons(sets):
-    """Count the persons that several `ImageSet`s show."""
-    return len(np.unique(np.concatenate([images.persons for images in sets])))
+# ---- Files of data sets
+
+def existing_root(root, layout):
+    """Return the folder of a data set as a Path. Raises UserError: it is missing."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"data root {quoted(root)} is missing; expected a folder with {layout}. Set DATASET.ROOT")
+    return root
 
 
-def draw_gallery(groups, trial):
-    """Draw one image of each group of `by_person_and_camera`: (G,) positions.
+def find_images(root, modality, ids, cameras, split, parent=""):
+    """List the images in PARENTcamC/PPPP of all persons and cameras, sorted by person, camera and name: `ImageSet`.
 
-    The released code calls random.seed(trial) and then random.choice in this order; the stream is the same.
+    Files with another ending, and those whose name starts with a dot, are no images of the data set.
+
+    Args: split: for messages. Raises: UserError: there are none.
     """
-    rng = random.Random(trial)
-    return np.array([rng.choice(positions) for positions in groups.values()], dtype=np.int64)
+    rows = []
+    for person in ids:
+        for camera in cameras:
+            folder = f"{parent}cam{camera}/{person:04d}"
+            if (root / folder).is_dir():
+                names = sorted(p.name for p in (root / folder).iterdir()
+                               if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
+                rows += [(f"{folder}/{name}", person, camera) for name in names]
+    if not rows:
+        raise UserError(f"{root / parent} holds no {modality.value} {split} image; expected PPPP/NNNN.jpg in "
+                        f"{', '.join(f'cam{c}' for c in cameras)} for the {len(ids)} ids of the {split} split. Check "
+                        "DATASET.ROOT and the id files")
+    return ImageSet.from_rows(modality, rows)
+
+
+def require_disjoint(train, test, where, remedy=ORIGINAL):
+    """Raise UserError if persons are in training and test. Args: where: what says so, "id files of FOLDER"."""
+    if shared := sorted(set(train) & set(test)):
+        raise UserError(f"persons {', '.join(map(str, shared[:5]))} ({len(shared)} in all) are in training and test "
+                        f"{where}; expected other persons to test. {remedy}")
+
+
+def require_file(path, remedy):
+    """Raise UserError unless a path leads to a file."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {remedy}")
+
+
+def read_ids(path, layout):
+    """Read the numbers of a file of comma-separated ids, in its order.
+
+    Args: layout: what the data set should look like, for messages.
+    Raises: UserError: the file is missing, empty, or holds something else.
+    """
+    words = [word.strip() for line in _lines(path, layout) for word in line.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() for word in words):
+        raise UserError(f"id file {path} {'holds something else than numbers' if words else 'is empty'}; expected one "
+                        f"line of comma-separated ids. {ORIGINAL}")
+    return [int(word) for word in words]
+
+
+def read_image_list(path, layout):
+    """Read the (path, label) rows of a list with one image and its integer label a line.
+
+    Raises: UserError: the file is missing or empty, a line is something else, or an image is listed twice.
+    """
+    rows = []
+    for number, line in enumerate(_lines(path, layout), start=1):
+        words = line.rsplit(maxsplit=1)
+        if not words:
+            continue
+        if len(words) != 2 or not words[1].isdecimal():
+            raise UserError(f"line {number} of {path} is {line[:80]!r}; expected an image path and a label as in "
+                            f"'Visible/11/name.bmp 0'. {ORIGINAL}")
+        rows.append((words[0].replace("\\", "/"), int(words[1])))
+    repeats = len(rows) - len({image for image, _ in rows})
+    if not rows or repeats:
+        found = f"lists {repeats} of its {len(rows)} images twice" if rows else "is empty"
+        raise UserError(f"list {path} {found}; expected one line per image. {ORIGINAL}")
+    return rows
+
+
+def _lines(path, layout):
+    require_file(path, f"expected {layout}. Unpack the data set again or correct DATASET.ROOT")
+    return path.read_text(encoding="utf-8").splitlines()

@@ -5,7 +5,7 @@
 """
 import numpy as np
 
-from data.layout import ORIGINAL, existing_root, read_image_list, require_disjoint
+from data import records
 from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
 from utils.errors import UserError
 from utils.modality import Modality
@@ -38,17 +38,17 @@ def load(root, trial=1, check_counts=True):
     Returns: `RegDBDataSet`; images in the order of the lists; persons are the labels of the split's lists.
     Raises: UserError: a list is missing or wrong, a person is in training and test, or counts differ.
     """
-    root = existing_root(root, LAYOUT)
+    root = records.existing_root(root, LAYOUT)
     if not 1 <= trial <= TRIALS:
         raise UserError(f"DATASET.TRIAL is {trial}; RegDB has the trials 1 to {TRIALS}")
     persons, sets = {}, {}
     for split in ("train", "test"):
         lists = {m: root / "idx" / f"{split}_{sensor}_{trial}.txt" for m, sensor in SENSORS.items()}
-        rows = {m: read_image_list(path, LAYOUT) for m, path in lists.items()}
+        rows = {m: records.read_image_list(path, LAYOUT) for m, path in lists.items()}
         persons[split] = _person_folders(rows, lists)
         sets[split] = {m: ImageSet.from_rows(m, [(path, label, camera) for path, label in rows[m]])
                        for camera, m in enumerate(SENSORS, start=1)}
-    require_disjoint(persons["train"], persons["test"], f"lists of trial {trial} in {root / 'idx'}", ORIGINAL)
+    records.require_disjoint(persons["train"], persons["test"], f"lists of trial {trial} in {root / 'idx'}")
     data = RegDBDataSet("RegDB", root, sets["train"], sets["test"], trial)
     return data.check_counts() if check_counts else data
 

@@ -2,17 +2,7 @@
 from data import demo, llcm, regdb, sysu, table
 from utils.errors import UserError
 
-
-def _open_demo(root, trial, check_counts):
-    demo.draw_dataset(root)
-    return sysu.load(root, "demo", kind=sysu.OtherPeople)
-
-
-OPENERS = {"sysu": lambda root, trial, check_counts: sysu.load(root, check_counts=check_counts),
-           "regdb": regdb.load,
-           "llcm": lambda root, trial, check_counts: llcm.load(root, check_counts),
-           "demo": _open_demo,
-           "csv": table.load}
+OPENERS = {"sysu": sysu.load, "regdb": regdb.load, "llcm": llcm.load, "demo": demo.load, "csv": table.load}
 
 
 def open_dataset(name, root, trial=1, check_counts=True):

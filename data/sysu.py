@@ -4,25 +4,17 @@
     ROOT/exp/{train,val,test}_id.txt            one line of comma-separated ids each
     ROOT/exp/rand_perm_cam.mat                  galleries of the original protocol; only that needs it
 """
-import json
-import subprocess
-import sys
-
 import numpy as np
+from scipy.io import loadmat
 
-from data.layout import ORIGINAL, existing_root, find_images, read_ids, require_disjoint, require_file
-from data.records import DataSet, Retrieval, draw_gallery
+from data import records
+from data.records import ORIGINAL, DataSet, Retrieval, find_images, read_ids, require_disjoint
 from utils.errors import UserError, explained
 from utils.modality import Modality
 
 CAMERAS = {Modality.RGB: (1, 2, 4, 5), Modality.IR: (3, 6)}
 GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 LAYOUT = "cam1 .. cam6/PPPP/NNNN.jpg and exp/train_id.txt, val_id.txt, test_id.txt"
-# Prints rand_perm_cam.mat as JSON, in a process of its own: SciPy's reader may crash on a damaged file.
-READER = """import json, sys
-from scipy.io import loadmat
-cells = loadmat(sys.argv[1], variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
-print(json.dumps([[cell.tolist() for cell in of_camera.ravel()] for of_camera in cells]))"""
 
 
 class SysuDataSet(DataSet):
@@ -39,7 +31,7 @@ class SysuDataSet(DataSet):
         groups, shots = self.test[Modality.RGB].by_person_and_camera(GALLERY_CAMERAS[mode]), 1
         if protocol == "python":
             numbers, source = tuple(range(trials)), f"Python seeds 0-{trials - 1}"
-            galleries = tuple(draw_gallery(groups, trial) for trial in numbers)
+            galleries = tuple(records.draw_gallery(groups, trial) for trial in numbers)
         else:
             shots = int(protocol.removeprefix("original-"))
             numbers, source = tuple(range(1, trials + 1)), f"original permutations 1-{trials}"
@@ -55,25 +47,19 @@ class SysuDataSet(DataSet):
         return {**super().measured(), **galleries}
 
 
-class OtherPeople(SysuDataSet):
-    """Other images in SYSU-MM01's layout: no counts are published of them."""
-
-    published = {}
-
-
-def load(root, name="SYSU-MM01", check_counts=True, kind=SysuDataSet):
+def load(root, trial=1, check_counts=True, name="SYSU-MM01", kind=SysuDataSet):
     """Read the folders of a data set in SYSU-MM01's layout.
 
-    Args: root: the folder; name: of the data set, for tables; check_counts: compare with the published counts;
-        kind: `SysuDataSet` or `OtherPeople`.
-    Returns: `SysuDataSet`; images sorted by person, camera, file name.
+    Args: root: the folder; trial: without effect: there is one split; check_counts: compare with the published counts;
+        name: of the data set, for tables; kind: `SysuDataSet` or a subclass.
+    Returns: `kind`; images sorted by person, camera, file name.
     Raises: UserError: a folder or file is missing or empty, ids are wrong, or counts differ.
     """
-    root = existing_root(root, LAYOUT)
+    root = records.existing_root(root, LAYOUT)
     ids = {split: read_ids(root / "exp" / f"{split}_id.txt", f"{LAYOUT} under {root}")
            for split in ("train", "val", "test")}
     train_ids, test_ids = sorted({*ids["train"], *ids["val"]}), sorted(set(ids["test"]))
-    require_disjoint(train_ids, test_ids, f"id files of {root / 'exp'}", ORIGINAL)
+    require_disjoint(train_ids, test_ids, f"id files of {root / 'exp'}")
     for camera in range(1, 7):
         if not (root / f"cam{camera}").is_dir():
             raise UserError(f"folder {root / f'cam{camera}'} is missing; expected {LAYOUT} under {root}")
@@ -93,16 +79,16 @@ def permuted_galleries(path, groups, trials, shots):
     Returns: tuple of `trials` arrays (G,), positions.
     Raises: UserError: the file is missing or damaged, or its permutations do not belong to these images.
     """
-    require_file(path, "TEST.PROTOCOL original-1 and original-10 read their galleries there. Take the file of the "
-                       "original data set, or set TEST.PROTOCOL python")
-    with explained(f"{path} cannot be read", f"expected the MATLAB variable rand_perm_cam. {ORIGINAL}"):
-        cells = json.loads(subprocess.run([sys.executable, "-c", READER, path], capture_output=True, timeout=60,
-                                          check=True).stdout)
+    records.require_file(path, "TEST.PROTOCOL original-1 and original-10 read their galleries there. Take the file of "
+                               "the original data set, or set TEST.PROTOCOL python")
     galleries = [[] for _ in range(trials)]
+    with explained(f"{path} cannot be read", f"expected the MATLAB variable rand_perm_cam, a cell per camera and in it "
+                                             f"a cell per person. {ORIGINAL}"):
+        cells = loadmat(path, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
+        permutations = {(person, camera): np.atleast_2d(cells[camera - 1].ravel()[person - 1].astype(np.int64))
+                        for person, camera in groups}
     for (person, camera), positions in groups.items():
-        with explained(f"{path} has no permutations for person {person} in camera {camera}",
-                       f"expected a cell per camera and in it a cell per person. {ORIGINAL}"):
-            rows = np.atleast_2d(np.array(cells[camera - 1][person - 1], np.int64))
+        rows = permutations[person, camera]
         if rows.shape[1] != len(positions) or (np.sort(rows, axis=1) != np.arange(1, len(positions) + 1)).any():
             raise UserError(f"{path} permutes {rows.shape[1]} images of person {person} in camera {camera}, but the "
                             f"folder holds {len(positions)}; expected the same images. Take file and folders of the "

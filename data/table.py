@@ -7,12 +7,11 @@ visible, vis, infrared, thermal, nir); camera: a number; person: any text, may b
 """
 import csv
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from data.layout import existing_root, require_disjoint, require_file
-from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval
+from data.records import CROSS_MODES, DataSet, ImageSet, Retrieval, existing_root, require_disjoint, require_file
 from utils.errors import UserError, explained
 from utils.modality import Modality
 
@@ -60,22 +59,20 @@ def load(root, trial=1, check_counts=True):
         person is in training and test, or there is nothing to train on or to test.
     """
     root = existing_root(root, LAYOUT)
-    rows = read_rows(root)
-    of_split = {is_train: [row["person"] for row in rows if (row["split"] == "train") == is_train and row["person"]]
-                for is_train in (True, False)}
-    require_disjoint(of_split[True], of_split[False], f"rows of {root / FILE}", "Correct the column split or person")
+    rows = read_rows(root / FILE)
+    learned, tested = ([row for row in rows if (row["split"] == "train") == is_train] for is_train in (True, False))
+    require_disjoint(*({row["person"] for row in of} - {""} for of in (learned, tested)), f"rows of {root / FILE}",
+                     "Correct the column split or person")
     persons = {person: number for number, person in enumerate(sorted({row["person"] for row in rows} - {""}))}
-    if any(row["split"] == "train" and not row["person"] for row in rows):      # partly known is unknown
-        rows = [{**row, "person": ""} if row["split"] == "train" else row for row in rows]
+    if any(not row["person"] for row in learned):       # partly known is unknown
+        learned = [{**row, "person": ""} for row in learned]
     train, test, roles = {}, {}, {}
     for m in Modality:
-        learned, tested = ([row for row in rows if row["modality"] is m and (row["split"] == "train") == is_train]
-                           for is_train in (True, False))
         train[m], test[m] = (ImageSet.from_rows(m, [(row["path"], persons.get(row["person"], UNKNOWN), row["camera"])
-                                                    for row in chosen]) for chosen in (learned, tested))
-        roles[m] = {role: np.array([i for i, row in enumerate(tested) if row["split"] in (role, "test")], np.int64)
-                    for role in ("query", "gallery")}
-        if not learned:
+                                                    for row in of if row["modality"] is m]) for of in (learned, tested))
+        splits = [row["split"] for row in tested if row["modality"] is m]
+        roles[m] = {role: np.flatnonzero(np.isin(splits, (role, "test"))) for role in ("query", "gallery")}
+        if not len(train[m]):
             raise UserError(f"{root / FILE} lists no {m.value} image of the split train; expected images of both "
                             "modalities to train on. Add rows")
     data = TableDataSet(root.resolve().name, root, train, test, roles=roles)
@@ -85,12 +82,11 @@ def load(root, trial=1, check_counts=True):
     return data
 
 
-def read_rows(root):
-    """Read and check the rows of ROOT/images.csv: a dict by column for each, in their order.
+def read_rows(path):
+    """Read and check the rows of images.csv: a dict by column for each, in their order.
 
     Raises: UserError: names the row, counted from 1 below the head.
     """
-    path = Path(root) / FILE
     require_file(path, f"expected {LAYOUT}")
     with (explained(f"{path} cannot be read", f"expected {LAYOUT}"),
           open(path, newline="", encoding="utf-8-sig") as file):
@@ -99,18 +95,17 @@ def read_rows(root):
     if sorted(head) != sorted(COLUMNS):
         raise UserError(f"{path} has the columns {', '.join(head) or 'none'}; expected {', '.join(COLUMNS)}. Correct "
                         "its first line")
-    rows, seen = [], {}
+    if not found:
+        raise UserError(f"{path} lists no image; expected a row for each")
+    seen = {}
     for number, row in enumerate(found, start=1):
         if row["path"]:
             row["path"] = PurePosixPath(row["path"]).as_posix()     # ./a.png is a.png
-        if problem := _problem(row, root, seen):
+        if problem := _problem(row, path.parent, seen):
             raise UserError(f"row {number} of {path} {problem}")
         seen[row["path"]] = number
-        rows.append({**row, "modality": MODALITIES[row["modality"]], "camera": int(row["camera"]),
-                     "person": row["person"].strip()})
-    if not rows:
-        raise UserError(f"{path} lists no image; expected a row for each")
-    return rows
+    return [{**row, "modality": MODALITIES[row["modality"]], "camera": int(row["camera"]),
+             "person": row["person"].strip()} for row in found]
 
 
 def _problem(row, root, seen):
@@ -130,6 +125,6 @@ def _problem(row, root, seen):
         return f"has the camera {row['camera']!r}; expected a number. Correct it"
     if row["split"] != "train" and not row["person"].strip():
         return f"names no person; expected one for every image of the split {row['split']}. Add it"
-    if not (Path(root) / path).is_file():
+    if not (root / path).is_file():
         return f"names the image {row['path']}, which is missing; restore it or remove the row"
     return None

@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.cache import CacheFiles
-from data.images import in_parallel, pixel_range, stored_image
-from data.manifest import grey_range, range_line
+from data.images import grey_range_of, in_parallel, pixel_range, range_line, stored_image
 from utils.checkpoint import file_digest
 from utils.errors import UserError
 from utils.modality import Modality
@@ -26,11 +24,11 @@ class ImageFile(NamedTuple):
     problem: str = ""       # "" if it decodes
 
 
-def verify(data, check_counts=True, cache_dir="", ir_range=()):
-    """Compare counts, read every image file and cache, look for duplicates and for what lies in the folders besides.
+def verify(data, check_counts=True, ir_range=()):
+    """Compare counts, read every image file, look for duplicates and for what lies in the folders besides.
 
     Args: data: `DataSet`, opened without a check of its counts; check_counts: other counts than published are wrong,
-        where the data set insists on them; cache_dir, ir_range: as `data.manifest.data_manifest`.
+        where the data set insists on them; ir_range: as `data.manifest.data_manifest`.
     Returns: lines to read; and phrases on what makes the data set unfit.
     """
     files = in_parallel(_read, [(data.root, path, split, images.modality) for split, images in data.sets()
@@ -46,19 +44,16 @@ def verify(data, check_counts=True, cache_dir="", ir_range=()):
                      for path in folder.iterdir() if path not in listed)
     pixels, faults = _pixels([file for file in files if file.mode], ir_range)
     differences = data.differences() if check_counts else []
-    lines = [*data.counts(), *data.notes, *_finding("{} counts differ from the published ones", differences), *pixels,
-             *_finding("{} images do not decode", [file.problem for file in broken]),
-             *_finding("{} groups of identical files within a split", repeats),
-             *_finding("{} groups of identical files in training and test", leaks),
-             *_finding("{} other files, which are ignored", ignored)]
+    lines = [*data.counts(), *data.notes, *_finding("counts differ from the published ones", differences), *pixels,
+             *_finding("images do not decode", [file.problem for file in broken]),
+             *_finding("groups of identical files within a split", repeats),
+             *_finding("groups of identical files in training and test", leaks),
+             *_finding("other files, which are ignored", ignored)]
     problems = (differences if data.counts_bind else []) + faults
     if broken:
         problems.append(f"{len(broken)} images that do not decode, such as {broken[0].path}")
     if leaks:
         problems.append(f"{len(leaks)} images that are in training and test, such as {leaks[0]}")
-    for split, images in data.sets():
-        if path := CacheFiles(data.cache_dir(cache_dir), split, images.modality.value).altered(digests=True):
-            problems.append(f"decoded images that were altered or cut off since they were written, {path}; remove them")
     return lines, problems
 
 
@@ -69,13 +64,13 @@ def _pixels(files, ir_range):
         of_modality = [file for file in files if file.modality is m]
         for mode, count in Counter(file.mode for file in of_modality).most_common():
             values = np.array([file.values for file in of_modality if file.mode == mode])
-            lines.append(f"{m.value} images stored in mode {mode}: {count:,}, values {values[:, 0].min():g} to "
-                         f"{values[:, 1].max():g}")
+            lines.append(f"{m.value} images stored in mode {mode}: {count:,}, values {values.min():g} to "
+                         f"{values.max():g}")
         constant = [file.path for file in of_modality if file.values[0] == file.values[1]]
-        lines += _finding(f"{{}} {m.value} images of one value throughout", constant)
+        lines += _finding(f"{m.value} images of one value throughout", constant)
         if constant and len(constant) == len(of_modality):
             faults.append(f"{m.value} images that show nothing: each has one value throughout")
-        elif deep := grey_range([file.values for file in of_modality], m, ir_range):
+        elif deep := grey_range_of([file.values for file in of_modality if file.mode[0] in "IF"], m, ir_range):
             lines.append(range_line(deep, m))
     return lines, faults
 
@@ -94,4 +89,4 @@ def _finding(sentence, examples):
     if not examples:
         return []
     more = f", and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
-    return [f"{sentence.format(len(examples))}: {'; '.join(examples[:SHOWN])}{more}"]
+    return [f"{len(examples)} {sentence}: {'; '.join(examples[:SHOWN])}{more}"]

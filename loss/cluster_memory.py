@@ -51,50 +51,39 @@ class ClusterMemory:
         self.temperature, self.momentum = temperature, momentum
 
     def loss(self, x, labels, before=None):
-        """Compute the cross entropy of normalise(x) @ prototypes.T / temperature; gradients flow to x alone.
+        """Compute the mean cross entropy of normalise(x) @ prototypes.T / temperature, of which only x has a gradient.
 
         Args:
             x: (B, D) float features of any length, on the memory's device.
             labels: (B,) cluster of each, or (B, K) shares of all clusters.
             before: another state of this memory from which the loss's value is taken, while its gradient multiplies
                 today's prototypes (see loss/visits.py).
-
-        Returns:
-            A scalar tensor, the mean.
         """
         x = F.normalize(x.float(), dim=1)
-        return cross_entropy(x, self.prototypes, labels, self.temperature, before and before.prototypes)
+        return cross_entropy(x, self.prototypes, labels, self.temperature, (before or self).prototypes)
 
     def update(self, x, labels):
         """Move prototypes to their samples, in batch order: m[y] <- normalise(momentum m[y] + (1 - momentum) x).
 
-        Args:
-            x: (B, D) float features, normalised here.
-            labels: (B,) clusters, on the host.
-
-        Raises:
-            ValueError: a label is negative.
+        Args: x: (B, D) float features, normalised here; labels: (B,) clusters, on the host.
+        Raises: ValueError: a label is negative, which would move the last prototype.
         """
-        move(self.prototypes, F.normalize(x.detach().float(), dim=1), without_outliers(labels), self.momentum)
+        labels = np.asarray(labels)
+        if len(labels) and labels.min() < 0:
+            raise ValueError(f"labels hold {labels.min()}; expected clusters from 0 on. Leave outliers out")
+        if len(labels):
+            self._move(F.normalize(x.detach().float(), dim=1), labels)
+
+    def _move(self, x, labels):
+        move(self.prototypes, x, labels, self.momentum)
 
 
 class HardMemory(ClusterMemory):
-    """A memory whose prototypes move to the hardest sample of the batch alone (PGM)."""
+    """A memory whose prototypes move to the hardest sample of the batch alone, the least similar one (PGM)."""
 
-    def update(self, x, labels):
-        """Move each prototype of the batch once, to the sample of its cluster that is least similar to it."""
-        x = F.normalize(x.detach().float(), dim=1)
-        clusters, hardest = hardest_samples(x, without_outliers(labels), self.prototypes)
-        mixed = self.momentum * self.prototypes[clusters] + (1 - self.momentum) * x[hardest]
-        self.prototypes[clusters] = F.normalize(mixed, dim=1)
-
-
-def without_outliers(labels):
-    """Return labels (B,) as an array. Raises ValueError: one is negative, which would move the last prototype."""
-    labels = np.asarray(labels)
-    if len(labels) and labels.min() < 0:
-        raise ValueError(f"labels hold {labels.min()}; expected clusters from 0 on. Leave outliers out")
-    return labels
+    def _move(self, x, labels):
+        clusters, hardest = hardest_samples(x, labels, self.prototypes)
+        mix(self.prototypes, clusters, x[hardest], self.momentum)
 
 
 MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> class
@@ -147,12 +136,8 @@ def move(prototypes, x, labels, momentum):
 def cluster_means(features, labels):
     """Average the features of each cluster, in the order of the images, so that every device and process agrees.
 
-    Args:
-        features: (N, D) float tensor.
-        labels: (N,) int64 array of clusters 0 to K - 1; images of -1 are left out.
-
-    Returns:
-        (K, D) tensor on the features' device, not normalised; 0 for a cluster without images.
+    Args: features: (N, D) float tensor; labels: (N,) int64 array of clusters 0 to K - 1; images of -1 are left out.
+    Returns: (K, D) tensor on the features' device, not normalised; 0 for a cluster without images.
 
     Example:
         >>> cluster_means(torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]), np.array([0, 0, -1]))
@@ -165,11 +150,15 @@ def cluster_means(features, labels):
     return torch.segment_reduce(rows, "sum", lengths=counts, axis=0) / counts.clamp(min=1)[:, None]
 
 
-def cross_entropy(x, prototypes, labels, temperature, before=None):
-    """Compute the mean cross entropy of x @ prototypes.T / temperature; of no rows 0, which has a gradient.
+def mix(prototypes, clusters, targets, momentum):
+    """Move the prototypes (K, D) of clusters (C,) to targets (C, D), once and in place."""
+    prototypes[clusters] = F.normalize(momentum * prototypes[clusters] + (1 - momentum) * targets, dim=1)
 
-    Args: x: (B, D); prototypes: (K, D); labels: (B,), or (B, K) shares of the clusters, of any sum; before: (K, D)
-        prototypes of an earlier time, whose logits take the place of today's, while their gradient stays today's.
+
+def cross_entropy(x, prototypes, labels, temperature, before):
+    """Compute the mean cross entropy of `cosine_logits`; of no rows 0, which has a gradient.
+
+    Args: labels: (B,), or (B, K) shares of the clusters, of any sum; others as `cosine_logits`.
     """
     if not len(labels):
         return x.sum()
@@ -177,10 +166,13 @@ def cross_entropy(x, prototypes, labels, temperature, before=None):
     return F.cross_entropy(logits, to_device(labels, logits.device))
 
 
-def cosine_logits(x, prototypes, temperature, before=None):
-    """Compute x @ prototypes.T / temperature: (B, K). Args: as `cross_entropy`."""
+def cosine_logits(x, prototypes, temperature, before):
+    """Compute x @ before.T / temperature: (B, K), with the gradient of x @ prototypes.T / temperature.
+
+    Args: x: (B, D) and prototypes: (K, D), of unit length; before: (K, D) prototypes of an earlier time, or the same.
+    """
     logits = x @ prototypes.T
-    if before is not None:
+    if before is not prototypes:
         logits = logits + (x @ before.T - logits).detach()
     return logits / temperature
 

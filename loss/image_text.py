@@ -3,17 +3,13 @@ import torch.nn.functional as F
 
 
 def supervised_contrast(anchors, anchor_labels, contrasts, contrast_labels):
-    """Compute the supervised contrastive loss (Khosla et al., NeurIPS 2020) at temperature 1.
+    """Compute the supervised contrastive loss of Khosla et al. (NeurIPS 2020) between images and texts.
 
-    Args:
-        anchors: (A, E) float tensor, used as it is, not normalised.
-        anchor_labels: (A,) int64 tensor.
-        contrasts: (C, E) float tensor.
-        contrast_labels: (C,) int64 tensor. Positives of an anchor are the contrasts with its label; without any the
-            loss is NaN.
+    Each row of one side, an anchor, is compared with all rows of the other; those of its label are its positives.
 
-    Returns:
-        A scalar tensor, the mean over anchors of the mean over positives of -log softmax(anchors @ contrasts.T).
+    Args: anchors: (A, E), contrasts: (C, E) float tensors; anchor_labels: (A,), contrast_labels: (C,) int64 tensors.
+    Returns: a scalar tensor, the mean over anchors of the mean over positives of -log softmax(anchors @ contrasts.T);
+        NaN if an anchor has no positive.
 
     Example:
         >>> images, texts = 10 * torch.eye(2), torch.eye(2)
@@ -29,14 +25,9 @@ def supervised_contrast(anchors, anchor_labels, contrasts, contrast_labels):
 def image_to_text(projections, texts, labels, smoothing):
     """Compute the cross entropy with label smoothing of projections @ texts.T; label -1 is ignored.
 
-    Args:
-        projections: (B, E) float tensor, not normalised.
-        texts: (K, E) float tensor, a text per pseudo label, not normalised.
-        labels: (B,) int64 tensor of pseudo labels, -1 for none.
+    Args: projections: (B, E) float tensor; texts: (K, E) float tensor, one per pseudo label; labels: (B,) int64 tensor;
         smoothing: share of the target that is spread over all texts (CCLNet: 0.1).
-
-    Returns:
-        A scalar tensor, the mean over labelled images; 0 if the batch has none.
+    Returns: a scalar tensor, the mean over labelled images; 0 if the batch has none.
 
     Example:
         >>> image_to_text(torch.zeros(3, 4), torch.ones(2, 4), torch.tensor([0, 1, -1]), 0.1)    # a guess: log(2)

@@ -1,4 +1,4 @@
-"""Which clusters of the two modalities belong together: rules that turn similarities into links.
+"""Which clusters of the two modalities belong together: rules that turn cosines into links.
 
 A rule (`hungarian`, `progressive`, `optimal_transport`) takes the cosines of all visible clusters with all infrared
 ones, an array (K_rgb, K_ir), and returns `Links`. A `LinkingMethod` names its own as `rule`. METHOD.LINK_BY says of
@@ -36,7 +36,7 @@ def link_by(default):
 
 
 class Links(NamedTuple):
-    """The partner of every cluster in the other modality, -1 for none; not always one-to-one or mutual."""
+    """The partner of every cluster in the other modality, -1 for none; neither one-to-one nor mutual in general."""
 
     rgb_to_ir: np.ndarray       # (K_rgb,) int64
     ir_to_rgb: np.ndarray       # (K_ir,) int64
@@ -74,8 +74,7 @@ def nearest(x, others, count):
 
 
 class LinkingMethod(Method):
-    """A method that links clusters by a `rule`. A subclass declares METHOD.LINK_BY, and in `start` sets `epoch_links`.
-    """
+    """A method that links clusters by its `rule`. It declares METHOD.LINK_BY, and in `start` sets `epoch_links`."""
 
     @property
     def needs(self):
@@ -101,8 +100,9 @@ class LinkingMethod(Method):
         return self.epoch_links or self.rule(self.cosines()())
 
     def links(self):
-        """Return the epoch's links, or those of the prototypes as they are: `LinkedClusters`."""
-        return listed(self.links_now(), self.cosines()())
+        """Return the same with the prototypes' cosines: `LinkedClusters`."""
+        cosines = self.cosines()()
+        return listed(self.epoch_links or self.rule(cosines), cosines)
 
 
 def link(rule, rgb, ir):
@@ -128,15 +128,11 @@ def no_links(rgb, ir):
 def hungarian(similarity):
     """Link visible and infrared clusters one to one; CCLNet's rule.
 
-    Maximises the sum of similarities (`scipy.optimize.linear_sum_assignment`). If the two sides have different numbers
-    of clusters, those left over stay without a link; so do pairs with a negative similarity.
+    Maximises the sum of cosines (`scipy.optimize.linear_sum_assignment`). If the two sides have different numbers of
+    clusters, those left over stay without a link; so do pairs with a negative cosine.
 
-    Args:
-        similarity: (K_rgb, K_ir) array, cosines of a row per visible cluster with a row per infrared one.
-
-    Returns:
-        Links, two int64 NumPy arrays: `rgb_to_ir[i]` is the infrared partner of visible cluster i, `ir_to_rgb[j]` the
-        visible partner of infrared cluster j; -1 means none.
+    Args: similarity: (K_rgb, K_ir) array, cosines of a row per visible cluster with a row per infrared one.
+    Returns: `Links`.
 
     Example:
         >>> hungarian(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))       # three visible clusters, two infrared ones
@@ -161,11 +157,7 @@ def progressive(similarity):
     (the released code does so for RegDB, and links nothing for SYSU-MM01), and there are as many rounds as it takes
     (the released code has two, and fails where one modality has more than twice as many clusters).
 
-    Args:
-        similarity: (K_rgb, K_ir) array of cosines.
-
-    Returns:
-        `Links`, as `hungarian`, but without -1.
+    Args: as `hungarian`. Returns: `Links` without -1.
 
     Example:
         >>> progressive(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))     # the second visible cluster is linked too
@@ -189,11 +181,7 @@ def optimal_transport(similarity):
     Yin et al., "Robust Pseudo-label Learning with Neighbor Relation for Unsupervised Visible-Infrared Person
     Re-Identification" (ACM MM 2024).
 
-    Args:
-        similarity: (K_rgb, K_ir) array of cosines.
-
-    Returns:
-        `Links`, as `hungarian`, but without -1.
+    Args: as `hungarian`. Returns: `Links` without -1.
 
     Example:
         >>> optimal_transport(np.array([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]]))     # the second infrared one is in demand

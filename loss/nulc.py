@@ -64,10 +64,8 @@ class NearbyClusters(NamedTuple):
         """Share each image among the clusters of its neighbours, and weigh it by the share of its own cluster.
 
         With n of k neighbours in a cluster of size S the share is n / (k - n + S), the Jaccard index of neighbours and
-        cluster, over the sum of all; the weight is exp(-sharpness (1 - share of the own cluster)^2).
-
-        Where no neighbour has a cluster, which is possible across the modalities, that is 0 / 0; ours is then the label
-        alone: its share, and so the weight, are 1.
+        cluster, over the sum of all; the weight is exp(-sharpness (1 - share of the own cluster)^2). Where no neighbour
+        has a cluster, which across the modalities is possible, that is 0 / 0; ours is then the label alone.
 
         Args: rows: (B,) images; labels: (B,) own cluster of each, -1 for none, whose weight is 0.
         Returns: (B, K) shares, (B,) weights.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loss.cluster_memory import ClusterMemory, cluster_means, cross_entropy, hardest_samples
+from loss.cluster_memory import ClusterMemory, cluster_means, cross_entropy, hardest_samples, mix
 from loss.links import BLOCK_ROWS, nearest, optimal_transport
 from loss.visits import Visit, VisitingMethod
 from utils.modality import Modality
@@ -40,18 +40,16 @@ class RPNR(VisitingMethod):
 
         Prototypes and links are those of the clusters as they are.
         """
-        s, features, self.epoch = self.settings, start.features["feature"], epoch
-        means = {m: cluster_means(features[m], start.labels[m]) for m in Modality}
-        self.memories = {m.value: self._memory(means[m]) for m in Modality}
-        self.epoch_links = self.link(start)
-        if epoch < s.cross_epoch:
-            return start.labels
-        labels = {m: calibrate(features[m], start.labels[m], s.top_images) for m in Modality}
-        self.memories["hybrid"] = self._memory(hybrid_means(*means.values(), self.links_now().ir_to_rgb,
-                                                            labels[Modality.IR]))
+        clusters, features = super().start(start, epoch), start.features["feature"]
+        if epoch < self.settings.cross_epoch:
+            return clusters
+        labels = {m: calibrate(features[m], clusters[m], self.settings.top_images) for m in Modality}
+        means = [cluster_means(features[m], clusters[m]) for m in Modality]
+        self.memories["hybrid"] = self.memory(hybrid_means(*means, self.links_now().ir_to_rgb, labels[Modality.IR]))
         return labels
 
-    def _memory(self, prototypes):
+    def memory(self, prototypes):
+        """Make a memory of mean and hard prototypes."""
         return MeanHardMemory(prototypes, self.settings.temperature, self.settings.momentum)
 
     def crossing(self, modality, labels, partner):
@@ -86,29 +84,20 @@ class MeanHardMemory(ClusterMemory):
     def loss(self, x, labels, before=None):
         """Compute SHARE * (CE of the hard prototypes + max(CE of the mean prototypes - MARGIN, 0)).
 
-        Args: as `ClusterMemory.loss`. Returns: a scalar; gradients flow to x alone.
+        Args: as `ClusterMemory.loss`.
         """
-        x = F.normalize(x.float(), dim=1)
-        hard = cross_entropy(x, self.hard, labels, self.temperature, before and before.hard)
-        mean = cross_entropy(x, self.prototypes, labels, self.temperature, before and before.prototypes)
+        x, before = F.normalize(x.float(), dim=1), before or self
+        hard = cross_entropy(x, self.hard, labels, self.temperature, before.hard)
+        mean = cross_entropy(x, self.prototypes, labels, self.temperature, before.prototypes)
         return SHARE * (hard + F.relu(mean - MARGIN))
 
-    def update(self, x, labels):
-        """Move each cluster of the batch once: its mean prototype to its samples' mean, its hard one to the hardest.
-
-        The hardest sample is the one least similar to the mean prototype before the update.
-
-        Args: x: (B, D) features, normalised here; labels: (B,) clusters, on the host.
-        """
-        if len(x) == 0:
-            return
-        x = F.normalize(x.detach().float(), dim=1)
+    def _move(self, x, labels):     # the hardest sample is the one that the mean prototype is least similar to
         clusters, hardest = hardest_samples(x, labels, self.prototypes)
         _, counts = np.unique(labels, return_counts=True)
         sorted_x = x[to_device(np.argsort(labels, kind="stable"), x.device)]
         mean = torch.stack([rows.mean(0) for rows in sorted_x.split(counts.tolist())])      # alike in all processes
-        for rows, target in ((self.prototypes, mean), (self.hard, x[hardest])):
-            rows[clusters] = F.normalize(self.momentum * rows[clusters] + (1 - self.momentum) * target, dim=1)
+        mix(self.prototypes, clusters, mean, self.momentum)
+        mix(self.hard, clusters, x[hardest], self.momentum)
 
 
 def calibrate(features, labels, top):

@@ -102,8 +102,7 @@ class ImageMemory(ClusterMemory):
         Args: x: (B, D) of any length; near: (B, N) bool; before: `ImageMemory`, of which p is the softmax over all
             images; the gradient multiplies the rows of this one.
         """
-        logits = cosine_logits(F.normalize(x.float(), dim=1), self.prototypes, self.temperature,
-                               None if before is self else before.prototypes)
+        logits = cosine_logits(F.normalize(x.float(), dim=1), self.prototypes, self.temperature, before.prototypes)
         logarithm = torch.log(logits.softmax(dim=1).clamp(min=LEAST))
         return (-(logarithm * near).sum(dim=1) / (near.sum(dim=1) + 1)).mean()
 

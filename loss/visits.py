@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_memories
+from loss.cluster_memory import MEMORIES, MOMENTUM, TEMPERATURE, cluster_means
 from loss.links import LinkingMethod, link_by
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -45,9 +45,14 @@ class VisitingMethod(LinkingMethod):
 
     def start(self, start, epoch):
         """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
-        self.epoch, self.memories = epoch, cluster_memories(start, self.settings)
-        self.epoch_links = self.link(start)
+        self.epoch, self.epoch_links = epoch, self.link(start)
+        self.memories = {m.value: self.memory(cluster_means(start.features["feature"][m], start.labels[m]))
+                         for m in Modality}
         return start.labels
+
+    def memory(self, prototypes):
+        """Make a memory. Args: prototypes: (K, D) to start from, of any length."""
+        return MEMORIES[self.settings.renewal](prototypes, self.settings.temperature, self.settings.momentum)
 
     def losses(self, features, batch):
         """Compute {"rgb", "ir"} and, where the modalities meet, "cross"."""
@@ -83,18 +88,17 @@ def visit_losses(visits, memories, features, gradients):
     """Compute the losses of all visits, times their weights: {name: scalar}; the memories stay as they are.
 
     Args: visits: in the order in which the released code's backward pass makes them; memories: name -> memory;
-        features: Modality -> (B, D); gradients: "exact", or "released": each visit renews copies before the next.
+        features: Modality -> (B, D); gradients: "exact", or "released": a visit's gradient multiplies a copy of the
+        memory that the visits before it have renewed.
     """
-    losses, renewed = {}, copy.deepcopy(memories) if gradients == "released" else memories
+    losses, renewed = {}, dict(memories)
     for visit in visits:
         x, clusters = with_partner(features[visit.batch], visit.labels)
         target = clusters if visit.shares is None else with_partner(visit.shares, visit.labels)[0]
-        memory = renewed[visit.memory]
-        if gradients == "released":     # autograd multiplies the rows of a copy, which the update leaves alone
-            losses[visit.loss] = visit.weight * copy.deepcopy(memory).loss(x, target, memories[visit.memory])
-            memory.update(x, clusters)
-        else:
-            losses[visit.loss] = visit.weight * memory.loss(x, target)
+        losses[visit.loss] = visit.weight * renewed[visit.memory].loss(x, target, memories[visit.memory])
+        if gradients == "released":
+            renewed[visit.memory] = copy.deepcopy(renewed[visit.memory])
+            renewed[visit.memory].update(x, clusters)
     return losses
 
 

@@ -13,8 +13,7 @@ from configs.groups import label_differences
 from configs.identity import identity, images_digest
 from configs.settings import PATHS
 from data.augment import Augmentation
-from data.cache import open_banks
-from data.images import pick_cache
+from data.images import open_banks, pick_cache
 from data.manifest import data_manifest
 from data.pseudo_labels import find_pseudo_labels, load_pseudo_labels, origin, renumbered
 from data.registry import open_dataset

@@ -38,7 +38,7 @@ class TrainSettings:
     clusters_per_batch: int     # P, of each modality
     rgb_clusters: int           # P of visible images; 0: the same
     instances: int              # K
-    across_cameras: bool        # whether the images of a cluster are drawn by `data.sampler.across_cameras`
+    across_cameras: bool        # whether the images of a cluster are drawn by `data.batches.across_cameras`
     iterations: int             # of an epoch; 0: what the images give
     augmentation: dict          # Modality -> `Augmentation`
     optim: object               # the section OPTIM, its keys in lower case

@@ -7,8 +7,7 @@ from scipy.stats import chi2_contingency, chisquare, ks_2samp, kstest
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
-from data.augment import MEAN, STD, Augmentation, apply, draw, draw_rectangles, normalise
-from data.colour import LUMA, draw_jitter
+from data.augment import LUMA, MEAN, STD, Augmentation, apply, draw, draw_jitter, draw_rectangles, normalise
 from utils.seeding import numpy_rng
 
 DRAWS = 1500

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from data.augment import MEAN, STD, apply, draw, normalise
-from data.batches import Batches, PromptBatches
+from data.batches import Batches, PromptBatches, across_cameras, cluster_batches
 from data.images import ImageBank
-from data.sampler import across_cameras, cluster_batches, iterations_per_epoch
 from tests.tiny import EACH, IMAGES, PEOPLE, one_of, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng
@@ -26,12 +25,6 @@ def batches_of(method="cclnet", processes=None, **changes):
     settings = tiny_settings(METHOD__NAME=method, **{"INPUT__PAD": 2, "INPUT__GREY": 0.5, **changes})
     more = () if processes is None else (processes,)
     return Batches(images(), LABELS, settings, 1, settings.method.views, *more)
-
-
-def test_iterations_per_epoch():
-    assert iterations_per_epoch(640, 100, 64) == 11
-    assert iterations_per_epoch(100, 639, 64) == 10
-    assert iterations_per_epoch(3, 5, 64) == 1
 
 
 def test_batches_hold_p_clusters_of_k_images():

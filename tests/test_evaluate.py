@@ -45,7 +45,7 @@ def ranked(data, retrieval, arrays, measure=None):
 @pytest.fixture
 def data(tmp_path):
     root = sysu_tree(tmp_path / "data", images=3, ids={"train": (1,), "val": (2,), "test": tuple(range(3, 11))})
-    return sysu.load(root, "SYSU-MM01", check_counts=False)
+    return sysu.load(root, check_counts=False)
 
 
 def save(path, arrays, **changes):

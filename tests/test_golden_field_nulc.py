@@ -70,13 +70,6 @@ def test_step(g, kind, gradients):
             assert (x[m].grad - rows(g, f"{kind}_gradient_{m.value}")).abs().max() > 1e-3 * x[m].grad.abs().max()
 
 
-def test_its_own_numbers_are_the_released_ones(g):
-    s = NULC().settings
-    assert (s.balance, s.sharpness, s.cross_weight, s.temperature, s.momentum) == tuple(
-        float(g[key]) for key in ("balance", "sharpness", "cross_weight", "temp", "momentum"))
-    assert (s.renewal, s.neighbours, NULC.views, NULC.mirrored) == ("plain", 30, 2, True)     # the file asks for 10
-
-
 def test_where_no_neighbour_has_a_cluster_the_label_stands_alone():
     """The nearest image is an outlier; with more neighbours than there are images all of them count."""
     rows, labels = torch.eye(5), np.array([0, 0, 0, 1, -1])

@@ -14,16 +14,11 @@ from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
 from processor.setup import train_settings
 from processor.train import train
+from tests.test_golden_methods import close, same_loss
 from tests.tiny import LABELS, PEOPLE, Silent, TinyRun, tiny_banks, tiny_data
 from utils.modality import Modality
 
 RGB, IR = Modality
-
-
-def close(found, expected, share):
-    """Compare arrays up to a share of the largest entry."""
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=share * float(np.abs(expected).max()))
 
 
 def both_depths(g, side):
@@ -83,18 +78,16 @@ def test_step(golden_field, kind, gradients):
                             positions={m: np.tile(g[f"index_{m.value}"], twice[m]) for m in Modality})
     features = {m: torch.cat([parts[m, "deep"], parts[m, "shallow"]], dim=1) for m in Modality}
     losses = method.losses(features, batch)
-    within, across = (0.1, 0.1) if kind.startswith("unified") else (1, 0.5)
     total = sum(losses.values())
-    assert float(total.detach()) == pytest.approx(float(g[f"{kind}_loss"]), rel=1e-5, abs=2e-6)
+    same_loss(total, g[f"{kind}_loss"])
+    within, across = (0.1, 0.1) if kind.startswith("unified") else (1, 0.5)
     for key in g.files:
         what, _, name = key.removeprefix(f"{kind}_loss_").partition("_")
         if key.startswith(f"{kind}_loss_memory"):
-            found = losses.pop(name)
-            assert float(found.detach()) == pytest.approx(float(g[key]), rel=1e-5, abs=2e-6)
+            same_loss(losses.pop(name), g[key])
         elif key.startswith(f"{kind}_loss_neighbour"):
             weight = within if name.startswith(("rgb_rgb", "ir_ir")) else across
-            found = losses.pop(f"near_{name}", torch.zeros(()))
-            assert float(found.detach()) == pytest.approx(weight * float(g[key]), rel=1e-5, abs=2e-6)
+            same_loss(losses.pop(f"near_{name}", 0), weight * g[key])
     assert not losses
     total.backward()
     prefix = {"released": "gradient", "exact": "exact_gradient"}[gradients]
@@ -143,7 +136,8 @@ class EveryEpoch:
 def test_schedule_of_the_configuration(golden_field, name, tmp_path, stubs, monkeypatch):
     """SGD's rates and momentum go on where the best epoch's weights are taken up."""
     g = golden_field.load("sdcl_schedule")
-    config = load_config(f"configs/{name}_sdcl.yml", ["METHOD.UNIFY_FROM", "released", "SAMPLER.ITERATIONS", "1"])
+    config = load_config(f"configs/{name}_sdcl.yml", [
+        "METHOD.UNIFY_FROM", "released", "SAMPLER.ITERATIONS", "1", "SAMPLER.CLUSTERS", "1", "SAMPLER.INSTANCES", "1"])
     settings, rows = train_settings(config, "prepare"), {m: torch.eye(PEOPLE)[LABELS[m]][:, None] for m in Modality}
     monkeypatch.setattr("processor.train.embed_all", lambda *_: {
         "feature": {m: x.flatten(1) for m, x in rows.items()}, "depths": rows})

@@ -1,7 +1,7 @@
 """Decoding of every kind of image, the cache, and the manifest of a data set."""
 import json
 import os
-import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +10,8 @@ from PIL import ExifTags, Image
 
 from data import images as module
 from data import sysu
-from data.cache import open_banks
-from data.images import decode_image, pick_cache, read_image
-from data.manifest import data_manifest, manifest_differences, stored_range
+from data.images import decode_image, open_banks, pick_cache, read_image, stored_range
+from data.manifest import data_manifest, manifest_differences
 from data.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError
@@ -58,11 +57,8 @@ def test_images_stand_upright_as_their_exif_data_say(tmp_path, ending):
                     7: GREY[::-1, ::-1].T, 8: GREY[:, ::-1].T}[orientation]
         assert turned.size == expected.T.shape
         assert np.abs(np.asarray(turned)[..., 0].astype(int) - expected).max() <= 8, orientation
-
-
-def test_damaged_exif_data_are_passed_over(tmp_path):
-    Image.fromarray(GREY).save(tmp_path / "a.png", exif=b"II+\0")
-    assert decode_image(tmp_path / "a.png").size == (16, 32)
+    Image.fromarray(GREY).save(tmp_path / "b.png", exif=b"II+\0")       # damaged: passed over
+    assert decode_image(tmp_path / "b.png").size == (16, 32)
 
 
 def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path, monkeypatch):
@@ -101,14 +97,12 @@ def test_cache_is_written_once_and_again_after_a_change(data, tmp_path):
     file.write_bytes(b"cut off")
     assert opened() and not opened()
     file.write_bytes(file.read_bytes()[:-1] + b"x")         # of the same size
-    assert opened()
-    os.utime(file, (1, 1))                                  # as a copy may have
-    assert not opened()
+    assert opened() and not opened()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_batches_are_the_same_wherever_the_images_are_held(data, monkeypatch, device):
-    monkeypatch.setattr(module, "READ_AT_ONCE", 4)
+    monkeypatch.setattr(module, "AT_ONCE", 4)
     mapped, bank = (open_split(data, **held)[Modality.IR] for held in ({}, {"device": device, "cache": "device"}))
     for indices in ([3, 0, 3], np.arange(len(bank))[::-1], np.array([1], np.int32), np.array([], int)):
         batch, expected = bank.batch(indices), mapped.batch(indices)
@@ -129,12 +123,13 @@ DEEP = {"counts": (".png", np.uint16, 7000, 9000), "kelvin": (".tif", np.float32
         "32 bits": (".tif", np.int32, -5, 100_000)}
 
 
-def deepen(data, kind, values=lambda grey, low, high: low + grey / 255 * (high - low)):
+def deepen(data, kind):
     """Replace the infrared images of a tree by such of more than 8 bits with the same look: the tree, read again."""
     ending, dtype, low, high = DEEP[kind]
     for path in sorted(data.root.glob("cam[36]/*/*.jpg")):
         grey = np.asarray(Image.open(path).convert("L"), np.float64)
-        Image.fromarray(values(grey, low, high).astype(dtype)).save(path, {".png": "PNG", ".tif": "TIFF"}[ending])
+        values = low + grey / 255 * (high - low)
+        Image.fromarray(values.astype(dtype)).save(path, {".png": "PNG", ".tif": "TIFF"}[ending])
     return again(data)
 
 
@@ -166,20 +161,9 @@ def test_a_range_of_ones_own_is_another_data_set(data):
     banks = [open_banks(data, "test", manifest, 32, 16, announce=said.append)[Modality.IR]
              for manifest in (measured, given)]
     assert banks[1].images.mean() > banks[0].images.mean() * 1.2 and "7000 to 8000 become grey levels" in said[-1]
+    assert "set DATASET.IR_RANGE" in said[-1]
     with pytest.raises(UserError, match="one colour throughout; .*DATASET.IR_RANGE"):
         open_banks(data, "test", data_manifest(data, ir_range=[0, 10]), 32, 16)
-
-
-def test_few_grey_levels_are_told(data):
-    """One dead pixel of 0 Kelvin takes almost all levels from the images."""
-    def dead(grey, low, high):
-        values = low + grey / 255 * (high - low)
-        values[0, 0] = 0
-        return values
-
-    said = []
-    open_split(deepen(data, "kelvin", dead), announce=said.append)
-    assert re.search("^warning: ir .* 0 to 3.* spans 29.* to 30.*, 1. of them; .* set DATASET.IR_RANGE", said[-1])
 
 
 @pytest.mark.parametrize("pixels, sentence", [
@@ -203,7 +187,7 @@ def test_manifest_tells_other_data_and_is_that_of_a_copy_elsewhere(two):
     assert here == copy and here["train"]["ir"]["images"] == 12 and manifest_differences(here, copy) == []
     (two[1].root / "cam3" / "0001" / "0001.jpg").unlink()
     assert manifest_differences(here, data_manifest(again(two[1]))) == ["12 train ir images instead of 11"]
-    (two[1].root / "cam3" / "0001" / "0009.jpg").write_bytes(b"x")
+    shutil.copy(two[1].root / "cam3/0001/0002.jpg", two[1].root / "cam3/0001/0009.jpg")
     assert manifest_differences(here, data_manifest(again(two[1]))) == [
         "train ir images of other names or in another order"]
 
@@ -263,7 +247,7 @@ def test_labels_of_others_are_numbered_without_gaps(tmp_path, array, expected):
 
 @pytest.mark.parametrize("array, words", [
     (np.zeros((4, 1), int), "int64 of shape"), (np.zeros(4), "float64 of shape"),
-    (np.array([-2, 0, 1, 1]), "from -1 on"), (np.full(4, -1), "are all -1"), (np.zeros(0, int), "hold 0 labels"),
+    (np.array([-2, 0, 1, 1]), "from -1 on"), (np.full(4, -1), "are all -1"),
     (np.zeros(5, int), "hold 5 labels, but the data set has 4")])
 def test_damaged_pseudo_labels_are_refused(tmp_path, array, words):
     for m in Modality:

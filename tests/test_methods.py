@@ -1,7 +1,4 @@
 """Methods: rules of links, steps across the modalities, spaces, settings, and what the loop promises a method."""
-import itertools
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -19,38 +16,26 @@ from loss.rpnr import calibrate, hybrid_means, relation_loss
 from processor.guidance import TextGuidance
 from processor.setup import train_settings
 from processor.train import train
+from tests.test_memory import draw, unit
 from tests.tiny import EACH, IMAGES, LABELS, PEOPLE, TinyRun, epoch_of, linked_by, tiny_settings, tiny_tester
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import Range, Setting
 
-
-def unit(rows, dim=16, seed=0):
-    return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
 # ---- Rules
 
 @pytest.mark.parametrize("sizes", [(9, 4), (4, 9), (13, 4), (5, 5), (1, 3)])
 def test_progressive_links_every_cluster_however_many_there_are(sizes):
-    """Our rule: as many rounds as it takes, each the cheapest assignment of those that are left."""
-    rgb, ir = unit(sizes[0]), unit(sizes[1], seed=1)
-    links = progressive((rgb @ ir.T).numpy())
-    assert all((side >= 0).all() for side in links)
-    many, few, cost = links.rgb_to_ir, links.ir_to_rgb, torch.exp(-rgb @ ir.T).numpy()
-    if sizes[0] < sizes[1]:
-        many, few, cost = few, many, cost.T
-    assert (many[few] == np.arange(len(few))).all()         # the first round links both ways
-    counts = np.bincount(many, minlength=len(few))
-    assert counts.max() - counts.min() <= 1                 # each takes one in a round
-    if len(few) <= 4:
-        best = min(sum(cost[p, range(len(few))]) for p in map(list, itertools.permutations(range(len(cost)), len(few))))
-        assert cost[few, np.arange(len(few))].sum() == pytest.approx(best, rel=1e-5)
+    """Our rule: as many rounds as it takes, in each of which a cluster of the smaller side takes one."""
+    links = progressive((unit(sizes[0]) @ unit(sizes[1], 1).T).numpy())
+    few, many = sorted((links.rgb_to_ir, links.ir_to_rgb), key=len)
+    assert (few >= 0).all() and (many[few] == np.arange(len(few))).all()        # the first round links both ways
+    assert np.ptp(np.bincount(many, minlength=len(few))) <= 1
 
 
 @pytest.mark.parametrize("rule", [hungarian, progressive, optimal_transport])
 def test_clusters_without_a_row_stay_without_a_link(rule):
-    rgb, ir = unit(4), unit(3, seed=1)
+    rgb, ir = unit(4), unit(3, 1)
     expected = rule((rgb[[0, 2, 3]] @ ir[[0, 1]].T).numpy())
     rgb[1], ir[2] = 0, 0
     links, names = link(rule, 5 * rgb, 3 * ir), np.array([0, 2, 3])
@@ -65,19 +50,11 @@ def test_clusters_without_a_row_stay_without_a_link(rule):
 LINKS = Links(np.array([1, 0, 2, 2]), np.array([1, 0, 3]))
 
 
-def draw(seed=0, size=12):
-    """Features of any length, Modality -> (size, 16), and a batch with labels of 4 visible and 3 infrared clusters."""
-    generator = torch.Generator().manual_seed(seed)
-    x = {m: 3 * torch.randn(size, 16, generator=generator) for m in Modality}
-    labels = {m: torch.randint(0, k, (size,), generator=generator).numpy() for m, k in zip(Modality, (4, 3))}
-    return x, SimpleNamespace(labels=labels, positions=labels)
-
-
 def begun(name, epoch, links=None, **settings):
     """A method at an epoch's start with 4 visible and 3 infrared clusters; its modalities meet from epoch 3 on."""
     settings = {"cross_epoch": 3, "temperature": 0.5, **settings}
     found = METHODS[name](**settings) if links is None else linked_by(METHODS[name], links, **settings)
-    found.start(epoch_of({Modality.RGB: 2 * unit(4), Modality.IR: 2 * unit(3, seed=1)}), epoch)
+    found.start(epoch_of({Modality.RGB: 2 * unit(4), Modality.IR: 2 * unit(3, 1)}), epoch)
     return found
 
 
@@ -123,22 +100,6 @@ def test_the_hybrid_memory_counts_as_the_infrared_one_does():
         torch.testing.assert_close(method.losses(x, batch)["hybrid"], expected)
 
 
-@pytest.mark.parametrize("name, settings", [("pgm", {"renewal": "plain"}), ("rpnr", {})])
-def test_losses_leave_the_memories_alone_and_the_two_gradients_differ_where_a_memory_was_crossed(name, settings):
-    found = {}
-    for kind in ("exact", "released"):
-        x, batch = draw()
-        x = {m: rows.requires_grad_() for m, rows in x.items()}
-        method = begun(name, 4, LINKS, gradients=kind, **settings)
-        before = {name: rows.clone() for name, rows in method.prototypes().items()}
-        total = sum(method.losses(x, batch).values())
-        total.backward()
-        assert all(torch.equal(rows, before[name]) for name, rows in method.prototypes().items())
-        found[kind] = total.detach(), x[Modality.RGB].grad
-    torch.testing.assert_close(found["exact"][0], found["released"][0])
-    assert not torch.allclose(found["exact"][1], found["released"][1], rtol=1e-2)   # IR batch has moved RGB rows
-
-
 @pytest.mark.parametrize("name", ["cclnet", "pgm", "rpnr"])
 def test_links_of_prototypes_change_within_an_epoch_and_others_do_not(name):
     for space in ("prototype", "centroid"):
@@ -167,22 +128,19 @@ def test_calibration_goes_by_angles(rows, monkeypatch):
     rng = np.random.default_rng(1)
     features = (rng.normal(size=(60, 6)) + 1.5) * rng.uniform(0.2, 3, (60, 1)) * [1, 4, 1, 0.2, 2, 1]
     labels = rng.integers(-1, 4, 60)
-    angle = features / np.linalg.norm(features, axis=1, keepdims=True)
-    prototypes = []
-    for cluster in range(4):
-        members = np.flatnonzero(labels == cluster)
+    angle, prototypes = features / np.linalg.norm(features, axis=1, keepdims=True), []
+    for members in (np.flatnonzero(labels == cluster) for cluster in range(4)):
         near = np.sign(angle[members] @ angle[members].T - 0.5).sum(axis=1)
         mean = features[members[np.argsort(-near, kind="stable")[:5]]].mean(axis=0)
         prototypes.append(mean / np.linalg.norm(mean))
-    nearest = (angle @ np.array(prototypes).T).argmax(axis=1)
-    found = calibrate(torch.from_numpy(features), labels, 5)
-    np.testing.assert_array_equal(found, np.where(labels < 0, -1, nearest))
-    assert (found != labels).any()
+    expected = np.where(labels < 0, -1, (angle @ np.array(prototypes).T).argmax(axis=1))
+    np.testing.assert_array_equal(calibrate(torch.from_numpy(features), labels, 5), expected)
+    assert (expected != labels).any()
 
 
 def test_rpnr_calibrates_from_the_cross_epoch_on_and_averages_means_of_their_lengths():
     """Prototypes and hybrid memory start from the clusters before calibration; the hybrid's mean keeps lengths."""
-    features = {m: unit(IMAGES, seed=10 + i) * torch.linspace(0.2, 2, IMAGES)[:, None] for i, m in enumerate(Modality)}
+    features = {m: unit(IMAGES, 10 + i) * torch.linspace(0.2, 2, IMAGES)[:, None] for i, m in enumerate(Modality)}
     start, method = EpochStart({"feature": features}, LABELS, None), METHODS["rpnr"](cross_epoch=2, top_images=4)
     assert method.start(start, 1) is LABELS
     labels = method.start(start, 2)
@@ -197,12 +155,12 @@ def test_rpnr_calibrates_from_the_cross_epoch_on_and_averages_means_of_their_len
 
 def test_links_come_from_the_space_that_is_asked_for():
     """Projections and texts show the persons, but for one long projection of another in each; features are random."""
-    order, people = np.random.default_rng(0).permutation(PEOPLE), unit(PEOPLE, 8, seed=9)
+    order, people = np.random.default_rng(0).permutation(PEOPLE), unit(PEOPLE, 9, 8)
     labels = {Modality.RGB: LABELS[Modality.RGB], Modality.IR: order[LABELS[Modality.IR]]}
-    shown = {m: people.repeat_interleave(EACH, 0) + 0.05 * unit(IMAGES, 8, seed=i) for i, m in enumerate(Modality)}
+    shown = {m: people.repeat_interleave(EACH, 0) + 0.05 * unit(IMAGES, i, 8) for i, m in enumerate(Modality)}
     shown[Modality.RGB][::EACH] = 100 * people.roll(1, 0)       # outweighs the other five unless all have unit length
-    features = {"feature": {m: unit(IMAGES, seed=10 + i) for i, m in enumerate(Modality)}, "projection": shown,
-                "text": TextGuidance({m: 2 * unit(PEOPLE, 8, seed=20) for m in Modality}, LABELS, 0.1).image_texts()}
+    features = {"feature": {m: unit(IMAGES, 10 + i) for i, m in enumerate(Modality)}, "projection": shown,
+                "text": TextGuidance({m: 2 * unit(PEOPLE, 20, 8) for m in Modality}, LABELS, 0.1).image_texts()}
     found, means = {}, [cluster_means(features["feature"][m], labels[m]) for m in Modality]
     for space in ("centroid", "projection", "text"):
         method = METHODS["cclnet"](link_by=space)
@@ -229,7 +187,7 @@ class Mine(Method):
         return True
 
     def start(self, start, epoch):
-        self.seen = start
+        Mine.seen = start
         return TWO
 
     def losses(self, features, batch):
@@ -248,13 +206,11 @@ def mine(monkeypatch):
 
 
 def test_a_method_of_ones_own_in_the_loop(mine, model, banks, tmp_path, monkeypatch):
-    made, real = [], Mine.__init__
-    monkeypatch.setattr(Mine, "__init__", lambda self, **settings: made.append(self) or real(self, **settings))
     for bank in banks.values():
         monkeypatch.setattr(bank, "cameras", np.arange(IMAGES) % 4)
     run, settings = TinyRun(tmp_path), tiny_settings(1, METHOD__NAME="mine", METHOD__PULL=0.25)
     train("prepare", model, banks, settings, run, tiny_tester(banks))
-    start = made[0].seen
+    start = Mine.seen
     for m in Modality:
         assert start.features["feature"][m].shape == (IMAGES, model.feature_dim)
         assert start.labels[m].shape == (IMAGES,) and start.labels[m].max() < IMAGES
@@ -279,6 +235,15 @@ def test_settings_that_a_method_does_not_have(mine, words, message):
         load_config(None, words.split())
     assert message in str(error.value)
     assert load_config(None, ["METHOD.NAME", "mine"]).METHOD.PULL == 0.5
+
+
+def test_what_the_methods_ask_for_is_that_of_the_released_runs():
+    """Views of a visible image, whether features at an epoch's start are means over mirror images, depths of them."""
+    asked = {name: (method.views, method().mirrored, method.depths) for name, method in METHODS.items()}
+    plain = (1, False, 1)
+    assert asked == {"cclnet": plain, "none": plain, "unify": plain, "pgm": (2, False, 1), "rpnr": (2, True, 1),
+                     "nulc": (2, True, 1), "sdcl": (2, True, 2)}
+    assert METHODS["nulc"]().settings.neighbours == 30      # golden vectors have 10
 
 
 @pytest.mark.parametrize("name, end, method, momentum", [*(

@@ -21,7 +21,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--trial", type=whole_number(1, 1_000_000), default=1,
                         help="the split, for data sets that have several")
     parser.add_argument("--check", action="store_true",
-                        help="read every image and cache, look for duplicates and strays, print counts; writes nothing")
+                        help="read every image, look for duplicates and strays, print counts; writes nothing")
     parser.add_argument("--height", type=SIDE, default=288)
     parser.add_argument("--width", type=SIDE, default=144)
     parser.add_argument("--cache_dir", default="", help="where the cache is; default: ROOT")
@@ -39,7 +39,7 @@ def parse_arguments(arguments=None):
 if __name__ == "__main__":
     exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
-from data.cache import open_banks  # noqa: E402
+from data.images import open_banks  # noqa: E402
 from data.manifest import data_manifest  # noqa: E402
 from data.registry import open_dataset  # noqa: E402
 from data.verify import verify  # noqa: E402
@@ -55,7 +55,7 @@ def main(arguments=None):
     # --check opens without a check of counts, which it prints in full before it complains
     data = open_dataset(arguments.dataset, arguments.root, arguments.trial, check_counts and not arguments.check)
     if arguments.check:
-        lines, problems = verify(data, check_counts, arguments.cache_dir, ir_range)
+        lines, problems = verify(data, check_counts, ir_range)
         print(shown("\n".join(lines)))
         if problems:
             raise UserError(f"{data.root} holds {'; '.join(problems)}. Restore the files of the original data "

@@ -27,7 +27,8 @@ from utils.errors import Parser, UserError, exit_on_user_error, real_number, who
 GOLDEN = "test_golden_epoch test_golden_functions test_golden_model test_golden_methods"
 TRAINING = "test_train test_training_notices test_settings_reach test_defaults test_streams"
 TESTS = {       # files -> the tests that must notice
-    "loss/*.py": f"{GOLDEN} test_memory test_methods test_settings_reach",
+    "loss/*.py": "test_memory test_methods test_cameras test_golden_functions test_golden_methods "
+                 "test_golden_field_nulc test_golden_field_sdcl test_golden_epoch",
     "processor/train.py": f"{GOLDEN} {TRAINING} test_golden_schedule",
     "processor/prompt.py": f"{GOLDEN} {TRAINING}",
     "processor/guidance.py": "test_train test_methods test_vit",
@@ -38,7 +39,6 @@ TESTS = {       # files -> the tests that must notice
     "data/batches.py": "test_batches test_streams test_train",
     "data/pseudo_labels.py": "test_images test_security test_train test_defaults",
     "data/augment.py": "test_augment test_batches test_defaults",
-    "data/sampler.py": "test_batches test_streams",
     "clustering/*.py": "test_clustering test_golden_functions test_diagnosis test_train",
     "model/prompt.py": f"{GOLDEN} {TRAINING}",
     "utils/seeding.py": "test_streams test_batches",

@@ -44,8 +44,7 @@ from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data.augment import normalise  # noqa: E402
-from data.colour import LUMA  # noqa: E402
+from data.augment import LUMA, normalise  # noqa: E402
 from data.demo import HEIGHT, WIDTH, caption, draw_camera, draw_people, render  # noqa: E402
 from model.towers.agw import AGWPlain  # noqa: E402
 

@@ -1,0 +1,193 @@
+"""SYSU-MM01, RegDB and LLCM: order, galleries, counts, and one test per defect of a tree."""
+import random
+import shutil
+
+import pytest
+
+from configs.defaults import load_config
+from data import llcm, regdb, sysu
+from tests.trees import edit, llcm_tree, permutation_file, regdb_tree, sysu_tree
+from utils.errors import UserError
+from utils.modality import Modality
+
+RGB, IR = Modality
+KINDS = {"sysu": (sysu_tree, sysu), "regdb": (regdb_tree, regdb), "llcm": (llcm_tree, llcm)}
+
+
+@pytest.fixture
+def sysu_root(tmp_path):
+    return sysu_tree(tmp_path / "SYSU")
+
+
+@pytest.fixture
+def regdb_root(tmp_path):
+    return regdb_tree(tmp_path / "RegDB")
+
+
+def shown(data, modality, positions):
+    return [data.test[modality].paths[p] for p in positions]
+
+
+def test_files_of_sysu_sort_by_person_camera_name(sysu_root):
+    (sysu_root / "cam1/0002/0001.jpg").rename(sysu_root / "cam1/0002/0003.JPG")
+    for name in ("._0001.jpg", "Thumbs.db", "0001.jpg.part"):       # no images
+        (sysu_root / "cam1/0001" / name).write_bytes(b"x")
+    data = sysu.load(sysu_root, check_counts=False)
+    assert data.train[RGB].paths == tuple(
+        f"cam{c}/{p:04d}/{n}" for p in (1, 2, 3) for c in (1, 2, 4, 5)
+        for n in (("0002.jpg", "0003.JPG") if (c, p) == (1, 2) else ("0001.jpg", "0002.jpg")))
+    assert data.train[RGB].persons.tolist() == [p for p in (1, 2, 3) for _ in range(8)]
+    assert data.test[IR].cameras.tolist() == [3, 3, 6, 6] * 3
+    assert "SYSU-MM01 train ir: 3 persons, 12 images (camera 3: 6, 6: 6)" in data.counts()
+
+
+def test_selection_is_that_of_the_released_code(golden, tmp_path):
+    selection = golden.json("sysu_selection")
+    for camera, images in selection["images_per_camera_and_id"].items():
+        for person, count in images.items():
+            (tmp_path / camera / person).mkdir(parents=True)
+            for number in range(1, count + 1):
+                (tmp_path / camera / person / f"{number:04d}.jpg").touch()
+    persons = {int(person) for images in selection["images_per_camera_and_id"].values() for person in images}
+    first, *others = sorted(persons - set(selection["test_ids"]))
+    (tmp_path / "exp").mkdir()
+    for split, ids in (("train", others), ("val", [first]), ("test", selection["test_ids"])):
+        (tmp_path / "exp" / f"{split}_id.txt").write_text(",".join(map(str, ids)))
+    data, state = sysu.load(tmp_path, check_counts=False), random.getstate()
+    for mode, expected in selection["selection"].items():
+        retrieval = data.retrieval(mode, len(expected["gallery"]))
+        assert shown(data, IR, retrieval.query) == expected["query"]
+        assert [shown(data, RGB, gallery) for gallery in retrieval.galleries] == expected["gallery"]
+        assert retrieval.protocol == (f"SYSU-MM01 {mode}-search single-shot, Python seeds 0-"
+                                      f"{len(expected['gallery']) - 1}")
+    assert random.getstate() == state and data.retrieval().mode == "all"
+
+
+@pytest.mark.parametrize("shots, kind", [(1, "single-shot"), (10, "10-shot")])
+def test_original_galleries_are_the_first_numbers_of_each_permutation(sysu_root, shots, kind):
+    rows = permutation_file(sysu_root)
+    shutil.rmtree(sysu_root / "cam4" / "0005")
+    data = sysu.load(sysu_root, check_counts=False)
+    retrieval = data.retrieval("all", 3, f"original-{shots}")
+    assert retrieval.protocol == f"SYSU-MM01 all-search {kind}, original permutations 1-3"
+    for trial, gallery in zip(retrieval.trials, retrieval.galleries):
+        assert shown(data, RGB, gallery) == [
+            f"cam{c}/{p:04d}/{n:04d}.jpg" for p in (4, 5, 6) for c in (1, 2, 4, 5) if (c, p) != (4, 5)
+            for n in rows[c - 1][p - 1][trial - 1][:shots]]
+
+
+@pytest.mark.parametrize("prepare, mode, protocol, sentence", [
+    (lambda root: None, "all", "original-1", "rand_perm_cam.mat is missing"),
+    (lambda root: (root / "exp/rand_perm_cam.mat").write_text("x"), "all", "original-1", "mat cannot be read"),
+    (lambda root: permutation_file(root, trials=4, persons=5), "all", "original-1", "mat cannot be read .index 5 is"),
+    (lambda root: permutation_file(root, trials=4, images=3), "all", "original-1",
+     "permutes 3 images of person 4 in camera 1, but the folder holds 2"),
+    (permutation_file, "all", "original-1", "holds 3 trials; TEST.TRIALS is 4"),
+    (permutation_file, "all", "original-5", "TEST.PROTOCOL is 'original-5'; SYSU-MM01 has python and original-1 and"),
+    (permutation_file, "v2t", "python", "TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor")])
+def test_what_no_gallery_is_made_of(sysu_root, prepare, mode, protocol, sentence):
+    prepare(sysu_root)
+    with pytest.raises(UserError, match=sentence):
+        sysu.load(sysu_root, check_counts=False).retrieval(mode, 4, protocol)
+
+
+def test_images_of_regdb_follow_the_lists_of_the_trial(regdb_root):
+    data = regdb.load(regdb_root, 2, check_counts=False)
+    path = regdb_root / "idx" / "train_thermal_2.txt"
+    lines = path.read_text().split()
+    assert data.train[IR].paths == tuple(lines[::2])
+    assert data.train[IR].persons.tolist() == [int(label) for label in lines[1::2]]
+    assert data.trial == 2 and data.modes == ("v2t", "t2v")
+    for mode, query, name in (("v2t", RGB, "visible to thermal"), ("t2v", IR, "thermal to visible")):
+        retrieval = data.retrieval(mode, 10)
+        assert retrieval.protocol == f"RegDB trial 2 {name}"
+        assert (retrieval.query_modality, retrieval.rule, retrieval.trials) == (query, "regdb", (2,))
+        assert [rows.tolist() for rows in (retrieval.query, *retrieval.galleries)] == [[0, 1, 2, 3]] * 2
+    with pytest.raises(UserError, match="DATASET.TRIAL is 11; RegDB has the trials 1 to 10"):
+        regdb.load(regdb_root, 11, check_counts=False)
+    path.write_text(path.read_text().replace("/", "\\").replace("\n", "\r\n"))      # as written on Windows
+    assert regdb.load(regdb_root, 2, check_counts=False).train[IR].paths == data.train[IR].paths
+
+
+def test_each_trial_has_its_own_folders(regdb_root):
+    first, second = (regdb.load(regdb_root, trial, check_counts=False) for trial in (1, 2))
+    assert second.cache_dir() == regdb_root / "trial2" and str(first.cache_dir("/fast")) == "/fast/trial1"
+    labels = regdb_root / "pseudo_labels"
+    assert second.label_dirs() == (labels / "trial2",) and first.label_dirs() == (labels / "trial1", labels)
+    assert load_config("configs/regdb.yml", ["DATASET.TRIAL", "7"]).OUTPUT_DIR == "runs/regdb/trial7"
+
+
+def test_training_of_llcm_follows_lists_and_test_the_folders(tmp_path):
+    data = llcm.load(llcm_tree(tmp_path), check_counts=False)
+    nir = data.train[IR]
+    assert nir.paths[:3] == ("train_nir/cam1/0001/0.jpg", "train_nir/cam1/0001/1.jpg", "train_nir/cam2/0001/0.jpg")
+    assert nir.persons.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and nir.cameras.tolist() == [1, 1, 2, 2] * 3
+    state = random.getstate()
+    for mode, query, gallery, cameras in (("v2t", RGB, "nir", (1, 2, 4, 5, 6, 7, 8, 9)),
+                                          ("t2v", IR, "vis", range(1, 10))):
+        retrieval = data.retrieval(mode, 2)
+        assert (retrieval.rule, retrieval.query_modality, len(retrieval.query)) == ("llcm", query,
+                                                                                    len(data.test[query]))
+        for trial, positions in zip(retrieval.trials, retrieval.galleries):
+            random.seed(trial)
+            assert shown(data, query.other, positions) == [random.choice([
+                f"test_{gallery}/cam{c}/{p:04d}/{n}.jpg" for n in (0, 1)]) for p in (4, 5) for c in cameras]
+    random.setstate(state)
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("sysu", "holds 3 training persons instead of 395; 24 training RGB images instead of 22,258.* 12 all-search"),
+    ("regdb", "2 training persons instead of 206; .*4 test IR images instead of 2,060. Unpack"),
+    ("llcm", "3 training persons instead of 713; 12 training RGB images instead of 16,946")])
+def test_other_counts_than_published_are_refused_or_noted(kind, words, tmp_path, monkeypatch):
+    tree, module = KINDS[kind]
+    root = tree(tmp_path / "set")
+    if kind == "llcm":
+        assert words in module.load(root).notes[0]
+    else:
+        with pytest.raises(UserError, match=words):
+            module.load(root)
+    data = module.load(root, check_counts=False)
+    monkeypatch.setattr(type(data), "published", data.measured())
+    assert module.load(root).notes == data.notes == ()
+
+
+def relabel(root, change):
+    path = root / "idx" / "train_thermal_1.txt"
+    path.write_text("\n".join(change(path.read_text().splitlines())))
+
+
+def into_test(root):
+    train, test = ((root / "idx" / f"{split}_visible_1.txt").read_text().split("/")[1] for split in ("train", "test"))
+    for sensor in ("visible", "thermal"):
+        path = root / "idx" / f"test_{sensor}_1.txt"
+        path.write_text(path.read_text().replace(f"/{test}/", f"/{train}/"))
+
+
+@pytest.mark.parametrize("kind, break_tree, sentence", [
+    ("sysu", lambda root: shutil.rmtree(root / "cam3"), "cam3 is missing"),
+    ("sysu", lambda root: (root / "exp/val_id.txt").unlink(), "val_id.txt is missing"),
+    ("sysu", lambda root: (root / "exp/test_id.txt").write_text(""), "test_id.txt is empty"),
+    ("sysu", lambda root: (root / "exp/test_id.txt").write_text("4,five"), "something else than numbers"),
+    ("sysu", lambda root: edit(root / "exp/test_id.txt", "4", "3,4"), "persons 3 .* in training and test"),
+    ("sysu", lambda root: [shutil.rmtree(root / f"cam{c}" / f"{p:04d}") for c in (3, 6) for p in (1, 2, 3)],
+     "holds no ir training image"),
+    ("sysu", lambda root: [path.rename(path.with_suffix(".gif")) for path in root.glob("cam*/000[456]/*.jpg")],
+     "holds no rgb test image"),
+    ("sysu", lambda root: root.rename(root.with_name("elsewhere")), "data root .* is missing"),
+    ("regdb", lambda root: (root / "idx/test_thermal_1.txt").unlink(), "test_thermal_1.txt is missing"),
+    ("regdb", lambda root: (root / "idx/test_thermal_1.txt").write_text("\n"), "test_thermal_1.txt is empty"),
+    ("regdb", lambda root: edit(root / "idx/train_visible_1.txt", " 0\n", "\n"), "line 1 of .*train_visible_1.txt is"),
+    ("regdb", lambda root: relabel(root, lambda lines: lines + lines[:1]), "lists 1 of its 5 images twice"),
+    ("regdb", lambda root: relabel(root, lambda lines: [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]),
+     "2 labels to 2 person folders in 4 combinations"),
+    ("regdb", into_test, r"\(1 in all\) are in training and test lists of trial 1"),
+    ("llcm", lambda root: shutil.rmtree(root / "test_vis"), "test_vis holds no rgb test image"),
+    ("llcm", lambda root: edit(root / "idx/train_vis.txt", "train_vis/cam1/0001/0.jpg", "test_vis/cam1/0004/0.jpg"),
+     r"1 images are in .*train_vis.txt and in the test folders")])
+def test_broken_trees_are_refused(tmp_path, kind, break_tree, sentence):
+    tree, module = KINDS[kind]
+    root = tree(tmp_path / "set")
+    break_tree(root)
+    with pytest.raises(UserError, match=sentence):
+        module.load(root, check_counts=False)
