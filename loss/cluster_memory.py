@@ -79,8 +79,7 @@ class ClusterMemory:
 
 
 class HardMemory(ClusterMemory):
-    """A memory in which the hardest sample of a cluster in a batch, the least similar one, moves the prototype (PGM).
-    """
+    """A memory whose prototypes move to the hardest sample of the batch alone, the least similar one (PGM)."""
 
     def _move(self, x, labels):
         clusters, hardest = hardest_samples(x, labels, self.prototypes)

@@ -43,24 +43,16 @@ class CCLNet(nn.Module):
     def forward(self, rgb, ir, heads=("feature",)):
         """Embed a batch of both modalities; the trunk sees them as one batch, RGB first, so its batch norms see both.
 
-        Args: rgb, ir: (B_rgb, 3, H, W), (B_ir, 3, H, W); heads: of "feature", "depths" and "projection".
-        Returns: {head: Modality -> (B, ·)}; features are L2-normalised in evaluation mode, and never as "depths"
-            (B, L, D), which are their L parts.
+        Args: rgb, ir: (B_rgb, 3, H, W), (B_ir, 3, H, W); heads: of "feature", "depths" (B, L, D), which are the L parts
+            of features, never normalised, and "projection".
+        Returns: {head: Modality -> (B, ·)}.
         """
         x = torch.cat([self.tower.stem(rgb, Modality.RGB), self.tower.stem(ir, Modality.IR)])
         return {head: dict(zip(Modality, rows.split([len(rgb), len(ir)])))
                 for head, rows in self._heads(x, heads).items()}
 
     def encode(self, images, modality, heads=("feature",)):
-        """Embed images of one modality with the heads that are asked for.
-
-        Args:
-            images, modality: as `encode_image`.
-            heads: of "feature", "depths" (B, L, D) and "projection".
-
-        Returns:
-            {head: (B, ·) tensor}.
-        """
+        """Embed images of one modality: {head: (B, ·)}. Args: as `encode_image`; heads: as `forward`."""
         return self._heads(self.tower.stem(images, modality), heads)
 
     def encode_image(self, images, modality):
@@ -94,14 +86,13 @@ class CCLNet(nn.Module):
     def _heads(self, x, heads):
         pooled, state = self.tower.trunk(x)
         out = {}
-        if "feature" in heads or "depths" in heads:
+        if {"feature", "depths"} & {*heads}:
             feature = self.neck(pooled)
-            both = {"feature": feature if self.training else F.normalize(feature, dim=1),
-                    "depths": feature.unflatten(1, (self.tower.depths, -1))}
-            out = {head: both[head] for head in heads if head in both}
+            out["feature"] = feature if self.training else F.normalize(feature, dim=1)
+            out["depths"] = feature.unflatten(1, (self.tower.depths, -1))
         if "projection" in heads:
             out["projection"] = self.tower.project(state)
-        return out
+        return {head: out[head] for head in heads}
 
     def parameters_without(self, heads):
         """Name the trained parameters on which no output of some heads depends: autograd tells, from blank images."""

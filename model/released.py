@@ -1,6 +1,5 @@
-"""From a checkpoint's content to a model, and the released formats: CCLNet's, the weights of a `ClipResNet` under its
-names, that of PGM, RPNR, ADCA and N-ULC, an `AGW` under nearly the same, and SDCL's, a `TransReID`. All are read, the
-first is written too."""
+"""From a checkpoint's content to a model, and the released formats: CCLNet's (a `ClipResNet`), that of PGM, RPNR, ADCA
+and N-ULC (an `AGW`), and SDCL's (a `TransReID`). All are read, the first is written too."""
 import math
 
 import numpy as np
@@ -49,18 +48,13 @@ DAMAGED = "Train or download it again"
 
 
 def model_from_checkpoint(content, path, height=None, width=None, stride=None, tower="", activation="auto"):
-    """Build the `CCLNet` of a checkpoint's content (`utils.checkpoint.load_checkpoint`), in evaluation mode.
-
-    The released format is recognised. The weights that training started from are not needed.
+    """Build the `CCLNet` of a checkpoint of ours or a released one, in evaluation mode.
 
     Args:
-        content: of `processor.run.checkpoints.read_checkpoint`.
-        path: for messages.
+        content: of `processor.run.checkpoints.read_checkpoint`; path: for messages;
         height, width, stride, tower, activation: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE, MODEL.TOWER and
-            MODEL.ACTIVATION of the configuration; None, "", "auto": the checkpoint's.
-
-    Raises:
-        UserError: the content is no checkpoint of an image side, was trained with other settings, or is damaged.
+        MODEL.ACTIVATION of the configuration; None, "", "auto": the checkpoint's.
+    Raises: UserError: the content is no checkpoint of an image side, was trained with other settings, or is damaged.
 
     Example:
         >>> from model.cclnet import CCLNet
@@ -70,19 +64,18 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
         False
     """
     what = f"checkpoint {quoted(path)}"
-    asked = {"height": height, "width": width, "stride": stride, "kind": tower or None,
-             "activation": None if activation == "auto" else activation}
-    state = _our_state(content, what)
-    told = content.get("model", {})
+    asked = {"height": height, "width": width, "stride": stride, "kind": tower, "activation": activation}
+    asked = {key: value for key, value in asked.items() if value not in (None, "", "auto")}
+    state, told = _our_state(content, what), content.get("model", {})
     of_tower = {name.removeprefix("tower."): value for name, value in state.items() if name.startswith("tower.")}
     chosen = (tower_class(told["kind"], f"MODEL.TOWER of {what}") if "kind" in told
               else recognised(of_tower, f"the weights of {what}", DAMAGED))
     told = {**chosen.unsaid, **told, "kind": chosen.kind}
-    for key, setting in SETTINGS.items():
-        if asked[key] not in (None, told.get(key, asked[key])):
-            raise UserError(f"{what} was trained with {setting} {told[key]}, now it is {asked[key]}. Use the "
+    for key, value in asked.items():
+        if told.get(key, value) != value:
+            raise UserError(f"{what} was trained with {SETTINGS[key]} {told[key]}, now it is {value}. Use the "
                             "configuration of the training run")
-    told = {**{key: value for key, value in asked.items() if value is not None}, **told}
+    told = {**asked, **told}
     if "height" not in told:
         told.update(zip(("height", "width"), checkpoint_size(content) or ()))
     if "height" not in told:
@@ -193,9 +186,8 @@ def first_number(value):
 def to_released(content, model, weights, name):
     """Write one of our checkpoints in the released format: {"state_dict", "cmc", "mAP", "mINP", "epoch"}.
 
-    What our training does not touch is CLIP's: the unused copies of the image tower and the text encoder. A
-    checkpoint without prompts (train_prepare.py) gets one per modality, with CLIP's own embeddings of "X X X X".
-    `cmc` has 20 ranks, NaN where the checkpoint does not store them.
+    What our training does not touch is CLIP's: the unused copies of the image tower and the text encoder. `cmc` has 20
+    ranks, NaN where the checkpoint does not store them.
 
     Args: content: of `load_checkpoint`; model: the `CCLNet` in it; weights, name: of the CLIP that training began from,
         as `model.clip.load_clip` takes them.
@@ -226,7 +218,10 @@ def to_released(content, model, weights, name):
 
 
 def _released_prompts(prompts, clip):
-    """prompt_learner.*: the learned vectors (K, 4, W), and the other tokens' embeddings before and behind them."""
+    """Name prompt_learner.*: learned vectors (K, 4, W), and the other tokens' embeddings before and behind them.
+
+    Without prompts (train_prepare.py) there is one per modality, with CLIP's own embeddings of "X X X X".
+    """
     text, state = TextTower(clip), {}
     for m in Modality:
         embedded = text.token_embedding(tokenize(TEMPLATES[m], text.context_length))       # (1, L, W)
@@ -241,4 +236,3 @@ def _released_prompts(prompts, clip):
                             ("token_suffix", embedded[:, last:])):
             state[f"prompt_learner.{part}_{m.value}"] = value.detach().contiguous()
     return state
-

@@ -1,6 +1,6 @@
-"""Passes of a network as CUDA graphs: a forward and a backward are one launch each, which the host of a GPU needs.
+"""Passes of a network as CUDA graphs: the host starts a whole forward or backward pass at once, not kernel by kernel.
 
-Only for one process and without torch.compile. Everything around the passes stays as it is.
+Only for one process and without torch.compile.
 """
 import torch
 from torch import nn
@@ -10,12 +10,12 @@ from utils.runtime import print_line
 
 
 class Replayed(nn.Module):
-    """Called like a module of tensors, captures its passes at the first call and replays them for inputs of that shape.
+    """A module whose passes are captured at the first call and replayed for inputs of that shape.
 
     Other shapes, and all where capturing fails, go through the module itself. The outputs of a call are overwritten by
     the next one, so a backward pass comes before that. Weights and buffers are the module's.
 
-    Args: module: on a GPU; call: of it, (tensor, ...) -> (tensor, ...); None: the module's own.
+    Args: module: on a GPU; call: what to do with it, (tensor, ...) -> (tensor, ...); None: call it.
     """
 
     def __init__(self, module, call=None):
@@ -24,24 +24,23 @@ class Replayed(nn.Module):
 
     def forward(self, *tensors):
         """Return what the module returns."""
+        shapes = [tensor.shape for tensor in tensors]
         if self.shapes is None:
-            self.shapes = [tensor.shape for tensor in tensors]
+            self.shapes = shapes
             self._capture(tensors)
-        same = self.replay is not None and self.shapes == [tensor.shape for tensor in tensors]
-        return (self.replay if same else self.call)(*tensors)
+        return (self.replay if self.replay and self.shapes == shapes else self.call)(*tensors)
 
     def _capture(self, tensors):
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
-        on = torch.is_autocast_enabled(tensors[0].device.type)
-        kind = torch.get_autocast_dtype(tensors[0].device.type)
+        device = tensors[0].device.type
         try:        # the weights' bfloat16 copies of autocast's cache would not follow the optimiser
-            with torch.autocast(tensors[0].device.type, kind, enabled=on, cache_enabled=False):
+            with torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False):
                 passes = _Passes(self.module, self.call).train(self.module.training)
                 self.replay = torch.cuda.make_graphed_callables(passes, samples, allow_unused_input=True)
         except RuntimeError as error:
             print_line(f"warning: CUDA_GRAPHS True has no effect, capturing failed ({str(error).splitlines()[0]})")
-        for name, buffer in self.module.named_buffers():    # capturing moved the running statistics
+        for name, buffer in self.module.named_buffers():    # capturing has changed the running statistics
             buffer.data.copy_(before[name])
 
 

@@ -76,8 +76,7 @@ def check_state_dict(found, expected, what, remedy):
 
     Names and shapes must be equal; floats may be of any precision; all values must be finite.
 
-    Args: found, expected: {name: tensor}; what: the file, as in "checkpoint model.pth"; remedy: last part of the
-        message.
+    Args: found, expected: {name: tensor}; what: names the file, remedy: ends the message.
     Raises: UserError: names the first weight that is wrong.
     """
     def refuse(name, problem):

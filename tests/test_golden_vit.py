@@ -1,9 +1,10 @@
 """The vision transformer's outputs: equal to those of CLIP-ReID's released code."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
-from model.cclnet import CCLNet
 from model.towers.registry import load_tower
 from utils.modality import Modality
 
@@ -11,33 +12,20 @@ CASES = ("96x48_s16", "96x48_s12", "288x144_s16")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def new_model(golden_methods, tmp_path_factory):
-    """A case's numbers, height, width and stride -> a model of the recipe's CLIP, loaded as a user's file would be."""
-    paths = {}
-
-    def build(g, height, width, stride):
-        sizes = {name: int(g[f"model_{name}"]) for name in ("width", "layers", "patch", "grid", "embed")}
-        if str(sizes) not in paths:
-            paths[str(sizes)] = str(tmp_path_factory.mktemp("clip") / "vit.pt")
-            torch.save(golden_methods.recipe_vit.clip_vit_state_dict(golden_methods.seed, **sizes), paths[str(sizes)])
-        return CCLNet(load_tower(paths[str(sizes)], height=height, width=width, stride=stride))
-    return build
-
-
-@pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs(golden_methods, new_model, case, gradients):
+def test_outputs(golden_methods, case, tmp_path):
     """The tower of either modality, without gradients (PyTorch has another path for that) and with them."""
     g = golden_methods.load(f"vit_{case}")
-    height, width, count = (int(g[name]) for name in ("height", "width", "images"))
+    height, width, stride, count = (int(g[name]) for name in ("height", "width", "stride", "images"))
     images = golden_methods.draw(f"image_vit_{case}", (count, 3, height, width))
-    model = new_model(g, height, width, int(g["stride"])).train(gradients)
-    tower, block_11 = model.tower, []
+    sizes = {name: int(g[f"model_{name}"]) for name in ("width", "layers", "patch", "grid", "embed")}
+    torch.save(golden_methods.recipe_vit.clip_vit_state_dict(golden_methods.seed, **sizes), tmp_path / "vit.pt")
+    tower, block_11 = load_tower(str(tmp_path / "vit.pt"), height=height, width=width, stride=stride), []
     assert tower.describe()["heads"] == int(g["heads"])
     tower.transformer.resblocks[-2].register_forward_hook(lambda block, given, tokens: block_11.append(tokens[:, 0]))
-    for m in Modality:
+    for m, gradients in itertools.product(Modality, (False, True)):
         with torch.set_grad_enabled(gradients):
+            tower.train(gradients)
             patches = tower.stem(images, m)
             pooled, tokens = tower.trunk(patches)
             projection = tower.project(tokens)

@@ -29,9 +29,8 @@ def naive(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol):
 
 
 @pytest.mark.parametrize("protocol", ["sysu", "regdb", "llcm"])
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("seed", range(12))
-def test_against_a_loop(protocol, kind, seed, monkeypatch):
+def test_against_a_loop(protocol, seed, monkeypatch):
     """Ties, both zeros, infinities, queries without a match, hidden images, and any number of blocks."""
     rng = np.random.default_rng(seed)
     queries, size, people = rng.integers(1, 80), rng.integers(20, 150), rng.integers(3, 40)
@@ -40,7 +39,7 @@ def test_against_a_loop(protocol, kind, seed, monkeypatch):
     query_cams, gallery_cams = rng.choice([3, 6], queries), np.r_[1, rng.choice([1, 2, 3, 6], size - 1)]
     levels = np.array([-np.inf, -1.5, -1, -0.1, -0.0, 0.0, 0.1, 0.3, 1, np.inf])
     distance = rng.choice(levels, (queries, size)) if seed % 2 else rng.normal(size=(queries, size)).round(seed)
-    distance = distance.astype(kind)
+    distance = distance.astype((np.float16, np.float32, np.float64)[seed % 3])
     monkeypatch.setattr(metrics, "QUERIES_AT_ONCE", int(rng.choice([1, 7, 256])))
     result = rank_metrics(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)
     expected = naive(distance, query_ids, gallery_ids, query_cams, gallery_cams, protocol)

@@ -1,60 +1,46 @@
 """PRECISION: what a GPU rounds; with bf16 weights, memories, losses and distances stay fp32."""
-import json
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
-import scripts
 import torch
-import trees
 
 import loss.cluster_memory
 import processor.guidance
 import processor.metrics
+from model.cclnet import CCLNet
+from processor.guidance import TextGuidance
+from processor.train import train
+from tests.tiny import LABELS, PEOPLE, TinyRun, tiny_settings, tiny_tester
+from utils.modality import Modality
 from utils.runtime import autocast, gpu_rounding
 
-IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}
 
-
-def test_all_scripts_run_in_bf16(tiny_clip_file, tmp_path, monkeypatch):
-    """Distances are not rounded: eight bits would make ties of most of them."""
-    scripts.without_report(monkeypatch)
-    words = scripts.settings(DATASET__ROOT=trees.people_tree(tmp_path / "data", ids=IDS), PRECISION="bf16",
-                             MODEL__CLIP_WEIGHTS=tiny_clip_file, METHOD__CROSS_EPOCH=1)
-    convolutions = set()
-    real = torch.nn.Conv2d.forward
-
-    def forward(self, x):
-        y = real(self, x)
-        convolutions.add(y.dtype)
-        return y
-
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+def test_bf16_is_of_the_network_alone(model, banks, tmp_path, monkeypatch):
+    """Weights, losses and distances stay fp32: eight bits would make ties of most distances."""
     in_bf16 = {}
 
-    def noting(name, real):
+    def note(owner, name):
+        real = getattr(owner, name)
+
         def noted(*arguments, **named):
             in_bf16.setdefault(name, set()).add(torch.is_autocast_enabled("cpu"))
             return real(*arguments, **named)
-        return noted
+        monkeypatch.setattr(owner, name, noted)
 
-    for module, name in ((loss.cluster_memory, "cross_entropy"), (processor.guidance, "image_to_text")):
-        monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
-    seen, real_metrics = [], processor.metrics.rank_metrics
+    for owner, name in ((loss.cluster_memory, "cross_entropy"), (processor.guidance, "image_to_text"),
+                        (CCLNet, "forward"), (CCLNet, "encode")):
+        note(owner, name)
+    seen, real = [], processor.metrics.rank_metrics
     monkeypatch.setattr("processor.evaluate.rank_metrics", lambda distance, *rest: (
-        seen.append(torch.from_numpy(distance)), real_metrics(distance, *rest))[1])
-    run = tmp_path / "run"
-    for script in ("train_prepare", "train_clip"):
-        assert scripts.call(scripts.load(script), [*words, "OUTPUT_DIR", run]) == 0
-    assert scripts.call(scripts.load("test"), ["--resume_path", run / "model_last.pth", "TEST.TRIALS", "2"]) == 0
+        seen.append(torch.from_numpy(distance)), real(distance, *rest))[1])
+    texts = {m: torch.randn(PEOPLE, 32, generator=torch.Generator().manual_seed(0)) for m in Modality}
+    settings = tiny_settings(1, METHOD__CROSS_EPOCH=1, PRECISION="bf16")
+    tester = dataclasses.replace(tiny_tester(banks), precision="bf16")
+    train("finetune", model, banks, settings, TinyRun(tmp_path), tester, TextGuidance(texts, LABELS, 0.1))
+    assert in_bf16 == {"cross_entropy": {False}, "image_to_text": {False}, "forward": {True}, "encode": {True}}
     assert (seen[-1] != seen[-1].bfloat16().float()).any()
-    assert convolutions == {torch.bfloat16}
-    assert in_bf16 == {"cross_entropy": {False}, "image_to_text": {False}}      # losses stay fp32
-
-    content = torch.load(run / "model_last.pth", weights_only=True)
-    assert {v.dtype for v in content["state_dict"].values() if v.is_floating_point()} == {torch.float32}
-    tested = json.loads(next(run.glob("tests/model_last-*/metrics.json")).read_text())
-    assert tested["mAP"] > 0
-    assert [tested[k] for k in ("rank1", "mAP", "mINP")] == [content["metrics"][k] for k in ("rank1", "mAP", "mINP")]
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
 
 
 SWITCHES = {"released": ("ieee", "tf32"), "fp32": ("ieee", "ieee"), "tf32": ("tf32", "tf32"), "bf16": ("ieee", "ieee")}

@@ -25,7 +25,8 @@ def run(root, tmp_path, monkeypatch):
     scripts.without_report(monkeypatch)
 
     def call(script, folder, **changes):
-        words = scripts.settings(DATASET__ROOT=root, OUTPUT_DIR=tmp_path / folder, CLUSTER__K1=4, **changes)
+        words = scripts.settings(DATASET__ROOT=root, OUTPUT_DIR=tmp_path / folder, CLUSTER__K1=4,
+                                 SAMPLER__ITERATIONS=2, TEST__TRIALS=1, **changes)
         return scripts.call(scripts.load(script), words), tmp_path / folder
     return call
 

@@ -74,6 +74,14 @@ def tiny_model(clip_file):
     return CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
 
 
+def outputs(model):
+    """All that a model says in evaluation mode of four random images, in either modality: (8, ·)."""
+    images = torch.randn(4, 3, model.tower.height, model.tower.width, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        said = [model.eval().encode_image(images, m) for m in Modality]
+    return torch.cat([torch.cat([rows for rows in of if rows is not None], dim=1) for of in said])
+
+
 def tiny_tester(banks, every=100, order=None):
     """A `Tester` on the tiny data; order: as `tiny_data`."""
     data = tiny_data(order)

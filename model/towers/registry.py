@@ -37,19 +37,12 @@ def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride
     """Build a tower that starts from weights.
 
     Args:
-        weights: a file, "openai" or "imagenet" (MODEL.CLIP_WEIGHTS).
-        tower: a name of `TOWERS` (MODEL.TOWER); "": that of the weights.
-        name: which of OpenAI's CLIPs (MODEL.NAME).
-        height, width: pixels of the images.
-        stride: pixels between the patches of a transformer.
-        seed: of layers that the weights do not hold.
-        activation: of CLIP's transformers (MODEL.ACTIVATION).
-
-    Returns:
-        `Tower`, on the host, in fp32.
-
-    Raises:
-        UserError: there is no such tower, or the weights are not its own.
+        weights: a file, "openai" or "imagenet" (MODEL.CLIP_WEIGHTS);
+        tower: a name of `TOWERS` (MODEL.TOWER); "": that of the weights; name: which of OpenAI's CLIPs (MODEL.NAME);
+        height, width: pixels of the images; stride: pixels between the patches of a transformer;
+        seed: of layers that the weights do not hold; activation: of CLIP's transformers (MODEL.ACTIVATION).
+    Returns: `Tower`, on the host, in fp32.
+    Raises: UserError: there is no such tower, or the weights are not its own.
 
     Example:
         >>> load_tower("assets/demo_clip.pt", height=96, width=48).describe()["kind"]
