@@ -162,6 +162,6 @@ class TextTower(nn.Module):
 
 def tokenize(text, context_length=77):
     """Return CLIP's token ids of one text: (1, context_length) int64, zeros behind the EOT token."""
-    from open_clip import get_tokenizer
+    from open_clip.tokenizer import tokenize as tokens_of
 
-    return get_tokenizer("RN50", context_length=context_length)([text])
+    return tokens_of([text], context_length)

@@ -12,6 +12,7 @@ from model.published import checkpoint_normalisation
 from model.state_dict import check_state_dict
 from model.towers.clip_resnet import STRIDE, ClipResNet
 from model.towers.registry import recognised, tower_class
+from model.towers.tower import blocks_of
 from utils.errors import UserError, explained, quoted
 from utils.modality import Modality
 
@@ -143,8 +144,7 @@ def from_released(state):
 
 def used_weights(state):
     """Name the weights of a released state dict that a `CCLNet` has: {released name: ours}."""
-    blocks = [int(name.split(".")[2]) for name in state if name.startswith("base.blocks.")]
-    unused = f"base.blocks.{max(blocks, default=0)}."       # b1 and b2 are trained in place of SDCL's last block
+    unused = f"base.blocks.{blocks_of(state, 'base.blocks.') - 1}."     # b1 and b2 are trained in place of SDCL's last
     return {name: ours for name in state if (ours := our_name(name)) and not name.startswith(unused)}
 
 

@@ -1,5 +1,6 @@
 """docs/extending.md and docs/extending-methods.md do what they say: their files are run outside the repository."""
 import json
+import os
 import re
 import subprocess
 import sys
@@ -57,10 +58,14 @@ def rows(project, name):
 
 
 def test_a_method_with_a_setting_in_a_project_that_has_utils_of_its_own(project, tiny_clip_file):
-    """In processes of their own, which import the project's utils, or this repository's."""
+    """In processes of their own, which import the project's utils, or this repository's; they write no page."""
+    (project / "start").mkdir()
+    (project / "start/sitecustomize.py").write_text(
+        "import sys, types\nsys.modules['report.write'] = types.SimpleNamespace(save_stage_page=lambda *_: None)\n")
     done = subprocess.run([sys.executable, "run_all.py", *words("nearest", tiny_clip_file, METHOD__NAME="nearest",
                                                                 METHOD__ACROSS_WEIGHT=0.5)],
-                          cwd=project, text=True, capture_output=True)
+                          cwd=project, text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(project / "start")})
     assert done.returncode == 0, done.stderr[-2000:]
     row, = rows(project, "nearest")
     assert row["loss_across"] > 0 and row["links"] > 0 and f"{row['links']} links in the last epoch" in done.stdout

@@ -12,15 +12,23 @@ CASES = ("96x48_s16", "96x48_s12", "288x144_s16")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(scope="module")
+def file(golden_methods, tmp_path_factory):
+    """A path to the recipe's CLIP, with a smaller text tower."""
+    g, path = golden_methods.load(f"vit_{CASES[0]}"), tmp_path_factory.mktemp("clip") / "vit.pt"
+    sizes = {name: int(g[f"model_{name}"]) for name in ("width", "layers", "patch", "grid", "embed")}
+    torch.save(golden_methods.recipe_vit.clip_vit_state_dict(golden_methods.seed, **sizes, text_width=64,
+                                                             text_layers=1), path)
+    return str(path)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_outputs(golden_methods, case, tmp_path):
+def test_outputs(golden_methods, file, case):
     """The tower of either modality, without gradients (PyTorch has another path for that) and with them."""
     g = golden_methods.load(f"vit_{case}")
     height, width, stride, count = (int(g[name]) for name in ("height", "width", "stride", "images"))
     images = golden_methods.draw(f"image_vit_{case}", (count, 3, height, width))
-    sizes = {name: int(g[f"model_{name}"]) for name in ("width", "layers", "patch", "grid", "embed")}
-    torch.save(golden_methods.recipe_vit.clip_vit_state_dict(golden_methods.seed, **sizes), tmp_path / "vit.pt")
-    tower, block_11 = load_tower(str(tmp_path / "vit.pt"), height=height, width=width, stride=stride), []
+    tower, block_11 = load_tower(file, height=height, width=width, stride=stride), []
     assert tower.describe()["heads"] == int(g["heads"])
     tower.transformer.resblocks[-2].register_forward_hook(lambda block, given, tokens: block_11.append(tokens[:, 0]))
     for m, gradients in itertools.product(Modality, (False, True)):

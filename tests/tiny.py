@@ -74,9 +74,10 @@ def tiny_model(clip_file):
     return CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
 
 
-def outputs(model):
-    """All that a model says in evaluation mode of four random images, in either modality: (8, ·)."""
-    images = torch.randn(4, 3, model.tower.height, model.tower.width, generator=torch.Generator().manual_seed(5))
+def outputs(model, size=None):
+    """All that a model says in evaluation mode of four random images of a size, its own if None, in either modality."""
+    size = size or (model.tower.height, model.tower.width)
+    images = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         said = [model.eval().encode_image(images, m) for m in Modality]
     return torch.cat([torch.cat([rows for rows in of if rows is not None], dim=1) for of in said])

@@ -13,7 +13,7 @@ from torchvision.models.resnet import Bottleneck, conv1x1
 
 from model.state_dict import check_state_dict, downloading, read_state_dict
 from model.towers.clip_resnet import LAYERS, Chain, check_input
-from model.towers.tower import Tower, generalised_mean
+from model.towers.tower import Tower, blocks_of, generalised_mean
 from utils.errors import UserError, quoted
 from utils.seeding import torch_rng
 
@@ -130,5 +130,4 @@ class NonLocal(nn.Module):
 
 def _blocks(state, prefix=""):
     """Count the blocks of each layer in the names of a state dict; a layer that is missing counts as one."""
-    return [max(1, len({rest.split(".")[0] for name in state if name.startswith(f"{prefix}{layer}.")
-                        and (rest := name.removeprefix(f"{prefix}{layer}."))[0].isdigit()})) for layer in LAYERS]
+    return [max(1, blocks_of(state, f"{prefix}{layer}.")) for layer in LAYERS]

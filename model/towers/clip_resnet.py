@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.clip import HEAD_WIDTH, ClipTower, resize_positions
-from model.towers.tower import generalised_mean
+from model.towers.tower import blocks_of, check_size, generalised_mean
 from utils.errors import UserError
 
 STRIDE = 16                      # of the feature map, with layer4 at stride 1
@@ -40,9 +40,8 @@ class ClipResNet(ClipTower):
         from open_clip.modified_resnet import ModifiedResNet  # slow to import
 
         width = len(state["layers.layer1.0.conv1.weight"])
-        blocks = [len({name.split(".")[2] for name in state if name.startswith(f"layers.{layer}.")})
-                  for layer in LAYERS]
-        visual = ModifiedResNet(blocks, output_dim=len(state["attnpool.c_proj.weight"]),
+        visual = ModifiedResNet([blocks_of(state, f"layers.{layer}.") for layer in LAYERS],
+                                output_dim=len(state["attnpool.c_proj.weight"]),
                                 heads=told.get("heads", width * 32 // HEAD_WIDTH), width=width)
         return cls(visual, told["height"], told["width"], told.get("stride"))
 
@@ -73,10 +72,7 @@ def check_input(height, width, stride):
     if stride not in (None, STRIDE):
         raise UserError(f"MODEL.STRIDE is {stride}, but the weights hold a ResNet, whose feature map always "
                         f"has a stride of {STRIDE}. Leave MODEL.STRIDE out, or choose a vision transformer")
-    for key, pixels in (("HEIGHT", height), ("WIDTH", width)):
-        if pixels % STRIDE or pixels < STRIDE:
-            raise UserError(f"INPUT.{key} is {pixels}; expected a multiple of {STRIDE}, the stride of a ResNet's "
-                            "feature map")
+    check_size(height, width, STRIDE, "the stride of a ResNet's feature map")
 
 
 class Chain(nn.Sequential):

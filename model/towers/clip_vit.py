@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from model.clip import GELU, HEAD_WIDTH, QUICK_GELU, ClipTower, resize_positions
+from model.towers.tower import blocks_of
 from utils.errors import UserError
 
 
@@ -44,7 +45,7 @@ class ClipViT(ClipTower):
         from open_clip.transformer import QuickGELU, VisionTransformer  # slow to import
 
         width, patch = len(state["class_embedding"]), state["stems.rgb.weight"].shape[-1]
-        blocks = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
+        blocks = blocks_of(state, "transformer.resblocks.")
         activation = {QUICK_GELU: QuickGELU, GELU: nn.GELU}[told["activation"]]
         visual = VisionTransformer(patch, patch, width, blocks, told.get("heads", width // HEAD_WIDTH), mlp_ratio=4.0,
                                    output_dim=state["proj"].shape[1], act_layer=activation)

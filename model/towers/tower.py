@@ -93,6 +93,19 @@ class Tower(nn.Module):
         return {"kind": self.kind, "height": self.height, "width": self.width}
 
 
+def blocks_of(state, start):
+    """Count the numbered parts of a network in its state dict: those behind `start` in the names of weights."""
+    numbers = {name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)}
+    return sum(number.isdigit() for number in numbers)
+
+
+def check_size(height, width, unit, what):
+    """Raise UserError where the pixels of the images are no multiples of a unit. Args: what: the unit, in words."""
+    for key, pixels in (("HEIGHT", height), ("WIDTH", width)):
+        if pixels % unit or pixels < unit:
+            raise UserError(f"INPUT.{key} is {pixels}; expected a multiple of {unit}, {what}")
+
+
 def generalised_mean(feature_map):
     """Pool a map (B, D, H, W): (B, D) float32, or float64 of such a map, the generalised mean with p = 3."""
     x = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))

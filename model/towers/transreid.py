@@ -15,7 +15,7 @@ from torch import nn
 
 from model.clip import HEAD_WIDTH, resize_positions
 from model.state_dict import OTHER_WEIGHTS, check_state_dict, read_state_dict
-from model.towers.tower import Tower
+from model.towers.tower import Tower, blocks_of, check_size
 from utils.errors import UserError, quoted
 
 PATCH = 16                                      # pixels of a token's side
@@ -37,9 +37,7 @@ class TransReID(Tower):
     def __init__(self, width, depth, height, width_of_images, drop=DROP):
         from timm.models.vision_transformer import Block  # slow to import
 
-        for key, pixels in (("HEIGHT", height), ("WIDTH", width_of_images)):
-            if pixels % PATCH or pixels < PATCH:
-                raise UserError(f"INPUT.{key} is {pixels}; expected a multiple of {PATCH}, the pixels of a token")
+        check_size(height, width_of_images, PATCH, "the pixels of a token")
         super().__init__(Stem(width), height, width_of_images)
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -64,8 +62,7 @@ class TransReID(Tower):
             raise UserError(f"weights {quoted(weights)} are missing; MODEL.TOWER {cls.kind} starts from a file of "
                             "TransReID-SSL such as vit_base_ics_cfs_lup.pth: set MODEL.CLIP_WEIGHTS to its path")
         state = {key: value for key, value in read_state_dict(weights).items() if not UNUSED.search(key)}
-        sizes = (state["norm.weight"].numel() if "norm.weight" in state else 0,
-                 len({key.split(".")[1] for key in state if key.startswith("blocks.")}))
+        sizes = state["norm.weight"].numel() if "norm.weight" in state else 0, blocks_of(state, "blocks.")
         if not all(sizes) or sizes[0] % HEAD_WIDTH:
             raise UserError(f"weights {quoted(weights)} are not those of MODEL.TOWER {cls.kind}: expected blocks and a "
                             f"norm of a multiple of {HEAD_WIDTH} numbers, under TransReID-SSL's names. {OTHER_WEIGHTS}")
@@ -82,8 +79,7 @@ class TransReID(Tower):
     @classmethod
     def rebuild(cls, state, told):
         """Build the tower of a checkpoint."""
-        depth = 1 + len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-        return cls(state["cls_token"].shape[-1], depth, told["height"], told["width"])
+        return cls(state["cls_token"].shape[-1], 1 + blocks_of(state, "blocks."), told["height"], told["width"])
 
     @property
     def feature_dim(self):
