@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"bounds": "labels", "demo": "--seeds", "download": "--output_dir", "export_released": "--clip_weights",
          "evaluate": "--rerank", "process": "--allow_partial", "search": "--query"}
 IMPORTING = {"experiments": "--seeds", "dev/mutants": "--sample",
-             "dev/ranking_picture": "--ranks", "dev/settings_page": "--output", "dev/trace": "--list",
+             "dev/settings_page": "--output", "dev/trace": "--list",
              "dev/train_demo_agw": "--steps", "dev/train_demo_clip": "--steps"}      # may import what is slow first
 SMALL = ("numpy", "scipy", "PIL")
 SCRIPTS = ("train_prepare", "train_clip", "test")

@@ -120,13 +120,6 @@ def test_the_table_of_a_paper(tmp_path, capsys):
     assert made.returncode == 0 and "Overfull" not in made.stdout, made.stdout[-2000:]
 
 
-@pytest.mark.parametrize("value", [float("nan"), "0.5", 37.5, True])
-def test_a_number_that_no_test_writes_is_refused(tmp_path, value):
-    record(tmp_path / "a", value)
-    with pytest.raises(UserError, match="holds rank1 .*; expected a number from 0 to 1"):
-        summary.read_runs([tmp_path], "python")
-
-
 def test_a_run_among_whose_files_other_runs_lie_is_refused(tmp_path, capsys):
     record(tmp_path / "runs")
     record(tmp_path / "runs/seed1")
