@@ -125,11 +125,12 @@ def _of_stage(rows, stage):
 
 
 def cmc_charts(lines):
-    """Make a CMC chart of each title and protocol. Args: lines: (title, line's label, colour, `Result`)."""
+    """Make a CMC chart of each title and protocol. Args: lines: (title, line's label, `Result`)."""
     charts = {}
-    for title, label, colour, result in lines:
-        charts.setdefault((title, result.protocol), []).append(Line(
-            label, list(range(1, len(result.cmc) + 1)), [100 * share for share in result.cmc], colour,
-            "--" if result.stage == "baseline" else "-"))
+    for title, label, result in lines:
+        if result.cmc:
+            found = charts.setdefault((title, result.protocol), [])
+            found.append(Line(label, list(range(1, len(result.cmc) + 1)), [100 * share for share in result.cmc],
+                              SERIES[len(found) % len(SERIES)], "--" if result.stage == "baseline" else "-"))
     return [Chart(f"cmc_{number}", title, found, "% found within a rank", protocol, "rank", top=100)
             for number, ((title, protocol), found) in enumerate(charts.items(), 1)]

@@ -181,10 +181,6 @@ class Figures(dict):
         text = text.replace("<svg ", f'<svg role="img" data-hover="{hover}" ', 1)
         return re.sub(r'(?:width|height)="[\d.]+pt" ', "", text, count=2)
 
-    def charts(self, charts):
-        """Draw and keep `Chart`s: their SVG."""
-        return [self.add(chart.name, chart_figure(chart)) for chart in charts]
-
     def save(self, folder, titles=True):
         """Write all as FOLDER/NAME.png and .pdf; what is no letter or digit in a name becomes "_".
 

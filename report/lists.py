@@ -29,16 +29,13 @@ def nearest_images(ranking):
     """Reduce a `processor.ranking.Ranking` to what lists show of each of its Q queries: a dict of arrays.
 
     "query" (Q,) and "gallery" (Q, 10) are positions in the test images, -1 where the protocol shows no more;
-    "distance", "right" (Q, 10); "average_precision", "first", "first_image", "first_distance" (Q,): the first right
-    image, its rank from 0.
+    "distance", "right" (Q, 10); "average_precision", "first" (Q,), the rank of the first right image, from 0.
     """
-    rows, first = np.arange(len(ranking.query)), ranking.match.argmax(axis=1)
     near = np.s_[:, :NEAREST]
     hidden = np.arange(ranking.gallery.shape[1]) >= ranking.shown[:, None]
     return {"query": ranking.query, "gallery": np.where(hidden, -1, ranking.gallery)[near],
-            "distance": ranking.distance[near], "right": ranking.match[near], "first": first,
-            "average_precision": ranking.average_precision, "first_image": ranking.gallery[rows, first],
-            "first_distance": ranking.distance[rows, first]}
+            "distance": ranking.distance[near], "right": ranking.match[near],
+            "first": ranking.match.argmax(axis=1), "average_precision": ranking.average_precision}
 
 
 def save_nearest(folder, rankings):
@@ -67,8 +64,7 @@ def baseline_lists(folder):
 def query_lists(data, ranking, before, picture):
     """Show queries with their nearest images: [{"kind", "query", "before": a list or None, **a list}].
 
-    A list is {"average_precision", "first_right": rank, "gallery": images, "behind": the first right image where it is
-    not among them}. Kinds are those of `chosen_queries`.
+    A list is {"average_precision", "first_right": rank, "gallery": images}. Kinds are those of `chosen_queries`.
 
     Args: data: `DataSet`; ranking: `Ranking`; before: `nearest_images` of the untrained model, or None; picture:
         function of a modality and a position in its test images that keeps a picture and gives its name.
@@ -81,12 +77,10 @@ def query_lists(data, ranking, before, picture):
                 "camera": int(images.cameras[position]), "path": images.paths[position], **more}
 
     def shown(lists, q):
-        first, gallery = int(lists["first"][q]), lists["gallery"][q]
-        return {"average_precision": float(lists["average_precision"][q]), "first_right": first + 1, "gallery": [
-            image(m.other, position, distance=float(distance), right=bool(right)) for position, distance, right
-            in zip(gallery, lists["distance"][q], lists["right"][q]) if position >= 0],
-            "behind": None if first < len(gallery) else image(
-                m.other, lists["first_image"][q], distance=float(lists["first_distance"][q]), right=True)}
+        near = zip(lists["gallery"][q], lists["distance"][q], lists["right"][q])
+        return {"average_precision": float(lists["average_precision"][q]), "first_right": int(lists["first"][q]) + 1,
+                "gallery": [image(m.other, position, distance=float(distance), right=bool(right))
+                            for position, distance, right in near if position >= 0]}
 
     chosen = chosen_queries(after["average_precision"], before and before["average_precision"],
                             data.test[m].persons[ranking.query])

@@ -95,16 +95,13 @@ def baseline_of(results, result):
 def result_tables(results, dataset="", method=""):
     """Lay results out: per protocol {"protocol", "rows": [{"name", "best", "over", "cells"}]}, gains over the baseline.
 
-    "aside" tells whether nothing in it was tested as the run was.
-
     Args: dataset, method: of published figures to add, DATASET.NAME and METHOD.NAME; those that state no mode stand in
         the first table.
     """
     tables = {}
     for result in results:
         title = "; ".join(filter(None, (result.protocol, result.scored)))
-        table = tables.setdefault(result.protocol, {"protocol": title, "mode": result.mode, "rows": [], "aside": True})
-        table["aside"] &= not result.is_main
+        table = tables.setdefault(result.protocol, {"protocol": title, "mode": result.mode, "rows": []})
         table["rows"].append(_row(result, result.name, baseline_of(results, result)))
     theirs = [table for table in tables.values() if "original" not in table["protocol"]]    # galleries drawn as theirs
     for row in figures(DATASETS.get(dataset), method):

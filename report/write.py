@@ -4,10 +4,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from configs.defaults import with_defaults
-from configs.groups import distinct_names
 from report.content import stage_content
 from report.curves import STAGES, cmc_charts, comparison_charts, stage_charts
-from report.figures import MUTED, SERIES, Figures, chart_figure, map_figure
+from report.figures import Figures, chart_figure, map_figure
 from report.lists import baseline_lists, drawn_lists, pictures_of
 from report.page import Section, Table, write_page
 from report.paired import INTERVAL, compare, group_runs
@@ -25,9 +24,7 @@ from report.results import (
 from report.run_files import CONTENT_FOLDER, read_finished
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
-from utils.settings import differing_keys, flat
-
-COLOURS = {"baseline": MUTED, "prepare": SERIES[0], "finetune": SERIES[1]}      # of the CMC's lines
+from utils.settings import flat
 
 
 def save_stage_page(stage, state, run, tester, images):
@@ -102,11 +99,10 @@ def _results(run, results, figures):
     names = {"prepare": f"{method_name(method)}, without texts", "finetune": method_name(method)} if method else {}
     if last.stage == "prepare":
         names["prepare"] = names.get("finetune", last.name)
-    cmc = [("CMC", names.get(result.stage, result.name), COLOURS.get(result.stage, SERIES[2 + index % 6]), result)
-           for index, result in enumerate(results) if result.is_main and result.cmc]
+    cmc = [("CMC", names.get(result.stage, result.name), result) for result in results if result.is_main]
     return {"tiles": tiles, "what": "; ".join(filter(None, (last.name, last.protocol, last.scored))),
             "note": f"Percent. {gain}", "tables": result_tables(results, run.published_as, method),
-            "charts": figures.charts(cmc_charts(cmc))}
+            "charts": _drawn(figures, cmc_charts(cmc))}
 
 
 def _curves(figures, make_charts, notes):
@@ -118,9 +114,14 @@ def _curves(figures, make_charts, notes):
     for stage, title in STAGES.items():
         script = scripts.setdefault(title.partition(",")[0], {"notes": [], "charts": [], "more": []})
         script["notes"] += notes.get(stage, [])
-        for chart in make_charts(stage):
-            script["more" if chart.detail else "charts"].append(figures.add(chart.name, chart_figure(chart)))
+        charts = make_charts(stage)
+        script["charts"] += _drawn(figures, [chart for chart in charts if not chart.detail])
+        script["more"] += _drawn(figures, [chart for chart in charts if chart.detail])
     return {title: script for title, script in scripts.items() if any(script.values())}
+
+
+def _drawn(figures, charts):
+    return [figures.add(chart.name, chart_figure(chart)) for chart in charts]
 
 
 def _about(run):
@@ -139,14 +140,11 @@ def _about(run):
 
 
 def _subtitle(run):
-    """Name method, data set and seed, and how far each stage has come."""
+    """Name method, data set and seed."""
     data = run.config.get("DATASET", {})
     trial = f" trial {data.get('TRIAL')}" if data.get("NAME") == "regdb" else ""
-    last = {row["stage"]: row["epoch"] for row in run.epochs}
-    epochs = ", ".join(f"{title} {last[stage]} epoch{'s' * (last[stage] > 1)}"
-                       for stage, title in STAGES.items() if stage in last)
     return " · ".join(filter(None, (method_name(run.known("method")), f"{data.get('NAME', '')}{trial}",
-                                    f"seed {run.config.get('SEED', '?')}", epochs)))
+                                    f"seed {run.config.get('SEED', '?')}")))
 
 
 def write_comparison_page(folders, output=None, figures_dir=None, titles=True):
@@ -159,20 +157,16 @@ def write_comparison_page(folders, output=None, figures_dir=None, titles=True):
     runs, figures = read_finished(folders), Figures()
     groups = {f"{name} (n = {len(group)})": group for name, group in group_runs(runs).items()}
     results = {name: averaged([find_results(run) for run in group]) for name, group in groups.items()}
-    cmc = [(TRAINED.get(result.stage, result.name), name, SERIES[index % len(SERIES)], result)
-           for index, (name, found) in enumerate(results.items()) for result in found if result.is_main and result.cmc]
+    cmc = [(TRAINED.get(result.stage, result.name), name, result)
+           for name, found in results.items() for result in found if result.is_main]
     differences = f"Small numbers below: the difference to {next(iter(groups))}. " if len(groups) > 1 else ""
     tables, note = compared_tables(results), (f"{differences}± is the standard deviation (n − 1) over what each row "
                                               "says. Numbers of different protocols do not compare.")
-    epochs, settings = {name: [run.epochs for run in of] for name, of in groups.items()}, [run.settings for run in runs]
-    differing = [(key, *(config.get(key, "–") for config in settings)) for key in differing_keys(settings)]
-    names = distinct_names([run.folder.resolve() for run in runs])
+    epochs = {name: [run.epochs for run in group] for name, group in groups.items()}
     sections = [
         Section("paired", "Is it better?", "table.html", _paired_table(groups)),
         Section("results", "Results", "results.html", tables and {
-            "tiles": [], "note": note, "tables": tables, "charts": figures.charts(cmc_charts(cmc))}),
-        Section("differences", "Settings that differ", "table.html",
-                Table(("key", *names), differing, 1 + len(runs), "" if differing else "None.")),
+            "tiles": [], "note": note, "tables": tables, "charts": _drawn(figures, cmc_charts(cmc))}),
         Section("training", "Losses and labels", "curves.html",
                 _curves(figures, lambda stage: comparison_charts(epochs, stage), {}))]
     path = write_page(Path(output) if output else Path(folders[0]) / "comparison.html",

@@ -5,7 +5,6 @@ import logging
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -96,7 +95,6 @@ def test_page_holds_everything_and_fetches_nothing(run, comparison):
 
 def test_comparison(comparison):
     assert "Comparison of 2 runs" in comparison
-    assert [row[0] for row in rows_of(comparison, "Settings that differ</h2>")] == ["CLUSTER.K1", "SEED"]
     first, second = "cclnet, CLUSTER.K1 8 (n = 1)", "cclnet, CLUSTER.K1 9 (n = 1)"
     head, *rows = rows_of(comparison, "<h3>train_clip.py: SYSU")
     assert head[0].startswith(first) and rows[0][0].startswith(second) and rows[0][1].endswith("+0.0")
@@ -132,26 +130,9 @@ def test_everything_from_files_is_text(run, tmp_path):
     add_test(folder, 0.5, ATTACK.replace("/", ""), protocol=ATTACK)
     for path in (write_run_page(folder), write_comparison_page(
             [folder, *runs_of(tmp_path / "others", [(0.1, 0.2)])], tmp_path / "comparison.html")):
-        found = Tags()
-        found.feed(path.read_text())
-        assert found.scripts == 1 and found.handlers == [] and found.text.count("$x_{$</title></script><script>") > 5
-        assert all(source.startswith("data:image/jpeg;base64,") for source in found.sources)
-
-
-class Tags(HTMLParser):
-    """What a browser would make of a page."""
-
-    def __init__(self):
-        super().__init__()
-        self.scripts, self.handlers, self.sources, self.text = 0, [], [], ""
-
-    def handle_starttag(self, tag, attrs):
-        self.scripts += tag == "script"
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        self.sources += [value for name, value in attrs if name == "src"]
-
-    def handle_data(self, data):
-        self.text += data
+        text = path.read_text()
+        assert "<script>alert" not in text and "<img src=x" not in text and text.count("&lt;img src=x") > 5
+        assert text.count("<script") == 1 and re.findall('src="(?!data:image/jpeg;base64,)', text) == []
 
 
 def test_a_report_never_stops_a_run(tmp_path, caplog):
