@@ -32,15 +32,6 @@ class Section(NamedTuple):
     content: object     # nothing (None, [], {}): the section is left out
 
 
-class Table(NamedTuple):
-    """What table.html shows. The first `text_columns` columns hold text, the others numbers; `note` stands above."""
-
-    head: tuple
-    rows: list
-    text_columns: int = 1
-    note: str = ""
-
-
 def write_page(path, title, subtitle, sections, images=None):
     """Write a page: its path.
 

@@ -8,7 +8,7 @@ from report.content import stage_content
 from report.curves import STAGES, cmc_charts, comparison_charts, stage_charts
 from report.figures import Figures, chart_figure, map_figure
 from report.lists import baseline_lists, drawn_lists, pictures_of
-from report.page import Section, Table, write_page
+from report.page import Section, write_page
 from report.paired import INTERVAL, compare, group_runs
 from report.published import far_outside, method_name
 from report.results import (
@@ -136,7 +136,7 @@ def _about(run):
     settings, defaults = flat(run.config), with_defaults({"METHOD.NAME": run.settings.get("METHOD.NAME", "")})
     changed = [(key, value, defaults.get(key, "–")) for key, value in settings.items() if value != defaults.get(key)]
     return {"facts": [fact for fact in facts if fact[1]], "commands": [facts["command"] for facts in about],
-            "changed": changed, "settings": Table(("key", "value"), list(settings.items()), 2)}
+            "changed": changed, "settings": list(settings.items())}
 
 
 def _subtitle(run):
@@ -164,7 +164,7 @@ def write_comparison_page(folders, output=None, figures_dir=None, titles=True):
                                               "says. Numbers of different protocols do not compare.")
     epochs = {name: [run.epochs for run in group] for name, group in groups.items()}
     sections = [
-        Section("paired", "Is it better?", "table.html", _paired_table(groups)),
+        Section("paired", "Is it better?", "paired.html", _paired(groups)),
         Section("results", "Results", "results.html", tables and {
             "tiles": [], "note": note, "tables": tables, "charts": _drawn(figures, cmc_charts(cmc))}),
         Section("training", "Losses and labels", "curves.html",
@@ -176,14 +176,14 @@ def write_comparison_page(folders, output=None, figures_dir=None, titles=True):
     return path
 
 
-def _paired_table(groups):
-    """Compare each group with the first: a `Table`, which says of those that cannot be compared why; None of one."""
+def _paired(groups):
+    """Compare each group with the first: {"note", "groups": name -> lines}, or why it cannot be; None of one group."""
     (name, first), *others = groups.items()
-    rows, reasons = [], []
+    found = {}
     for other, group in others:
         try:
-            rows += [(other, row) for row in compare(first, group)]
+            found[other] = list(map(str, compare(first, group)))
         except UserError as error:
-            reasons.append(f"{other} is not compared: {error}.")
-    note = " ".join([f"Paired differences to {name} in percentage points, {INTERVAL}."] * bool(rows) + reasons)
-    return Table(("runs", "difference"), rows, 2, note) if others else None
+            found[other] = [f"not compared: {error}"]
+    note = f"Paired differences to {name} in percentage points, {INTERVAL}."
+    return {"note": note, "groups": found} if others else None

@@ -59,8 +59,8 @@ def test_weights_and_biases_gets_the_same(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", package)
     log, config = EventLog(tmp_path / "tensorboard", {}), {"SEED": 7}
     log.others.append(WandbLog(tmp_path / "run", "prepare", config))
-    log.add("prepare", 2, {"loss_rgb": 0.5, "test": {"rank1": 0.25, "mode": "all"}}, {"cluster_size_ir": np.array([3, 4])},
-            {"test_map": Image.new("RGB", (1, 1))})
+    log.add("prepare", 2, {"loss_rgb": 0.5, "test": {"rank1": 0.25, "mode": "all"}},
+            {"cluster_size_ir": np.array([3, 4])}, {"test_map": Image.new("RGB", (1, 1))})
     assert [(s["job_type"], s["group"], s["config"]) for s in package.started] == [("prepare", "run", config)]
     assert package.defined == {"prepare/*": "prepare/epoch"}
     [logged] = package.logged
