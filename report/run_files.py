@@ -87,9 +87,9 @@ class RunFiles:
         if own := _records(self.folder / "metrics.json"):
             alike, here = own[0].get("identity"), self.folder.resolve()
             return [*(Tested(".", Path(record["checkpoint"]).stem, "", record, self.folder) for record in own),
-                    *(Tested(path.name, BASELINE, "", record, path) for path, record in _below(here.parent)
-                      if alike and is_untrained(record) and path != here
-                      and not differences(record["identity"], alike, alike["images"]))]
+                    *(Tested(path.name, BASELINE, "", record, path)
+                      for path, record in (_below(here.parent) if alike else ()) if is_untrained(record)
+                      and path != here and not differences(record["identity"], alike, alike["images"]))]
         found = []
         for path, record in _below(self.folder / "tests"):
             if of := self._owner(record):

@@ -110,7 +110,6 @@ def test_what_is_compared_without_single_queries_and_what_is_not(tmp_path, capsy
             experiments.main(["compare", *map(str, folders)])
 
     refuses("compare names no folder")
-    refuses("nowhere is no folder", base, tmp_path / "nowhere")
     refuses("all runs are of one method, cclnet; expected those of another", base)
     one, another = base / "seed1-trial1", other / "seed1-trial1"
     refuses("holds no per_query.npz, and one run alone tells nothing of chance", one, another)

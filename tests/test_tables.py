@@ -159,9 +159,6 @@ def test_tables_of_what_does_not_compare(tmp_path):
         with pytest.raises(UserError, match=sentence):
             experiments.main(["table", *map(str, folders)])
 
-    refuses("names no folder")
-    refuses("argument --published: invalid choice: 'ours'", tmp_path, "--published", "ours")
-    refuses("nowhere is no folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     refuses("empty holds no run", tmp_path / "empty")
     record(tmp_path / "a" / "1")
