@@ -30,7 +30,7 @@ def main():
     from processor.run.checkpoints import read_checkpoint
     from processor.setup import Setup
     from report.content import retrieval_content
-    from report.ranked import baseline_lists
+    from report.lists import baseline_lists
     from report.write import save_report
     from utils.checkpoint import file_digest
 
@@ -138,7 +138,7 @@ def save_results(folder, log, setup, tested, content, what, evaluations):
     from model.released import first_number, released_state
     from processor.evaluate import format_table, metrics_record, rank_trial
     from processor.ranking import save_per_query
-    from report.ranked import save_nearest
+    from report.lists import save_nearest
     from utils.checkpoint import save_json
 
     for evaluation in evaluations:

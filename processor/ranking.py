@@ -29,8 +29,7 @@ def save_features(folder, data, retrievals, evaluations):
 
     Args, Raises: as `save_ranked_lists`.
     """
-    path, arrays = Path(folder) / "features.npz", {"dataset": np.array(data.name)}
-    known = {m: evaluations[0].features[m][0] for m in Modality}
+    arrays, known = {"dataset": np.array(data.name)}, {m: evaluations[0].features[m][0] for m in Modality}
     for m, images in data.test.items():
         arrays |= {f"{m.value}_features": features_at(evaluations[0], m, known[m]),
                    f"{m.value}_paths": np.array(images.paths)[known[m]],
@@ -39,10 +38,9 @@ def save_features(folder, data, retrievals, evaluations):
         m, mode = retrieval.query_modality, retrieval.mode
         arrays |= {f"{mode}_protocol": np.array(retrieval.protocol), f"{mode}_rule": np.array(retrieval.rule),
                    f"{mode}_query": np.searchsorted(known[m], retrieval.query)}
-        for trial, gallery in zip(retrieval.trials, retrieval.galleries):
-            arrays[f"{mode}_gallery_{trial}"] = np.searchsorted(known[m.other], gallery)
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
-    return path
+        arrays |= {f"{mode}_gallery_{trial}": np.searchsorted(known[m.other], gallery)
+                   for trial, gallery in zip(retrieval.trials, retrieval.galleries)}
+    return _save(Path(folder) / "features.npz", arrays)
 
 
 def save_per_query(folder, evaluations):
@@ -51,9 +49,12 @@ def save_per_query(folder, evaluations):
     `MODE_first_match` and `MODE_average_precision` (T, Q) are those of `Evaluation.per_query`, as float32.
     Raises: UserError: as `write_atomically`.
     """
-    path = Path(folder) / "per_query.npz"
-    arrays = {f"{evaluation.mode}_{name}": numbers.astype(np.float32) for evaluation in evaluations
-              for name, numbers in evaluation.per_query().items()}
+    return _save(Path(folder) / "per_query.npz", {
+        f"{evaluation.mode}_{name}": numbers.astype(np.float32) for evaluation in evaluations
+        for name, numbers in evaluation.per_query().items()})
+
+
+def _save(path, arrays):
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
     return path
 
@@ -66,23 +67,21 @@ def save_ranked_lists(folder, data, retrievals, evaluations):
     """
     written = []
     for retrieval, evaluation in zip(retrievals, evaluations):
-        text = io.StringIO()
+        text, m = io.StringIO(), retrieval.query_modality
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
-        for index in range(len(retrieval.trials)):
-            table.writerows(_csv_rows(data, rank_trial(data, retrieval, evaluation, index)))
+        for trial in range(len(retrieval.trials)):
+            ranking = rank_trial(data, retrieval, evaluation, trial)
+            scored = ranking.match.any(axis=1)
+            for q, query in enumerate(ranking.query):
+                for rank, g in enumerate(ranking.gallery[q, :min(LISTED, ranking.shown[q])]):
+                    table.writerow((ranking.trial, *_described(data.test[m], query), rank + 1,
+                                    *_described(data.test[m.other], g), f"{ranking.distance[q, rank]:.6f}",
+                                    int(ranking.match[q, rank]), int(scored[q])))
         written.append(Path(folder) / f"ranking_{retrieval.mode}.csv")
         write_atomically(written[-1], lambda file, text=text: file.write(text.getvalue().encode()))
     return written
 
 
-def _csv_rows(data, ranking):
-    """Give a row for each query and each of its nearest gallery images."""
-    queries, candidates = data.test[ranking.query_modality], data.test[ranking.query_modality.other]
-    scored = ranking.match.any(axis=1)
-    for q, position in enumerate(ranking.query):
-        query = (ranking.trial, queries.paths[position], queries.persons[position], queries.cameras[position])
-        for rank in range(min(LISTED, ranking.shown[q])):
-            g = ranking.gallery[q, rank]
-            yield (*query, rank + 1, candidates.paths[g], candidates.persons[g], candidates.cameras[g],
-                   f"{ranking.distance[q, rank]:.6f}", int(ranking.match[q, rank]), int(scored[q]))
+def _described(images, position):
+    return images.paths[position], images.persons[position], images.cameras[position]

@@ -1,26 +1,22 @@
 """The curves that the page draws from the numbers in metrics.jsonl: of one run, and of groups of runs."""
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from report.figures import MODALITY_COLOURS, MODALITY_NAMES, MUTED, SERIES, Chart, Line
+from report.figures import MODALITY_NAMES, SERIES, Chart, Line
 from report.published import published_lines
+from utils.settings import flat
 
-COLOURS = {name: MODALITY_COLOURS[modality] for modality, name in MODALITY_NAMES.items()}
 DIAGNOSIS = "diagnosis by known identities"
 STAGES = {"prepare": "train_prepare.py", "prompt": "train_clip.py, prompts", "finetune": "train_clip.py, fine-tuning"}
-CMC_TICKS = (1, 5, 10, 20)
-MARKED = ("test", "loss", "clusters", "ari", "link_accuracy")   # charts in which a line marks METHOD.CROSS_EPOCH
 PUBLISHED = {"test": ("rank1",), "clusters": ("clusters_rgb", "clusters_ir")}   # chart -> columns of published logs
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """Says which numbers of an epoch make a chart.
 
-    `keys`: label -> key in a row ("test/rank1": of its dict "test"), None for all losses; `scale` multiplies the
-    numbers; `top`: highest value of the axis; `positive`: leave out epochs whose number is 0 or less; `flat`: leave out
-    lines that are 1 in all epochs; `number`: format of its numbers; `detail`: whether the page folds it away.
+    `keys`: label -> key in a row, None for all losses; `scale` multiplies the numbers; `top`: highest value of the
+    axis; `flat`: leave out lines that are 1 in all epochs; `detail`: whether the page folds it away.
     """
 
     name: str
@@ -30,43 +26,36 @@ class Curve:
     note: str = ""
     scale: float = 1.0
     top: float | None = None
-    positive: bool = False
     flat: bool = False
-    number: str = "{:.4g}"
     detail: bool = False
 
     def keys_in(self, rows):
-        """Return label -> key, of the losses those that rows have, whatever their names are."""
+        """Return label -> key, of the losses those that rows have: loss_i2t_ir is "i2t infrared"."""
         if self.keys is not None:
             return self.keys
-        return {_loss_label(key): key for row in rows for key in row if key == "loss" or key.startswith("loss_")}
+        return {" ".join(MODALITY_NAMES.get(word, word) for word in key.removeprefix("loss_").split("_")): key
+                for row in rows for key in row if key == "loss" or key.startswith("loss_")}
 
-    def points(self, rows, stage, key):
-        """Collect a number of all epochs of a stage: epochs, numbers; both empty where they make no curve.
+    def line(self, key, label, index, *runs):
+        """Draw a number of runs, their mean in a band of a standard deviation: a `Line`, None where it says nothing.
 
-        Args: key: such as "lr" or "test/rank1".
+        Args: key: such as "lr" or "test.rank1"; index: of the line, for its colour; runs: flat rows of each.
         """
-        x, y = [], []
-        for row in rows:
-            *outer, name = key.split("/")
-            number = (row.get(outer[0], {}) if outer else row).get(name)
-            if row["stage"] == stage and number is not None and (number > 0 or not self.positive):
-                x.append(row["epoch"])
-                y.append(self.scale * number)
+        by_epoch = {}
+        for row in (row for rows in runs for row in rows if key in row):
+            by_epoch.setdefault(row["epoch"], []).append(self.scale * row[key])
+        x, y = sorted(by_epoch), [float(np.mean(by_epoch[epoch])) for epoch in sorted(by_epoch)]
+        spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in x]
         says_nothing = len(x) < 2 or self.flat and np.allclose(y, 1, atol=1e-3)
-        return ([], []) if says_nothing else (x, y)
+        return None if says_nothing else Line(label, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else
+                                              "--", spread if len(runs) > 1 else ())
 
-    def chart(self, name, title, lines, mark=()):
-        """Make the `Chart` of some lines, with a note on epoch 0 and on thin lines, if there are any."""
-        notes = (self.note, any(0 in line.x for line in lines) and "epoch 0: before training",
+    def chart(self, name, title, lines, mark=None):
+        """Make the `Chart` of some lines, with a note on what its lines mean."""
+        notes = (self.note, mark and "dotted: modalities meet",
                  any(line.width < 1 for line in lines) and "thin: published logs")
-        return Chart(name, title, tuple(lines), self.y_label, "; ".join(filter(None, notes)), top=self.top, mark=mark,
-                     number=self.number)
-
-
-def _loss_label(key):
-    """Name a loss: loss_rgb is "visible", loss_i2t_ir is "i2t infrared", any other by its own name."""
-    return " ".join(MODALITY_NAMES.get(word, word) for word in key.removeprefix("loss_").split("_"))
+        return Chart(name, title, lines, self.y_label, "; ".join(filter(None, notes)), top=self.top, mark=mark,
+                     detail=self.detail)
 
 
 def _both(key):
@@ -75,97 +64,73 @@ def _both(key):
 
 
 CURVES = (
-    Curve("test", "Test", "%", {"Rank-1": "test/rank1", "mAP": "test/mAP", "mINP": "test/mINP"}, scale=100),
+    Curve("test", "Test", "%", {"Rank-1": "test.rank1", "mAP": "test.mAP", "mINP": "test.mINP"}, scale=100),
     Curve("loss", "Losses", "mean of the epoch", None),
     Curve("clusters", "Clusters", "number", _both("clusters_{}")),
     Curve("outliers", "Outliers", "images without a cluster", _both("outliers_{}")),
     Curve("ari", "ARI of the clusters", "1 is perfect", _both("ari_{}"), DIAGNOSIS, top=1, flat=True),
     Curve("link_accuracy", "Clusters linked rightly", "% of links", {"links": "link_accuracy"}, DIAGNOSIS, 100, 100),
     Curve("link_similarity", "Similarity of linked clusters", "mean cosine", {"links": "link_similarity"},
-          "at the epoch's start", positive=True, flat=True),
+          "at the epoch's start", flat=True),
     Curve("nmi", "NMI of the clusters", "1 is perfect", _both("nmi_{}"), DIAGNOSIS, top=1, flat=True, detail=True),
     Curve("purity", "Purity", "%", _both("purity_{}"), DIAGNOSIS, 100, 100, detail=True),
-    Curve("links", "Links", "number", {"links": "links"}, positive=True, detail=True),
+    Curve("links", "Links", "number", {"links": "links"}, detail=True),
     Curve("links_per_cluster", "Links of a linked cluster", "number",
-          {"mean": "links_per_cluster", "most": "links_per_cluster_max"}, positive=True, flat=True, detail=True),
+          {"mean": "links_per_cluster", "most": "links_per_cluster_max"}, flat=True, detail=True),
     Curve("cluster_size_median", "Cluster size", "median, images", _both("cluster_size_{}_median"), detail=True),
     Curve("cluster_size_max", "Largest cluster", "images", _both("cluster_size_{}_max"), detail=True),
-    Curve("lr", "Learning rate", "of the weights", {"rate": "lr"}, number="{:.1e}", detail=True),
+    Curve("lr", "Learning rate", "of the weights", {"rate": "lr"}, detail=True),
     Curve("images_per_second", "Speed", "images/s", {"speed": "images_per_second"}, detail=True),
     Curve("seconds", "Time", "s per epoch", {"time": "seconds"}, detail=True),
     Curve("memory", "Peak memory", "GiB", {"process": "memory_gb", "GPU": "gpu_memory_gb"}, detail=True),
 )
 
 
-def stage_charts(rows, stage, detail, cross_epoch=None, dataset=""):
+def stage_charts(rows, stage, cross_epoch=0, dataset=""):
     """Make the `Chart`s of one stage of a run, in the order of CURVES; those without a curve are left out.
 
-    Args: detail: whether those that the page folds away, or the others; cross_epoch: from which the modalities meet;
-        dataset: of `RunFiles.published_as`, whose published logs are drawn as thin lines.
+    Args: rows: of metrics.jsonl; cross_epoch: from which the modalities meet; dataset: of `RunFiles.published_as`,
+        whose published logs are drawn as thin lines.
     """
-    charts, rows = [], [row for row in rows if row["stage"] == stage]
-    of_prompts = ", prompts" if stage == "prompt" else ""
-    meet = cross_epoch and cross_epoch > 1 and any(row.get("links") and row["epoch"] >= cross_epoch for row in rows)
+    charts, rows = [], _of_stage(rows, stage)
+    meet = cross_epoch if rows and "links" in rows[-1] and 1 < cross_epoch <= rows[-1]["epoch"] else None
     for curve in CURVES:
-        found = {label: curve.points(rows, stage, key) for label, key in curve.keys_in(rows).items()}
-        lines = [Line(label, x, y, COLOURS.get(label, SERIES[2 + index % 6]), "-" if index < 6 else "--")
-                 for index, (label, (x, y)) in enumerate(found.items()) if x]
-        if lines and curve.name == "clusters":
-            lines += _person_line(rows)
-        if lines and curve.name in PUBLISHED:
-            lines += published_lines(dataset, PUBLISHED[curve.name], rows[-1]["epoch"])
-        if lines and curve.detail == detail:
-            charts.append(curve.chart(f"{stage}_{curve.name}", curve.title + of_prompts, lines, mark=(
-                cross_epoch, "modalities meet") if meet and curve.name in MARKED else ()))
+        lines = [curve.line(key, label, index, rows) for index, (label, key) in enumerate(curve.keys_in(rows).items())]
+        if lines := list(filter(None, lines)):
+            lines += published_lines(dataset, PUBLISHED.get(curve.name, ()), rows[-1]["epoch"])
+            charts.append(curve.chart(f"{stage}_{curve.name}", curve.title + ", prompts" * (stage == "prompt"), lines,
+                                      None if curve.detail else meet))
     return charts
 
 
-def _person_line(rows):
-    """Draw the number of persons, where it is known, as a dashed line beside the clusters."""
-    known = [row for row in rows if row.get("clusters_per_person_rgb")]
-    y = [round(row["clusters_rgb"] / row["clusters_per_person_rgb"]) for row in known]
-    return [Line("persons", [row["epoch"] for row in known], y, MUTED, "--")] if known else []
+def comparison_charts(groups, stage):
+    """Make the `Chart`s of one stage, one for each number, with a line per group: the mean of its runs.
 
-
-def comparison_charts(groups, stage, detail):
-    """Make the `Chart`s of one stage with a line per group; the mean of several runs in a band of a standard deviation.
-
-    Args: groups: line's name -> [rows of a run's metrics.jsonl]; detail: as `stage_charts`.
+    Args: groups: line's name -> [rows of a run's metrics.jsonl].
     """
-    charts, everything = [], [row for group in groups.values() for rows in group for row in rows
-                              if row["stage"] == stage]
+    groups = {name: [_of_stage(rows, stage) for rows in group] for name, group in groups.items()}
+    charts, everything = [], [row for group in groups.values() for rows in group for row in rows]
     for curve in CURVES:
         keys = curve.keys_in(everything)
-        for label, key in keys.items() if curve.detail == detail else ():
-            lines = [_group_line(name, index, [curve.points(rows, stage, key) for rows in group])
-                     for index, (name, group) in enumerate(groups.items())]
-            lines = [line for line in lines if line.x]
-            if lines:
-                charts.append(curve.chart(f"{stage}_{key.replace('/', '_')}",
-                                          f"{curve.title}, {label}" if len(keys) > 1 else curve.title, lines))
+        for label, key in keys.items():
+            lines = [curve.line(key, name, index, *runs) for index, (name, runs) in enumerate(groups.items())]
+            if lines := list(filter(None, lines)):
+                charts.append(curve.chart(f"{stage}_{key}", f"{curve.title}, {label}" if len(keys) > 1 else curve.title,
+                                          lines))
     return charts
 
 
-def _group_line(name, index, runs):
-    """Average the runs of a group: a `Line`. Args: index: of the group, for its colour; runs: [(epochs, numbers)]."""
-    by_epoch = {}
-    for x, y in runs:
-        for epoch, number in zip(x, y):
-            by_epoch.setdefault(epoch, []).append(number)
-    epochs = sorted(by_epoch)
-    spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in epochs]
-    return Line(name, epochs, [float(np.mean(by_epoch[e])) for e in epochs], SERIES[index % len(SERIES)],
-                "-" if index < len(SERIES) else "--", spread if len(runs) > 1 else ())
+def _of_stage(rows, stage):
+    return [flat(row) for row in rows if row["stage"] == stage]
 
 
-def cmc_charts(tests):
-    """Make CMC charts. Args: tests: (protocol, title, line's label, colour, `report.results.Result`)."""
-    lines = {}
-    for protocol, title, label, colour, result in tests:
+def cmc_charts(lines):
+    """Make a CMC chart of each title and protocol. Args: lines: (title, line's label, `Result`)."""
+    charts = {}
+    for title, label, result in lines:
         if result.cmc:
-            lines.setdefault((title, protocol), []).append(Line(
-                label, list(range(1, len(result.cmc) + 1)), [100 * share for share in result.cmc], colour,
-                "--" if result.stage == "baseline" else "-"))
-    return [Chart(f"cmc_{number}", title, tuple(found), "% found within a rank", protocol, "rank", top=100,
-                  ticks=CMC_TICKS, number="{:.1f}")
-            for number, ((title, protocol), found) in enumerate(lines.items(), 1)]
+            found = charts.setdefault((title, result.protocol), [])
+            found.append(Line(label, list(range(1, len(result.cmc) + 1)), [100 * share for share in result.cmc],
+                              SERIES[len(found) % len(SERIES)], "--" if result.stage == "baseline" else "-"))
+    return [Chart(f"cmc_{number}", title, found, "% found within a rank", protocol, "rank", top=100)
+            for number, ((title, protocol), found) in enumerate(charts.items(), 1)]

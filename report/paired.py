@@ -4,9 +4,8 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.groups import REPEATS, distinct_names, groups_of
-from configs.identity import BASELINE
 from report.results import TRAINED
-from report.run_files import MODEL_NAMES, is_untrained
+from report.run_files import MODEL_NAMES
 from utils.errors import UserError, quoted
 from utils.seeding import numpy_rng
 
@@ -15,7 +14,6 @@ AT_ONCE = 200       # resamples: bounds the memory
 SAME = ("DATASET.NAME", "DATASET.TRIAL", "TEST.TRIALS", "images", "galleries")     # of one test; settings say why
 PER_QUERY = "per_query.npz"
 NUMBERS = {"rank1": "Rank-1", "mAP": "mAP"}
-HEAD = ("test", "number", "difference", "95 % interval", "verdict", "interval over")     # of `Compared.cells`
 SINGLE = "one run each"
 INTERVAL = "interval: bootstrap over the queries and the runs, those of one seed paired"
 
@@ -38,22 +36,19 @@ class Compared(NamedTuple):
     queries: int            # 0 where numbers of single queries are not stored
     runs: str = SINGLE      # "3 seeds": pairs of runs
 
-    def cells(self):
-        """Write the comparison as texts, in percentage points; HEAD names them."""
+    def __str__(self):
+        """Write the comparison as a line, in percentage points."""
         mean, low, high = (f"{100 * value:+.2f}".replace("-", "−") for value in self.found[:3])
         verdict = ("better" if self.found.low > 0 else "worse" if self.found.high < 0 else
                    f"not told apart by {self.runs}")
         over = [self.runs] * (self.runs != SINGLE) + [f"{self.queries:,} queries"] * (self.queries > 0)
-        return (self.test, NUMBERS[self.number], mean, f"{low} to {high}", verdict,
-                " and ".join(over) + " alone" * (len(over) == 1))
+        return (f"{self.test}  {NUMBERS[self.number]:<6}  {mean:>6}  95 % from {low} to {high}  p {self.found.p:.4f}  "
+                f"{verdict}, over {' and '.join(over)}{' alone' * (len(over) == 1)}")
 
 
 def as_lines(rows):
     """Write comparisons, a list of `Compared`, as lines of text."""
-    cells = [row.cells() for row in rows]
-    test, number, mean, ends, *_ = (max(map(len, column)) for column in zip(*cells))
-    return "\n".join(f"{c[0]:<{test}}  {c[1]:<{number}}  {c[2]:>{mean}}  95 % from {c[3]:<{ends}}  "
-                     f"p {row.found.p:.4f}  {c[4]}, over {c[5]}" for c, row in zip(cells, rows))
+    return "\n".join(map(str, rows))
 
 
 def paired_bootstrap(differences, rng, resamples=RESAMPLES):
@@ -116,65 +111,54 @@ def compare(first, second):
     Args: first, second: lists of `RunFiles`.
     Raises: UserError: no two runs share a seed, no test is of both, or two were done in other ways.
     """
-    pairs = [(_tests(a), _tests(b)) for a, b in _pairs(first, second)]
-    common = list(dict.fromkeys(key for ours, theirs in pairs for key in ours if key in theirs))
-    if not common:
-        raise UserError(f"{quoted(first[0].folder)} and {quoted(second[0].folder)} have no test in common; expected "
-                        "tests of the same stage, protocol and mode. Test both with test.py")
-    rows = []
-    for key in sorted(common, key=lambda key: (BASELINE, *TRAINED, "").index(key[0])):
-        both = [(ours[key], theirs[key]) for ours, theirs in pairs if key in ours and key in theirs]
-        digests = {(a[1]["identity"]["checkpoint"], b[1]["identity"]["checkpoint"]) for a, b in both}
-        if key[0] != BASELINE or any(a != b for a, b in digests):       # one baseline differs from itself by nothing
-            rows += _compared(key, both)
-    return rows
-
-
-def _pairs(first, second):
-    """Pair the runs of two groups by what they repeat. Raises UserError: nothing is the same."""
-    if len(first) == len(second) == 1:
-        return [(first[0], second[0])]
     ours, theirs = ({tuple(run.settings.get(key) for key in REPEATS): run for run in group}
                     for group in (first, second))
-    if not ours.keys() & theirs.keys():
+    pairs = ([(first[0], second[0])] if len(first) == len(second) == 1 else
+             [(ours[key], theirs[key]) for key in ours if key in theirs])
+    if not pairs:
         raise UserError(f"the runs of {quoted(first[0].folder)} and of {quoted(second[0].folder)} have no "
                         "seed in common; expected the same seeds. Train the second method with those of the first")
-    return [(ours[key], theirs[key]) for key in ours if key in theirs]
+    tests = {}
+    for a, b in pairs:
+        mine, others = _tests(a), _tests(b)
+        for key in mine:
+            if key in others:
+                tests.setdefault(key, []).append((mine[key], others[key]))
+    if not tests:
+        raise UserError(f"{quoted(first[0].folder)} and {quoted(second[0].folder)} have no test in common; expected "
+                        "tests of the same stage, protocol and mode. Test both with test.py")
+    by_stage = sorted(tests, key=lambda key: key[0], reverse=True)      # "prepare", "finetune"
+    return [row for key in by_stage for row in _compared(key, tests[key])]
 
 
 def _tests(run):
-    """Give a run's tests of last epochs, or of a test's folder its own: {(stage, mode, protocol): (folder, record)}."""
-    found, alone = {}, is_test(run)
-    for tested in run.tests:
-        record = tested.record
-        if "identity" not in record or tested.differs or (tested.folder != "." if alone else "best" in tested.of):
-            continue
-        stage = "" if alone else BASELINE if is_untrained(record) else MODEL_NAMES.get(tested.of)
-        if stage is not None:
-            found.setdefault((stage, record["mode"], record["identity"]["TEST.PROTOCOL"]), (tested.path, record))
-    return found
+    """Give a run's tests of last epochs, or of a test's folder its own: {(stage, mode, protocol): `Tested`}."""
+    alone = is_test(run)
+    return {("" if alone else MODEL_NAMES[tested.of], tested.record["mode"],
+             tested.record["identity"]["TEST.PROTOCOL"]): tested for tested in run.tests
+            if "identity" in tested.record and not tested.differs
+            and (tested.path == run.folder if alone else tested.of in ("prepare_last", "model_last"))}
 
 
 def _compared(key, both):
-    """Compare the records of one test: [`Compared`]. Args: key: of `_tests`; both: [(its value, the other run's)]."""
+    """Compare the results of one test: [`Compared`]. Args: key: of `_tests`; both: [(`Tested`, the other run's)]."""
     stage, mode, _ = key
-    for (ours, record), (theirs, other) in both:
-        a, b = record["identity"], other["identity"]
+    for pair in both:
+        a, b = (tested.record["identity"] for tested in pair)
         if told := next((name for name in SAME if a.get(name) != b.get(name)), None):
             found = " and ".join(str(tested.get(told) or "not stated")[:12] for tested in (a, b))     # of a digest
-            raise UserError(f"{quoted(ours)} and {quoted(theirs)} are tests of different {told} ({found}), so their "
-                            "numbers do not compare. Test both alike")
-    stored = all((folder / PER_QUERY).is_file() for pair in both for folder, _ in pair)
+            raise UserError(f"{quoted(pair[0].path)} and {quoted(pair[1].path)} are tests of different {told} "
+                            f"({found}), so their numbers do not compare. Test both alike")
+    stored = all((tested.path / PER_QUERY).is_file() for pair in both for tested in pair)
     if not stored and len(both) == 1:
-        raise UserError(f"{quoted(both[0][0][0])} or {quoted(both[0][1][0])} holds no {PER_QUERY}, and one run alone "
-                        "tells nothing of chance. Test both checkpoints again: test.py writes it")
-    trials = {record["identity"]["DATASET.TRIAL"] for (_, record), _ in both}
+        raise UserError(f"{quoted(both[0][0].path)} or {quoted(both[0][1].path)} holds no {PER_QUERY}, and one run "
+                        "alone tells nothing of chance. Test both checkpoints again: test.py writes it")
+    trials, sets = {pair[0].record["identity"]["DATASET.TRIAL"] for pair in both}, {}
     runs = SINGLE if len(both) == 1 else f"{len(both)} {'runs' if len(trials) > 1 else 'seeds'}"
-    sets = {}
     for pair in both:
-        ours, theirs = (query_numbers(folder, mode) if stored else {name: np.array([record[name]]) for name in NUMBERS}
-                        for folder, record in pair)
-        sets.setdefault(repr([pair[0][1]["identity"].get(name) for name in SAME]), []).append(
+        ours, theirs = (query_numbers(tested.path, mode) if stored else {name: np.array([tested.record[name]])
+                                                                         for name in NUMBERS} for tested in pair)
+        sets.setdefault(repr([pair[0].record["identity"].get(name) for name in SAME]), []).append(
             {name: theirs[name] - ours[name] for name in NUMBERS})
     rows = []
     for name in NUMBERS:

@@ -44,7 +44,7 @@ def logs(dataset):
 
 
 def published_lines(dataset, keys, last):
-    """Draw numbers of the published logs of DATASET.NAME: thin `Line`s, of which the first key's stand in the legend.
+    """Draw numbers of the published logs of DATASET.NAME as thin `Line`s.
 
     Args: keys: columns of logs.csv; last: epoch to end with.
     """
@@ -53,9 +53,9 @@ def published_lines(dataset, keys, last):
         for key in keys:
             points = [(int(row["epoch"]), float(row[key])) for row in rows if row[key] and int(row["epoch"]) <= last]
             if len(points) > 1:
-                label = f"{name}, {MODALITIES[key]}" if key != keys[0] else name
-                lines.append(Line(label, *zip(*points), SERIES[3 + index], "-" if key == keys[0] else ":",
-                                  width=0.9, named=key == keys[0]))
+                infrared = MODALITIES.get(key) == "infrared"
+                lines.append(Line(name + ", infrared" * infrared, *zip(*points), SERIES[3 + index],
+                                  ":" if infrared else "-", width=0.9))
     return lines
 
 

@@ -9,6 +9,7 @@ from report.run_files import MODEL_NAMES, is_untrained
 
 NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 TRAINED = {"prepare": "train_prepare.py", "finetune": "train_clip.py"}
+STAGES = ("baseline", *TRAINED)
 BEST = "best Rank-1 on test data"
 
 
@@ -31,14 +32,11 @@ class Result:
     @property
     def order(self):
         """Sort key of a table's rows: the baseline first, a stage's last epoch before its best."""
-        stages = ("baseline", *TRAINED)
-        return stages.index(self.stage) if self.stage in stages else len(stages), self.best, self.differs
+        return STAGES.index(self.stage) if self.stage in STAGES else len(STAGES), self.best, self.differs
 
     @property
     def is_main(self):
-        """Tell whether it counts where one number stands for the model: of no epoch chosen on test data, tested as the
-        run was.
-        """
+        """Tell whether its epoch was not chosen on test data, and it was tested as the run was."""
         return not (self.best or self.differs)
 
 
@@ -79,54 +77,32 @@ def scored_of(record):
 
 
 def main_result(results):
-    """Choose the result that a page begins with: the last stage's last epoch by the first protocol; None for none.
+    """Choose the result that a page begins with: the last stage's last epoch by the first protocol.
 
     Another checkpoint that lies in the folder comes first only where no stage was tested.
     """
     first = [result for result in results if result.protocol == results[0].protocol and result.is_main]
-    stages = [result for result in first if result.stage in TRAINED]
-    return (stages or first)[-1] if first else (results or [None])[0]
+    return ([result for result in first if result.stage in TRAINED] or first or results[:1])[-1]
 
 
-def baseline_of(results, protocol):
-    """Find the `Result` of the untrained model by a protocol; None if it was not tested."""
-    return next((result for result in results
-                 if (result.stage, result.protocol, result.differs) == ("baseline", protocol, "")), None)
-
-
-def with_epoch_0(run):
-    """Return a run's rows with an epoch 0 before each stage that was tested: the untrained model, by its protocol."""
-    results, first = find_results(run), {}
-    for row in run.epochs:
-        if "test" in row and row["stage"] not in first:
-            first[row["stage"]] = baseline_of(results, row["test"]["protocol"])
-    return [*({"stage": stage, "epoch": 0, "test": baseline.numbers} for stage, baseline in first.items() if baseline),
-            *run.epochs]
-
-
-def legend(result, results, method):
-    """Name a result in a legend: by its METHOD.NAME, not by the script. Args: results: all of the run."""
-    if result.stage not in TRAINED or not method:
-        return result.name
-    without = result.stage == "prepare" and any(other.stage == "finetune" for other in results)
-    return f"{method_name(method)}{', without texts' if without else ''}"
+def baseline_of(results, result):
+    """Find the untrained model's `Result` to compare another one with; None if it was not tested, or is that one."""
+    wanted = "baseline", result.protocol, ""
+    return next((other for other in results if (other.stage, other.protocol, other.differs) == wanted
+                 and result.stage != "baseline"), None)
 
 
 def result_tables(results, dataset="", method=""):
     """Lay results out: per protocol {"protocol", "rows": [{"name", "best", "over", "cells"}]}, gains over the baseline.
-
-    "aside" tells whether nothing in it was tested as the run was.
 
     Args: dataset, method: of published figures to add, DATASET.NAME and METHOD.NAME; those that state no mode stand in
         the first table.
     """
     tables = {}
     for result in results:
-        baseline = baseline_of(results, result.protocol) if result.stage != "baseline" else None
         title = "; ".join(filter(None, (result.protocol, result.scored)))
-        table = tables.setdefault(result.protocol, {"protocol": title, "mode": result.mode, "rows": [], "aside": True})
-        table["aside"] &= not result.is_main
-        table["rows"].append(row_of(result, result.name, baseline))
+        table = tables.setdefault(result.protocol, {"protocol": title, "mode": result.mode, "rows": []})
+        table["rows"].append(_row(result, result.name, baseline_of(results, result)))
     theirs = [table for table in tables.values() if "original" not in table["protocol"]]    # galleries drawn as theirs
     for row in figures(DATASETS.get(dataset), method):
         known = row["mode"] in ("all", "indoor", "v2t", "t2v")
@@ -140,7 +116,7 @@ def result_tables(results, dataset="", method=""):
     return list(tables.values())
 
 
-def row_of(result, name, reference):
+def _row(result, name, reference):
     """Lay a result out as the row of a table. Args: reference: the `Result` whose numbers are the gain's, or None."""
     return {"name": name, "best": result.best, "over": f"± over {result.over}" if result.spread else "",
             "cells": cells(result, reference)}
@@ -159,30 +135,36 @@ def cells(result, reference):
             for key, name in NUMBERS.items()]
 
 
-def compared_tables(groups):
-    """Lay the results of several runs out as `result_tables`; gains are over the first group's row of the same kind.
+def averaged(runs):
+    """Average the results of runs that differ in their seed: [`Result`], one of each kind of model and protocol.
 
-    Args: groups: name -> list of runs' results, each a list of `Result`; runs of one group differ in their seed.
+    One alone keeps the spread over its trials. Args: runs: a list of `Result` of each.
     """
-    tables, first = {}, {}
-    for name, runs in groups.items():
-        kinds = {}
-        for result in (result for results in runs for result in results if not result.differs):
-            kinds.setdefault((result.protocol, result.stage, result.best), []).append(result)
-        for (protocol, stage, best), found in kinds.items():
-            mean = _mean(found)
-            reference = first.setdefault((protocol, stage, best), mean)
-            title = TRAINED.get(stage, mean.name if stage == "baseline" else stage) + (f", {BEST}" if best else "")
-            row = row_of(mean, name, None if reference is mean else reference)
-            table = tables.setdefault((protocol, *mean.order, stage), {"protocol": f"{title}: {protocol}", "rows": []})
-            table["rows"].append(row)
+    kinds = {}
+    for result in (result for results in runs for result in results if not result.differs):
+        kinds.setdefault((result.protocol, result.stage, result.best), []).append(result)
+    means = []
+    for first, *others in kinds.values():
+        values = {key: [result.numbers[key] for result in (first, *others)] for key in NUMBERS}
+        curves = [result.cmc for result in (first, *others)]
+        means.append(first if not others else replace(
+            first, numbers={key: float(np.mean(v)) for key, v in values.items()}, over=f"{len(curves)} runs",
+            spread={key: float(np.std(v, ddof=1)) for key, v in values.items()},
+            cmc=tuple(np.mean(curves, axis=0)) if all(curves) else ()))
+    return means
+
+
+def compared_tables(groups):
+    """Lay the results of groups of runs out as `result_tables`; gains are over the first group's row of the same kind.
+
+    Args: groups: name -> [`Result`], of `averaged`.
+    """
+    tables = {}
+    for name, results in groups.items():
+        for result in results:
+            title = TRAINED.get(result.stage, result.name) + (f", {BEST}" if result.best else "")
+            table = tables.setdefault((result.protocol, *result.order, result.stage), {
+                "protocol": f"{title}: {result.protocol}", "reference": result, "rows": []})
+            reference = table["reference"]
+            table["rows"].append(_row(result, name, None if reference is result else reference))
     return [tables[key] for key in sorted(tables, key=lambda key: (list(tables)[0][0] != key[0], key))]
-
-
-def _mean(results):
-    """Average the results of runs that differ in their seed; one alone keeps the spread over its trials."""
-    if len(results) == 1:
-        return results[0]
-    values = {key: [result.numbers[key] for result in results] for key in NUMBERS}
-    return replace(results[0], numbers={key: float(np.mean(v)) for key, v in values.items()},
-                   spread={key: float(np.std(v, ddof=1)) for key, v in values.items()}, over=f"{len(results)} runs")

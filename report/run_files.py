@@ -8,15 +8,13 @@ from typing import NamedTuple
 import yaml
 
 from configs.defaults import with_defaults
-from configs.identity import BASELINE, DECIDING, differences
+from configs.identity import BASELINE, differences
 from utils.checkpoint import file_digest
 from utils.errors import UserError, quoted
 from utils.settings import flat
 
 CONTENT_FOLDER = "report_data"
 GRID_FILE = "experiment.json"
-SCRIPTS = ("train_prepare", "train_clip", "test")
-WRITERS = "train_prepare.py, train_clip.py or test.py"
 MODEL_NAMES = {"prepare_last": "prepare", "prepare_best": "prepare", "model_last": "finetune", "model_best": "finetune"}
 RATES = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")      # numbers of a test, as fractions of 1
 
@@ -58,13 +56,8 @@ class RunFiles:
         return with_defaults(flat(stored)) if stored else self.settings
 
     def known(self, key):
-        """Return the digest of an input of the last training script, "images" or "weights"; "" where none says it."""
+        """Return a fact of the last script that says it, such as "method", or the digest "images"; "" for none."""
         return next((about[key] for about in reversed(self.about.values()) if about.get(key)), "")
-
-    @property
-    def method(self):
-        """Return the METHOD.NAME of the last script that ran; "" where nothing says it."""
-        return next((about["method"] for about in reversed(self.about.values()) if about.get("method")), "")
 
     @cached_property
     def contents(self):
@@ -77,7 +70,7 @@ class RunFiles:
         places = [(self.folder, "test"), *((path, "test") for path in sorted(tests, key=tests.count)[-1:]),
                   (self.folder, "finetune"), (self.folder, "prepare")]
         paths = dict.fromkeys(folder / CONTENT_FOLDER / f"{name}.json" for folder, name in places)
-        return [_read(path) for path in paths if path.exists()]
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     @property
     def published_as(self):
@@ -91,15 +84,13 @@ class RunFiles:
         Those are of its checkpoints as they are now, and of the weights that its training began with. A test's own
         folder holds its own, and those of the untrained model that were tested alike.
         """
-        beside, found = self.folder.resolve(), []
         if own := _records(self.folder / "metrics.json"):
-            found += [Tested(".", Path(record["checkpoint"]).stem, "", record, self.folder) for record in own]
-            if beside.parent.name == "tests" and "identity" in own[0]:
-                how = [own[0]["identity"].get(key) for key in ("images", *DECIDING)]
-                found += [Tested(path.name, BASELINE, "", record, path) for path, record in _below(beside.parent)
-                          if is_untrained(record) and path != beside
-                          and how == [record["identity"].get(key) for key in ("images", *DECIDING)]]
-            return found
+            alike, here = own[0].get("identity"), self.folder.resolve()
+            return [*(Tested(".", Path(record["checkpoint"]).stem, "", record, self.folder) for record in own),
+                    *(Tested(path.name, BASELINE, "", record, path)
+                      for path, record in (_below(here.parent) if alike else ()) if is_untrained(record)
+                      and path != here and not differences(record["identity"], alike, alike["images"]))]
+        found = []
         for path, record in _below(self.folder / "tests"):
             if of := self._owner(record):
                 settings = self.settings_of(MODEL_NAMES.get(of))
@@ -127,32 +118,29 @@ class RunFiles:
 
 
 def read_run(folder):
-    """Read a run's folder: `RunFiles`. Raises UserError: it is not there, holds no run, or a file is damaged."""
+    """Read a run's folder: `RunFiles`, which holds nothing of files that are not there."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{quoted(folder)} is no folder; expected the OUTPUT_DIR of {WRITERS}")
-    config = folder / "config.yml"
-    return RunFiles(folder, _read(config, yaml.safe_load) if config.exists() else {}, read_rows(folder),
-                    _read_named(folder / CONTENT_FOLDER, "run-{}.json", SCRIPTS),
-                    _read(folder / GRID_FILE) if (folder / GRID_FILE).exists() else {})
+    about = {script: _read(folder / CONTENT_FOLDER / f"run-{script}.json")
+             for script in ("train_prepare", "train_clip", "test")}
+    return RunFiles(folder, _read(folder / "config.yml", yaml.safe_load), _read(
+        folder / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()]) or [],
+        {script: facts for script, facts in about.items() if facts}, _read(folder / GRID_FILE))
 
 
-def check_has_run(run):
-    """Refuse a folder without anything to show. Args: run: `RunFiles`. Raises: UserError."""
-    if not (run.epochs or run.tests or run.contents):
-        raise UserError(f"{quoted(run.folder)} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); "
-                        f"expected the OUTPUT_DIR of {WRITERS} after an epoch or a test")
+def read_finished(folders):
+    """Read the folders of runs that have something to show, each once: [`RunFiles`]. Raises: UserError: one has not."""
+    runs = [read_run(folder) for folder in {Path(each).resolve(): each for each in folders}.values()]
+    for run in runs:
+        if not (run.epochs or run.tests or run.contents):
+            raise UserError(f"{quoted(run.folder)} holds no run (no metrics.jsonl, metrics.json or {CONTENT_FOLDER}); "
+                            "expected the OUTPUT_DIR of train_prepare.py, train_clip.py or test.py after an epoch or "
+                            "a test")
+    return runs
 
 
 def is_untrained(record):
     """Tell whether a metrics.json, or a record of it, is of a model before any training."""
     return record.get("selection") == "no training"
-
-
-def read_rows(folder):
-    """Read a run's metrics.jsonl: a list of dicts, empty without the file. Raises: UserError: it is damaged."""
-    path = Path(folder) / "metrics.jsonl"
-    return _read(path, lambda text: [json.loads(line) for line in text.splitlines()]) if path.exists() else []
 
 
 def _below(tests):
@@ -162,28 +150,11 @@ def _below(tests):
 
 
 def _records(path):
-    """Read the records of a metrics.json, [] without one. Raises: UserError: a number is not what a test writes."""
-    content = _read(path) if path.exists() else {"results": []}
-    records = content.get("results", [content])
-    for record in records:
-        for name in RATES:
-            if type(record.get(name)) not in (int, float) or not 0 <= record[name] <= 1:
-                raise UserError(f"{quoted(path)} holds {name} {quoted(str(record.get(name)))}; expected a number from "
-                                "0 to 1, as test.py writes it. Test again")
-    return records
-
-
-def _read_named(folder, pattern, names):
-    """Read those of several JSON files that are there: name -> content."""
-    return {name: _read(folder / pattern.format(name)) for name in names if (folder / pattern.format(name)).exists()}
+    """List the records of a metrics.json, one for each mode."""
+    content = _read(path)
+    return content.get("results", [content] if content else [])
 
 
 def _read(path, parse=json.loads):
-    """Read a text file. Raises UserError: it is damaged or no file."""
-    if not path.is_file():      # a pipe would be waited for
-        raise UserError(f"{quoted(path)} is no file; expected what the run wrote. Remove it")
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{quoted(path)} cannot be read ({' '.join(str(error).split())[:120]}). Expected is what the "
-                        "run wrote: run the stage again, or remove the file")
+    """Read a text file, {} where it is not there."""
+    return parse(path.read_text(encoding="utf-8")) if path.exists() else {}

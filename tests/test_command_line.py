@@ -12,7 +12,7 @@ from utils.errors import Parser, UserError, whole_number
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"bounds": "labels", "demo": "--seeds", "download": "--output_dir", "experiments": "--seeds",
          "export_released": "--clip_weights", "evaluate": "--rerank", "process": "--allow_partial", "search": "--query"}
-DEV = {"dev/mutants": "--sample", "dev/ranking_picture": "--ranks", "dev/settings_page": "settings.md",
+DEV = {"dev/mutants": "--sample", "dev/settings_page": "settings.md",
        "dev/trace": "--list", "dev/train_demo_weights": "--steps"}
 NO_FOLDER, NO_FILE = "no/such is no folder; expected ", "no/such is no file; expected "
 MISTAKES = [("report/__main__", ["no/such"], f"{NO_FOLDER}the OUTPUT_DIR of"),

@@ -1,12 +1,14 @@
 """Whether one method is better than another: paired differences of runs, and their intervals."""
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 
-from report.paired import paired_bootstrap
-from tests.tested import add_test
+from report.paired import group_runs, paired_bootstrap
+from report.run_files import read_run
+from tests.tested import add_test, runs_of
 from tools import experiments
 from utils.errors import UserError
 
@@ -108,7 +110,6 @@ def test_what_is_compared_without_single_queries_and_what_is_not(tmp_path, capsy
             experiments.main(["compare", *map(str, folders)])
 
     refuses("compare names no folder")
-    refuses("nowhere is no folder", base, tmp_path / "nowhere")
     refuses("all runs are of one method, cclnet; expected those of another", base)
     one, another = base / "seed1-trial1", other / "seed1-trial1"
     refuses("holds no per_query.npz, and one run alone tells nothing of chance", one, another)
@@ -117,3 +118,19 @@ def test_what_is_compared_without_single_queries_and_what_is_not(tmp_path, capsy
     refuses("have no test in common", base, grid(tmp_path / "indoor", 0.3, mode="indoor", METHOD={"NAME": "rpnr"}))
     trial2 = grid(tmp_path / "trial2", 0.3, trials=[2], seeds=[1], METHOD={"NAME": "rpnr"})
     refuses(r"are tests of different DATASET.TRIAL \(2 and 1\), so their numbers do not compare", trial2, one)
+
+
+def test_runs_that_differ_in_their_seed_alone_belong_together(tmp_path):
+    """A key that a run does not name has its default; of equal runs in two folders each is of its folder's group."""
+    def found(*folders):
+        return {name: len(group) for name, group in group_runs([read_run(folder) for folder in folders]).items()}
+
+    a = runs_of(tmp_path / "a", [(0.1,)] * 2, CLUSTER={"K1": 30})
+    b = runs_of(tmp_path / "b", [(0.2,)] * 3)[2:]       # K1 is 30 by default
+    assert found(*a, *b, *runs_of(tmp_path / "c", [(0.2,)], CLUSTER={"K1": 25})) == {
+        "cclnet, CLUSTER.K1 30": 3, "cclnet, CLUSTER.K1 25": 1}
+    shutil.copytree(tmp_path / "a", tmp_path / "changed")
+    assert found(*a, tmp_path / "changed/seed1", *b) == {"cclnet, a": 2, "cclnet, changed": 1, "cclnet, b": 1}
+    for folder in a:
+        (folder / "config.yml").unlink()                    # settings that are not known are not the same
+    assert found(*a) == {"seed1": 1, "seed2": 1}

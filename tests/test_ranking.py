@@ -1,22 +1,18 @@
-"""Ranked lists on the page, as CSV and as a picture: their order by hand, and no image that the protocol hides."""
+"""Ranked lists on the page and as CSV: their order by hand, and no image that the protocol hides."""
 import csv
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import scripts
 import torch
-from PIL import Image
 
 from data.records import ImageSet, Retrieval
 from data.sysu import SysuDataSet
 from processor.evaluate import rank_features, rank_trial
 from processor.ranking import save_rankings
 from report.content import retrieval_content
-from report.lists import GAP, NAME_WIDTH, STEP_X, STEP_Y
 from utils.modality import Modality
 
-TOOL = scripts.load("tools/dev/ranking_picture")
 DEGREES = {Modality.IR: [0, 90, 0], Modality.RGB: [0, 60, 20, 30, 18]}      # direction of each image's feature
 PERSONS = {Modality.IR: [1, 2, 9], Modality.RGB: [1, 2, 1, 2, 2]}
 CAMERAS = {Modality.IR: [3, 6, 6], Modality.RGB: [2, 1, 1, 2, 4]}
@@ -74,43 +70,3 @@ def test_as_files(tested, tmp_path):
     with np.load(tmp_path / "features.npz", allow_pickle=False) as arrays:
         distance = 1 - arrays["ir_features"][arrays["all_query"]] @ arrays["rgb_features"][arrays["all_gallery_0"]].T
         assert [arrays["rgb_paths"][i] for i in np.argsort(distance[1], kind="stable")] == found[1]
-
-
-def framed_right(picture, rows):
-    """Whether the frames of a picture's first gallery images are greener than red. Args: rows: two of each query."""
-    with Image.open(picture) as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
-    left = NAME_WIDTH + 3 * GAP + STEP_X + 20
-    corners = [pixels[GAP + row * STEP_Y + row // 2 * GAP + 1, left] for row in range(rows)]
-    return [bool(corner[1] > corner[0]) for corner in corners]
-
-
-def test_a_picture_of_two_tests(tmp_path, monkeypatch):
-    """Frames tell right from wrong. The baseline's row stands above its query's, the greatest gain comes first."""
-    head, gains = "trial,query,rank,gallery,match\n", {"a": (0, 1), "b": (1, 0), "c": (1, 1), "d": (0, 1), "e": (1, 0)}
-    for index, name in enumerate(("baseline", "ours")):
-        (tmp_path / f"{name}.csv").write_text(head + "".join(
-            f"0,{query},1,g,{pair[index]}\n" for query, pair in gains.items()))
-    (tmp_path / "other.csv").write_text(f"{head}0,g,1,g,1\n")
-    for name in (*gains, "g"):
-        Image.new("RGB", (8, 16), "white").save(tmp_path / name, format="png")
-    monkeypatch.chdir(tmp_path)
-    words = ["ours.csv", ".", "out.png", "--ranks", "1", "--queries", "3", "--baseline"]
-    assert scripts.call(TOOL, [*words, "baseline.csv"]) == 0
-    rows = framed_right("out.png", 6)
-    assert [gains[query] for query in "ace"] == list(zip(rows[::2], rows[1::2]))
-    assert scripts.call(TOOL, [*words, "other.csv"]) == 2
-    assert TOOL.shown_precision([("a", True), ("b", False), ("c", True)]) == (1 + 2 / 3) / 2
-
-
-@pytest.mark.parametrize("words, message", [
-    (["none.csv", ".", "out.png"], "ranking none.csv cannot be read"),
-    (["all.csv", ".", "out.png"], "image q.png is missing; expected an image of the ranking"),
-    (["bad.csv", ".", "x"], "expected ranking_MODE.csv"), (["all.csv", ".", "x", "--ranks", "0"], "from 1 to 100")])
-def test_mistakes_of_the_picture_are_one_sentence(words, message, tmp_path, monkeypatch, capsys):
-    (tmp_path / "all.csv").write_text("trial,query,rank,gallery,match\n0,q.png,1,g.png,1\n")
-    (tmp_path / "bad.csv").write_text("trial,query\n1,2\n")
-    monkeypatch.chdir(tmp_path)
-    assert scripts.call(TOOL, [*words, "--baseline", "all.csv"]) == 2
-    found = capsys.readouterr().err
-    assert message in found and found.count("\n") == 1 and not (tmp_path / "out.png").exists()

@@ -2,6 +2,7 @@
 import json
 
 import numpy as np
+import yaml
 
 from configs.defaults import with_defaults
 from configs.identity import identity, results_folder
@@ -34,3 +35,19 @@ def add_test(folder, number, of="model_last", mode="all", protocol="tiny", image
         "epoch": epoch, "selection": selection,
         "identity": tested, "queries": 1200, "scored": 1100, **dict.fromkeys(RATES, number), **(record or {})}))
     return output
+
+
+def runs_of(folder, values, **settings):
+    """Folders of runs with seeds 1, 2, ...: their Rank-1 after the epochs."""
+    folders = []
+    for seed, numbers in enumerate(values, start=1):
+        path = folder / f"seed{seed}"
+        path.mkdir(parents=True)
+        (path / "config.yml").write_text(yaml.safe_dump({"SEED": seed, "OUTPUT_DIR": str(path), **settings}))
+        (path / "metrics.jsonl").write_text("".join(json.dumps(
+            {"stage": "prepare", "epoch": epoch, "lr": 1e-4, "loss_my_own": 0.5, "test": {
+                "protocol": "tiny", "mode": "all", **dict.fromkeys(RATES, value),
+                "cmc": [min(1.0, value + 0.01 * rank) for rank in range(20)]}}) + "\n"
+            for epoch, value in enumerate(numbers, start=1)))
+        folders.append(path)
+    return folders

@@ -6,7 +6,6 @@ a method).
 import importlib.util
 import re
 import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,53 +26,47 @@ class EventLog:
 
     The settings are shown as hyperparameters, beside the numbers of the last test.
 
-    Args: settings: nested dicts. `others`: loggers with the same `add` and `show`, which are given the same.
+    Args: settings: nested dicts. `others`: loggers with the same `add`, which are given the same.
     """
 
     def __init__(self, folder, settings):
         self.folder, self.settings = Path(folder), settings
         self.writers, self.others = {}, []
 
-    def add(self, stage, epoch, numbers, distributions=None):
-        """Write numbers (name -> number, or a dict of them; text is left out) and distributions (name -> (N,)).
+    def add(self, stage, epoch, numbers, distributions=None, pictures=None):
+        """Write what an epoch has, all by name; pictures are those of a stage's last epoch, whose numbers are there.
 
+        Args: numbers: numbers, or dicts of them; text is left out; distributions: (N,) arrays; pictures: PIL images.
         Raises: UserError: the files cannot be written.
         """
-        with self._writer(stage, epoch) as writer:
+        try:
+            writer = self._writer(stage, epoch + 1 if pictures else epoch)
             for tag, value in tagged(numbers):
                 writer.add_scalar(tag, value, epoch)
             for name, values in (distributions or {}).items():
                 writer.add_histogram(tag_of(name), values, epoch)
-        for other in self.others:
-            other.add(stage, epoch, numbers, distributions)
-
-    def show(self, stage, epoch, pictures):
-        """Write pictures of a stage's last epoch. Args: pictures: name -> PIL image. Raises: UserError: as `add`."""
-        with self._writer(stage, epoch + 1) as writer:
-            for name, picture in pictures.items():
+            for name, picture in (pictures or {}).items():
                 writer.add_image(tag_of(name), np.asarray(picture), epoch, dataformats="HWC")
+            writer.flush()
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written ({error.strerror or error}); free space or choose a "
+                            "writable OUTPUT_DIR")
         for other in self.others:
-            other.show(stage, epoch, pictures)
+            other.add(stage, epoch, numbers, distributions, pictures)
 
-    @contextmanager
     def _writer(self, stage, first):
-        """Give a stage's writer. Args: first: epoch from which on what earlier files say does not count."""
+        """Return a stage's writer. Args: first: epoch from which on what earlier files say does not count."""
         # Slow to import: only when something is written.
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        try:
-            if stage not in self.writers:
-                self.writers[stage] = SummaryWriter(self.folder / stage, purge_step=first, max_queue=1000)
-                settings = {key: value if isinstance(value, (bool, int, float)) else str(value)
-                            for key, value in flat(self.settings).items()}
-                for summary in hparams(settings, dict.fromkeys(RESULTS, 0))[:2]:     # without the end of a session
-                    self.writers[stage].file_writer.add_summary(summary)
-            yield self.writers[stage]
-            self.writers[stage].flush()
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror or error}); free space or choose a "
-                            "writable OUTPUT_DIR")
+        if stage not in self.writers:
+            self.writers[stage] = SummaryWriter(self.folder / stage, purge_step=first, max_queue=1000)
+            settings = {key: value if isinstance(value, (bool, int, float)) else str(value)
+                        for key, value in flat(self.settings).items()}
+            for summary in hparams(settings, dict.fromkeys(RESULTS, 0))[:2]:     # without the end of a session
+                self.writers[stage].file_writer.add_summary(summary)
+        return self.writers[stage]
 
 
 class WandbLog:
@@ -82,11 +75,10 @@ class WandbLog:
     A run that resumes is a new one there, in the group of its folder.
 
     Args: folder: OUTPUT_DIR, where the files of the package go; script: "prepare" or "clip"; config: nested dicts.
-    Raises: UserError: the package is missing, or it cannot start.
+    Raises: UserError: the package cannot start.
     """
 
     def __init__(self, folder, script, config):
-        check_wandb()
         import wandb
 
         folder = Path(folder)
@@ -96,21 +88,12 @@ class WandbLog:
             self.run = wandb.init(project="cclnet", group=folder.resolve().name, job_type=script, dir=str(folder),
                                   config=config)
         self.histogram, self.image = wandb.Histogram, wandb.Image
-        self.stages = set()
 
-    def add(self, stage, epoch, numbers, distributions=None):
-        """Log numbers and distributions, as `EventLog.add`."""
-        self._log(stage, epoch, {**dict(tagged(numbers)), **{tag_of(name): self.histogram(values)
-                                                             for name, values in (distributions or {}).items()}})
-
-    def show(self, stage, epoch, pictures):
-        """Log pictures, as `EventLog.show`."""
-        self._log(stage, epoch, {tag_of(name): self.image(picture) for name, picture in pictures.items()})
-
-    def _log(self, stage, epoch, values):
-        if stage not in self.stages:
-            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
-            self.stages.add(stage)
+    def add(self, stage, epoch, numbers, distributions=None, pictures=None):
+        """Log what an epoch has, as `EventLog.add`."""
+        values = {**dict(tagged(numbers)), **{tag_of(name): kind(value) for kind, found in (
+            (self.histogram, distributions), (self.image, pictures)) for name, value in (found or {}).items()}}
+        self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
         self.run.log({f"{stage}/epoch": epoch, **{f"{stage}/{tag}": value for tag, value in values.items()}})
 
 
@@ -122,10 +105,9 @@ def check_wandb():
 
 
 def tagged(numbers):
-    """Yield (tag, number) of numbers and dicts of them; what is no number is left out."""
-    for name, value in flat(numbers).items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield tag_of(name), value
+    """List (tag, number) of numbers and dicts of them; what is no number is left out."""
+    return [(tag_of(name), value) for name, value in flat(numbers).items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)]
 
 
 def tag_of(name):

@@ -23,12 +23,8 @@ rule.setAttribute("class","rule");rule.setAttribute("d",`M${at[0]} ${hover.top}V
 const rows=hover.lines.flatMap(l=>l.points.filter(p=>p[2]===at[2]).map(p=>element("div",`${p[3]}  ${l.label}`,l.colour)));
 show(e,element("b",`${hover.x} ${at[2]}`),...rows)});
 if(hover.images)svg.addEventListener("pointermove",e=>{hide();const [x,y]=place(e),
-far=p=>Math.hypot(p[0]-x,p[1]-y),at=nearest(hover.images,far),sheet=svg.parentElement.querySelector("img.tiles");
-if(far(at)>10)return;const children=[element("b",at[2])];
-if(sheet){const {columns,width,height}=sheet.dataset,w=+width,h=+height,i=hover.images.indexOf(at),
-canvas=document.createElement("canvas");canvas.width=2*w;canvas.height=2*h;
-canvas.getContext("2d").drawImage(sheet,i%columns*w,Math.floor(i/columns)*h,w,h,0,0,2*w,2*h);children.push(canvas)}
-show(e,...children)})}
+far=p=>Math.hypot(p[0]-x,p[1]-y),at=nearest(hover.images,far);
+if(far(at)<10)show(e,element("b",at[2]))})}
 for(const image of document.querySelectorAll("figure img")){
 image.addEventListener("pointermove",e=>{const large=new Image();large.src=image.src;show(e,large,element("div",image.alt))});
 image.addEventListener("pointerleave",hide)}
