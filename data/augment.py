@@ -123,22 +123,20 @@ def apply(images, plan, normalisation="imagenet"):
     bytes_of_all = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).flatten()
     out = bytes_of_all.unfold(0, 3 * width, 1).index_select(0, start.flatten()).view(batch, height, width, 3)
     out = torch.where(flip[..., None, None], out.flip(2), out).permute(0, 3, 1, 2).float()
-    if plan.grey.any():
-        rows = to_device(np.flatnonzero(plan.grey), out.device)
-        out[rows] = grey(out[rows])
-    jittered = np.flatnonzero((plan.jitter[:, :4] != (1, 1, 1, 0)).any(axis=1))
-    if len(jittered):
-        rows = to_device(jittered, out.device)
-        out[rows] = jitter(out[rows], plan.jitter[jittered])
+
+    def change(chosen, function, *arguments):
+        if chosen.any():
+            rows = to_device(np.flatnonzero(chosen), out.device)
+            out[rows] = function(out[rows], *arguments)
+
+    jittered = (plan.jitter[:, :4] != (1, 1, 1, 0)).any(axis=1)
     mean, std = _mean_and_std(normalisation, out.device)
+    change(plan.grey, grey)
+    change(jittered, jitter, plan.jitter[jittered])
     out.sub_(mean).div_(std)
-    exchanged = np.flatnonzero((plan.channel >= 0) & (plan.channel < 3))
-    if len(exchanged):
-        rows, channel = (to_device(v, out.device) for v in (exchanged, plan.channel[exchanged]))
-        out[rows] = out[rows, channel][:, None]
-    if (plan.channel == 3).any():
-        rows = to_device(np.flatnonzero(plan.channel == 3), out.device)
-        out[rows] = grey(out[rows])
+    for channel in range(3):
+        change(plan.channel == channel, torch.narrow, 1, channel, 1)
+    change(plan.channel == 3, grey)
     return out.masked_fill_(down[:, None, :, None] & across[:, None, None], 0)
 
 

@@ -12,8 +12,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from utils.checkpoint import save_json, write_atomically
 from utils.errors import UserError, explained, quoted
-from utils.modality import Modality
-from utils.runtime import to_device
+from utils.runtime import print_line, to_device
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
 FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
@@ -77,15 +76,14 @@ def pick_cache(name, size, device):
 
 
 def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu", cache="mmap",
-               normalisation="imagenet", announce=None, resize="lanczos"):
-    """Open the images of a split from their cache, which is written first if it is missing or stale.
+               normalisation="imagenet", resize="lanczos"):
+    """Open the images of a split from their cache; if that is missing or stale, say so and write it first.
 
     Args:
         data: `data.records.DataSet`; split: "train" or "test"; manifest: `data.manifest.data_manifest` of it.
         height, width: pixels.
         cache_dir: folder of the .npy files, "" for the data set's own.
         device, cache, normalisation: of `ImageBank`.
-        announce: a function that is told in a line what is decoded, before it is.
         resize: of `read_image`.
     Returns: Modality -> `ImageBank`.
     Raises: UserError: an image does not decode, all of them are constant, or the cache cannot be written or is not
@@ -97,11 +95,10 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
         described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
                      **({} if resize == "lanczos" else {"resize": resize})}
         if not _is_current(file, record, described):
-            if announce:
-                announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(file)}, "
-                         f"{3 * len(images) * height * width / 1e9:,.2f} GB")
-                if "range" in described:
-                    announce(range_line(described, m))
+            print_line(f"decoding {len(images):,} {split} {m.value} images once into {quoted(file)}, "
+                       f"{3 * len(images) * height * width / 1e9:,.2f} GB")
+            if "range" in described:
+                print_line(range_line(described, m))
             with _locked(file, record):
                 if not _is_current(file, record, described):        # no other run has just done so
                     _decode_all([data.root / path for path in images.paths], file, record, described, resize)
@@ -229,28 +226,6 @@ def pixel_range(image):
     """Return the least and the greatest value of an image of Pillow: list of 2 numbers."""
     pixels = np.asarray(image)
     return [float(pixels.min()), float(pixels.max())]
-
-
-def grey_range_of(values, modality, ir_range=()):
-    """Choose the one range by which all images of a modality are brought to 8 bits: {"range": [low, high]}.
-
-    Args: values: `pixel_range` of each image of more than 8 bits; ir_range: as `data.manifest.data_manifest`.
-    Returns: the least and the greatest value in all of them, or ir_range; {} where there are none.
-    Raises: UserError: all values are the same.
-    """
-    if not len(values):
-        return {}
-    low, high = ir_range if ir_range and modality is Modality.IR else (np.min(values), np.max(values))
-    if low == high:
-        raise UserError(f"all pixels of the {modality.value} images are {low:g}; expected images that show something. "
-                        "Export them again")
-    return {"range": [float(low), float(high)]}
-
-
-def stored_range(content, modality):
-    """Return the "range" of training images of a modality in a checkpoint's manifest: (low, high), None without one."""
-    described = content.get("manifest", {"train": {}})["train"].get(modality.value, {})
-    return tuple(described["range"]) if "range" in described else None
 
 
 def range_line(described, modality):
