@@ -1,6 +1,5 @@
 """The images of a run: files are decoded once into a cache, from which batches are read."""
 import contextlib
-import fcntl
 import json
 import os
 
@@ -92,16 +91,13 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
     banks, folder = {}, data.cache_dir(cache_dir)
     for m, images in getattr(data, split).items():
         file, record = (folder / f"{split}_{m.value}_resized_{end}" for end in ("img.npy", "manifest.json"))
-        described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
-                     **({} if resize == "lanczos" else {"resize": resize})}
+        described = {**manifest[split][m.value], "height": height, "width": width, "resize": resize}
         if not _is_current(file, record, described):
             print_line(f"decoding {len(images):,} {split} {m.value} images once into {quoted(file)}, "
                        f"{3 * len(images) * height * width / 1e9:,.2f} GB")
             if "range" in described:
                 print_line(range_line(described, m))
-            with _locked(file, record):
-                if not _is_current(file, record, described):        # no other run has just done so
-                    _decode_all([data.root / path for path in images.paths], file, record, described, resize)
+            _decode_all([data.root / path for path in images.paths], file, record, described)
         banks[m] = ImageBank(np.lib.format.open_memmap(file, mode="r"), device, images.paths, cache, normalisation,
                              images.cameras)
     return banks
@@ -113,26 +109,12 @@ def _is_current(file, record, described):
     return file.is_file() and known == {**described, "file": [file.stat().st_size, file.stat().st_mtime_ns]}
 
 
-@contextlib.contextmanager
-def _locked(file, record):
-    """Let one run at a time write into the folder. Raises UserError: it may not, or another program wrote the file."""
+def _decode_all(paths, file, record, described):
+    """Write the decoded images of many files into one, and what they are into its record."""
+    height, width, resize, grey_range = (described.get(key) for key in ("height", "width", "resize", "range"))
     if file.exists() and not record.is_file():
         raise UserError(f"{quoted(file)} is not from here (no {record.name} lies beside it) and is not replaced; move "
                         "it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(file.parent / ".cache.lock", "a")
-    except OSError as error:
-        raise UserError(f"the image cache in {file.parent} cannot be written ({error.strerror}); make the folder "
-                        "writable, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _decode_all(paths, file, record, described, resize):
-    """Write the decoded images of many files into one, and what they are into its record."""
-    height, width, grey_range = (described.get(key) for key in ("height", "width", "range"))
 
     def write(npy):
         np.lib.format.write_array_header_1_0(npy, {"descr": "|u1", "fortran_order": False,
@@ -148,7 +130,10 @@ def _decode_all(paths, file, record, described, resize):
                             "throughout; expected images that show something. Export them again"
                             + (", or correct DATASET.IR_RANGE" if grey_range else ""))
 
-    save_json(record, {"unfinished": True})     # the file is ours, and stale until this is written again
+    try:
+        save_json(record, {"unfinished": True})     # the file is ours, and stale until this is written again
+    except UserError as error:
+        raise UserError(f"{error}, in DATASET.CACHE_DIR (process.py: --cache_dir)")
     write_atomically(file, write)
     save_json(record, {**described, "file": [file.stat().st_size, file.stat().st_mtime_ns]})
 
