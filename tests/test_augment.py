@@ -7,7 +7,7 @@ from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
-from data.augment import LUMA, MEAN, STD, Augmentation, apply, draw, draw_jitter, draw_rectangles, normalise
+from data.augment import LUMA, MEAN, STD, Augmentation, apply, draw, draw_rectangles, normalise
 from utils.seeding import numpy_rng
 
 DRAWS = 1500
@@ -66,7 +66,7 @@ def test_channels_and_jitter_are_drawn_evenly():
     """A channel in place of all, or their mean, with its probability; jitter's four changes in any order."""
     counts = np.bincount(draw(Augmentation(channel=0.6, mean=0.3), DRAWS, (8, 4), np.random.default_rng(0)).channel + 1)
     assert len(counts) == 5 and chisquare(counts, DRAWS * np.array([0.1, 0.2, 0.2, 0.2, 0.3])).pvalue > 1e-3
-    drawn = draw_jitter(0.5, DRAWS, np.random.default_rng(0))
+    drawn = draw(Augmentation(jitter=0.5), DRAWS, (8, 4), np.random.default_rng(0)).jitter
     for column, low in zip(drawn.T, (0.5, 0.5, 0.5, -0.5)):
         assert kstest(column, "uniform", (low, 1)).pvalue > 1e-3
     _, counts = np.unique(drawn[:, 4:], axis=0, return_counts=True)
