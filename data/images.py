@@ -93,8 +93,9 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
         file, record = (folder / f"{split}_{m.value}_resized_{end}" for end in ("img.npy", "manifest.json"))
         described = {**manifest[split][m.value], "height": height, "width": width, "resize": resize}
         if not _is_current(file, record, described):
-            print_line(f"decoding {len(images):,} {split} {m.value} images once into {quoted(file)}, "
-                       f"{3 * len(images) * height * width / 1e9:,.2f} GB")
+            count = len(images.paths)
+            print_line(f"decoding {count:,} {split} {m.value} images once into {folder} (DATASET.CACHE_DIR), "
+                       f"{3 * count * height * width / 1e9:,.2f} GB")
             if "range" in described:
                 print_line(range_line(described, m))
             _decode_all([data.root / path for path in images.paths], file, record, described)
@@ -130,10 +131,6 @@ def _decode_all(paths, file, record, described):
                             "throughout; expected images that show something. Export them again"
                             + (", or correct DATASET.IR_RANGE" if grey_range else ""))
 
-    try:
-        save_json(record, {"unfinished": True})     # the file is ours, and stale until this is written again
-    except UserError as error:
-        raise UserError(f"{error}, in DATASET.CACHE_DIR (process.py: --cache_dir)")
     write_atomically(file, write)
     save_json(record, {**described, "file": [file.stat().st_size, file.stat().st_mtime_ns]})
 

@@ -27,12 +27,12 @@ def data_manifest(data, cache_dir="", ir_range=()):
         ir_range: (low, high) in place of the measured range of infrared images, DATASET.IR_RANGE.
     Raises: UserError: an image is missing or cannot be read, or all pixels of a modality are the same.
     """
-    facts = image_facts(data, data.cache_dir(cache_dir))
+    facts, sets = image_facts(data, data.cache_dir(cache_dir)), data.sets()
     manifest = {"train": {}, "test": {}}
-    for split, images in data.sets():
+    for split, images in sets:
         m = images.modality
-        deep = [facts[path][1] for _, of in data.sets() if of.modality is m for path in of.paths if facts[path][1]]
-        manifest[split][m.value] = {"images": len(images), "paths": hash_of_lines(images.paths),
+        deep = [facts[path][1] for _, of in sets if of.modality is m for path in of.paths if facts[path][1]]
+        manifest[split][m.value] = {"images": len(images.paths), "paths": hash_of_lines(images.paths),
                                     "contents": hash_of_lines(facts[path][0] for path in images.paths),
                                     **grey_range_of(deep, m, ir_range)}
     for m in data.test:

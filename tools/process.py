@@ -80,8 +80,8 @@ def verify(data, check_counts=True, ir_range=()):
     """
     files = [(split, images.modality, path) for split, images in data.sets() for path in images.paths]
     groups, broken, deep = {}, {}, {m: [] for m in Modality}
-    for (split, m, path), (digest, values, problem) in zip(files, in_parallel(
-            lambda file: read(data.root / file[-1]), files, "reading images")):
+    found = in_parallel(lambda file: read(data.root / file[-1]), files, "reading images")
+    for (split, m, path), (digest, values, problem) in zip(files, found):
         if problem:
             broken[path] = problem
         else:
