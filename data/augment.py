@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     flip: np.ndarray        # (B,) bool
     erased: np.ndarray      # (B, 4) int64: top, left, height, width in the cropped image; height 0 erases nothing
     channel: np.ndarray     # (B,) int64: the channel that takes the place of all three, 3 for their mean, -1 for none
-    jitter: np.ndarray      # (B, 8), of `draw_jitter`
+    jitter: np.ndarray      # (B, 8): factors on brightness, contrast and saturation, turn of the hue, order of the four
 
     def part(self, rows):
         """The plan of some of the images. Args: rows: slice or positions."""
@@ -79,7 +79,10 @@ def draw(policy, batch, size, rng):
     exchange = rng.random(batch)        # last, so that the draws before it are those without it
     channel = np.where(exchange < policy.channel, rng.integers(0, 3, batch),
                        np.where(exchange < policy.channel + policy.mean, 3, -1))
-    return Plan(grey, corner, flip, erased, channel, draw_jitter(policy.jitter, batch, rng))
+    jitter = np.concatenate([rng.uniform(1 - policy.jitter, 1 + policy.jitter, (batch, 3)),
+                             rng.uniform(-policy.jitter, policy.jitter, (batch, 1)),
+                             rng.permuted(np.tile(np.arange(4), (batch, 1)), axis=1)], axis=1)
+    return Plan(grey, corner, flip, erased, channel, jitter)
 
 
 def draw_rectangles(batch, size, rng):
@@ -123,22 +126,20 @@ def apply(images, plan, normalisation="imagenet"):
     bytes_of_all = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).flatten()
     out = bytes_of_all.unfold(0, 3 * width, 1).index_select(0, start.flatten()).view(batch, height, width, 3)
     out = torch.where(flip[..., None, None], out.flip(2), out).permute(0, 3, 1, 2).float()
-    if plan.grey.any():
-        rows = to_device(np.flatnonzero(plan.grey), out.device)
-        out[rows] = grey(out[rows])
-    jittered = np.flatnonzero((plan.jitter[:, :4] != (1, 1, 1, 0)).any(axis=1))
-    if len(jittered):
-        rows = to_device(jittered, out.device)
-        out[rows] = jitter(out[rows], plan.jitter[jittered])
+
+    def change(chosen, function, *arguments):
+        if chosen.any():
+            rows = to_device(np.flatnonzero(chosen), out.device)
+            out[rows] = function(out[rows], *arguments)
+
+    jittered = (plan.jitter[:, :4] != (1, 1, 1, 0)).any(axis=1)
     mean, std = _mean_and_std(normalisation, out.device)
+    change(plan.grey, grey)
+    change(jittered, jitter, plan.jitter[jittered])
     out.sub_(mean).div_(std)
-    exchanged = np.flatnonzero((plan.channel >= 0) & (plan.channel < 3))
-    if len(exchanged):
-        rows, channel = (to_device(v, out.device) for v in (exchanged, plan.channel[exchanged]))
-        out[rows] = out[rows, channel][:, None]
-    if (plan.channel == 3).any():
-        rows = to_device(np.flatnonzero(plan.channel == 3), out.device)
-        out[rows] = grey(out[rows])
+    for channel in range(3):
+        change(plan.channel == channel, torch.narrow, 1, channel, 1)
+    change(plan.channel == 3, grey)
     return out.masked_fill_(down[:, None, :, None] & across[:, None, None], 0)
 
 
@@ -176,18 +177,8 @@ def grey(images):
     return (red + green + blue)[:, None]
 
 
-def draw_jitter(strength, batch, rng):
-    """Draw colour jitter as `ColorJitter(strength, strength, strength, strength)` does.
-
-    Returns: (batch, 8): factors on brightness, contrast and saturation, turn of the hue, and the order of the four.
-    """
-    return np.concatenate([rng.uniform(1 - strength, 1 + strength, (batch, 3)),
-                           rng.uniform(-strength, strength, (batch, 1)),
-                           rng.permuted(np.tile(np.arange(4), (batch, 1)), axis=1)], axis=1)
-
-
 def jitter(images, drawn):
-    """Carry out colour jitter. Args: images: (B, 3, H, W) in [0, 255]; drawn: (B, 8) of `draw_jitter`.
+    """Carry out torchvision's `ColorJitter`. Args: images: (B, 3, H, W) in [0, 255]; drawn: `Plan.jitter`, (B, 8).
 
     Returns: images, changed in place. torchvision rounds to whole numbers after each of the four; this does not.
     """

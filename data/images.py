@@ -12,8 +12,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from utils.checkpoint import save_array, save_json, write_atomically
 from utils.errors import UserError, explained, quoted
-from utils.modality import Modality
-from utils.runtime import to_device
+from utils.runtime import print_line, to_device
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")    # that are decoded; Pillow would run Ghostscript on an EPS file
 FREE_SHARE = 0.25           # of the GPU's free memory that the images of a run may take
@@ -77,15 +76,14 @@ def pick_cache(name, size, device):
 
 
 def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu", cache="mmap",
-               normalisation="imagenet", announce=None, resize="lanczos"):
-    """Open the images of a split from their cache, which is written first if it is missing or stale.
+               normalisation="imagenet", resize="lanczos"):
+    """Open the images of a split from their cache; if that is missing or stale, say so and write it first.
 
     Args:
         data: `data.records.DataSet`; split: "train" or "test"; manifest: `data.manifest.data_manifest` of it.
         height, width: pixels.
         cache_dir: folder of the .npy files, "" for the data set's own.
         device, cache, normalisation: of `ImageBank`.
-        announce: a function that is told in a line what is decoded, before it is.
         resize: of `read_image`.
     Returns: Modality -> `ImageBank`.
     Raises: UserError: an image does not decode, all of them are constant, or the cache cannot be written or is not
@@ -95,21 +93,20 @@ def open_banks(data, split, manifest, height, width, cache_dir="", device="cpu",
     for m, images in getattr(data, split).items():
         file, persons, paths, record = (folder / f"{split}_{m.value}_resized_{end}"
                                         for end in ("img.npy", "label.npy", "path.npy", "manifest.json"))
-        described = {**manifest[split][m.value], "height": height, "width": width, "orientation": "EXIF",
-                     **({} if resize == "lanczos" else {"resize": resize})}
+        described = {**manifest[split][m.value], "height": height, "width": width, "resize": resize}
         if not _is_current(file, record, described):
-            if announce:
-                announce(f"decoding {len(images):,} {split} {m.value} images once into {quoted(file)}, "
-                         f"{3 * len(images) * height * width / 1e9:,.2f} GB")
-                if "range" in described:
-                    announce(range_line(described, m))
-            with _locked((file, persons, paths), record):
+            count = len(images.paths)
+            print_line(f"decoding {count:,} {split} {m.value} images once into {folder} (DATASET.CACHE_DIR), "
+                       f"{3 * count * height * width / 1e9:,.2f} GB")
+            if "range" in described:
+                print_line(range_line(described, m))
+            with _locked(record, file, persons, paths):
                 if not _is_current(file, record, described):        # no other run has just done so
                     save_json(record, {"unfinished": True})     # the files are ours, and stale until it is written
                     # not read here: other codebases of the field know them by these names
                     save_array(persons, np.unique(images.persons, return_inverse=True)[1].astype(np.int64))
                     save_array(paths, np.array(images.paths))
-                    _decode_all([data.root / path for path in images.paths], file, described, resize)
+                    _decode_all([data.root / path for path in images.paths], file, described)
                     save_json(record, {**described, "file": _stamp(file)})
         banks[m] = ImageBank(np.lib.format.open_memmap(file, mode="r"), device, images.paths, cache, normalisation,
                              images.cameras)
@@ -127,25 +124,23 @@ def _stamp(file):
 
 
 @contextlib.contextmanager
-def _locked(files, record):
+def _locked(record, *files):
     """Let one run at a time write into the folder. Raises UserError: it may not, or another program wrote a file."""
     if not record.is_file() and (foreign := next((file for file in files if file.exists()), None)):
         raise UserError(f"{quoted(foreign)} is not from here (no {record.name} lies beside it) and is not replaced; "
                         "move it away, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
-    try:
+    with explained(f"the image cache in {quoted(record.parent)} cannot be written",
+                   "make the folder writable, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another"):
         record.parent.mkdir(parents=True, exist_ok=True)
         lock = open(record.parent / ".cache.lock", "a")
-    except OSError as error:
-        raise UserError(f"the image cache in {record.parent} cannot be written ({error.strerror}); make the folder "
-                        "writable, or set DATASET.CACHE_DIR (process.py: --cache_dir) to another folder")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _decode_all(paths, file, described, resize):
+def _decode_all(paths, file, described):
     """Write the decoded images of many files into one. Args: described: what is to be known of them."""
-    height, width, grey_range = (described.get(key) for key in ("height", "width", "range"))
+    height, width, resize, grey_range = (described.get(key) for key in ("height", "width", "resize", "range"))
 
     def write(npy):
         np.lib.format.write_array_header_1_0(npy, {"descr": "|u1", "fortran_order": False,
@@ -237,28 +232,6 @@ def pixel_range(image):
     """Return the least and the greatest value of an image of Pillow: list of 2 numbers."""
     pixels = np.asarray(image)
     return [float(pixels.min()), float(pixels.max())]
-
-
-def grey_range_of(values, modality, ir_range=()):
-    """Choose the one range by which all images of a modality are brought to 8 bits: {"range": [low, high]}.
-
-    Args: values: `pixel_range` of each image of more than 8 bits; ir_range: as `data.manifest.data_manifest`.
-    Returns: the least and the greatest value in all of them, or ir_range; {} where there are none.
-    Raises: UserError: all values are the same.
-    """
-    if not len(values):
-        return {}
-    low, high = ir_range if ir_range and modality is Modality.IR else (np.min(values), np.max(values))
-    if low == high:
-        raise UserError(f"all pixels of the {modality.value} images are {low:g}; expected images that show something. "
-                        "Export them again")
-    return {"range": [float(low), float(high)]}
-
-
-def stored_range(content, modality):
-    """Return the "range" of training images of a modality in a checkpoint's manifest: (low, high), None without one."""
-    described = content.get("manifest", {"train": {}})["train"].get(modality.value, {})
-    return tuple(described["range"]) if "range" in described else None
 
 
 def range_line(described, modality):

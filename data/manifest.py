@@ -6,11 +6,13 @@ import hashlib
 import json
 from contextlib import suppress
 
+import numpy as np
 from PIL import Image
 
-from data.images import FORMATS, OF_DATA_SET, file_stat, grey_range_of, in_parallel, is_deep, pixel_range, stored_image
+from data.images import FORMATS, OF_DATA_SET, file_stat, in_parallel, is_deep, pixel_range, stored_image
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, explained, quoted
+from utils.modality import Modality
 
 
 def data_manifest(data, cache_dir="", ir_range=()):
@@ -25,45 +27,41 @@ def data_manifest(data, cache_dir="", ir_range=()):
         ir_range: (low, high) in place of the measured range of infrared images, DATASET.IR_RANGE.
     Raises: UserError: an image is missing or cannot be read, or all pixels of a modality are the same.
     """
+    facts, sets = image_facts(data, data.cache_dir(cache_dir)), data.sets()
     manifest = {"train": {}, "test": {}}
-    facts = {(split, images.modality): set_facts(images, data.root, split, data.cache_dir(cache_dir))
-             for split, images in data.sets()}
-    for split, images in data.sets():
+    for split, images in sets:
         m = images.modality
-        deep = [values[:2] for (_, other), rows in facts.items() if other is m for _, values in rows if values]
-        described = {"images": len(images), "paths": hash_of_lines(images.paths),
-                     "contents": hash_of_lines(digest for digest, _ in facts[split, m]),
-                     **grey_range_of(deep, m, ir_range)}
-        if split == "test":
-            described["scored"] = hash_of_lines(data.test_lines(m))
-        manifest[split][m.value] = described
+        deep = [facts[path][1] for _, of in sets if of.modality is m for path in of.paths if facts[path][1]]
+        manifest[split][m.value] = {"images": len(images.paths), "paths": hash_of_lines(images.paths),
+                                    "contents": hash_of_lines(facts[path][0] for path in images.paths),
+                                    **grey_range_of(deep, m, ir_range)}
+    for m in data.test:
+        manifest["test"][m.value]["scored"] = hash_of_lines(data.test_lines(m))
     return manifest
 
 
-def set_facts(image_set, root, split, folder):
-    """Read what identifies every file of an image set, in its order: a list of `file_facts`.
+def image_facts(data, folder):
+    """Read what identifies every image of a `DataSet`: path -> `file_facts`.
 
-    A file whose size and times have not changed since it was read is not read again: SPLIT_MODALITY_hashes.json
+    A file whose size and times have not changed since it was read is not read again: FOLDER/image_hashes.json
     remembers. Where that cannot be written, all files are read at the next start too.
 
-    Args: image_set: `data.records.ImageSet`; root: folder its paths start from; split: "train" or "test"; folder: Path.
-    Raises: UserError: an image is missing or cannot be read.
+    Raises: UserError: an image is missing or does not decode.
     """
-    memory, known, stamps = folder / f"{split}_{image_set.modality.value}_hashes.json", {}, {}
+    memory, known, stamps = folder / "image_hashes.json", {}, {}
     with suppress(OSError, ValueError):     # path -> [size, two times, hash, range of values]
-        known = json.loads(memory.read_text(encoding="utf-8"))["files"]
-    for path in image_set.paths:
-        stats = file_stat(root / path)
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    for path in (path for _, images in data.sets() for path in images.paths):
+        stats = file_stat(data.root / path)
         stamps[path] = [stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns]
-    new = [path for path in image_set.paths if known.get(path, [])[:3] != stamps[path]]
-    read = in_parallel(lambda path: [*stamps[path], *file_facts(root / path)], new,
-                       f"hashing {image_set.modality.value} images")
-    files = {path: known.get(path) for path in image_set.paths} | dict(zip(new, read))
+    new = [path for path, stamp in stamps.items() if known.get(path, [])[:3] != stamp]
+    read = in_parallel(lambda path: [*stamps[path], *file_facts(data.root / path)], new, "hashing images")
     if new:
-        text = json.dumps({"files": files})
+        known.update(zip(new, read))
+        text = json.dumps({path: known[path] for path in stamps})
         with suppress(UserError):       # a folder that cannot be written costs time at the next start, nothing else
             write_atomically(memory, lambda file: file.write(text.encode()))
-    return [files[path][3:] for path in image_set.paths]
+    return {path: known[path][3:] for path in stamps}
 
 
 def file_facts(path):
@@ -80,6 +78,28 @@ def hash_of_lines(lines):
     """Return the SHA-256 of lines of text: hex digits."""
     text = "".join(f"{line}\n" for line in lines)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def grey_range_of(values, modality, ir_range=()):
+    """Choose the one range by which all images of a modality are brought to 8 bits: {"range": [low, high]}.
+
+    Args: values: `data.images.pixel_range` of each image of more than 8 bits; ir_range: as `data_manifest`.
+    Returns: the least and the greatest value in all of them, or ir_range; {} where there are none.
+    Raises: UserError: all values are the same.
+    """
+    if not len(values):
+        return {}
+    low, high = ir_range if ir_range and modality is Modality.IR else (np.min(values), np.max(values))
+    if low == high:
+        raise UserError(f"all pixels of the {modality.value} images are {low:g}; expected images that show something. "
+                        "Export them again")
+    return {"range": [float(low), float(high)]}
+
+
+def stored_range(content, modality):
+    """Return the "range" of training images of a modality in a checkpoint's manifest: (low, high), None without one."""
+    described = content.get("manifest", {"train": {}})["train"].get(modality.value, {})
+    return tuple(described["range"]) if "range" in described else None
 
 
 def manifest_differences(found, expected, splits=("train", "test")):

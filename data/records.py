@@ -200,13 +200,18 @@ def require_file(path, remedy):
         raise UserError(f"{path} is missing; {remedy}")
 
 
+def lines_of(path, layout):
+    """Read the lines of a text file. Args: layout: of the data set, for messages. Raises: UserError: it is missing."""
+    require_file(path, f"expected {layout}. Unpack the data set again or correct DATASET.ROOT")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
 def read_ids(path, layout):
     """Read the numbers of a file of comma-separated ids, in its order.
 
-    Args: layout: what the data set should look like, for messages.
-    Raises: UserError: the file is missing, empty, or holds something else.
+    Args: layout: as `lines_of`. Raises: UserError: the file is missing, empty, or holds something else.
     """
-    words = [word.strip() for line in _lines(path, layout) for word in line.split(",") if word.strip()]
+    words = [word.strip() for line in lines_of(path, layout) for word in line.split(",") if word.strip()]
     if not words or not all(word.isdecimal() for word in words):
         raise UserError(f"id file {path} {'holds something else than numbers' if words else 'is empty'}; expected one "
                         f"line of comma-separated ids. {ORIGINAL}")
@@ -219,7 +224,7 @@ def read_image_list(path, layout):
     Raises: UserError: the file is missing or empty, a line is something else, or an image is listed twice.
     """
     rows = []
-    for number, line in enumerate(_lines(path, layout), start=1):
+    for number, line in enumerate(lines_of(path, layout), start=1):
         words = line.rsplit(maxsplit=1)
         if not words:
             continue
@@ -232,8 +237,3 @@ def read_image_list(path, layout):
         found = f"lists {repeats} of its {len(rows)} images twice" if rows else "is empty"
         raise UserError(f"list {path} {found}; expected one line per image. {ORIGINAL}")
     return rows
-
-
-def _lines(path, layout):
-    require_file(path, f"expected {layout}. Unpack the data set again or correct DATASET.ROOT")
-    return path.read_text(encoding="utf-8").splitlines()

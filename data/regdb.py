@@ -3,6 +3,8 @@
     ROOT/idx/{train,test}_{visible,thermal}_{1..10}.txt     lines "Visible/11/name.bmp 0": image, label of the person
     ROOT/Visible/PPP/*.bmp, ROOT/Thermal/PPP/*.bmp          thermal images may have one channel
 """
+from pathlib import PurePosixPath
+
 import numpy as np
 
 from data import records
@@ -41,24 +43,18 @@ def load(root, trial=1, check_counts=True):
     root = records.existing_root(root, LAYOUT)
     if not 1 <= trial <= TRIALS:
         raise UserError(f"DATASET.TRIAL is {trial}; RegDB has the trials 1 to {TRIALS}")
-    persons, sets = {}, {}
+    folders, sets = {}, {}
     for split in ("train", "test"):
         lists = {m: root / "idx" / f"{split}_{sensor}_{trial}.txt" for m, sensor in SENSORS.items()}
         rows = {m: records.read_image_list(path, LAYOUT) for m, path in lists.items()}
-        persons[split] = _person_folders(rows, lists)
+        pairs = {(PurePosixPath(path).parent.name, label) for m in rows for path, label in rows[m]}
+        folders[split], labels = ({pair[i] for pair in pairs} for i in (0, 1))
+        if not len(folders[split]) == len(labels) == len(pairs):
+            raise UserError(f"{' and '.join(map(str, lists.values()))} give {len(labels)} labels to "
+                            f"{len(folders[split])} person folders in {len(pairs)} combinations; expected one label "
+                            "per folder, the same in both lists. Take the lists of the original data set")
         sets[split] = {m: ImageSet.from_rows(m, [(path, label, camera) for path, label in rows[m]])
                        for camera, m in enumerate(SENSORS, start=1)}
-    records.require_disjoint(persons["train"], persons["test"], f"lists of trial {trial} in {root / 'idx'}")
+    records.require_disjoint(folders["train"], folders["test"], f"lists of trial {trial} in {root / 'idx'}")
     data = RegDBDataSet("RegDB", root, sets["train"], sets["test"], trial)
     return data.check_counts() if check_counts else data
-
-
-def _person_folders(rows, lists):
-    """Return the folders of a split's persons; each has one label, the same in both modalities."""
-    pairs = {(path.split("/")[-2] if "/" in path else "", label) for m in rows for path, label in rows[m]}
-    folders, labels = ({pair[i] for pair in pairs} for i in (0, 1))
-    if not len(folders) == len(labels) == len(pairs):
-        raise UserError(f"{' and '.join(map(str, lists.values()))} give {len(labels)} labels to {len(folders)} person "
-                        f"folders in {len(pairs)} combinations; expected one label per folder, the same in both lists. "
-                        "Take the lists of the original data set")
-    return folders

@@ -35,7 +35,7 @@ from utils.checkpoint import write_atomically
 from utils.distributed import join_processes
 from utils.errors import UserError, quoted, stops_on_signals
 from utils.modality import Modality
-from utils.runtime import compile_parts, open_log, pick_device, print_line, unused_gpu_warning
+from utils.runtime import compile_parts, open_log, pick_device, unused_gpu_warning
 from utils.settings import differing_keys, flat
 
 
@@ -108,7 +108,7 @@ class Setup:
         config = self.config
         with self.processes.in_turn():      # the first decodes the images
             return open_banks(self.data, split, self.manifest, config.INPUT.HEIGHT, config.INPUT.WIDTH,
-                              config.DATASET.CACHE_DIR, self.device, self.cache, config.INPUT.NORMALISATION, print_line,
+                              config.DATASET.CACHE_DIR, self.device, self.cache, config.INPUT.NORMALISATION,
                               config.INPUT.RESIZE if split == "train" else "lanczos")
 
     @cached_property

@@ -154,3 +154,9 @@ def test_prompt_batches_cover_everything_and_are_never_empty(n_rgb, n_ir, size):
         seen = np.concatenate([batch[m] for batch in batches])
         assert set(seen.tolist()) == set(range(1, n + 1)) and len(seen) == max(n_rgb, n_ir)
         assert all(0 < len(batch[m]) <= size for batch in batches)
+
+
+def test_repeats_of_the_smaller_modality_are_drawn_alike():
+    labels = {RGB: np.zeros(6000, int), IR: np.array([0, -1, 0, 0])}
+    counts = np.bincount(PromptBatches(None, labels, tiny_prompt_settings(), 1).order[IR])
+    assert counts.sum() == 6000 and counts[1] == 0 and np.abs(counts[[0, 2, 3]] - 2000).max() < 150

@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 
 from data import images as module
 from data import sysu
-from data.images import decode_image, open_banks, pick_cache, read_image, stored_range
-from data.manifest import data_manifest, manifest_differences
+from data.images import decode_image, open_banks, pick_cache, read_image
+from data.manifest import data_manifest, manifest_differences, stored_range
 from data.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
 from tests.trees import sysu_tree, write_image
 from utils.errors import UserError
@@ -82,14 +82,13 @@ def test_damaged_files_are_named(data, damage, sentence):
         read_image(path, 32, 16)
 
 
-def test_cache_is_written_once_and_again_after_a_change(data, tmp_path):
-    images, file, said = data.test[Modality.IR], data.root / "test_ir_resized_img.npy", []
+def test_cache_is_written_once_and_again_after_a_change(data, capsys):
+    images, file = data.test[Modality.IR], data.root / "test_ir_resized_img.npy"
 
     def opened():
-        said.clear()
-        bank = open_split(data, announce=said.append)[Modality.IR]
+        bank = open_split(data)[Modality.IR]
         assert np.array_equal(bank.images[5], read_image(data.root / images.paths[5], 32, 16))
-        return [line for line in said if "test ir images once into" in line] != []
+        return "test ir images once into" in capsys.readouterr().out
 
     assert opened() and not opened()
     write_image(data.root / images.paths[0], np.random.default_rng(5))
@@ -154,14 +153,14 @@ def test_more_than_8_bits_keep_their_look(data, kind):
         decode_image(data.root / path)
 
 
-def test_a_range_of_ones_own_is_another_data_set(data):
-    data, said = deepen(data, "counts"), []
+def test_a_range_of_ones_own_is_another_data_set(data, capsys):
+    data = deepen(data, "counts")
     measured, given = data_manifest(data), data_manifest(data, ir_range=[7000, 8000])
     assert manifest_differences(given, measured)[0] == "train ir images of other grey ranges (DATASET.IR_RANGE)"
-    banks = [open_banks(data, "test", manifest, 32, 16, announce=said.append)[Modality.IR]
-             for manifest in (measured, given)]
-    assert banks[1].images.mean() > banks[0].images.mean() * 1.2 and "7000 to 8000 become grey levels" in said[-1]
-    assert "set DATASET.IR_RANGE" in said[-1]
+    banks = [open_banks(data, "test", manifest, 32, 16)[Modality.IR] for manifest in (measured, given)]
+    assert banks[1].images.mean() > banks[0].images.mean() * 1.2
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "7000 to 8000 become grey levels" in said and "set DATASET.IR_RANGE" in said
     with pytest.raises(UserError, match="one colour throughout; .*DATASET.IR_RANGE"):
         open_banks(data, "test", data_manifest(data, ir_range=[0, 10]), 32, 16)
 
@@ -193,7 +192,7 @@ def test_manifest_tells_other_data_and_is_that_of_a_copy_elsewhere(two):
 
 
 def test_hashes_are_remembered_where_the_folder_can_be_written(two, monkeypatch):
-    data, memory = two[0], two[0].root / "train_rgb_hashes.json"
+    data, memory = two[0], two[0].root / "image_hashes.json"
     first = data_manifest(data)
     with monkeypatch.context() as patch:
         patch.setattr("data.manifest.file_facts", lambda path: pytest.fail("read again"))

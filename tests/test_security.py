@@ -39,10 +39,12 @@ def trap(tmp_path):
 
 
 @pytest.mark.parametrize("old_format", [False, True])
-@pytest.mark.parametrize("load", [load_checkpoint, load_clip], ids=["checkpoint", "CLIP weights"])
+@pytest.mark.parametrize("load", [load_checkpoint, load_clip,
+                                  lambda path: find_state(os.path.dirname(path), "prepare", False, {})],
+                         ids=["checkpoint", "CLIP weights", "state"])
 def test_weights(load, old_format, trap, tmp_path):
     """The sentence says what was found, without the library's colours and its advice to run the file."""
-    path = str(tmp_path / "bad.pth")
+    path = str(tmp_path / "prepare_state.pth")
     torch.save({"state_dict": {"visual.proj": Attack(trap)}}, path, _use_new_zipfile_serialization=not old_format)
     with pytest.raises(UserError, match="cannot be read safely .it names .*mkdir, which may be a program") as error:
         load(path)
@@ -76,25 +78,8 @@ def test_archives_that_claim_more_than_they_hold(tmp_path):
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % 10 ** 15
     header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header.ljust(117) + b"\n"
     (tmp_path / "bad.npy").write_bytes(header + bytes(80))
-    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as write:
-        write.writestr("rgb_features.npy", header + bytes(80))
     with pytest.raises(ValueError, match="greater than file size"):
         load_array(tmp_path / "bad.npy")
-    with pytest.raises(MemoryError):        # which ends in a sentence
-        read_features(tmp_path / "bad.npz")
-
-
-def test_state_file(trap, tmp_path):
-    torch.save({"stages": Attack(trap)}, tmp_path / "prepare_state.pth")
-    with pytest.raises(UserError, match="cannot be read safely"):
-        find_state(tmp_path, "prepare", False, {})
-
-
-def test_pseudo_labels(trap, tmp_path):
-    for name in FILE_NAMES.values():
-        np.save(tmp_path / name, np.array([Attack(trap)] * 3, dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="cannot be read"):
-        load_pseudo_labels(tmp_path, {m: 3 for m in Modality}, {})
 
 
 @pytest.mark.parametrize("text", ["SEED: !!python/object/apply:os.mkdir ['{}']",
@@ -122,10 +107,11 @@ def test_images_of_which_bits_would_be_lost(tmp_path):
 
 
 def test_arrays_hold_no_objects(trap, tmp_path):
-    np.save(tmp_path / "a.npy", np.array([Attack(trap)], object), allow_pickle=True)
+    for name in FILE_NAMES.values():
+        np.save(tmp_path / name, np.array([Attack(trap)], object), allow_pickle=True)
     np.savez(tmp_path / "a.npz", rgb_features=np.array([Attack(trap)], object))
-    with pytest.raises(ValueError, match="Python objects"):
-        load_array(tmp_path / "a.npy")
+    with pytest.raises(UserError, match="cannot be read .*Python objects"):
+        load_pseudo_labels(tmp_path, {m: 1 for m in Modality}, {})
     with pytest.raises(UserError, match="Object arrays"):
         read_features(tmp_path / "a.npz")
 
@@ -138,34 +124,9 @@ def test_links_are_not_written_through(tmp_path):
     assert (tmp_path / "theirs").read_text() == "theirs" and (tmp_path / "ours").read_bytes() == b"ours"
 
 
-class Overwrites(torch.nn.Module):
-    """A TorchScript module that writes a file when it is loaded."""
-
-    def __init__(self, path: str):
-        super().__init__()
-        self.path = path
-        self.training = False
-
-    @torch.jit.export
-    def __getstate__(self):
-        return self.path, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool]):
-        self.path = state[0]
-        self.training = state[1]
-        torch.save(torch.zeros(1), self.path)
-
-    def forward(self, x):
-        return x
-
-
-def test_torchscript_is_not_run(tmp_path):
-    archive, target = str(tmp_path / "bad.pt"), tmp_path / "mine"
-    torch.jit.script(Overwrites(str(target))).save(archive)
-    torch.jit.load(archive)
-    assert target.exists()          # the attack is one
-    target.write_text("mine")
+def test_torchscript_is_not_run(tmp_path, monkeypatch):
+    """Its __setstate__ may hold a program."""
+    torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "bad.pt"))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("TorchScript was loaded"))
     with pytest.raises(UserError, match="bad.pt are a TorchScript archive.*nothing of it was run"):
-        load_clip(archive)
-    assert target.read_text() == "mine"
+        load_clip(str(tmp_path / "bad.pt"))

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
 
 from data.batches import Batches, PromptBatches
 from data.images import ImageBank
@@ -47,25 +46,14 @@ def same_images():
     return {m: ImageBank(np.repeat(tiny_banks()[RGB].images[:1], IMAGES, axis=0)) for m in Modality}
 
 
-def test_batches_differ_between_epochs_seeds_and_modalities(same_images):
-    def positions(seed=1, epoch=1):
-        return Batches(same_images, LABELS, tiny_settings(SEED=seed), epoch).positions
-
-    assert differ_alike(positions)
-
-
-def test_prompt_batches_differ_between_epochs_seeds_and_modalities():
-    def order(seed=1, epoch=1):
-        return PromptBatches(None, LABELS, tiny_prompt_settings(SEED=seed), epoch).order
-
-    assert differ_alike(order)
-
-
-def differ_alike(draw):
-    """Tell whether the same name draws the same, and another epoch, seed or modality something else."""
-    base, again, epoch, seed = draw(), draw(), draw(epoch=2), draw(seed=2)
-    return (base[RGB] != base[IR]).any() and all((base[m] == again[m]).all() and (base[m] != epoch[m]).any() and (
-        base[m] != seed[m]).any() for m in Modality)
+@pytest.mark.parametrize("positions", [
+    lambda banks, seed, epoch: Batches(banks, LABELS, tiny_settings(SEED=seed), epoch).positions,
+    lambda banks, seed, epoch: PromptBatches(None, LABELS, tiny_prompt_settings(SEED=seed), epoch).order])
+def test_batches_differ_between_epochs_seeds_and_modalities(positions, same_images):
+    base, again, epoch, seed = (positions(same_images, *name) for name in ((1, 1), (1, 1), (1, 2), (2, 1)))
+    assert (base[RGB] != base[IR]).any()
+    for m in Modality:
+        assert (base[m] == again[m]).all() and (base[m] != epoch[m]).any() and (base[m] != seed[m]).any()
 
 
 def test_augmentation_differs_between_steps_epochs_seeds_and_modalities(same_images):
@@ -82,13 +70,6 @@ def test_augmentation_differs_between_steps_epochs_seeds_and_modalities(same_ima
     assert not torch.equal(base[0], base[1])        # nor are two images of a batch augmented alike
 
 
-def test_repeats_of_the_smaller_modality_are_drawn_alike():
-    labels = {RGB: np.zeros(6000, int), IR: np.array([0, -1, 0, 0])}
-    counts = np.bincount(PromptBatches(None, labels, tiny_prompt_settings(), 1).order[IR])
-    assert counts.sum() == 6000 and counts[1] == 0
-    assert chisquare(counts[[0, 2, 3]]).pvalue > 0.01
-
-
 @pytest.fixture(scope="module")
 def text(tiny_clip_file):
     return TextTower(load_clip(tiny_clip_file))
@@ -101,8 +82,6 @@ def test_prompts_start_from_a_normal_distribution_of_deviation_0_02(text):
     error = 0.02 / start.numel() ** 0.5
     assert abs(float(start.mean())) < 4 * error
     assert float(start.std()) == pytest.approx(0.02, abs=4 * error)
-    shares = [(start.abs() < n * 0.02).float().mean().item() for n in (1, 2, 3)]
-    assert shares == pytest.approx([0.683, 0.954, 0.997], abs=0.01)
     assert len(torch.unique(start.flatten(1), dim=0)) == 400       # every cluster starts elsewhere
     with torch.no_grad():
         some = torch.tensor([2, 7])         # a text does not depend on the others

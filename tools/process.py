@@ -39,11 +39,12 @@ def parse_arguments(arguments=None):
 if __name__ == "__main__":
     exit_on_user_error(parse_arguments)     # --help and mistakes are answered before the slow imports
 
-from data.images import open_banks  # noqa: E402
-from data.manifest import data_manifest  # noqa: E402
+from data.images import in_parallel, open_banks, range_line, stored_image  # noqa: E402
+from data.manifest import data_manifest, file_facts, grey_range_of  # noqa: E402
 from data.registry import open_dataset  # noqa: E402
-from data.verify import verify  # noqa: E402
-from utils.runtime import print_line  # noqa: E402
+from utils.modality import Modality  # noqa: E402
+
+SHOWN = 5       # examples per finding
 
 
 def main(arguments=None):
@@ -65,9 +66,62 @@ def main(arguments=None):
     print(shown("\n".join((*data.counts(), *data.notes))))
     manifest = data_manifest(data, arguments.cache_dir, ir_range)
     for split in manifest:
-        open_banks(data, split, manifest, arguments.height, arguments.width, arguments.cache_dir, announce=print_line)
+        open_banks(data, split, manifest, arguments.height, arguments.width, arguments.cache_dir)
     cache = data.cache_dir(arguments.cache_dir)
     print(shown(f"cache of {arguments.height} x {arguments.width} images is in {cache}"))
+
+
+def verify(data, check_counts=True, ir_range=()):
+    """Compare counts, read every image file, look for duplicates and for what lies in the folders besides.
+
+    Args: data: `DataSet`, opened without a check of its counts; check_counts: other counts than published are wrong,
+        where the data set insists on them; ir_range: as `data.manifest.data_manifest`.
+    Returns: lines to read; and phrases on what makes the data set unfit.
+    """
+    files = [(split, images.modality, path) for split, images in data.sets() for path in images.paths]
+    groups, broken, deep = {}, {}, {m: [] for m in Modality}
+    found = in_parallel(lambda file: read(data.root / file[-1]), files, "reading images")
+    for (split, m, path), (digest, values, problem) in zip(files, found):
+        if problem:
+            broken[path] = problem
+        else:
+            groups.setdefault(digest, []).append((split, path))
+            deep[m] += [values] if values else []
+    leaks, repeats = ([f"{group[0][1]} = {group[-1][1]}" for group in groups.values() if len(group) > 1
+                       and (len({split for split, _ in group}) > 1) == across] for across in (True, False))
+    listed = {data.root / path for *_, path in files}
+    ignored = sorted(str(path.relative_to(data.root)) for folder in {path.parent for path in listed}
+                     for path in folder.iterdir() if path not in listed)
+    differences = data.differences() if check_counts else []
+    lines = [*data.counts(), *data.notes, *_finding("counts differ from the published ones", differences),
+             *(range_line(grey_range_of(values, m, ir_range), m) for m, values in deep.items() if values),
+             *_finding("images do not decode", list(broken.values())),
+             *_finding("groups of identical files within a split", repeats),
+             *_finding("groups of identical files in training and test", leaks),
+             *_finding("other files, which are ignored", ignored)]
+    problems = [*differences] if data.counts_bind else []
+    if broken:
+        problems.append(f"{len(broken)} images that do not decode, such as {next(iter(broken))}")
+    if leaks:
+        problems.append(f"{len(leaks)} images that are in training and test, such as {leaks[0]}")
+    return lines, problems
+
+
+def read(path):
+    """Decode an image file: its SHA-256, its `pixel_range` if it has more than 8 bits, and what is wrong with it."""
+    try:
+        stored_image(path)
+        return *file_facts(path), ""
+    except UserError as error:
+        return "", None, str(error)
+
+
+def _finding(sentence, examples):
+    """Write a line with the number of examples and the first of them; none if there are none."""
+    if not examples:
+        return []
+    more = f", and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
+    return [f"{len(examples)} {sentence}: {'; '.join(examples[:SHOWN])}{more}"]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ from tqdm import tqdm  # noqa: E402
 
 from configs.checkpoint import settings_of  # noqa: E402
 from configs.defaults import load_config  # noqa: E402
-from data.images import ImageBank, decode_image, file_stat, in_parallel, read_image, stored_range  # noqa: E402
+from data.images import ImageBank, decode_image, file_stat, in_parallel, read_image  # noqa: E402
+from data.manifest import stored_range  # noqa: E402
 from model.released import model_from_checkpoint  # noqa: E402
 from model.state_dict import weights_digest  # noqa: E402
 from processor.features import embed  # noqa: E402
