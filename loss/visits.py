@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from loss.cluster_memory import MEMORIES, MOMENTUM, TEMPERATURE, cluster_means
+from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_memories
 from loss.links import LinkingMethod, link_by
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -42,17 +42,13 @@ class VisitingMethod(LinkingMethod):
 
     SETTINGS = (TEMPERATURE, MOMENTUM, link_by("centroid"), CROSS_WEIGHT, GRADIENTS)
     views = 2
+    kind = None         # of memories; None: METHOD.RENEWAL says it
 
     def start(self, start, epoch):
         """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
         self.epoch, self.epoch_links = epoch, self.link(start)
-        self.memories = {m.value: self.memory(cluster_means(start.features["feature"][m], start.labels[m]))
-                         for m in Modality}
+        self.memories = cluster_memories(start, self.settings, self.kind)
         return start.labels
-
-    def memory(self, prototypes):
-        """Make a memory. Args: prototypes: (K, D) to start from, of any length."""
-        return MEMORIES[self.settings.renewal](prototypes, self.settings.temperature, self.settings.momentum)
 
     def losses(self, features, batch):
         """Compute {"rgb", "ir"} and, where the modalities meet, "cross"."""
