@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from loss.cluster_memory import ClusterMemory, cluster_means, cross_entropy, hardest_samples, mix
 from loss.links import BLOCK_ROWS, nearest, optimal_transport
-from loss.visits import Visit, VisitingMethod
+from loss.pgm import Alternating
+from loss.visits import Visit
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
@@ -49,7 +50,7 @@ class MeanHardMemory(ClusterMemory):
         mix(self.hard, clusters, x[hardest], self.momentum)
 
 
-class RPNR(VisitingMethod):
+class RPNR(Alternating):
     """PGM's visits with labels calibrated at the epoch's start, a third memory of linked clusters, a relation loss.
 
     Clusters are made of means over mirror images.
