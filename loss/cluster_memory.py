@@ -89,13 +89,14 @@ class HardMemory(ClusterMemory):
 MEMORIES = {"plain": ClusterMemory, "hard": HardMemory}     # METHOD.RENEWAL -> class
 
 
-def cluster_memories(start, settings):
+def cluster_memories(start, settings, kind=None):
     """Make a memory for each modality of its clusters' mean features: {"rgb", "ir"}.
 
-    Args: start: `EpochStart`; settings: with renewal, temperature and momentum.
+    Args: start: `EpochStart`; settings: a method's; kind: class of the memories, None for that of METHOD.RENEWAL.
     """
-    means = {m: cluster_means(start.features["feature"][m], start.labels[m]) for m in Modality}
-    return {m.value: MEMORIES[settings.renewal](means[m], settings.temperature, settings.momentum) for m in Modality}
+    kind, features = kind or MEMORIES[settings.renewal], start.features["feature"]
+    return {m.value: kind(cluster_means(features[m], start.labels[m]), settings.temperature, settings.momentum)
+            for m in Modality}
 
 
 def update_memories(memories, features, labels):

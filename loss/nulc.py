@@ -11,13 +11,13 @@ import torch.nn.functional as F
 
 from loss.cluster_memory import MOMENTUM, renewal
 from loss.links import nearest, progressive
-from loss.visits import CROSS_WEIGHT, VisitingMethod
+from loss.pgm import CROSS_WEIGHT, Alternating
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
 
 
-class NULC(VisitingMethod):
+class NULC(Alternating):
     """PGM with plain prototypes whose targets, from METHOD.CROSS_EPOCH on, are shares of all clusters.
 
     Shares and weights are those of the epoch's start, for an image's own modality and for the other one. Clusters are

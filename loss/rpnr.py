@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from loss.cluster_memory import ClusterMemory, cluster_means, cross_entropy, hardest_samples, mix
 from loss.links import BLOCK_ROWS, nearest, optimal_transport
-from loss.visits import Visit, VisitingMethod
+from loss.pgm import Alternating
+from loss.visits import Visit
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
@@ -18,57 +19,6 @@ from utils.settings import Range, Setting
 # and the weight of both shares; what a squared distance is divided by in a pair's weight, and the distance up to which
 # pairs are pushed apart.
 SIMILAR, MARGIN, SHARE, SIGMA, DELTA = 0.5, 0.2, 0.5, 1.0, 1.0
-
-
-class RPNR(VisitingMethod):
-    """PGM's visits with labels calibrated at the epoch's start, a third memory of linked clusters, a relation loss.
-
-    Clusters are made of means over mirror images.
-    """
-
-    SETTINGS = (Setting("HYBRID_WEIGHT", 0.5, Range(0), "of the loss with the hybrid memory; with 0 it still moves"),
-                Setting("RELATION", "released", ("released", "normalised"), "length of the features in the relation "
-                        "loss: the batch norm's, or 1"),
-                Setting("RELATION_WEIGHT", 10.0, Range(0), "of the relation loss"),
-                Setting("TOP_IMAGES", 20, Range(1, whole=True), "densest images of a cluster that make its prototype "
-                        "for calibration"))
-    mirrored = True
-    rule = staticmethod(optimal_transport)
-
-    def start(self, start, epoch):
-        """Begin an epoch: train on the clusters as they are, from METHOD.CROSS_EPOCH on on calibrated ones.
-
-        Prototypes and links are those of the clusters as they are.
-        """
-        clusters, features = super().start(start, epoch), start.features["feature"]
-        if epoch < self.settings.cross_epoch:
-            return clusters
-        labels = {m: calibrate(features[m], clusters[m], self.settings.top_images) for m in Modality}
-        means = [cluster_means(features[m], clusters[m]) for m in Modality]
-        self.memories["hybrid"] = self.memory(hybrid_means(*means, self.links_now().ir_to_rgb, labels[Modality.IR]))
-        return labels
-
-    def memory(self, prototypes):
-        """Make a memory of mean and hard prototypes."""
-        return MeanHardMemory(prototypes, self.settings.temperature, self.settings.momentum)
-
-    def crossing(self, modality, labels, partner):
-        """List the visits to the hybrid memory, which counts as the infrared one does, and to the other modality's."""
-        hybrid = partner[labels]
-        if modality is Modality.IR:
-            hybrid = np.where(hybrid >= 0, labels, -1)
-        return [Visit("hybrid", "hybrid", modality, hybrid, self.settings.hybrid_weight),
-                *super().crossing(modality, labels, partner)]
-
-    def losses(self, features, batch):
-        """Compute {"rgb", "ir"} and, where the modalities meet, "hybrid", "cross" and "relation"."""
-        losses, s = super().losses(features, batch), self.settings
-        if self.epoch >= s.cross_epoch:
-            rows = [features[m].float() for m in Modality]
-            if s.relation == "normalised":
-                rows = [F.normalize(x, dim=1) for x in rows]
-            losses["relation"] = s.relation_weight * sum(map(relation_loss, rows))
-        return losses
 
 
 class MeanHardMemory(ClusterMemory):
@@ -98,6 +48,54 @@ class MeanHardMemory(ClusterMemory):
         mean = torch.stack([rows.mean(0) for rows in sorted_x.split(counts.tolist())])      # alike in all processes
         mix(self.prototypes, clusters, mean, self.momentum)
         mix(self.hard, clusters, x[hardest], self.momentum)
+
+
+class RPNR(Alternating):
+    """PGM's visits with labels calibrated at the epoch's start, a third memory of linked clusters, a relation loss.
+
+    Clusters are made of means over mirror images.
+    """
+
+    SETTINGS = (Setting("HYBRID_WEIGHT", 0.5, Range(0), "of the loss with the hybrid memory; with 0 it still moves"),
+                Setting("RELATION", "released", ("released", "normalised"), "length of the features in the relation "
+                        "loss: the batch norm's, or 1"),
+                Setting("RELATION_WEIGHT", 10.0, Range(0), "of the relation loss"),
+                Setting("TOP_IMAGES", 20, Range(1, whole=True), "densest images of a cluster that make its prototype "
+                        "for calibration"))
+    mirrored, kind = True, MeanHardMemory
+    rule = staticmethod(optimal_transport)
+
+    def start(self, start, epoch):
+        """Begin an epoch: train on the clusters as they are, from METHOD.CROSS_EPOCH on on calibrated ones.
+
+        Prototypes and links are those of the clusters as they are.
+        """
+        clusters, features, s = super().start(start, epoch), start.features["feature"], self.settings
+        if epoch < s.cross_epoch:
+            return clusters
+        labels = {m: calibrate(features[m], clusters[m], s.top_images) for m in Modality}
+        means = [cluster_means(features[m], clusters[m]) for m in Modality]
+        hybrid = hybrid_means(*means, self.links_now().ir_to_rgb, labels[Modality.IR])
+        self.memories["hybrid"] = MeanHardMemory(hybrid, s.temperature, s.momentum)
+        return labels
+
+    def crossing(self, modality, labels, partner):
+        """List the visits to the hybrid memory, which counts as the infrared one does, and to the other modality's."""
+        hybrid = partner[labels]
+        if modality is Modality.IR:
+            hybrid = np.where(hybrid >= 0, labels, -1)
+        return [Visit("hybrid", "hybrid", modality, hybrid, self.settings.hybrid_weight),
+                *super().crossing(modality, labels, partner)]
+
+    def losses(self, features, batch):
+        """Compute {"rgb", "ir"} and, where the modalities meet, "hybrid", "cross" and "relation"."""
+        losses, s = super().losses(features, batch), self.settings
+        if self.epoch >= s.cross_epoch:
+            rows = [features[m].float() for m in Modality]
+            if s.relation == "normalised":
+                rows = [F.normalize(x, dim=1) for x in rows]
+            losses["relation"] = s.relation_weight * sum(map(relation_loss, rows))
+        return losses
 
 
 def calibrate(features, labels, top):

@@ -10,14 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from loss.cluster_memory import MEMORIES, MOMENTUM, TEMPERATURE, cluster_means
-from loss.links import LinkingMethod, link_by
 from utils.modality import Modality
 from utils.runtime import to_device
-from utils.settings import Range, Setting
+from utils.settings import Setting
 
-CROSS_WEIGHT = Setting("CROSS_WEIGHT", 0.25, Range(0), "of the cross-modal loss; with 0 its images still renew the "
-                       "memory")
 GRADIENTS = Setting("GRADIENTS", "exact", ("exact", "released"), "of the loss that is reported, or as the released "
                     "code computes them (loss/visits.py)")
 
@@ -31,57 +27,6 @@ class Visit(NamedTuple):
     labels: np.ndarray  # (B,) clusters of the memory, -1 for none
     weight: float
     shares: torch.Tensor | None = None      # (B, K) target shares of all clusters; None: 1 of the label
-
-
-class VisitingMethod(LinkingMethod):
-    """A method whose batches also meet the other modality's memory, as the clusters that their own are linked with.
-
-    They do so from METHOD.CROSS_EPOCH on, in turns: the visible batch, in the next epoch the infrared one, and so on. A
-    batch holds two views of each visible image.
-    """
-
-    SETTINGS = (TEMPERATURE, MOMENTUM, link_by("centroid"), CROSS_WEIGHT, GRADIENTS)
-    views = 2
-
-    def start(self, start, epoch):
-        """Begin an epoch with prototypes that are the clusters' mean features; train on the clusters as they are."""
-        self.epoch, self.epoch_links = epoch, self.link(start)
-        self.memories = {m.value: self.memory(cluster_means(start.features["feature"][m], start.labels[m]))
-                         for m in Modality}
-        return start.labels
-
-    def memory(self, prototypes):
-        """Make a memory. Args: prototypes: (K, D) to start from, of any length."""
-        return MEMORIES[self.settings.renewal](prototypes, self.settings.temperature, self.settings.momentum)
-
-    def losses(self, features, batch):
-        """Compute {"rgb", "ir"} and, where the modalities meet, "cross"."""
-        self.visits = self.visits_of(batch)
-        return visit_losses(self.visits, self.memories, features, self.settings.gradients)
-
-    def visits_of(self, batch):
-        """List the visits of a batch, in the order in which the released code's backward pass makes them."""
-        own = [Visit(m.value, m.value, m, batch.labels[m], 1.0) for m in Modality]
-        turn = self.epoch - self.settings.cross_epoch
-        if turn < 0:
-            return own
-        links = self.links_now()
-        m, partner = (Modality.IR, links.ir_to_rgb) if turn % 2 else (Modality.RGB, links.rgb_to_ir)
-        return [*self.crossing(m, batch.labels[m], partner), *own]
-
-    def crossing(self, modality, labels, partner):
-        """List the visits across: one to the other memory; none where no cluster has a partner.
-
-        Args: modality: whose batch crosses; labels: (B,) its clusters; partner: (K,) of each cluster, -1 for none.
-        """
-        cross = Visit("cross", modality.other.value, modality, partner[labels], self.settings.cross_weight)
-        return [cross] if (partner >= 0).any() else []
-
-    def update(self, features, batch):
-        """Move the prototypes by all visits of `losses`, one after the other."""
-        for visit in self.visits:
-            self.memories[visit.memory].update(*with_partner(features[visit.batch], visit.labels))
-        return {}
 
 
 def visit_losses(visits, memories, features, gradients):

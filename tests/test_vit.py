@@ -106,10 +106,7 @@ def test_what_a_checkpoint_does_and_does_not_say(new_model):
 @pytest.mark.parametrize("changes, lacks, sentence", [
     ({"heads": "two"}, "", "model.pth does not fit together"),
     ({"kind": "clip_resnet"}, "", "does not fit together .* expected a model of kind clip_resnet"),
-    ({"kind": "vgg"}, "", "MODEL.TOWER of checkpoint model.pth is vgg; expected clip_resnet or clip_vit"),
-    ({"activation": "relu"}, "", "model.pth does not fit together .'relu'"),
     ({"height": 64}, "", r"tower.positional_embedding has shape \(4, 128\); expected \(8, 128\)"),
-    ({}, "tower.stems.", "holds no image side"),
     ({}, "tower.transformer.resblocks.1.ln_2.weight", "resblocks.1.ln_2.weight is missing"),
 ])
 def test_a_checkpoint_of_another_model(model, changes, lacks, sentence):
