@@ -11,7 +11,6 @@ modality apart by themselves, and nothing tells it that a visible and an infrare
 import math
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,26 +97,17 @@ def build_clip(words, kind, longest):
     return model
 
 
-def photograph(job):
-    """Take photos of one person, visible ones first: (2 * IMAGES, H, W, 3) uint8. Args: job: person, its number."""
-    person, identity = job
-    rng = np.random.default_rng([STREAM, SEED, 2, identity])
+def draw_photos(people):
+    """Draw all photos: (people, modality, IMAGES, 3, H, W) uint8; modality 0 is visible, 1 infrared."""
     photos = []
-    for infrared in (False, True):
-        for _ in range(IMAGES):
+    for identity, person in enumerate(tqdm(people, "drawing")):
+        rng = np.random.default_rng([STREAM, SEED, 2, identity])
+        for infrared in (False,) * IMAGES + (True,) * IMAGES:
             camera = draw_camera(np.random.default_rng([STREAM, SEED, 1, rng.integers(CAMERAS)]), infrared)
             photo = Image.fromarray(render(person, camera, rng, HEIGHT, WIDTH))
             photos.append(np.asarray(photo.resize(IMAGE_SIZE[::-1], Image.Resampling.LANCZOS)))
-    return np.stack(photos)
-
-
-def draw_photos(people):
-    """Draw all photos: (people, modality, IMAGES, 3, H, W) uint8; modality 0 is visible, 1 infrared."""
-    with ProcessPoolExecutor() as pool:
-        jobs = zip(people, range(len(people)))
-        photos = list(tqdm(pool.map(photograph, jobs, chunksize=8), "drawing", len(people)))
-    stacked = torch.from_numpy(np.stack(photos)).permute(0, 1, 4, 2, 3).contiguous()
-    return stacked.unflatten(1, (2, IMAGES))
+    stacked = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
+    return stacked.view(len(people), 2, IMAGES, *stacked.shape[1:])
 
 
 def tokenise(people):
