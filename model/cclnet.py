@@ -77,7 +77,7 @@ class CCLNet(nn.Module):
             >>> model = CCLNet(load_tower("assets/demo_clip.pt", height=96, width=48)).eval()
             >>> pixels = torch.randint(0, 256, (2, 3, 96, 48), dtype=torch.uint8)
             >>> feature = model.encode_image(normalise(pixels), "rgb").feature
-            >>> feature.shape, round(float(feature.norm(dim=1)[0]), 3)
+            >>> feature.shape, round(feature.norm(dim=1)[0].item(), 3)
             (torch.Size([2, 512]), 1.0)
         """
         return ImageEmbedding(**self.encode(images, modality,

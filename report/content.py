@@ -19,20 +19,22 @@ SHEETS, MEMBERS = 5, 12     # clusters of each kind, and images of each
 LINKS, LINKS_SHOWN, LINKED_MEMBERS = 8, 3, 4     # links of each kind, those that are seen at first, images of a side
 MAPPED_PERSONS, MAPPED_IMAGES = 40, 8       # of each person and modality
 PERPLEXITY = 30             # of the map's t-SNE
+SAMPLED, BINS = 1000, 50    # images of each modality whose distances are counted
 
 
 def retrieval_content(data, banks, rankings, before=None):
-    """Show a test: ranked lists of every retrieval, and a map of the features.
+    """Show a test: ranked lists of every retrieval, a map of the features, and their distances.
 
     Args: data: `DataSet`; banks: Modality -> `ImageBank` of the test images; rankings: list of
         `processor.ranking.Ranking`, the first trial of each retrieval, all of the same features; before: of
         `report.lists.baseline_lists`, for the same queries before and after.
-    Returns: {"tests", "map", "images": name -> base64 JPEG}.
+    Returns: {"tests", "map", "distances", "images": name -> base64 JPEG}.
     """
     pictures = Pictures()
     return {"tests": [_test(data, ranking, before or {}, lambda m, i: pictures.add(banks[m].images[i]))
                       for ranking in rankings],
-            "map": _map(data, rankings[0].evaluation), "images": pictures}
+            "map": _map(data, rankings[0].evaluation), "distances": _distances(data, rankings[0].evaluation),
+            "images": pictures}
 
 
 def stage_content(data, test_banks, ranking, train_banks, labels, links, before=None):
@@ -90,6 +92,22 @@ def _map(data, evaluation):
     if np.ptp(values, axis=0).max() > 1e-6:      # scikit-learn crashes where a collapsed model gives one feature to all
         points = TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(values)
     return {"points": np.round(points, 2).tolist(), "perplexity": perplexity, **shown}
+
+
+def _distances(data, evaluation):
+    """Count cosine distances of visible to infrared images.
+
+    Returns: {"edges": (BINS + 1,), "across": {"same", "different": (BINS,)}}.
+    """
+    rng, sides = numpy_rng(0, "report distances"), []
+    for m, (known, features) in evaluation.features.items():
+        rows = rng.permutation(len(known))[:SAMPLED]
+        sides.append((data.test[m].persons[known][rows], features.float().cpu().numpy()[rows]))
+    (rgb, x), (ir, y) = sides
+    same, distance = rgb[:, None] == ir, 1 - x @ y.T
+    edges = np.linspace(0, max(distance.max(), 1e-3), BINS + 1)
+    return {"edges": edges.tolist(), "across": {kind: np.histogram(distance[pairs], edges)[0].tolist()
+                                                for kind, pairs in (("same", same), ("different", ~same))}}
 
 
 def _clusters(labels, persons, links, picture):

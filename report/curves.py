@@ -134,3 +134,12 @@ def cmc_charts(lines):
                               SERIES[len(found) % len(SERIES)], "--" if result.stage == "baseline" else "-"))
     return [Chart(f"cmc_{number}", title, found, "% found within a rank", protocol, "rank", top=100)
             for number, ((title, protocol), found) in enumerate(charts.items(), 1)]
+
+
+def distance_chart(found):
+    """Make the `Chart` of the distances within and between persons. Args: found: of `report.content`."""
+    edges, counts = np.array(found["edges"]), found["across"]
+    lines = [Line(f"{kind} person", ((edges[1:] + edges[:-1]) / 2).tolist(),
+                  (np.array(counts[kind]) / max(sum(counts[kind]), 1) / np.diff(edges)).tolist(), colour)
+             for kind, colour in (("same", SERIES[2]), ("different", SERIES[4]))]
+    return Chart("distances", "Distances, visible to infrared", lines, "density of pairs", x_label="cosine distance")

@@ -114,7 +114,7 @@ def chart_figure(chart):
         axes.set_ylim(0, chart.top and chart.top * 1.02)
     if chart.mark:
         axes.axvline(chart.mark, color=MUTED, linewidth=1, linestyle=":")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=isinstance(chart.lines[0].x[0], int), nbins=7))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(lambda number, _: f"{number:.4g}")
     if len(labels) > 1:

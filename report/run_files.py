@@ -150,9 +150,14 @@ def _below(tests):
 
 
 def _records(path):
-    """List the records of a metrics.json, one for each mode."""
+    """List the records of a metrics.json, one for each mode. Raises: UserError: a number is no fraction of 1."""
     content = _read(path)
-    return content.get("results", [content] if content else [])
+    records = content.get("results", [content] if content else [])
+    for name, value in ((name, record.get(name)) for record in records for name in RATES):
+        if not (isinstance(value, (int, float)) and 0 <= value <= 1):       # nor NaN
+            raise UserError(f"{quoted(path)} holds {name} {value!r}; expected a number from 0 to 1, as test.py writes "
+                            "it. Test again")
+    return records
 
 
 def _read(path, parse=json.loads):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from configs.defaults import with_defaults
 from report.content import stage_content
-from report.curves import STAGES, cmc_charts, comparison_charts, stage_charts
+from report.curves import STAGES, cmc_charts, comparison_charts, distance_chart, stage_charts
 from report.figures import Figures, chart_figure, map_figure
 from report.lists import baseline_lists, drawn_lists, pictures_of
 from report.page import Section, write_page
@@ -74,7 +74,9 @@ def write_run_page(folder, figures_dir=None, titles=True):
     sections = [
         Section("results", "Results", "results.html", results and _results(run, results, figures)),
         Section("lists", "Ranked lists", "ranked_lists.html", shown.get("tests")),
-        Section("map", "Map", "embeddings.html", shown and figures.add("map", map_figure(shown["map"]))),
+        Section("map", "Features", "embeddings.html", shown and {
+            "map": figures.add("map", map_figure(shown["map"])),
+            "distances": _drawn(figures, [distance_chart(shown["distances"])])}),
         Section("clusters", "Clusters", "clusters.html", of_training.get("clusters")),
         Section("training", "Losses and labels", "curves.html", _curves(
             figures, lambda stage: stage_charts(run.epochs, stage, cross_epoch, dataset), notes)),

@@ -19,6 +19,7 @@ from report.run_files import read_run
 from report.write import write_run_page
 from tests.tested import add_test, runs_of
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
+from utils.errors import UserError
 from utils.modality import Modality
 
 
@@ -86,6 +87,8 @@ def test_lists_before_and_after_as_they_are_shown_and_drawn(tested):
         for of in (entry, entry["before"]):
             marks = [image["right"] for image in of["gallery"]]
             assert of["first_right"] == marks.index(True) + 1 if any(marks) else of["first_right"] > len(marks)
+    assert sum(sum(counts) for counts in content["distances"]["across"].values()) == IMAGES ** 2
+    assert sum(content["distances"]["across"]["same"]) == sum(6 * 6 for _ in range(PEOPLE))
     drawn = drawn_lists(test, content["images"])
     assert 6 * STEP_Y < drawn.height < 7 * STEP_Y
     greener = [bool(int(g) > int(r)) for r, g, _ in (drawn.getpixel((260, 7 + row * STEP_Y)) for row in range(6))]
@@ -103,6 +106,13 @@ def test_queries_are_those_that_gained_most_least_and_lost_most(gains, kinds):
     found = chosen_queries(after, None if gains is None else after - np.repeat(gains, 6), persons)
     assert list(found) == list(kinds)
     assert all(persons[queries].tolist() == kinds[kind] for kind, queries in found.items() if kinds[kind] is not None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "0.5", 37.5])
+def test_a_number_that_no_test_writes_is_refused(tmp_path, value):
+    path = add_test(tmp_path, 0.5, record={"rank1": value})
+    with pytest.raises(UserError, match=f"{path.parent.name}.*holds rank1 {value!r}; expected a number from 0 to 1"):
+        find_results(read_run(tmp_path))
 
 
 def test_a_stage_without_links_or_identities(tested):

@@ -77,6 +77,7 @@ def test_a_run_ends_with_its_page(run):
 def test_page_holds_everything_and_fetches_nothing(run, comparison):
     text = (run / "report.html").read_text()
     for words in ("<b>after training</b>", "Linked clusters", "wrong ones first", "Test embeddings", "CMC",
+                  "Distances, visible to infrared",
                   "seed 0, perplexity", "diagnosis by known identities", "modalities meet", "Learning rate",
                   "Losses, prompts", "<dt>CLUSTER.K1</dt><dd>8 <span>default 30</span></dd>", "<dt>Commit</dt>",
                   "Small numbers below: the gain over baseline CLIP", " over baseline CLIP</i>", "torch "):
