@@ -21,10 +21,10 @@ def images():
             for m, bank in tiny_banks().items()}
 
 
-def batches_of(method="cclnet", processes=None, **changes):
+def batches_of(method="cclnet", processes=None, epoch=1, **changes):
     settings = tiny_settings(METHOD__NAME=method, **{"INPUT__PAD": 2, "INPUT__GREY": 0.5, **changes})
     more = () if processes is None else (processes,)
-    return Batches(images(), LABELS, settings, 1, settings.method.views, *more)
+    return Batches(images(), LABELS, settings, epoch, settings.method.views, *more)
 
 
 def test_batches_hold_p_clusters_of_k_images():
@@ -87,7 +87,7 @@ def test_batches_of_an_epoch_count_labelled_images_alone():
 
 def test_a_batch_is_of_its_images():
     """Labels and cameras are those of its positions; images are those too, augmented by a stream of the step."""
-    batches = batches_of(SEED=5)
+    batches = batches_of(SEED=5, epoch=3)
     for m, step in ((RGB, 0), (IR, 2)):
         batch, positions = batches[step], batches.positions[m][step]
         np.testing.assert_array_equal(batch.positions[m], positions)
@@ -95,7 +95,7 @@ def test_a_batch_is_of_its_images():
         np.testing.assert_array_equal(batch.cameras[m], positions * (2 if m is IR else 3))
         assert len(set(batch.labels[m])) > 1
         rows = batches.images[m].batch(positions)
-        plan = draw(batches.settings.augmentation[m], 4, rows.shape[2:], numpy_rng(5, "augment", m.value, 1, step))
+        plan = draw(batches.settings.augmentation[m], 4, rows.shape[2:], numpy_rng(5, "augment", m.value, 3, step))
         assert torch.equal(batch.images[m], apply(rows, plan)) and not torch.equal(batch.images[m], normalise(rows))
 
 

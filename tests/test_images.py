@@ -1,6 +1,5 @@
 """Decoding of every kind of image, the cache, and the manifest of a data set."""
 import json
-import os
 import shutil
 
 import numpy as np
@@ -70,16 +69,13 @@ def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path, monkeyp
 
 @pytest.mark.parametrize("damage, sentence", [
     (lambda path: path.write_bytes(path.read_bytes()[:-200]), "does not decode"),
-    (lambda path: [path.unlink(), path.symlink_to("gone")], "is missing"), (os.unlink, "is missing")],
-    ids=["truncated", "link to nowhere", "missing"])
+    (lambda path: [path.unlink(), path.symlink_to("gone")], "is missing")])
 def test_damaged_files_are_named(data, damage, sentence):
     path = data.root / data.train[Modality.RGB].paths[2]
     damage(path)
-    with pytest.raises(UserError, match=f"{path} .*({sentence})"):
+    with pytest.raises(UserError, match=f"{path} .*{sentence}"):
         open_split(data, "train")
     assert not (data.root / "train_rgb_resized_img.npy").exists()
-    with pytest.raises(UserError, match=f"{path} .*({sentence})"):
-        read_image(path, 32, 16)
 
 
 def test_cache_is_written_once_and_again_after_a_change(data, capsys):

@@ -1,5 +1,4 @@
 """Random streams: another for every seed, purpose, modality, epoch and step; the same for the same name."""
-import dataclasses
 import itertools
 
 import numpy as np
@@ -7,11 +6,10 @@ import pytest
 import torch
 
 from data.batches import Batches, PromptBatches
-from data.images import ImageBank
 from model.clip import TextTower, load_clip
 from model.prompt import PromptLearner
 from processor.run.state import PromptState
-from tests.tiny import IMAGES, LABELS, tiny_banks, tiny_prompt_settings, tiny_settings
+from tests.tiny import LABELS, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng, torch_rng
 
@@ -40,34 +38,14 @@ def test_streams_of_every_version_are_the_same():
     assert numpy_rng(1, "sampler", "rgb", 3).integers(0, 1000, 4).tolist() == [61, 213, 551, 882]
 
 
-@pytest.fixture(scope="module")
-def same_images():
-    """Banks in which all images are one image, so that batches differ by their augmentation alone."""
-    return {m: ImageBank(np.repeat(tiny_banks()[RGB].images[:1], IMAGES, axis=0)) for m in Modality}
-
-
 @pytest.mark.parametrize("positions", [
-    lambda banks, seed, epoch: Batches(banks, LABELS, tiny_settings(SEED=seed), epoch).positions,
-    lambda banks, seed, epoch: PromptBatches(None, LABELS, tiny_prompt_settings(SEED=seed), epoch).order])
-def test_batches_differ_between_epochs_seeds_and_modalities(positions, same_images):
-    base, again, epoch, seed = (positions(same_images, *name) for name in ((1, 1), (1, 1), (1, 2), (2, 1)))
+    lambda seed, epoch: Batches(tiny_banks(), LABELS, tiny_settings(SEED=seed), epoch).positions,
+    lambda seed, epoch: PromptBatches(None, LABELS, tiny_prompt_settings(SEED=seed), epoch).order])
+def test_batches_differ_between_epochs_seeds_and_modalities(positions):
+    base, again, epoch, seed = (positions(*name) for name in ((1, 1), (1, 1), (1, 2), (2, 1)))
     assert (base[RGB] != base[IR]).any()
     for m in Modality:
         assert (base[m] == again[m]).all() and (base[m] != epoch[m]).any() and (base[m] != seed[m]).any()
-
-
-def test_augmentation_differs_between_steps_epochs_seeds_and_modalities(same_images):
-    settings = tiny_settings(INPUT__PAD=4, INPUT__GREY=0.5, INPUT__ERASE=0.5, SAMPLER__INSTANCES=4)
-    settings = dataclasses.replace(settings, augmentation=dict.fromkeys(Modality, settings.augmentation[RGB]))
-
-    def images(modality, step, seed=1, epoch=1):
-        return Batches(same_images, LABELS, dataclasses.replace(settings, seed=seed), epoch)[step].images[modality]
-
-    base = images(RGB, 0)
-    assert torch.equal(base, images(RGB, 0))
-    for other in (images(RGB, 1), images(RGB, 0, epoch=2), images(RGB, 0, seed=2), images(IR, 0)):
-        assert not torch.equal(base, other)
-    assert not torch.equal(base[0], base[1])        # nor are two images of a batch augmented alike
 
 
 @pytest.fixture(scope="module")
