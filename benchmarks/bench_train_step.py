@@ -17,9 +17,8 @@ from model.cclnet import CCLNet
 from model.replay import ReplayedNetwork
 from model.towers.clip_resnet import ClipResNet
 from model.towers.clip_vit import ClipViT
-from processor.run.state import TrainState
 from processor.setup import train_settings
-from processor.train import train_step
+from processor.train import TrainState, train_step
 from utils.modality import Modality
 from utils.runtime import autocast, compile_parts, gpu_rounding
 

@@ -21,9 +21,8 @@ from loss.links import hungarian
 from loss.method import EpochStart
 from model.replay import ReplayedNetwork
 from processor.features import embed_all
-from processor.run.state import TrainState
 from processor.setup import train_settings
-from processor.train import train_step
+from processor.train import TrainState, train_step
 from utils.errors import is_out_of_memory
 from utils.modality import Modality
 
@@ -61,7 +60,7 @@ class Bench:
         self.model = resnet(*sizes.tower)
 
     def settings_of(self, precision):
-        """Return the released recipe's `TrainSettings` in a precision, swapping from the first epoch on."""
+        """Return the released recipe's `train_settings` in a precision, swapping from the first epoch on."""
         return train_settings(load_config(None, ["PRECISION", precision, "METHOD.CROSS_EPOCH", "1",
                                                  "SAMPLER.INSTANCES", str(self.sizes.batch // 4)]), "prepare")
 

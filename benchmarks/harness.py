@@ -81,7 +81,7 @@ def synchronize():
 
 
 def start_method(settings, prototypes, epoch):
-    """Start an epoch of the method of `TrainSettings`, with one image in each cluster.
+    """Start an epoch of the method of `train_settings`, with one image in each cluster.
 
     Args: prototypes: Modality -> (K, D) of unit length; epoch: from METHOD.CROSS_EPOCH on the modalities meet.
     """

@@ -54,7 +54,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
     The released format is recognised. The weights that training started from are not needed.
 
     Args:
-        content: of `processor.run.checkpoints.read_checkpoint`.
+        content: of `configs.checkpoint.read_checkpoint`.
         path: for messages.
         height, width, stride, tower, activation: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE, MODEL.TOWER and
             MODEL.ACTIVATION of the configuration; None, "", "auto": the checkpoint's.

@@ -67,14 +67,6 @@ def test_every_tool_is_tried():
     assert found == {*TOOLS, *IMPORTING}
 
 
-@pytest.mark.parametrize("words, found", [(["--some-flag", "3"], 3), (["--some_flag=4"], 4), (["--some-flag=5"], 5)])
-def test_flags_are_spelt_with_dashes_or_underscores(words, found):
-    for name in ("--some_flag", "--some-flag"):
-        parser = Parser("")
-        parser.add_argument(name, type=whole_number(0, 9))
-        assert parser.parse_args(words).some_flag == found
-
-
 @pytest.mark.parametrize("kind, text", [(whole_number(1, 9), "0"), (whole_number(1, 9), "1.5"),
                                         (real_number(0, 9), "nan"), (real_number(0, 9), "-1")])
 def test_numbers_of_flags_have_bounds(kind, text):

@@ -63,7 +63,7 @@ from report.write import save_report  # noqa: E402
 from tools.lib.feature_file import aligned, as_data_set, read_features  # noqa: E402
 from tools.lib.rerank import K1, K2, SHARE, rerank  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
-from utils.runtime import open_log  # noqa: E402
+from utils.runtime import Log  # noqa: E402
 from utils.seeding import numpy_rng  # noqa: E402
 
 SIZE = (144, 72)        # pixels of a picture on the page
@@ -106,7 +106,7 @@ def check_folder(folder, file, protocols):
 def save_results(file, name, data, retrievals, evaluations, folder, root):
     """Print the table of a file and write its results. Args: name: in the table; root: of the pictures."""
     with lock_folder(folder):
-        log = open_log(folder, "evaluate")
+        log = Log(folder)
         for retrieval, evaluation in zip(retrievals, evaluations):
             log.info(f"{file.path}: {evaluation.protocol}, {len(retrieval.galleries[0]):,} gallery images, mean of "
                      f"{len(retrieval.trials)} trials\n" + format_table([{"what": name, **evaluation.mean()}]))

@@ -29,24 +29,20 @@ class Run:
         self.script, self.output_dir, self.log, self.facts = script, Path(output_dir), log, facts
         self.processes, self.writes, self.about = processes, processes.writes, about
         self.more = {}                                  # further entries of every checkpoint, such as prompts
-        self.state_path = state_path(output_dir, script)
+        self.state_path = self.output_dir / f"{script}_state.pth"
+        self.labels_folder = self.output_dir / "pseudo_labels"      # that the run makes
         content = content or {}
         self.states = content.get("stages", {})         # stage -> its state
         self.best = content.get("best", -1.0)           # Rank-1 of the best checkpoint so far
         self.history = content.get("history", [])       # a dict per finished epoch of this script
         self.position = "starts again"                  # what the same command does
-        self.epoch_began = self.training_began = time.perf_counter()
+        self.epoch_began = time.perf_counter()
         self.writer, self.unwritten = ThreadPoolExecutor(1), []     # of large files, beside the next epoch's work
 
     @cached_property
     def events(self):
         """The `EventLog` of the run."""
         return EventLog(self.output_dir / "tensorboard", self.facts.get("config", {}))
-
-    @property
-    def labels_folder(self):
-        """The folder of the pseudo labels that the run makes."""
-        return self.output_dir / "pseudo_labels"
 
     def model_file(self, stage, which):
         """Return the path of a stage's checkpoint. Args: which: "last" or "best"."""
@@ -66,32 +62,26 @@ class Run:
             self.log.info(f"{stage}: resuming with epoch {state.epoch}")
         while state.epoch <= epochs:
             self.position = f"resumes with epoch {state.epoch} of {stage}"
-            self.epoch_began = self.training_began = time.perf_counter()
+            self.epoch_began = time.perf_counter()
             yield state.epoch
         self.written()
 
-    def training_begins(self):
-        """Note that an epoch's features, clusters and links are there and its first step comes."""
-        self.training_began = time.perf_counter()
-
     def save_state(self, stage, state):
         """Write the state file. Args: state: of a stage; the other stages' are kept."""
-        if not self.writes:
-            return
-        self.states[stage] = on_host(state.state_dict())
-        self._write(self.state_path, {
-            "format": FORMAT, "stages": dict(self.states), "best": self.best, "history": list(self.history),
-            "versions": versions(), **self.facts})
+        self.states[stage] = state.state_dict()
+        self._write(self.state_path, {"format": FORMAT, "stages": self.states, "best": self.best,
+                                      "history": self.history, "versions": versions(), **self.facts})
         self.position = f"resumes with epoch {state.epoch} of {stage}"
 
     def begin(self):
         """Write a state without any epoch, which tells that what comes to lie beside it is this run's."""
-        if self.writes and not self.states:
+        if not self.states:
             self._write(self.state_path, {"format": FORMAT, "stages": {}})
 
     def _write(self, path, content):
-        """Let a file be written after those before it. Args: content: tensors on the host that nobody changes."""
-        self.unwritten.append(self.writer.submit(save_checkpoint, path, content))
+        """Let a file be written after those before it, with the content of now."""
+        if self.writes:
+            self.unwritten.append(self.writer.submit(save_checkpoint, path, on_host(content)))
 
     def written(self):
         """Wait until all that was saved is on the disk. Raises: UserError: something could not be written."""
@@ -118,22 +108,14 @@ class Run:
 
     def save_model(self, stage, which, content):
         """Write a stage's checkpoint with the run's facts. Args: which: "last" or "best"."""
-        if not self.writes:
-            return
-        self._write(self.model_file(stage, which), on_host({"format": FORMAT, **content, **self.facts, **self.more}))
+        self._write(self.model_file(stage, which), {"format": FORMAT, **content, **self.facts, **self.more})
 
     def save_labels(self, labels, epoch, unified=False):
         """Write the pseudo labels of the last epoch. Args: labels: Modality -> (N,); unified: both share one range."""
-        if not self.writes:
-            return
-        save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"], unified,
-                           {"epoch": epoch, "config": self.facts["config"]})
-        self.log.info(f"pseudo labels written to {self.labels_folder}")
-
-
-def state_path(output_dir, script):
-    """Return the path of the state file of a script's run."""
-    return Path(output_dir) / f"{script}_state.pth"
+        if self.writes:
+            save_pseudo_labels(self.labels_folder, labels, self.facts["manifest"], unified,
+                               {"epoch": epoch, "config": self.facts["config"]})
+            self.log.info(f"pseudo labels written to {self.labels_folder}")
 
 
 def read_rows(output_dir):

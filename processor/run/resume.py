@@ -7,7 +7,7 @@ from pathlib import Path
 
 from configs.groups import may_change
 from data.manifest import manifest_differences
-from processor.run.folder import FORMAT, read_rows, state_path, write_rows
+from processor.run.folder import FORMAT, read_rows, write_rows
 from processor.run.provenance import versions
 from utils.checkpoint import PARTIAL, load_plain
 from utils.errors import UserError, quoted
@@ -50,7 +50,7 @@ def find_state(folder, script, fresh, facts):
     Args: script: "prepare" or "clip"; fresh: keep old files aside instead; facts: as `check_resumable`.
     Raises: UserError: the state cannot be read or is of another run, or files are there of which no state tells.
     """
-    path, lines = state_path(folder, script), []
+    path, lines = Path(folder) / f"{script}_state.pth", []
     if fresh and (aside := set_aside(folder, script)):
         lines = [f"old files are kept in {aside}"]
     if not path.is_file():
