@@ -26,9 +26,8 @@ from model.towers.registry import load_tower
 from processor.evaluate import Tester, check_matches
 from processor.optim import freeze
 from processor.run.events import WandbLog, check_wandb
-from processor.run.folder import Run
+from processor.run.folder import Run, find_state, lock_folder
 from processor.run.provenance import provenance
-from processor.run.resume import find_state, lock_folder
 from utils.checkpoint import write_atomically
 from utils.distributed import join_processes
 from utils.errors import UserError, quoted, stops_on_signals

@@ -126,13 +126,8 @@ def given_links(monkeypatch):
 
 
 @pytest.fixture
-def model(either_clip_file):
-    return tiny_model(either_clip_file)
-
-
-@pytest.fixture
-def text(either_clip):
-    return TextTower(either_clip)
+def text(clip):
+    return TextTower(clip)
 
 
 def fake_banks():
@@ -157,9 +152,10 @@ def test_what_a_gpu_refuses_and_what_waits_is_seen():
             assert to_device(host, "cuda").device.type == "cuda"
 
 
-def test_embedding(model):
+def test_embedding(either_clip_file):
+    model = tiny_model(either_clip_file)
     with fake_cuda():
-        out = embed(model.to("cuda"), fake_banks()[Modality.IR], Modality.IR, BOTH, batch_size=8, precision="released")
+        out = embed(model.to("cuda"), fake_banks()[Modality.IR], Modality.IR, BOTH, batch_size=20, precision="released")
         assert on_gpu(out) and {len(rows) for rows in out.values()} == {IMAGES}
 
 

@@ -8,7 +8,7 @@ import scripts
 import trees
 
 from configs.identity import results_folder
-from processor.run.resume import lock_folder
+from processor.run.folder import lock_folder
 from report.run_files import read_run
 from tests.tested import add_test
 from utils.checkpoint import write_atomically

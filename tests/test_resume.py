@@ -14,7 +14,7 @@ import torch
 import trees
 
 import utils.checkpoint
-from processor.run.resume import lock_folder
+from processor.run.folder import lock_folder
 from tests.workers import Workers, script
 
 IDS = {"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)}

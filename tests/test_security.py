@@ -13,7 +13,7 @@ from data.images import read_image
 from data.pseudo_labels import FILE_NAMES, load_pseudo_labels
 from model.clip import load_clip
 from model.published import load_checkpoint
-from processor.run.resume import find_state
+from processor.run.folder import find_state
 from tools.lib.feature_file import read_features
 from utils.checkpoint import load_array, write_atomically
 from utils.errors import UserError

@@ -1,5 +1,7 @@
 """Every setting reaches the objects that a run is built of: with another value, another object and no other."""
+import copy
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,7 +66,7 @@ class Built:
 
     def weights(self):
         """The arguments with which the network's weights are asked for."""
-        assert self.model and self.setup.clip()
+        assert self.model and not self.setup.clip()
         return self.seen["load_tower"], self.seen["load_clip"]
 
     def device(self):
@@ -195,7 +197,7 @@ def read(people, tiny_clip_file, tmp_path_factory):
     Without changes they are read off the same objects each time. In values {folder} is the folder of the test.
     """
     folder, real = tmp_path_factory.mktemp("reach"), SimpleNamespace(**{
-        name: getattr(processor.setup, name) for name in ("load_tower", "load_clip", "pick_device")})
+        name: getattr(processor.setup, name) for name in ("load_tower", "pick_device")})
     for labels in (folder / "run/pseudo_labels", folder / "labels"):
         labels.mkdir(parents=True)
         for m, images in ((RGB, 24), (IR, 12)):     # three people, two images of each camera
@@ -206,11 +208,14 @@ def read(people, tiny_clip_file, tmp_path_factory):
 
     def load_tower(weights, tower, name, **more):
         now.seen.update(load_tower=(weights, tower, name), more=more)
-        return real.load_tower(tiny_clip_file, "", "RN50", **{**more, "stride": 16})
+        return copy.deepcopy(tower_of(more["height"], more["width"]))
+
+    @cache
+    def tower_of(height, width):
+        return real.load_tower(tiny_clip_file, height=height, width=width)
 
     def load_clip(weights, name, activation):
         now.seen.update(load_clip=(weights, name), activation=activation)
-        return real.load_clip(tiny_clip_file, "RN50")
 
     def pick_device(name):
         now.seen["pick_device"] = name

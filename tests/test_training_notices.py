@@ -10,9 +10,8 @@ from configs.defaults import as_dict
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
 from processor.run.epoch import finish_stage
-from processor.run.folder import FORMAT, read_rows
+from processor.run.folder import FORMAT, check_resumable, read_rows, set_aside
 from processor.run.provenance import versions
-from processor.run.resume import check_resumable, set_aside
 from processor.train import train
 from tests.tiny import LABELS, TinyRun, tiny_config, tiny_settings, tiny_tester
 from utils.errors import UserError

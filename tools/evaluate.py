@@ -56,7 +56,7 @@ from configs.groups import distinct_names  # noqa: E402
 from data.images import read_image  # noqa: E402
 from processor.evaluate import format_table, metrics_record, rank_features, rank_trial  # noqa: E402
 from processor.ranking import save_per_query, save_ranked_lists  # noqa: E402
-from processor.run.resume import lock_folder  # noqa: E402
+from processor.run.folder import lock_folder  # noqa: E402
 from report.content import retrieval_content  # noqa: E402
 from report.paired import Compared, as_lines, mean_of_trials, paired_bootstrap  # noqa: E402
 from report.write import save_report  # noqa: E402
