@@ -121,25 +121,17 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr("processor.setup.check_wandb", lambda: made.append("checked"))
     monkeypatch.setattr("processor.setup.WandbLog", lambda *arguments: made.append(arguments))
-    setup, folder = new_setup(), tmp_path / "run"
+    setup = new_setup(LOG__WANDB=True)
     setup.new_model()
     with setup.training("prepare", fresh=False, more="fact") as run:
         assert len(setup.weights) > 8 and run.facts == {**setup.facts(), "weights": setup.weights, "more": "fact"}
-        with pytest.raises(UserError, match="another run is writing to"), setup.holding(folder):
-            pass
+        assert made == ["checked", (str(tmp_path / "run"), "prepare", run.facts["config"])]
+        assert run.events.others == [None]
         run.save_state("prepare", SimpleNamespace(epoch=2, state_dict=lambda: {"epoch": 2}))
-    text = said(folder)
-    assert not made and "None" not in text and "old files" not in text
     with setup.training("prepare", fresh=False, more="fact") as run:
         assert run.states == {"prepare": {"epoch": 2}}
     with pytest.raises(UserError, match="started with other more than"), setup.training("prepare", False, more="other"):
         pass
-    setup = new_setup(LOG__WANDB=True)
-    setup.new_model()
-    with setup.training("prepare", fresh=True) as run:
-        assert made == ["checked", (str(folder), "prepare", run.facts["config"])] and run.states == {}
-        assert run.events.others == [None]
-    assert said(folder).endswith(f"old files are kept in {folder / 'old-1'}")
 
 
 @pytest.mark.parametrize("space, stage, has_text, sentence", [

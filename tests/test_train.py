@@ -256,11 +256,7 @@ def test_a_stages_log_is_short_and_tells_of_every_long_epoch():
 @pytest.mark.parametrize("labels, words", [
     (np.zeros(20, int), "all clustered rgb images are in one cluster.*smaller CLUSTER.EPS"),
     (np.where(np.arange(40) < 3, np.arange(40), -1), "92% of the rgb images are outliers.*larger CLUSTER.EPS"),
-])
+    (np.where(np.arange(20) < 2, np.arange(20), -1), None)])
 def test_collapse_is_said_in_words(labels, words):
-    healthy = np.arange(20) % 4
-    warnings = collapse_warnings({RGB: labels, IR: healthy})
-    assert len(warnings) == 1 and re.search(words, warnings[0])
-    assert collapse_warnings({m: healthy for m in Modality}) == []
-    nine_in_ten = np.where(np.arange(20) < 2, np.arange(20), -1)
-    assert collapse_warnings({m: nine_in_ten for m in Modality}) == []
+    warnings = collapse_warnings({RGB: labels, IR: np.arange(20) % 4})
+    assert re.fullmatch(f".*{words}.*", *warnings) if words else not warnings
