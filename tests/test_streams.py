@@ -1,5 +1,4 @@
 """Random streams: another for every seed, purpose, modality, epoch and step; the same for the same name."""
-import dataclasses
 import itertools
 
 import numpy as np
@@ -70,10 +69,11 @@ def differ_alike(draw):
 
 def test_augmentation_differs_between_steps_epochs_seeds_and_modalities(same_images):
     settings = tiny_settings(INPUT__PAD=4, INPUT__GREY=0.5, INPUT__ERASE=0.5, SAMPLER__INSTANCES=4)
-    settings = dataclasses.replace(settings, augmentation=dict.fromkeys(Modality, settings.augmentation[RGB]))
+    settings.augmentation = dict.fromkeys(Modality, settings.augmentation[RGB])
 
     def images(modality, step, seed=1, epoch=1):
-        return Batches(same_images, LABELS, dataclasses.replace(settings, seed=seed), epoch)[step].images[modality]
+        settings.seed = seed
+        return Batches(same_images, LABELS, settings, epoch)[step].images[modality]
 
     base = images(RGB, 0)
     assert torch.equal(base, images(RGB, 0))
