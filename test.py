@@ -21,13 +21,12 @@ def main():
                   "save_ranking": "write the ranked lists as CSV and the features as .npz"})
     import torch  # slow: after the command line was read
 
-    from configs.checkpoint import settings_of
+    from configs.checkpoint import read_checkpoint, settings_of
     from configs.defaults import load_config
     from configs.identity import results_folder
     from model.published import local_path
     from model.released import describe_released, model_from_checkpoint, released_state
     from processor.ranking import save_rankings
-    from processor.run.checkpoints import read_checkpoint
     from processor.setup import Setup
     from report.content import retrieval_content
     from report.lists import baseline_lists
@@ -38,73 +37,36 @@ def main():
     content = read_checkpoint(path) if path else {}
     base = settings_of(content)
     config = load_config(arguments.config_file, arguments.overrides, base=base)
-    if (trained := base.get("INPUT.NORMALISATION", config.INPUT.NORMALISATION)) != config.INPUT.NORMALISATION:
+    given = config.INPUT
+    if (trained := base.get("INPUT.NORMALISATION", given.NORMALISATION)) != given.NORMALISATION:
         raise UserError(f"checkpoint {path} was trained with INPUT.NORMALISATION {trained}, now it is "
-                        f"{config.INPUT.NORMALISATION}. Use the configuration of the training run")
+                        f"{given.NORMALISATION}. Use the configuration of the training run")
     setup = Setup(config, "test")
     if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
     if path:
-        model = model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE,
-                                      config.MODEL.TOWER, config.MODEL.ACTIVATION).to(
-                                          setup.device, memory_format=torch.channels_last)
+        model = model_from_checkpoint(content, path, given.HEIGHT, given.WIDTH, config.MODEL.STRIDE, config.MODEL.TOWER,
+                                      config.MODEL.ACTIVATION)
+        model = model.to(setup.device, memory_format=torch.channels_last)
     else:
         model = setup.new_model()
     banks, mode = setup.banks("test"), config.TEST.MODE or setup.data.modes[0]
     tested = setup.identity(file_digest(local_path(path)) if path else setup.weights, mode)
     folder = results_folder(config.OUTPUT_DIR, path, tested)
     with setup.holding(folder):
-        log = setup.start(folder)
+        log, run = setup.start(folder), folder.parents[1]
         if released_state(content) is not None:
             log.info(f"{path}: {describe_released(content)}")
-        run, what = folder.parents[1], path or model.tower.untrained
-        if path and setup.processes.size == 1:
+        if path and setup.processes.size == 1 and (run / "metrics.jsonl").is_file():
             test_untrained(setup, banks, run, tested, log)
-        evaluations = embed_and_rank(setup, model, banks)
+        evaluations, rankings = test(setup, model, banks, folder, log, tested, path or model.tower.untrained, content)
         if not setup.processes.writes:
             return
-        rankings = save_results(folder, log, setup, tested, content, what, evaluations)
         if arguments.save_ranking:
             for file in save_rankings(folder, setup.data, setup.retrievals, evaluations):
                 log.info(f"written to {file}")
         save_report(folder, log, "test", lambda: retrieval_content(setup.data, banks, rankings, baseline_lists(folder)),
                     run)
-
-
-def embed_and_rank(setup, model, banks):
-    """Test a model in the configuration's modes: a list of `Evaluation`."""
-    from processor.evaluate import evaluate
-
-    config = setup.config
-    return evaluate(model, setup.data, banks, setup.retrievals, config.TEST.BATCH_SIZE, config.PRECISION,
-                    setup.processes, config.TEST.MIRRORED)
-
-
-def test_untrained(setup, banks, folder, tested, log):
-    """Test the network that a run began with, for the run's page, unless that was done.
-
-    Where it cannot be tested, because its weights are elsewhere, a line in the log says so.
-
-    Args: folder: of the run; tested: `identity` of the test of its checkpoint.
-    """
-    from configs.identity import results_folder
-    from report.run_files import read_run
-
-    if not (folder / "metrics.jsonl").is_file():
-        return
-    try:
-        run = read_run(folder)
-        if not run.lacks_baseline(tested, {retrieval.mode for retrieval in setup.retrievals}):
-            return
-        log.info(f"the untrained network is tested first, for the page of {folder}")
-        model = setup.new_model()
-        if setup.weights != run.known("weights"):
-            raise UserError(f"MODEL.CLIP_WEIGHTS {setup.config.MODEL.CLIP_WEIGHTS} are not what the run began with")
-        tested = setup.identity(setup.weights, tested["mode"])
-        save_results(results_folder(folder, "", tested), log, setup, tested, {}, model.tower.untrained,
-                     embed_and_rank(setup, model, banks))
-    except UserError as error:
-        log.info(f"the page of {folder} lacks the untrained network: {error}")
 
 
 def check_same_data(content, path, facts):
@@ -128,19 +90,45 @@ def check_same_data(content, path, facts):
                         "--allow_other_data to test across data on purpose")
 
 
-def save_results(folder, log, setup, tested, content, what, evaluations):
-    """Print the results and write metrics.json, and what pages and comparisons need of each query.
+def test_untrained(setup, banks, run_folder, tested, log):
+    """Test the network that a run began with, for the run's page, unless that was done or its weights are elsewhere.
 
-    Args: tested: `identity` of the test; content: of the checkpoint; what: was tested; evaluations: list of
-        `Evaluation`.
-    Returns: list of `processor.ranking.Ranking`, the first trial of each.
+    Args: tested: `identity` of the test of the run's checkpoint.
+    """
+    from configs.identity import results_folder
+    from report.run_files import read_run
+
+    try:
+        run = read_run(run_folder)
+        if not run.lacks_baseline(tested, {retrieval.mode for retrieval in setup.retrievals}):
+            return
+        log.info(f"the untrained network is tested first, for the page of {run_folder}")
+        model = setup.new_model()
+        if setup.weights != run.known("weights"):
+            raise UserError(f"MODEL.CLIP_WEIGHTS {setup.config.MODEL.CLIP_WEIGHTS} are not what the run began with")
+        tested = setup.identity(setup.weights, tested["mode"])
+        test(setup, model, banks, results_folder(run_folder, "", tested), log, tested, model.tower.untrained, {})
+    except UserError as error:
+        log.info(f"the page of {run_folder} lacks the untrained network: {error}")
+
+
+def test(setup, model, banks, folder, log, tested, what, content):
+    """Test a model in the configuration's modes; print and write the results, and what comparisons need of each query.
+
+    Args: tested: `identity` of the test; what: is tested; content: of its checkpoint.
+    Returns: list of `Evaluation`, list of `Ranking` of the first trial of each; () in a process that does not write.
     """
     from model.released import first_number, released_state
-    from processor.evaluate import format_table, metrics_record, rank_trial
+    from processor.evaluate import evaluate, format_table, metrics_record, rank_trial
     from processor.ranking import save_per_query
     from report.lists import save_nearest
     from utils.checkpoint import save_json
 
+    given = setup.config.TEST
+    evaluations = evaluate(model, setup.data, banks, setup.retrievals, given.BATCH_SIZE, setup.config.PRECISION,
+                           setup.processes, given.MIRRORED)
+    if not setup.processes.writes:
+        return evaluations, ()
     for evaluation in evaluations:
         log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
                  + format_table([{"what": Path(what).name, **evaluation.mean()}]))
@@ -148,16 +136,14 @@ def save_results(folder, log, setup, tested, content, what, evaluations):
     facts = {"checkpoint": what, "epoch": int(first_number(content.get("epoch")) or 0),
              "selection": selection if content else "no training"}
     results = [metrics_record(evaluation, setup.data, identity=setup.identity(tested["checkpoint"], evaluation.mode),
-                              **facts)
-               for evaluation in evaluations]
-    output = folder / "metrics.json"
-    save_json(output, {**results[0], "results": results} if len(results) > 1 else results[0])
+                              **facts) for evaluation in evaluations]
+    save_json(folder / "metrics.json", {**results[0], "results": results} if len(results) > 1 else results[0])
     save_per_query(folder, evaluations)
     rankings = [rank_trial(setup.data, *pair) for pair in zip(setup.retrievals, evaluations)]
     save_nearest(folder, rankings)
     save_json(folder / "report_data" / "run-test.json", setup.about())
-    log.info(f"written to {output}")
-    return rankings
+    log.info(f"written to {folder / 'metrics.json'}")
+    return evaluations, rankings
 
 
 if __name__ == "__main__":

@@ -16,25 +16,24 @@ def main():
     from data.pseudo_labels import labels_digest
     from model.clip import TextTower
     from model.state_dict import weights_digest
-    from processor.guidance import TextGuidance, log_scale
+    from processor.guidance import TextGuidance
     from processor.prompt import learn_prompts, text_features
     from processor.run.epoch import finish_stage
-    from processor.setup import Setup, check_needs, prompt_settings, train_settings
+    from processor.setup import Setup, prompt_settings, train_settings
     from processor.train import train
     from report.write import save_stage_page
 
     config = load_config(arguments.config_file, arguments.overrides)
     setup, settings = Setup(config, "train_clip"), train_settings(config, "finetune")
     labels, origin = setup.pseudo_labels()
-    model = setup.model_to_train()
-    check_needs(settings, model.tower, "finetune")
-    text = TextTower(setup.clip).to(setup.device)
+    model, clip = setup.model_to_train("finetune"), setup.clip()
+    text = TextTower(clip).to(setup.device)
     images, tester = setup.banks("train"), setup.tester()
     made_from = {"pseudo_labels": labels_digest(labels), "texts": weights_digest(text)}
     with setup.training("clip", arguments.fresh, **made_from) as run:
         run.log.info(origin)
-        log_scale(model, text, images, labels, setup.clip.logit_scale.exp().item(), settings, run)
-        prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run)
+        scale = clip.logit_scale.exp().item()
+        prompts = learn_prompts(model, text, images, labels, prompt_settings(config), run, scale)
         run.more["prompts"] = {m.value: learner.state_dict() for m, learner in prompts.items()}
         guidance = TextGuidance(text_features(text, prompts), labels, config.FINETUNE.LABEL_SMOOTHING)
         state = train("finetune", model, images, settings, run, tester, guidance)

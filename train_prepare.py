@@ -13,14 +13,13 @@ def main():
     arguments = parse_arguments(__doc__, switches={"fresh": "start over; what the last run wrote is kept aside"})
     from configs.defaults import load_config  # slow: after the command line was read
     from processor.run.epoch import finish_stage
-    from processor.setup import Setup, check_needs, train_settings
+    from processor.setup import Setup, train_settings
     from processor.train import train
     from report.write import save_stage_page
 
     config = load_config(arguments.config_file, arguments.overrides)
     setup, settings = Setup(config, "train_prepare"), train_settings(config, "prepare")
-    model, images, tester = setup.model_to_train(), setup.banks("train"), setup.tester()
-    check_needs(settings, model.tower, "prepare")
+    model, images, tester = setup.model_to_train("prepare"), setup.banks("train"), setup.tester()
     with setup.training("prepare", arguments.fresh) as run:
         state = train("prepare", model, images, settings, run, tester)
         finish_stage("prepare", state, run, tester)

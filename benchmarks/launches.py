@@ -19,9 +19,8 @@ from configs.defaults import load_config
 from data.batches import Batches
 from data.images import ImageBank
 from loss.method import EpochStart
-from processor.run.state import TrainState
 from processor.setup import train_settings
-from processor.train import train_step
+from processor.train import TrainState, train_step
 from utils.finite import RunningMeans
 from utils.modality import Modality
 

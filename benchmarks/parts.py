@@ -25,9 +25,8 @@ from model.cclnet import CCLNet
 from model.replay import ReplayedNetwork
 from model.towers.clip_resnet import ClipResNet
 from processor.features import embed_all
-from processor.run.state import TrainState
 from processor.setup import train_settings
-from processor.train import train_step
+from processor.train import TrainState, train_step
 from utils.errors import is_out_of_memory
 from utils.modality import Modality
 from utils.runtime import autocast, compile_parts, gpu_rounding
@@ -85,7 +84,7 @@ class Bench:
         self.model = resnet(*sizes.tower)
 
     def settings_of(self, precision):
-        """Return the released recipe's `TrainSettings` in a precision; the modalities meet from epoch 1 on."""
+        """Return the released recipe's `train_settings` in a precision; the modalities meet from epoch 1 on."""
         return train_settings(load_config(None, ["PRECISION", precision, "METHOD.CROSS_EPOCH", "1",
                                                  "SAMPLER.INSTANCES", str(self.sizes.batch // 4)]), "prepare")
 
@@ -141,7 +140,7 @@ class Bench:
 
 
 def started(settings, prototypes, epoch):
-    """Start an epoch of the method of `TrainSettings`, with one image in each cluster.
+    """Start an epoch of the method of `train_settings`, with one image in each cluster.
 
     Args: prototypes: Modality -> (K, D) of unit length; epoch: from METHOD.CROSS_EPOCH on the modalities meet.
     """

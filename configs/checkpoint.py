@@ -1,13 +1,33 @@
-"""What a checkpoint's settings may decide here: the network, its input and the data set that is read."""
+"""Reads checkpoints, and what their settings may decide here: the network, its input and the data set that is read."""
 from pathlib import Path
 
+import torch
+
 from configs.defaults import DEMO_ROOT
+from model.published import load_checkpoint
 from model.released import checkpoint_size, is_mirrored, released_state
+from utils.errors import UserError, quoted
 from utils.settings import flat
 
 # All others are of the run or the machine that trained it: where files go, what is logged, which galleries are drawn.
 TAKEN = ("MODEL.", "INPUT.", "PRECISION", "DATASET.NAME", "DATASET.ROOT", "DATASET.TRIAL", "DATASET.CHECK_COUNTS",
          "TEST.MIRRORED", "METHOD.NAME")     # the last of which the page of a test names; an unknown one is left out
+
+
+def read_checkpoint(path):
+    """Read a checkpoint's content, a dict with the weights under "state_dict".
+
+    Whether the weights are those of a tower is compared when the model is built.
+
+    Args: path: a .pth file of ours or a released one, a .safetensors file, or hf://OWNER/NAME.
+    Raises: UserError: the file is missing, damaged or holds no weights.
+    """
+    content = load_checkpoint(path)
+    state = content.get("state_dict")
+    if not isinstance(state, dict) or not state or not all(isinstance(w, torch.Tensor) for w in state.values()):
+        raise UserError(f"checkpoint {quoted(path)} holds no image side; expected a state_dict of weights, as in "
+                        "prepare_last.pth, model_last.pth or a released checkpoint")
+    return content
 
 
 def settings_of(content):

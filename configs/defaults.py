@@ -1,7 +1,7 @@
 """The configuration of a run: defaults, then a .yml file, then KEY VALUE pairs, each key checked."""
 import ast
 import os
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 
 import yaml
 from yacs.config import CfgNode
@@ -144,10 +144,7 @@ def _literal(value):
 
 def _nearest(name, known):
     """Return the known key that is spelt most like name, as a whole or in a word; "" where none is like it."""
-    last = name.upper().rpartition(".")[2]
-
-    def likeness(key):
-        pairs = (name.upper(), key), *((last, word) for word in key.split("."))
-        return max(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-    near = max(known, key=likeness)
-    return near if likeness(near) >= LIKE else ""
+    spelt = {word: key for key in reversed(known) for word in (*key.split("."), key)}
+    near = [word for part in (name.upper(), name.upper().rpartition(".")[2])
+            for word in get_close_matches(part, spelt, 1, LIKE)]
+    return spelt[near[0]] if near else ""

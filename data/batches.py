@@ -28,8 +28,8 @@ class Batches:
 
     All processes draw the same batches; each reads and augments the images of its share.
 
-    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: `TrainSettings`; epoch: from 1;
-        views: of each visible image; processes: of `utils.distributed`.
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,) clusters; settings: of `train_settings`; epoch: from
+        1; views: of each visible image; processes: of `utils.distributed`.
     """
 
     def __init__(self, images, labels, settings, epoch, views=1, processes=ALONE):
@@ -80,7 +80,7 @@ class PromptBatches:
     """The batches of an epoch of prompts: every labelled image of the larger modality once, the other topped up with
     random repeats.
 
-    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,); settings: `PromptSettings`; epoch: from 1.
+    Args: images: Modality -> `ImageBank`; labels: Modality -> (N,); settings: of `prompt_settings`; epoch: from 1.
     """
 
     def __init__(self, images, labels, settings, epoch):

@@ -52,7 +52,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
     """Build the `CCLNet` of a checkpoint of ours or a released one, in evaluation mode.
 
     Args:
-        content: of `processor.run.checkpoints.read_checkpoint`; path: for messages;
+        content: of `configs.checkpoint.read_checkpoint`; path: for messages;
         height, width, stride, tower, activation: INPUT.HEIGHT, INPUT.WIDTH, MODEL.STRIDE, MODEL.TOWER and
         MODEL.ACTIVATION of the configuration; None, "", "auto": the checkpoint's.
     Raises: UserError: the content is no checkpoint of an image side, was trained with other settings, or is damaged.

@@ -122,11 +122,8 @@ def check_matches(data, retrieval):
     Raises: UserError: a trial's gallery holds nobody of the queries, or nobody whom they may see.
     """
     for trial in range(len(retrieval.trials)):
-        query_ids, gallery_ids, query_cams, gallery_cams = people(data, retrieval, trial)
-        # One image of each person and camera stands for all of them.
-        (query_ids, query_cams), (gallery_ids, gallery_cams) = (
-            np.unique(np.stack(pair), axis=1) for pair in ((query_ids, query_cams), (gallery_ids, gallery_cams)))
-        hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, query_cams, gallery_cams)
+        query_ids, gallery_ids, *cameras = people(data, retrieval, trial)
+        hidden = hidden_images(retrieval.rule, query_ids, gallery_ids, *cameras)
         if not ((query_ids[:, None] == gallery_ids) & ~hidden).any():
             raise UserError(_no_score(data, retrieval, "no query has a match in the gallery"))
 

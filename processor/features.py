@@ -2,24 +2,21 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
+from tqdm import trange
 
 from data.augment import normalise
 from model.batch_norm import folded
 from utils.distributed import ALONE
 from utils.finite import NonFinite
 from utils.modality import Modality
-from utils.runtime import autocast, bytes_free, bytes_given, gpu_rounding, is_compiled
-
-LARGEST_BATCH = 1024        # more images at once are not faster
-FREE_SHARE = 0.8            # of a GPU's free memory that a batch may take
+from utils.runtime import autocast, gpu_rounding, is_compiled
 
 
 def embed_all(model, images, method, settings, guidance=None, processes=ALONE):
     """Embed all training images of both modalities for an epoch's start: {head of method.needs: Modality -> (N, ·)}.
 
-    Args: images: Modality -> `ImageBank`; method: `Method`; settings: `TrainSettings`; guidance: `TextGuidance`, which
-        gives the head "text"; processes: of `utils.distributed`. Raises: NonFinite: an embedding is not finite.
+    Args: images: Modality -> `ImageBank`; method: `Method`; settings: of `processor.setup.train_settings`; guidance:
+        `TextGuidance`, which gives the head "text"; processes: of `utils.distributed`. Raises: NonFinite: as `embed`.
     """
     needs = method.needs
     heads = [head for head in needs if head != "text"]
@@ -33,15 +30,14 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
           processes=ALONE):
     """Embed images in evaluation mode, without augmentation, in the order of indices.
 
-    Each process embeds its share of the batches, so that the batches are the same for any number of processes. On a GPU
-    the batches grow to what its memory allows, and shrink when it does not: only last bits depend on that.
+    Each process embeds its share of the batches, so that the batches are the same for any number of processes.
 
     Args:
         model: `CCLNet`, left in the mode it was in; bank: `ImageBank` of the modality, a `Modality` or its word;
         heads: of "feature" (N, D), L2-normalised, "depths" (N, L, D), not normalised, and "projection" (N, E);
-        indices: positions in the bank, all if None; batch_size: images at once, on a GPU in the first batch; precision:
-        of `utils.runtime`; mirrored: take the mean of each image's and its mirror image's, not normalised again, but a
-        tower of several depths has its features normalised after the mean alone; processes: of `utils.distributed`.
+        indices: positions in the bank, all if None; batch_size: images at once; precision: of `utils.runtime`;
+        mirrored: take the mean of each image's and its mirror image's, not normalised again, but a tower of several
+        depths has its features normalised after the mean alone; processes: of `utils.distributed`.
     Returns:
         {head: float32 tensor on the model's device}.
     Raises:
@@ -53,33 +49,20 @@ def embed(model, bank, modality, heads=("feature",), indices=None, *, batch_size
     encoder = folded(model) if bank.device.type == "cuda" and not compiled else model
     # A process without a share embeds one image in vain, for its rows' length.
     mine = indices[own] if own.stop > own.start else indices[:1]
-    rows, done, unit = {head: [] for head in heads}, 0, batch_size
-    with (torch.inference_mode(), gpu_rounding(precision),
-          tqdm(total=len(mine), desc=f"embedding {modality.value}", unit="image", leave=False,
-               disable=processes.hides_bars) as bar):
-        while done < len(mine):
-            chosen, given = mine[done:done + batch_size], bytes_given(bank.device)
-            try:
-                # A compiled model keeps to one batch size: the last batch is filled up with repeats.
-                images = bank.batch(np.resize(chosen, batch_size) if compiled else chosen)
-                images = normalise(images, bank.normalisation)
-                with autocast(precision, bank.device):
-                    embedded = _encode(encoder, images, modality, heads, mirrored)
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
-                    raise
-                batch_size //= 2
-                continue
+    rows = {head: [] for head in heads}
+    with torch.inference_mode(), gpu_rounding(precision):
+        for start in trange(0, len(mine), batch_size, desc=f"embedding {modality.value}", unit="batch", leave=False,
+                            disable=processes.hides_bars):
+            chosen = mine[start:start + batch_size]
+            # A compiled model keeps to one batch size: the last batch is filled up with repeats.
+            images = normalise(bank.batch(np.resize(chosen, batch_size) if compiled else chosen), bank.normalisation)
+            with autocast(precision, bank.device):
+                embedded = _encode(encoder, images, modality, heads, mirrored)
             for head in heads:
                 rows[head].append(embedded[head][:len(chosen)])
-            if done == 0 and given is not None:
-                each = (bytes_given(bank.device) - given) / len(images)
-                batch_size = grown_batch(batch_size, each, bytes_free(bank.device))
-            done += len(chosen)
-            bar.update(len(chosen))
     model.train(was_training)
     # Ordinary tensors, for autograd.
-    embedded = {head: processes.gather(torch.cat(batches)[:own.stop - own.start], len(indices), unit)
+    embedded = {head: processes.gather(torch.cat(batches)[:own.stop - own.start], len(indices), batch_size)
                 for head, batches in rows.items()}
     for head, found in embedded.items():
         broken = (~torch.isfinite(found.flatten(1)).all(dim=1)).nonzero()[:, 0]
@@ -98,14 +81,3 @@ def _encode(model, images, modality, heads, mirrored):
     if raw and "feature" in heads:
         rows["feature"] = F.normalize(rows["depths"].flatten(1), dim=1)
     return rows
-
-
-def grown_batch(batch_size, bytes_of_image, free):
-    """Double a batch size while its images fit into a share of the free bytes of a GPU, up to LARGEST_BATCH.
-
-    Args: bytes_of_image: all that was allocated for an image of an earlier batch. Much of it was freed on the way, so
-        a batch takes less.
-    """
-    while 2 * batch_size <= LARGEST_BATCH and 2 * batch_size * bytes_of_image <= FREE_SHARE * free:
-        batch_size *= 2
-    return batch_size

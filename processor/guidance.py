@@ -1,18 +1,11 @@
 """What texts add to the fine-tune: each image is drawn to the text of its pseudo label."""
 import math
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 
 from loss.image_text import image_to_text
-from model.clip import tokenize
-from model.prompt import TEMPLATES
-from processor.features import embed
 from utils.modality import Modality
 from utils.runtime import to_device
-
-MEASURED_IMAGES = 256       # of each modality, for the norms at a run's start
 
 
 class TextGuidance:
@@ -48,36 +41,16 @@ class TextGuidance:
         return found
 
 
-@torch.no_grad()
-def log_scale(model, text, images, labels, logit_scale, settings, run):
-    """Measure the norms of image projections and text features before training, and say in the log what they mean.
-
-    Args:
-        model: the `CCLNet` before training; text: `TextTower`; images: Modality -> `ImageBank`; labels: Modality ->
-        (N,) pseudo labels; logit_scale: that CLIP was trained with; settings: `TrainSettings`; run: its log is used.
-    """
-    image_norms, text_norms = [], []
-    for m in Modality:
-        some = np.unique(np.linspace(0, len(images[m]) - 1, min(len(images[m]), MEASURED_IMAGES)).astype(np.int64))
-        projections = embed(model, images[m], m, ("projection",), some, batch_size=settings.embed_batch_size,
-                            precision=settings.precision, processes=run.processes)
-        image_norms.append(float(projections["projection"].norm(dim=1).mean()))
-        tokens = tokenize(TEMPLATES[m], text.context_length)
-        tokens = tokens[:, :int(tokens.argmax()) + 1].to(text.positional_embedding.device)
-        text_norms.append(float(text(text.token_embedding(tokens)).norm()))
-    clusters = max(int(of_modality.max()) + 1 for of_modality in labels.values())
-    for line in describe_scale(sum(image_norms) / 2, sum(text_norms) / 2, clusters, logit_scale):
-        run.log.info(line)
-
-
 def describe_scale(image_norm, text_norm, clusters, logit_scale):
-    """Say what the norms are, and whether the text losses begin far from what they do for RN50: lines for the log.
+    """Say what the mean norms of image projections and texts are, and whether the text losses begin far from RN50's.
 
     The losses do not normalise, so the product of the norms stands where CLIP's own loss has its logit scale, by which
     cosines are multiplied before the softmax. Below ln(K - 1) a text whose cosine is higher by 1 than those of all
     others has less than half of the softmax: the loss stays near ln K, a guess, whatever is learned. From half of
     CLIP's own scale on (100 in OpenAI's models), the softmax over persons who look much alike is about as sharp as that
     over all of CLIP's captions, and images nearer to another person's text give losses far above ln K.
+
+    Args: clusters: K; logit_scale: that CLIP was trained with. Returns: lines for the log.
     """
     product, least, most = image_norm * text_norm, math.log(max(clusters - 1, 1)), logit_scale / 2
     lines = [f"mean norms: images {image_norm:.2f} x texts {text_norm:.2f} = {product:.1f} scales the text losses' "

@@ -10,26 +10,29 @@ from utils.errors import UserError
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}      # OPTIM.NAME
 
 
-def image_optimizer(named_parameters, lr, weight_decay, bias_lr_factor, factors=(), kind="adam"):
+def image_optimizer(named_parameters, optim):
     """Build Adam or SGD over (name, parameter) pairs; parameters named "bias" learn at lr * bias_lr_factor.
 
-    `set_lr` sets the learning rates before the first step.
+    `set_lr` sets the learning rates before the first step. Each of the factors gives two groups more, of weights and
+    biases.
 
-    Args: factors: (start of a name, factor on the learning rate) pairs, of which the first that fits a name counts;
-        each gives two groups more, of weights and biases; kind: of `OPTIMIZERS`.
+    Args: optim: the section OPTIM, its keys in lower case; of its (start of a name, factor on the learning rate) pairs
+        the first that fits a name counts.
     """
-    groups = {(factor, bias): [] for factor in (1.0, *(factor for _, factor in factors)) for bias in (False, True)}
+    groups = {(factor, bias): [] for factor in (1.0, *(factor for _, factor in optim.factors))
+              for bias in (False, True)}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups[_factor(name, factors), "bias" in name].append(parameter)
+            groups[_factor(name, optim.factors), "bias" in name].append(parameter)
     on_gpu = any(parameter.is_cuda for parameters in groups.values() for parameter in parameters)
-    return OPTIMIZERS[kind]([{"params": parameters, "base_lr": lr * factor * (bias_lr_factor if bias else 1.0)}
-                             for (factor, bias), parameters in groups.items()], weight_decay=weight_decay,
-                            fused=on_gpu or None)      # a kernel in place of many; the last bits differ
+    return OPTIMIZERS[optim.name](
+        [{"params": parameters, "base_lr": optim.lr * factor * (optim.bias_lr_factor if bias else 1.0)}
+         for (factor, bias), parameters in groups.items()], weight_decay=optim.weight_decay,
+        fused=on_gpu or None)      # a kernel in place of many; the last bits differ
 
 
 def freeze(named_parameters, factors):
-    """Let the parameters whose factor is 0 have no gradients. Args: factors: as `image_optimizer`.
+    """Let the parameters whose factor is 0 have no gradients. Args: factors: as those of `image_optimizer`.
 
     Raises: UserError: a pair fits no parameter's name.
     """
@@ -45,17 +48,23 @@ def freeze(named_parameters, factors):
 
 
 def _factor(name, factors):
-    """Return the factor on the learning rate of the parameter of a name."""
     return next((float(factor) for start, factor in factors if name.startswith(start)), 1.0)
 
 
-def warmup_step_factor(epoch, warmup_epochs, warmup_factor, steps, gamma):
-    """Compute the factor on the learning rate in an epoch (from 1): linear warm-up, then * gamma from each step on."""
-    warmup = 1.0
-    if epoch < warmup_epochs:
-        progress = epoch / warmup_epochs
-        warmup = warmup_factor * (1 - progress) + progress
-    return warmup * gamma ** bisect_right(sorted(steps), epoch)
+def lr_factor(settings, epoch):
+    """Compute what the learning rates are multiplied with in an epoch (from 1), which may count from a restart.
+
+    It rises linearly in the warm-up, and is multiplied by GAMMA from each of STEPS on.
+
+    Args: settings: of `processor.setup.train_settings`.
+    """
+    o, warmup = settings.optim, 1.0
+    if settings.restart_epoch is not None and epoch >= settings.restart_epoch:
+        epoch -= settings.restart_epoch - 1
+    if epoch < o.warmup_epochs:
+        progress = epoch / o.warmup_epochs
+        warmup = o.warmup_factor * (1 - progress) + progress
+    return warmup * o.gamma ** bisect_right(sorted(o.steps), epoch)
 
 
 def set_lr(optimizer, factor):

@@ -1,40 +1,52 @@
 """The prompt stage: learn one prompt per pseudo label from projections that do not change."""
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data.batches import PromptBatches
 from loss.image_text import supervised_contrast
+from model.prompt import PromptLearner
 from model.replay import Replayed
 from processor.features import embed
+from processor.guidance import describe_scale
 from processor.optim import warmup_cosine_lr
 from processor.run.epoch import end_prompt_epoch
-from processor.run.state import PromptState
-from utils.finite import RunningMeans
+from utils.finite import RunningMeans, check_weights
 from utils.modality import Modality
 from utils.runtime import to_device
+from utils.seeding import torch_rng
 
 
-@dataclass(frozen=True)
-class PromptSettings:
-    """The numbers of the stage; configs/settings.py explains them."""
+class PromptState:
+    """What the stage has reached: prompts, optimiser, and the next epoch.
 
-    seed: int
-    epochs: int
-    batch_size: int             # pairs of a visible and an infrared image
-    lr: float
-    lr_min: float
-    warmup_lr: float
-    warmup_epochs: int
-    weight_decay: float
-    precision: str              # of the images' embedding
-    embed_batch_size: int
-    cuda_graphs: bool           # whether the texts' passes are replayed (model/replay.py)
+    Args: text: `TextTower`; labels: Modality -> (N,) int64 pseudo labels; settings: as `learn_prompts`.
+    """
+
+    def __init__(self, text, labels, settings):
+        s, device = settings, text.positional_embedding.device
+        self.prompts = {m: PromptLearner(int(labels[m].max()) + 1, m, text, torch_rng(s.seed, "prompts", m.value)
+                                         ).to(device) for m in Modality}
+        self.optimizer = torch.optim.Adam([p for m in Modality for p in self.prompts[m].parameters()], lr=s.lr,
+                                          weight_decay=s.weight_decay)
+        self.epoch = 1
+
+    def state_dict(self):
+        """Return it as tensors and numbers. Raises: NonFinite: a prompt is not finite."""
+        for m in Modality:
+            check_weights(self.prompts[m].state_dict(), f"prompt epoch {self.epoch - 1}")
+        return {"epoch": self.epoch, "optimizer": self.optimizer.state_dict(),
+                "prompts": {m.value: self.prompts[m].state_dict() for m in Modality}}
+
+    def load_state_dict(self, state):
+        """Take over a saved state."""
+        self.epoch = state["epoch"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for m in Modality:
+            self.prompts[m].load_state_dict(state["prompts"][m.value])
 
 
-def learn_prompts(model, text, images, labels, settings, run):
+def learn_prompts(model, text, images, labels, settings, run, logit_scale=100.0):
     """Train the epochs that are left of the prompts; nothing else learns.
 
     Several processes share the embedding of the images; then each takes all steps alike: the loss contrasts each image
@@ -42,14 +54,20 @@ def learn_prompts(model, text, images, labels, settings, run):
 
     Args:
         model: the `CCLNet` before fine-tuning; text: `TextTower`; images: Modality -> `ImageBank`;
-        labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out; settings: `PromptSettings`;
-        run: `processor.run.folder.Run`.
+        labels: Modality -> (N,) int64 pseudo labels, images of label -1 are left out;
+        settings: of `processor.setup.prompt_settings`; run: `Run`; logit_scale: that CLIP was trained with.
     Returns: Modality -> `PromptLearner`.
     Raises: NonFinite: a projection, the loss or a prompt is not finite.
     """
     s, state = settings, run.restore("prompt", PromptState(text, labels, settings))
-    projections = {m: embed(model, images[m], m, ("projection",), batch_size=s.embed_batch_size, precision=s.precision,
-                            processes=run.processes)["projection"] for m in Modality} if state.epoch <= s.epochs else {}
+    if state.epoch <= s.epochs:
+        projections = {m: embed(model, images[m], m, ("projection",), batch_size=s.embed_batch_size,
+                                precision=s.precision, processes=run.processes)["projection"] for m in Modality}
+        texts = text_features(text, state.prompts)
+        image_norm, text_norm = (sum(float(rows[m].norm(dim=1).mean()) for m in Modality) / 2
+                                 for rows in (projections, texts))
+        for line in describe_scale(image_norm, text_norm, max(len(texts[m]) for m in Modality), logit_scale):
+            run.log.info(line)
     if s.cuda_graphs:
         text = Replayed(text)
     for epoch in run.epochs_left("prompt", state, s.epochs):

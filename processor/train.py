@@ -3,20 +3,21 @@
 Every random number is drawn from a stream named by seed, purpose, epoch and step, so that an epoch is a function:
 repeated from the state that the one before it has saved, it gives the same bits.
 """
-from dataclasses import dataclass
+import time
 
+import torch
 from tqdm import tqdm
 
-from clustering.labels import ClusterSettings, make_pseudo_labels
+from clustering.labels import make_pseudo_labels
 from data.batches import Batches
 from loss.cameras import with_cameras
 from loss.cluster_memory import cluster_means
+from loss.links import LinkedClusters
 from loss.method import EpochStart
 from model.replay import ReplayedNetwork
 from processor.features import embed_all
-from processor.optim import set_lr, warmup_step_factor
+from processor.optim import image_optimizer, lr_factor, set_lr
 from processor.run.epoch import end_epoch
-from processor.run.state import TrainState
 from utils.finite import RunningMeans
 from utils.modality import Modality
 from utils.runtime import autocast, gpu_rounding
@@ -26,34 +27,34 @@ CHECK_EVERY = 20        # steps between looks at the losses, for which a GPU is 
 HEADS = (("feature",), ("feature", "projection"))       # of the model that are trained: without texts, with texts
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """The numbers of a stage; configs/settings.py explains them."""
+class TrainState:
+    """What a stage has reached: all that the epochs left depend on, beside data and settings.
 
-    seed: int
-    epochs: int
-    cluster: ClusterSettings
-    method: type                # a subclass of `Method`
-    of_method: dict             # its settings, by their names in lower case
-    clusters_per_batch: int     # P, of each modality
-    rgb_clusters: int           # P of visible images; 0: the same
-    instances: int              # K
-    across_cameras: bool        # whether the images of a cluster are drawn by `data.batches.across_cameras`
-    iterations: int             # of an epoch; 0: what the images give
-    augmentation: dict          # Modality -> `Augmentation`
-    optim: object               # the section OPTIM, its keys in lower case
-    restart_epoch: int | None   # from which optimiser and learning rates begin anew; None: never
-    allow_collapse: bool        # whether to train on where a modality stays in one cluster
-    precision: str
-    embed_batch_size: int
-    cuda_graphs: bool           # whether passes are replayed (model/replay.py)
+    Args: model: `CCLNet`; settings: of `processor.setup.train_settings`.
+    """
 
-    def lr_factor(self, epoch):
-        """Return what the learning rates are multiplied with in an epoch (from 1)."""
-        if self.restart_epoch is not None and epoch >= self.restart_epoch:
-            epoch -= self.restart_epoch - 1
-        o = self.optim
-        return warmup_step_factor(epoch, o.warmup_epochs, o.warmup_factor, o.steps, o.gamma)
+    def __init__(self, model, settings):
+        self.model, self.settings, self.epoch = model, settings, 1      # the next epoch
+        self.labels = None      # of the last epoch, Modality -> (N,), for the pseudo labels and the page
+        self.linked = None      # its `LinkedClusters`
+        self.evaluation = None  # `Evaluation` of the test at its end, if there was one; not saved
+        self.best = None        # weights that were best on test data, where the method's `best_epoch` is to come
+        self.optimizer = image_optimizer(model.named_parameters(), settings.optim)
+
+    def state_dict(self):
+        """Return it as tensors and numbers."""
+        return {"epoch": self.epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "labels": {m.value: torch.from_numpy(labels) for m, labels in self.labels.items()}, "best": self.best,
+                "linked": self.linked and [torch.from_numpy(values) for values in self.linked]}
+
+    def load_state_dict(self, state):
+        """Take over a saved state."""
+        self.epoch = state["epoch"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state.get("best")
+        self.labels = {m: state["labels"][m.value].numpy() for m in Modality}
+        self.linked = state["linked"] and LinkedClusters(*(values.numpy() for values in state["linked"]))
 
 
 def train(stage, model, images, settings, run, tester, guidance=None):
@@ -61,7 +62,7 @@ def train(stage, model, images, settings, run, tester, guidance=None):
 
     Args:
         stage: "prepare" or "finetune"; model: `CCLNet` on its device, trained in place; images: Modality ->
-        `ImageBank` of the training images; settings: `TrainSettings`; run: `processor.run.folder.Run`;
+        `ImageBank` of the training images; settings: of `processor.setup.train_settings`; run: `Run`;
         tester: `processor.evaluate.Tester`; guidance: `TextGuidance`, whose losses are added, or None.
     Returns: `TrainState` after the last epoch.
     Raises:
@@ -74,10 +75,11 @@ def train(stage, model, images, settings, run, tester, guidance=None):
     trained = ReplayedNetwork(model, heads) if s.cuda_graphs else p.wrap(model, lambda: model.parameters_without(heads))
     for epoch in run.epochs_left(stage, state, s.epochs):
         if epoch == s.restart_epoch:
-            state.renew_optimizer()
+            state.optimizer = image_optimizer(model.named_parameters(), s.optim)    # without memory of earlier steps
         if epoch == method.best_epoch:
-            state.take_best()
-        set_lr(state.optimizer, s.lr_factor(epoch))
+            model.load_state_dict(state.best)
+            state.best = None
+        set_lr(state.optimizer, lr_factor(s, epoch))
         features = embed_all(model, images, method, s, guidance, p)                     # 1 features of all images
         labels = {m: make_pseudo_labels(features["feature"][m], m, s.cluster, p) for m in Modality}     # 2 clusters
         labels = method.start(EpochStart(features, labels, cameras), epoch)             # 3 prototypes and links
@@ -85,13 +87,14 @@ def train(stage, model, images, settings, run, tester, guidance=None):
         del features        # hundreds of megabytes that the steps do not need
         batches, means = Batches(images, labels, s, epoch, method.views, p), RunningMeans()
         trained.train()
-        run.training_begins()
+        began = time.perf_counter()
         for batch in tqdm(batches, f"{stage} epoch {epoch}", leave=False, disable=p.hides_bars, unit="batch"):
             model.tower.draw(torch_rng(s.seed, "tower", stage, epoch, means.steps), batches.size, batches.own)
             means.add(train_step(trained, state.optimizer, method, batch, guidance, s.precision))       # 4 P x K images
             if means.steps % CHECK_EVERY == 0 or means.steps == len(batches):
                 means.check(f"epoch {epoch}", batches.names)
-        end_epoch(stage, epoch, state, method, labels, centres, means, batches.size, run, tester)   # 5 log, test, save
+        per_second = means.steps * batches.size / (time.perf_counter() - began)
+        end_epoch(stage, epoch, state, method, labels, centres, means, per_second, run, tester)     # 5 log, test, save
     return state
 
 

@@ -1,5 +1,4 @@
 """A place where one thing is wrong: what the table of bad input breaks."""
-import json
 import shutil
 
 import numpy as np
@@ -63,30 +62,6 @@ class Place:
         self.set(DATASET__ROOT=self.finished / "data", **changes)
 
 
-def nan_weight(place):
-    place.weights(lambda state: state["visual.conv1.weight"].fill_(float("nan")))
-
-
-def vision_transformer(place, change=lambda state: None, **settings):
-    """A small CLIP with a vision transformer of width 64 and patches of 16 pixels, with changes."""
-    state = torch.load(place.clip, weights_only=True)
-    state = {name: value for name, value in state.items() if not name.startswith("visual.")}
-    sizes = {"conv1.weight": (64, 3, 16, 16), "class_embedding": (64,), "positional_embedding": (10, 64),
-             "proj": (64, state["text_projection"].shape[1]), "transformer.resblocks.0.attn.in_proj_weight": (192, 64),
-             "transformer.resblocks.0.attn.in_proj_bias": (192,),
-             "transformer.resblocks.0.attn.out_proj.weight": (64, 64),
-             "transformer.resblocks.0.mlp.c_fc.weight": (256, 64), "transformer.resblocks.0.mlp.c_fc.bias": (256,),
-             "transformer.resblocks.0.mlp.c_proj.weight": (64, 256)}
-    state.update({f"visual.{name}": torch.full(shape, 0.01) for name, shape in sizes.items()})
-    for name in ("ln_pre", "ln_post", "transformer.resblocks.0.ln_1", "transformer.resblocks.0.ln_2"):
-        state.update({f"visual.{name}.weight": torch.ones(64), f"visual.{name}.bias": torch.zeros(64)})
-    for name in ("attn.out_proj", "mlp.c_proj"):
-        state[f"visual.transformer.resblocks.0.{name}.bias"] = torch.zeros(64)
-    change(state)
-    torch.save(state, place.base / "vit.pt")
-    place.set(MODEL__CLIP_WEIGHTS=place.base / "vit.pt", **settings)
-
-
 def no_text_tower(place):
     place.weights(lambda state: state.pop("ln_final.weight"))
 
@@ -120,11 +95,6 @@ def one_query_without_match(place):
         shutil.rmtree(place.data / f"cam{camera}" / "0005")
 
 
-def damaged_image(place):
-    path = place.data / "cam1" / "0001" / "0001.png"
-    path.write_bytes(path.read_bytes()[:100])
-
-
 def output_is_a_file(place):
     place.set(OUTPUT_DIR=place.file("run.txt"))
 
@@ -135,17 +105,6 @@ def linked_nowhere(place):
     path.symlink_to(place.base / "gone.png")
 
 
-def archive_as_labels(place):
-    folder = place.labels()
-    with open(folder / "train_rgb_resized_pseudo_label.npy", "wb") as file:
-        np.savez(file, labels=np.zeros(32, np.int64))
-
-
-def other_architecture(content):
-    state = content["state_dict"]
-    state["trunk.layer3.0.conv1.weight"] = torch.ones(7, 7, 1, 1)
-
-
 def of_before(content):
     """Names of a checkpoint as they were before the settings of a method stood beside it."""
     config = content["config"]
@@ -154,20 +113,6 @@ def of_before(content):
     config["CHECKPOINT"] = {"MINUTES": 10}
     del config["METHOD"]
     content["model"]["kind"] = "resnet"
-
-
-def labels_without_digest(place):
-    folder = shutil.copytree(place.finished / "run" / "pseudo_labels", place.base / "labels")
-    file = next(folder.glob("*.json"))
-    content = json.loads(file.read_text())
-    del content["labels"]
-    file.write_text(json.dumps(content))
-    place.set(PSEUDO_LABEL_DIR=folder, DATASET__ROOT=place.finished / "data")
-
-
-def half_checkpoint(place):
-    data = (place.finished / "run" / "model_last.pth").read_bytes()
-    place.flags += ["--resume_path", place.file("half.pth", data[:len(data) // 2])]
 
 
 def other_weights_of_the_same_name(place):
@@ -195,11 +140,3 @@ def damaged_state(place):
     place.resumed()
     path = place.run / "prepare_state.pth"
     path.write_bytes(path.read_bytes()[:-40])
-
-
-def shrink_to_go_on(place):
-    """A state that was to train five epochs."""
-    path = place.run / "prepare_state.pth"
-    content = torch.load(path)
-    content["config"]["PREPARE"]["EPOCHS"] = 5
-    torch.save(content, path)

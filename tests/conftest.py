@@ -182,3 +182,20 @@ def banks():
     """Random images of both modalities, of tiny.py."""
     from tests.tiny import tiny_banks
     return tiny_banks()
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_clip_file, tmp_path_factory):
+    """A folder with data, and a run of both scripts on it, of an epoch each; tests may lie beside its checkpoints."""
+    import scripts
+    import trees
+
+    base, threads = tmp_path_factory.mktemp("finished"), torch.get_num_threads()
+    trees.people_tree(base / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
+    words = scripts.settings(DATASET__ROOT=base / "data", OUTPUT_DIR=base / "run", MODEL__CLIP_WEIGHTS=tiny_clip_file)
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        scripts.without_report(patch)
+        assert [scripts.call(scripts.load(name), words) for name in ("train_prepare", "train_clip")] == [0, 0]
+    torch.set_num_threads(threads)
+    return base

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 
 import clustering.neighbours
-from configs.defaults import load_config
 from model.batch_norm import spread_batch_norm
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
 from processor.guidance import TextGuidance
-from processor.setup import check_same_settings
 from processor.train import train
 from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
 from utils.distributed import join_processes
@@ -75,11 +73,6 @@ def differing_weights(folder):
         processes.compare("epoch 2", memories={"rgb": torch.ones(3)}, weights={"w": torch.full((2,), processes.rank)})
     except UserError as error:
         (folder / f"{processes.rank}.txt").write_text(str(error))
-    try:
-        check_same_settings(load_config(None, ["SEED", str(1 + processes.rank), "DATASET.ROOT", str(processes.rank)]),
-                            processes)
-    except UserError as error:
-        (folder / "settings.txt").write_text(str(error))
 
 
 def to_the_end():

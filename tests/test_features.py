@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-import processor.features
 from data.augment import normalise
 from model.cclnet import CCLNet
-from processor.features import embed, embed_all, grown_batch
+from processor.features import embed, embed_all
 from processor.guidance import TextGuidance
 from tests.tiny import IMAGES, one_of, tiny_settings
 from utils.finite import NonFinite
@@ -17,17 +16,11 @@ RGB, IR = Modality
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What `CCLNet.encode` was given, and whether the model was in training mode; `fails` may raise an error first."""
-    class Calls(list):
-        @staticmethod
-        def fails(images):
-            return None
-
-    calls = Calls()
+    """What `CCLNet.encode` was given, and whether the model was in training mode."""
+    calls = []
 
     def encode(self, images, *rest, real=CCLNet.encode):
         calls.append((images, self.training))
-        calls.fails(images)
         return real(self, images, *rest)
 
     monkeypatch.setattr(CCLNet, "encode", encode)
@@ -74,38 +67,12 @@ def test_what_a_method_needs(model, banks, watched, method, space, heads):
     torch.testing.assert_close(found["feature"][IR], features(model, banks[IR], mirrored=method == "rpnr"))
 
 
-def test_batches_grow_with_the_memory():
-    """To the largest doubling that fits into four fifths of what is free, and never beyond 1024."""
-    assert grown_batch(64, 100, 64 * 100 * 10) == 512 and grown_batch(64, 100, 64 * 100 * 10 - 1) == 256
-    assert grown_batch(64, 100, 0) == 64 and grown_batch(64, 1, 10**12) == 1024 and grown_batch(2000, 1, 10**12) == 2000
-
-
-def test_embedding_grows_on_a_gpu_and_shrinks_when_the_memory_is_used_up(model, banks, watched, monkeypatch):
-    """A GPU is played by the CPU: 2 MB are given for every image of the first batch; more than 9 images do not fit."""
-    given, expected = iter((92 * 10**6, 100 * 10**6)), features(model, banks[IR])
-    monkeypatch.setattr(processor.features, "bytes_given", lambda device: next(given, 0))
-    monkeypatch.setattr(processor.features, "bytes_free", lambda device: 50 * 10**6)
-
-    def fails(images):
-        if len(images) > 9:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    watched.clear()
-    watched.fails = fails
-    torch.testing.assert_close(features(model, banks[IR], 4), expected)
-    assert [len(images) for images, _ in watched if len(images) <= 9] == [4, 8, 8, 8, 2]
-    watched.clear()
-    watched.fails = lambda images: fails(range(10))
-    with pytest.raises(torch.OutOfMemoryError):     # one image does not fit
-        features(model, banks[IR], 4)
-    assert [len(images) for images, _ in watched] == [4, 2, 1]
-
-
-def test_broken_embeddings_are_counted_and_named(model, banks, watched):
-    def fails(images):
+def test_broken_embeddings_are_counted_and_named(model, banks, monkeypatch):
+    def encode(self, images, *rest, real=CCLNet.encode):
         images[[3, 9]] = torch.nan
+        return real(self, images, *rest)
 
-    watched.fails = fails
+    monkeypatch.setattr(CCLNet, "encode", encode)
     with pytest.raises(NonFinite) as error:
         features(model, banks[IR])
     assert error.value.term.endswith("feature of 2 ir images") and error.value.images == banks[IR].names([3, 9])

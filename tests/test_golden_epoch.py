@@ -19,9 +19,8 @@ from model.clip import TextTower, load_clip
 from model.released import our_name
 from model.towers.registry import load_tower
 from processor.guidance import TextGuidance
-from processor.prompt import learn_prompts, text_features
+from processor.prompt import PromptState, learn_prompts, text_features
 from processor.run.folder import Run
-from processor.run.state import PromptState
 from processor.setup import prompt_settings, train_settings
 from utils.modality import Modality
 

@@ -10,7 +10,7 @@ from configs.defaults import load_config
 from loss.cclnet import CCLNet
 from loss.image_text import image_to_text, supervised_contrast
 from processor.metrics import rank_metrics
-from processor.optim import image_optimizer, set_lr, warmup_cosine_lr
+from processor.optim import image_optimizer, lr_factor, set_lr, warmup_cosine_lr
 from processor.setup import prompt_settings, train_settings
 from tests.tiny import epoch_of
 from utils.modality import Modality
@@ -89,10 +89,9 @@ def test_image_schedule(golden):
     settings = train_settings(RELEASED, "prepare")
     assert settings.epochs == len(g["visual_lr"])
     parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("conv.weight", "conv.bias")}
-    optim = settings.optim
-    optimizer = image_optimizer(parameters.items(), optim.lr, optim.weight_decay, optim.bias_lr_factor)
+    optimizer = image_optimizer(parameters.items(), settings.optim)
     for epoch, (lr, bias_lr) in enumerate(zip(g["visual_lr"], g["visual_bias_lr"]), 1):
-        assert set_lr(optimizer, settings.lr_factor(epoch)) == pytest.approx(lr, rel=1e-6), epoch
+        assert set_lr(optimizer, lr_factor(settings, epoch)) == pytest.approx(lr, rel=1e-6), epoch
         rates = {name: group["lr"] for group in optimizer.param_groups for name, p in parameters.items()
                  if any(p is q for q in group["params"])}
         assert rates == pytest.approx({"conv.weight": lr, "conv.bias": bias_lr}, rel=1e-6), epoch

@@ -13,11 +13,10 @@ from model.prompt import TEMPLATES, PromptLearner
 from model.released import released_name
 from model.towers.clip_resnet import ClipResNet
 from processor.guidance import TextGuidance
-from processor.optim import set_lr
-from processor.prompt import prompt_step, text_features
-from processor.run.state import PromptState, TrainState
+from processor.optim import lr_factor, set_lr
+from processor.prompt import PromptState, prompt_step, text_features
 from processor.setup import prompt_settings, train_settings
-from processor.train import train_step
+from processor.train import TrainState, train_step
 from tests.tiny import epoch_of
 from utils.modality import Modality
 
@@ -75,7 +74,7 @@ def test_training_steps(golden, golden_clip, name, swap_scale):
     method = settings.method(**settings.of_method)
     method.start(epoch_of(start), config.METHOD.CROSS_EPOCH)
     optimizer = TrainState(model, settings).optimizer
-    set_lr(optimizer, settings.lr_factor(1))
+    set_lr(optimizer, lr_factor(settings, 1))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(3.815e-5)
     positions = {m: np.arange(8) for m in Modality}
     for step in range(3):

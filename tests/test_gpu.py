@@ -17,9 +17,8 @@ from model.replay import ReplayedNetwork
 from processor.evaluate import evaluate
 from processor.features import embed
 from processor.guidance import TextGuidance
-from processor.prompt import prompt_step
-from processor.run.state import PromptState, TrainState
-from processor.train import train, train_step
+from processor.prompt import PromptState, prompt_step
+from processor.train import TrainState, train, train_step
 from tests.test_fake_cuda import AUGMENTATION, BOTH, CAMERAS, LABELS
 from tests.tiny import (
     IMAGES,

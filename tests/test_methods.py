@@ -14,6 +14,7 @@ from loss.method import EpochStart, Method
 from loss.methods import METHODS
 from loss.rpnr import calibrate, hybrid_means, relation_loss
 from processor.guidance import TextGuidance
+from processor.optim import lr_factor
 from processor.setup import train_settings
 from processor.train import train
 from tests.test_memory import draw, unit
@@ -264,7 +265,7 @@ def test_configurations_of_the_methods_are_those_of_two_released_runs(name, end,
     assert method != "rpnr" or config.METHOD.TOP_IMAGES == (5 if name == "regdb" else 20)
     for stage in ("prepare",) if end or method == "nulc" else ("prepare", "finetune"):
         s = train_settings(config, stage)
-        assert [s.optim.lr * s.lr_factor(epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
+        assert [s.optim.lr * lr_factor(s, epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
         assert s.restart_epoch == s.of_method["cross_epoch"] == epochs + 1 and s.optim.bias_lr_factor == 1
 
 

@@ -1,7 +1,6 @@
 """Files that try to run code: each gives an error, and nothing is run."""
 import os
 import struct
-import zipfile
 import zlib
 
 import numpy as np
@@ -13,7 +12,7 @@ from data.images import read_image
 from data.pseudo_labels import FILE_NAMES, load_pseudo_labels
 from model.clip import load_clip
 from model.published import load_checkpoint
-from processor.run.resume import find_state
+from processor.run.folder import find_state
 from tools.lib.feature_file import read_features
 from utils.checkpoint import load_array, write_atomically
 from utils.errors import UserError
@@ -67,14 +66,7 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(load, tmp_path):
         load(str(tmp_path / "pipe"))
 
 
-def test_archives_that_claim_more_than_they_hold(tmp_path):
-    torch.save({"state_dict": {"w": torch.zeros(10 ** 5)}}, tmp_path / "whole.pth")
-    with (zipfile.ZipFile(tmp_path / "whole.pth") as read,
-          zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as write):
-        for entry in read.namelist():
-            write.writestr(entry, read.read(entry))
-    with pytest.raises(UserError, match="bomb.pth cannot be read"):
-        load_checkpoint(tmp_path / "bomb.pth")
+def test_arrays_that_claim_more_than_they_hold(tmp_path):
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % 10 ** 15
     header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header.ljust(117) + b"\n"
     (tmp_path / "bad.npy").write_bytes(header + bytes(80))

@@ -1,6 +1,7 @@
 """Every setting reaches the objects that a run is built of: with another value, another object and no other."""
+import copy
 import json
-from functools import cached_property
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,9 @@ from configs.settings import SETTINGS
 from data.batches import Batches, PromptBatches
 from data.pseudo_labels import FILE_NAMES
 from loss.methods import METHODS
-from processor.run.state import TrainState
+from processor.optim import lr_factor
 from processor.setup import Setup, prompt_settings, train_settings
+from processor.train import TrainState
 from tests import scripts
 from utils.errors import UserError
 from utils.modality import Modality
@@ -25,8 +27,20 @@ RGB, IR = Modality
 EPOCHS = range(1, 70)
 
 
+MADE = {        # what the scripts build of a configuration
+    "setup": lambda b: Setup(b.config, "train_prepare"),
+    "prepare": lambda b: train_settings(b.config, "prepare"),
+    "finetune": lambda b: train_settings(b.config, "finetune"), "prompt": lambda b: prompt_settings(b.config),
+    "tester": lambda b: b.setup.tester(),
+    "model": lambda b: b.setup.model_to_train("prepare"), "images": lambda b: b.setup.banks("train"),
+    "labels": lambda b: {m: np.arange(len(b.images[m])) % 5 for m in Modality},
+    "batches": lambda b: Batches(b.images, b.labels, b.prepare, 1),
+    "prompt_batches": lambda b: PromptBatches(b.images, b.labels, b.prompt, 1),
+    "groups": lambda b: TrainState(b.model, b.prepare).optimizer.param_groups}     # of weights, with their own rates
+
+
 class Built:
-    """What the scripts build of a configuration, when it is asked for; `seen` is what stubs saw of it.
+    """What `MADE` makes of a configuration, when it is asked for; `seen` is what stubs saw of it.
 
     Args: words: KEY -> VALUE; folder: of the test.
     """
@@ -35,49 +49,12 @@ class Built:
         self.config = load_config(None, [str(word) for pair in words.items() for word in pair])
         self.seen = {"folder": folder}
 
-    @cached_property
-    def setup(self):
-        return Setup(self.config, "train_prepare")
-
-    @cached_property
-    def prepare(self):
-        return train_settings(self.config, "prepare")
-
-    @cached_property
-    def finetune(self):
-        return train_settings(self.config, "finetune")
-
-    @cached_property
-    def prompt(self):
-        return prompt_settings(self.config)
-
-    @cached_property
-    def model(self):
-        return self.setup.model_to_train()
-
-    @cached_property
-    def images(self):
-        return self.setup.banks("train")
-
-    @cached_property
-    def labels(self):
-        return {m: np.arange(len(self.images[m])) % 5 for m in Modality}
-
-    @cached_property
-    def batches(self):
-        return Batches(self.images, self.labels, self.prepare, 1)
-
-    @cached_property
-    def prompt_batches(self):
-        return PromptBatches(self.images, self.labels, self.prompt, 1)
-
-    @cached_property
-    def groups(self):
-        """The optimiser's groups of weights, with their own rates."""
-        return TrainState(self.model, self.prepare).optimizer.param_groups
+    def __getattr__(self, name):
+        setattr(self, name, MADE[name](self))
+        return getattr(self, name)
 
     def rates(self, epochs=EPOCHS):
-        return [self.prepare.lr_factor(epoch) for epoch in epochs]
+        return [lr_factor(self.prepare, epoch) for epoch in epochs]
 
     def policies(self, name):
         return [getattr(self.prepare.augmentation[m], name) for m in Modality]
@@ -89,7 +66,7 @@ class Built:
 
     def weights(self):
         """The arguments with which the network's weights are asked for."""
-        assert self.model and self.setup.clip
+        assert self.model and not self.setup.clip()
         return self.seen["load_tower"], self.seen["load_clip"]
 
     def device(self):
@@ -107,7 +84,7 @@ class Built:
 
     def resized(self):
         """How training and test images were resized."""
-        assert self.images and self.setup.tester()
+        assert self.images and self.tester
         return [json.loads((self.setup.data.cache_dir("") / f"{split}_ir_resized_manifest.json").read_text())
                 .get("resize", "lanczos") for split in ("train", "test")]
 
@@ -122,7 +99,7 @@ ROWS = {
     "OUTPUT_DIR": row(f"{FOLDER}/other", Built.run_folder),
     "SEED": row(7, lambda b: (b.prepare.seed, b.finetune.seed, b.prompt.seed), (7, 7, 7)),
     "DEVICE": row("auto", lambda b: b.seen["pick_device"] if b.device() else None),
-    "PRECISION": row("bf16", lambda b: (b.prepare.precision, b.prompt.precision, b.setup.tester().precision),
+    "PRECISION": row("bf16", lambda b: (b.prepare.precision, b.prompt.precision, b.tester.precision),
                      ("bf16",) * 3),
     "COMPILE": row(True, lambda b: b.model.tower is b.seen.get("compile_parts")),
     "CUDA_GRAPHS": row(True, lambda b: (b.prepare.cuda_graphs, b.prompt.cuda_graphs), (True, True)),
@@ -164,10 +141,10 @@ ROWS = {
     "OPTIM.BIAS_LR_FACTOR": row(3.0, lambda b: b.groups[1]["base_lr"] / b.groups[0]["base_lr"]),
     "OPTIM.WEIGHT_DECAY": row(0.003, lambda b: {group["weight_decay"] for group in b.groups}, {0.003}),
     "OPTIM.WARMUP_EPOCHS": row(4, lambda b: b.rates().index(1.0) + 1),
-    "OPTIM.WARMUP_FACTOR": row(0.25, lambda b: 2 * b.prepare.lr_factor(1) - 1),        # at the start of two epochs
+    "OPTIM.WARMUP_FACTOR": row(0.25, lambda b: 2 * lr_factor(b.prepare, 1) - 1),        # at the start of two epochs
     "OPTIM.STEPS": row([3, 5], lambda b: [e for e in EPOCHS[3:] if b.rates()[e - 1] < b.rates()[e - 2] or e < 4],
                        [5]),
-    "OPTIM.GAMMA": row(0.5, lambda b: b.prepare.lr_factor(30)),
+    "OPTIM.GAMMA": row(0.5, lambda b: lr_factor(b.prepare, 30)),
     "OPTIM.FACTORS": row([["neck.", 0.1], ["tower.stems.", 0]], lambda b: [
         round(b.groups[2]["base_lr"] / b.groups[0]["base_lr"], 6) if len(b.groups) > 2 else None,
         next(b.model.tower.stems.parameters()).requires_grad], [0.1, False]),
@@ -187,10 +164,10 @@ ROWS = {
     "TEST.PROTOCOL": row("original-1", lambda b: b.setup.retrievals[0].protocol,
                          "SYSU-MM01 all-search single-shot, original permutations 1-2"),
     "TEST.TRIALS": row(3, lambda b: len(b.setup.retrievals[0].trials)),
-    "TEST.EVERY": row(2, lambda b: [e for e in range(1, 8) if b.setup.tester().is_due(e, 7)], [2, 4, 6, 7]),
-    "TEST.MIRRORED": row(True, lambda b: b.setup.tester().mirrored),
+    "TEST.EVERY": row(2, lambda b: [e for e in range(1, 8) if b.tester.is_due(e, 7)], [2, 4, 6, 7]),
+    "TEST.MIRRORED": row(True, lambda b: b.tester.mirrored),
     "TEST.BATCH_SIZE": row(7, lambda b: (b.prepare.embed_batch_size, b.prompt.embed_batch_size,
-                                         b.setup.tester().batch_size), (7, 7, 7)),
+                                         b.tester.batch_size), (7, 7, 7)),
     "LOG.WANDB": row(True, lambda b: b.setup and "check_wandb" in b.seen),
 }
 BESIDE = {      # keys that one configuration cannot vary, and FINETUNE.LABEL_SMOOTHING, which has no object of its own
@@ -220,7 +197,7 @@ def read(people, tiny_clip_file, tmp_path_factory):
     Without changes they are read off the same objects each time. In values {folder} is the folder of the test.
     """
     folder, real = tmp_path_factory.mktemp("reach"), SimpleNamespace(**{
-        name: getattr(processor.setup, name) for name in ("load_tower", "load_clip", "pick_device")})
+        name: getattr(processor.setup, name) for name in ("load_tower", "pick_device")})
     for labels in (folder / "run/pseudo_labels", folder / "labels"):
         labels.mkdir(parents=True)
         for m, images in ((RGB, 24), (IR, 12)):     # three people, two images of each camera
@@ -231,11 +208,14 @@ def read(people, tiny_clip_file, tmp_path_factory):
 
     def load_tower(weights, tower, name, **more):
         now.seen.update(load_tower=(weights, tower, name), more=more)
-        return real.load_tower(tiny_clip_file, "", "RN50", **{**more, "stride": 16})
+        return copy.deepcopy(tower_of(more["height"], more["width"]))
+
+    @cache
+    def tower_of(height, width):
+        return real.load_tower(tiny_clip_file, height=height, width=width)
 
     def load_clip(weights, name, activation):
         now.seen.update(load_clip=(weights, name), activation=activation)
-        return real.load_clip(tiny_clip_file, "RN50")
 
     def pick_device(name):
         now.seen["pick_device"] = name
@@ -275,15 +255,14 @@ def another(setting):
     return next(choice for choice in setting.allowed if choice != setting.default)
 
 
-@pytest.mark.parametrize("name, key", [(name, setting.name) for name, method in METHODS.items()
-                                       for setting in method.declared()])
-def test_a_methods_settings_reach_it(name, key):
-    setting, = (setting for setting in METHODS[name].declared() if setting.name == key)
-    config = load_config(None, ["METHOD.NAME", name, f"METHOD.{key}", str(another(setting))])
-    for stage in ("prepare", "finetune"):
-        settings = train_settings(config, stage)
-        made = vars(settings.method(**settings.of_method).settings)
-        assert made == {s.name.lower(): another(s) if s.name == key else s.default for s in METHODS[name].declared()}
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_settings_reach_it(name):
+    defaults = {setting.name.lower(): setting.default for setting in METHODS[name].declared()}
+    for setting in METHODS[name].declared():
+        config = load_config(None, ["METHOD.NAME", name, f"METHOD.{setting.name}", str(another(setting))])
+        for settings in (train_settings(config, stage) for stage in ("prepare", "finetune")):
+            made = vars(settings.method(**settings.of_method).settings)
+            assert made == {**defaults, setting.name.lower(): another(setting)}
 
 
 def test_data_set_settings(people, tmp_path):

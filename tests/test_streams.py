@@ -8,7 +8,7 @@ import torch
 from data.batches import Batches, PromptBatches
 from model.clip import TextTower, load_clip
 from model.prompt import PromptLearner
-from processor.run.state import PromptState
+from processor.prompt import PromptState
 from tests.tiny import LABELS, tiny_banks, tiny_prompt_settings, tiny_settings
 from utils.modality import Modality
 from utils.seeding import numpy_rng, torch_rng

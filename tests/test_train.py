@@ -9,22 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-import processor.guidance
 import processor.prompt
 import processor.train
 from clustering.labels import collapse_warnings
-from data.augment import normalise
 from data.images import ImageBank
-from loss.cclnet import CCLNet as CCLNetMethod
-from model.clip import TextTower, tokenize
-from model.prompt import TEMPLATES
-from processor.guidance import TextGuidance, describe_scale, log_scale
-from processor.prompt import learn_prompts, text_features
+from model.clip import TextTower
+from processor.features import embed
+from processor.guidance import TextGuidance, describe_scale
+from processor.prompt import PromptState, learn_prompts, text_features
 from processor.run.epoch import epoch_lines
-from processor.run.state import PromptState
 from processor.train import train
 from tests.tiny import IMAGES, LABELS, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
-from utils.distributed import ALONE
 from utils.finite import NonFinite
 from utils.modality import Modality
 
@@ -127,7 +122,7 @@ def test_what_an_epoch_gives_its_steps_and_its_record(model, banks, tester, tmp_
     assert all((step.batch.labels[m] == LABELS[m][step.batch.positions[m]]).all() for step in steps for m in Modality)
 
 
-@pytest.mark.parametrize("step", [1, 3, 8])
+@pytest.mark.parametrize("step", [3, 8])
 def test_a_loss_that_is_not_finite_ends_the_run(model, named, tester, tmp_path, steps, step):
     """Epoch, step and images are named, also of an epoch's last step; nothing is saved."""
     steps.numbers = [1.0] * (step - 1) + [float("nan")]
@@ -135,15 +130,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(model, named, tester, tmp_path, 
         train("prepare", model, named, tiny_settings(), TinyRun(tmp_path), tester)
     position = steps[step - 1].batch.positions[RGB].min()
     assert f"(images: rgb/{position}.jpg, " in str(error.value) and not list(tmp_path.iterdir())
-
-
-def test_numbers_that_are_not_finite_pass_the_links_to_be_named(model, named, tester, tmp_path, monkeypatch):
-    def losses(self, features, batch, real=CCLNetMethod.losses):
-        return {name: loss * float("inf") for name, loss in real(self, features, batch).items()}
-
-    monkeypatch.setattr(CCLNetMethod, "losses", losses)
-    with pytest.raises(NonFinite, match="loss_rgb and loss_ir are not finite in epoch 1, iteration 1 "):
-        train("prepare", model, named, tiny_settings(METHOD__CROSS_EPOCH=1), TinyRun(tmp_path), tester)
 
 
 def test_weights_that_are_not_finite_replace_nothing(model, banks, tester, tmp_path, steps, monkeypatch):
@@ -167,8 +153,16 @@ def test_prompts_alone_learn(model, text, banks, tmp_path):
     first, run = PromptState(text, labels, settings).prompts, TinyRun(tmp_path)
     assert [len(first[m].context) for m in Modality] == [PEOPLE, PEOPLE - 1]
     start = weights(model), weights(text)
+    lines, images = [], 0
+    run.log = SimpleNamespace(info=lines.append)
     prompts = learn_prompts(model, text, banks, labels, settings, run)
     assert same(start[0], weights(model)) and same(start[1], weights(text))
+    for m in Modality:
+        images += float(embed(model, banks[m], m, ("projection",), batch_size=64, precision="fp32")["projection"]
+                        .norm(dim=1).mean()) / 2
+    texts = sum(float(rows.norm(dim=1).mean()) / 2 for rows in text_features(text, first).values())
+    scale = describe_scale(images, texts, PEOPLE, 100.0)
+    assert lines[:len(scale)] == scale
     assert not any(torch.equal(first[m].context, prompts[m].context) for m in Modality)
     losses = [row["loss"] for row in run.rows("prompt")]
     assert len(losses) == 3 and losses[2] < losses[0]
@@ -239,24 +233,6 @@ def test_the_text_of_an_image_has_unit_length_and_is_zero_without_a_label():
     torch.testing.assert_close(found[IR], torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8]]))
 
 
-@pytest.mark.parametrize("measured", [7, 256])
-def test_norms_are_means_over_some_images_and_both_templates(model, text, banks, monkeypatch, measured):
-    banks = {RGB: banks[RGB], IR: ImageBank(banks[IR].images // 4)}
-    monkeypatch.setattr(processor.guidance, "MEASURED_IMAGES", measured)
-    positions = np.linspace(0, IMAGES - 1, 7).astype(int) if measured == 7 else np.arange(IMAGES)
-    images, texts, lines = [], [], []
-    with torch.no_grad():
-        for m in Modality:
-            found = model.eval().encode(normalise(banks[m].batch(positions)), m, ("projection",))["projection"]
-            images.append(float(found.norm(dim=1).mean()))
-            tokens = tokenize(TEMPLATES[m], text.context_length)
-            texts.append(float(text(text.token_embedding(tokens[:, :int((tokens != 0).sum())])).norm()))
-    run = SimpleNamespace(log=SimpleNamespace(info=lines.append), processes=ALONE)
-    log_scale(model, text, banks, LABELS, 100.0, tiny_settings(), run)
-    assert lines == describe_scale(sum(images) / 2, sum(texts) / 2, PEOPLE, 100.0)
-    assert abs(images[0] - images[1]) > 0.02 and abs(texts[0] - texts[1]) > 0.02    # so that a mean is not one of them
-
-
 # ---- Clusters of which little can be learned
 
 def test_a_stages_log_is_short_and_tells_of_every_long_epoch():
@@ -280,11 +256,7 @@ def test_a_stages_log_is_short_and_tells_of_every_long_epoch():
 @pytest.mark.parametrize("labels, words", [
     (np.zeros(20, int), "all clustered rgb images are in one cluster.*smaller CLUSTER.EPS"),
     (np.where(np.arange(40) < 3, np.arange(40), -1), "92% of the rgb images are outliers.*larger CLUSTER.EPS"),
-])
+    (np.where(np.arange(20) < 2, np.arange(20), -1), None)])
 def test_collapse_is_said_in_words(labels, words):
-    healthy = np.arange(20) % 4
-    warnings = collapse_warnings({RGB: labels, IR: healthy})
-    assert len(warnings) == 1 and re.search(words, warnings[0])
-    assert collapse_warnings({m: healthy for m in Modality}) == []
-    nine_in_ten = np.where(np.arange(20) < 2, np.arange(20), -1)
-    assert collapse_warnings({m: nine_in_ten for m in Modality}) == []
+    warnings = collapse_warnings({RGB: labels, IR: np.arange(20) % 4})
+    assert re.fullmatch(f".*{words}.*", *warnings) if words else not warnings

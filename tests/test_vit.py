@@ -2,6 +2,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip.pretrained
@@ -168,7 +169,8 @@ def test_both_towers_and_a_checkpoint_have_the_activation(tiny_vit_file, kind, o
 def test_the_first_factor_that_fits_counts(model):
     factors = (("tower.transformer.resblocks.1", 3.0), ("tower.transformer.", 0.1), ("tower.stems.", 0))
     freeze(model.named_parameters(), factors)
-    optimizer = image_optimizer(model.named_parameters(), 0.1, 0.0, 2.0, factors)
+    optimizer = image_optimizer(model.named_parameters(), SimpleNamespace(
+        lr=0.1, weight_decay=0.0, bias_lr_factor=2.0, factors=factors, name="adam"))
     rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
     named = {name: rates.get(id(p)) for name, p in model.named_parameters()}
     for name, rate in (("transformer.resblocks.1.ln_1.weight", 0.3), ("transformer.resblocks.0.ln_1.weight", 0.01),

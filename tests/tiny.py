@@ -1,4 +1,5 @@
 """A data set of five people in memory: six images each and modality; train and test are the same images."""
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -59,13 +60,13 @@ def tiny_config(**changes):
 
 
 def tiny_settings(epochs=3, restart=False, allow_collapse=True, **changes):
-    """`TrainSettings` of a fine-tune; changes as `tiny_config`."""
+    """`train_settings` of a fine-tune; changes as `tiny_config`."""
     return train_settings(tiny_config(FINETUNE__EPOCHS=epochs, FINETUNE__RESTART_AT_CROSS=restart,
                                       PREPARE__ALLOW_COLLAPSE=allow_collapse, **changes), "finetune")
 
 
 def tiny_prompt_settings(**changes):
-    """`PromptSettings`; changes as `tiny_config`."""
+    """`prompt_settings`; changes as `tiny_config`."""
     return prompt_settings(tiny_config(**changes))
 
 
@@ -91,8 +92,9 @@ def tiny_tester(banks, every=100, order=None):
 
 def one_of(size, rank=0):
     """A process of several that talks to nobody."""
-    processes = Processes()
-    processes.rank, processes.size = rank, size
+    processes = Processes(rank)
+    processes.size, processes.in_turn = size, contextlib.nullcontext
+    processes.once, processes.gather = (lambda function: function()), (lambda rows, *_: rows)
     return processes
 
 
@@ -114,7 +116,9 @@ def linked_by(method, links, **settings):
 class Silent(Processes):
     """The only process, which writes nothing."""
 
-    writes = False
+    def __init__(self):
+        super().__init__()
+        self.writes = False
 
 
 class TinyRun(Run):

@@ -36,10 +36,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if not options.checkpoint.startswith("hf://"):
         existing("file", "a checkpoint of train_prepare.py or train_clip.py")(options.checkpoint)
-    from configs.checkpoint import settings_of  # slow: after the words were read
+    from configs.checkpoint import read_checkpoint, settings_of  # slow: after the words were read
     from configs.defaults import load_config
     from model.released import model_from_checkpoint, released_state, to_released
-    from processor.run.checkpoints import read_checkpoint
     from utils.checkpoint import save_checkpoint
     from utils.runtime import print_line
 

@@ -39,7 +39,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from configs.checkpoint import settings_of  # noqa: E402
+from configs.checkpoint import read_checkpoint, settings_of  # noqa: E402
 from configs.defaults import load_config  # noqa: E402
 from data.images import ImageBank, decode_image, file_stat, in_parallel, read_image  # noqa: E402
 from data.manifest import stored_range  # noqa: E402
@@ -47,7 +47,6 @@ from model.released import model_from_checkpoint  # noqa: E402
 from model.state_dict import weights_digest  # noqa: E402
 from processor.features import embed  # noqa: E402
 from processor.metrics import rank_gallery  # noqa: E402
-from processor.run.checkpoints import read_checkpoint  # noqa: E402
 from report.figures import MODALITY_NAMES  # noqa: E402
 from report.page import Section, jpeg_text, write_page  # noqa: E402
 from utils.checkpoint import load_array, save_array  # noqa: E402

@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import tempfile
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -102,23 +101,12 @@ def load_plain(source, what, remedy):
     """Read the content of a path or binary file that torch.save wrote, on the host; no pickled code is executed.
 
     Args: what: the file, for the sentence; remedy: its last part.
-    Raises: UserError: the file is damaged, claims more than it holds, or holds more than tensors, numbers and text.
+    Raises: UserError: the file is damaged, or holds more than tensors, numbers and text.
     """
     with (explained(f"{what} cannot be read safely", f"expected tensors, numbers and text alone. {remedy}"),
           torch.serialization.safe_globals(HARMLESS)):
-        _check_archive(source)
         try:
             return torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             program = re.search(r"GLOBAL (\S+)", str(error))      # else what torch advises: to load it unsafely
             raise ValueError(f"it names {program[1]}, which may be a program" if program else "it is damaged")
-
-
-def _check_archive(source):
-    """Refuse an archive whose files are larger than itself, as torch.save writes none. Raises: ValueError."""
-    if zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            claimed, size = sum(file.file_size for file in archive.infolist()), archive.fp.seek(0, os.SEEK_END)
-            archive.fp.seek(0)
-        if claimed > size:
-            raise ValueError(f"its files claim {claimed:,} bytes, but it has {size:,}")

@@ -1,6 +1,6 @@
 """What all processes of a run agree on. torchrun starts N of them; each computes its share, all have the same result.
 
-`join_processes` makes the one object that is passed to the parts that need it. `ALONE` does nothing and costs nothing.
+`join_processes` makes the one object that is passed to the parts that need it; `ALONE` is that of a single process.
 The engine is torch.distributed: NCCL between GPUs, gloo between hosts. Every process calls the same methods in the same
 order. When one of them dies, torchrun ends the others; none waits longer than PATIENCE for a message.
 """
@@ -19,87 +19,21 @@ PATIENCE = timedelta(minutes=30)        # for a message of the others: one proce
 
 
 class Processes:
-    """The only process of a run: every share is the whole."""
-
-    rank, size, local_rank = 0, 1, 0
-
-    @property
-    def writes(self):
-        """Whether this process writes the files of the run: the first does."""
-        return self.rank == 0
-
-    @property
-    def hides_bars(self):
-        """What tqdm's `disable` should be: bars of the first process alone, and where there is a terminal."""
-        return None if self.writes else True
-
-    def own(self, device):
-        """Return the device that is this process's own. Args: device: `torch.device`."""
-        return device
-
-    def share(self, count, unit=1):
-        """Return the rows of `count` that this process computes, a slice; shares are consecutive, whole units."""
-        bounds = self._bounds(count, unit)
-        return slice(bounds[self.rank], bounds[self.rank + 1])
-
-    def _bounds(self, count, unit):
-        units = -(-count // unit)
-        return [min(units * rank // self.size * unit, count) for rank in range(self.size + 1)]
-
-    def gather(self, rows, count, unit=1):
-        """Put all processes' shares (of `share`) together in order: (count, ...), without gradients."""
-        return rows
-
-    def same(self, tensor):
-        """Copy the first process's tensor into everyone's, which is returned."""
-        return tensor
-
-    def once(self, function):
-        """Call a function on the first process alone; everyone returns what it returned there."""
-        return function()
-
-    @contextmanager
-    def in_turn(self):
-        """Run a block on the first process, then on the first of each machine, then on the others.
-
-        For what makes files that are missing: the others find them.
-        """
-        yield
-
-    def wrap(self, model, unused):
-        """Return the model so that every process calls it with its share of a batch and gets the output of the whole.
-
-        Args: model: whose output is {name: {key: (B, ·) tensor}}; unused: a function that returns the names of the
-            parameters which get no gradient.
-        """
-        return model
-
-    def neighbours(self, count):
-        """Return the process group of `count` consecutive processes that this one is in."""
-
-    def compare(self, when, **states):
-        """Make sure that state dicts, by their name, are the same in all processes. Raises: UserError: they differ."""
-
-    def leave(self):
-        """Wait until all processes have come here, at the end of their work."""
-
-
-ALONE = Processes()
-
-
-class TorchProcesses(Processes):
-    """One of several processes, joined by torch.distributed.
+    """One of the processes of a run, joined by torch.distributed; alone, every share is the whole.
 
     Args: rank: of this process; size: number of processes; local_rank: among the processes of this machine;
-        device_type: "cuda" or "cpu", of all.
+        device_type: "cuda" or "cpu", of all. Raises: UserError: the processes have different ones.
     """
 
-    def __init__(self, rank, size, local_rank, device_type):
+    def __init__(self, rank=0, size=1, local_rank=0, device_type="cpu"):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        dist.init_process_group("gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
-        if len(set(self._of_all(device_type))) > 1:
-            raise UserError("some processes have a GPU and others have none; set DEVICE cpu, or start processes on "
-                            "machines with GPUs alone")
+        self.writes = rank == 0             # the files of the run
+        self.hides_bars = None if self.writes else True     # tqdm's `disable`; None: shown in a terminal
+        if size > 1:
+            dist.init_process_group("gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
+            if len(set(self._of_all(device_type))) > 1:
+                raise UserError("some processes have a GPU and others have none; set DEVICE cpu, or start processes on "
+                                "machines with GPUs alone")
 
     def _of_all(self, value):
         """Return the values of all processes, in a list."""
@@ -111,16 +45,28 @@ class TorchProcesses(Processes):
         dist.all_reduce(torch.zeros(1))     # of the hosts: no GPU is waited for
 
     def own(self, device):
-        """Return the GPU whose number is this process's on its machine; a CPU is shared."""
-        if device.type != "cuda":
+        """Return the GPU whose number is this process's on its machine; a CPU is shared. Args: device: torch device."""
+        if self.size == 1 or device.type != "cuda":
             return device
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
+    def share(self, count, unit=1):
+        """Return the rows of `count` that this process computes, a slice; shares are consecutive, whole units."""
+        return self._shares(count, unit)[self.rank]
+
+    def _shares(self, count, unit):
+        units = -(-count // unit)
+        bounds = [min(units * rank // self.size * unit, count) for rank in range(self.size + 1)]
+        return [slice(*pair) for pair in zip(bounds, bounds[1:])]
+
     def gather(self, rows, count, unit=1):
-        bounds, rows = self._bounds(count, unit), rows.detach().contiguous()
+        """Put all processes' shares (of `share`) together in order: (count, ...), without gradients."""
+        if self.size == 1:
+            return rows
+        rows = rows.detach().contiguous()
         whole = rows.new_empty(count, *rows.shape[1:])
-        parts = [whole[a:b] for a, b in zip(bounds, bounds[1:])]
+        parts = [whole[share] for share in self._shares(count, unit)]
         if len({len(part) for part in parts}) == 1:
             dist.all_gather(parts, rows)
             return whole
@@ -131,38 +77,53 @@ class TorchProcesses(Processes):
         return whole
 
     def same(self, tensor):
-        dist.broadcast(tensor, src=0)
+        """Copy the first process's tensor into everyone's, which is returned."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
         return tensor
 
     def once(self, function):
-        """Call a function on the first process and send what it returned, tensors on the host, to the others."""
+        """Call a function on the first process alone; everyone gets what it returned there, tensors on the host."""
+        if self.size == 1:
+            return function()
         found = [function() if self.writes else None]
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
     @contextmanager
     def in_turn(self):
-        turn = 2 if self.local_rank else min(self.rank, 1)
+        """Run a block on the first process, then on the first of each machine, then on the others.
+
+        For what makes files that are missing: the others find them.
+        """
+        turn, last = 2 if self.local_rank else min(self.rank, 1), 2 * (self.size > 1)
         for _ in range(turn):
             self._wait_for_all()
         yield
-        for _ in range(2 - turn):
+        for _ in range(last - turn):
             self._wait_for_all()
 
     def wrap(self, model, unused):
-        """Wrap the model in DistributedDataParallel, which leaves parameters without a gradient alone."""
+        """Return the model so that every process calls it with its share of a batch and gets the output of the whole.
+
+        Args: model: whose output is {name: {key: (B, ·) tensor}}; unused: a function that returns the names of the
+            parameters which get no gradient, and which DistributedDataParallel leaves alone.
+        """
+        if self.size == 1:
+            return model
         left_alone = [*unused(), *(name for name, _ in model.named_buffers())]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
         return WholeBatch(DistributedDataParallel(model, gradient_as_bucket_view=True), self)
 
     def neighbours(self, count):
-        """Make the groups of `count` consecutive processes; every process makes all of them."""
+        """Return the process group of `count` consecutive processes that this one is in; every process makes all."""
         groups = [dist.new_group(range(first, first + count), timeout=PATIENCE)
                   for first in range(0, self.size, count)]
         return groups[self.rank // count]
 
     def compare(self, when, **states):
-        found = self._of_all({name: checksum(state) for name, state in states.items()})
+        """Make sure that state dicts, by their name, are the same in all processes. Raises: UserError: they differ."""
+        found = self._of_all({name: checksum(state) for name, state in states.items()}) if self.size > 1 else []
         for name in states:
             other = next((rank for rank, sums in enumerate(found) if sums[name] != found[0][name]), None)
             if other is not None:
@@ -171,15 +132,20 @@ class TorchProcesses(Processes):
                                 "it happens again, use GPUs of one kind and the same versions on all machines")
 
     def leave(self):
-        self._wait_for_all()
-        dist.destroy_process_group()
+        """Wait until all processes have come here, at the end of their work."""
+        if self.size > 1:
+            self._wait_for_all()
+            dist.destroy_process_group()
+
+
+ALONE = Processes()
 
 
 class WholeBatch(torch.nn.Module):
     """Called with a process's share of a batch, returns the output of all shares, in all processes.
 
     Gradients flow into a process's own rows, times the number of processes, since DistributedDataParallel averages
-    those of the weights. Args: model: so wrapped; processes: `TorchProcesses`, whose shares are equal.
+    those of the weights. Args: model: so wrapped; processes: `Processes`, whose shares are equal.
     """
 
     def __init__(self, model, processes):
@@ -211,7 +177,7 @@ def join_processes(device_type):
     if device_type == "cuda" and here > torch.cuda.device_count():
         raise UserError(f"torchrun has started {here} processes on this machine, which has {torch.cuda.device_count()} "
                         "of the GPUs that they need; set --nproc_per_node to the number of GPUs, or DEVICE cpu")
-    return TorchProcesses(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)), device_type)
+    return Processes(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", 0)), device_type)
 
 
 def checksum(state):

@@ -129,27 +129,11 @@ def _number(convert, expected, low, high):
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are `UserError`s; its description keeps its line breaks.
-
-    Options may be written with - or _ between their words.
-    """
+    """A command line whose mistakes are `UserError`s; its description keeps its line breaks."""
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                          allow_abbrev=False)
-
-    def parse_known_args(self, args=None, namespace=None):
-        """Parse as argparse does."""
-        words = [self._known_spelling(word) for word in (sys.argv[1:] if args is None else args)]
-        return super().parse_known_args(words, namespace)
-
-    def _known_spelling(self, word):
-        """Translate --one-flag=value to the spelling of the flag that is known, --one_flag=value; expand its ~."""
-        flag, equals, value = word.partition("=")
-        known = {option.replace("-", "_"): option for option in reversed(self._option_string_actions)}
-        if flag.startswith("--") and flag not in self._option_string_actions:
-            flag = known.get(flag.replace("-", "_"), flag)
-        return flag + equals + os.path.expanduser(value)        # which no shell expands behind =
 
     def error(self, message):
         """Raises UserError."""
@@ -161,42 +145,36 @@ def exit_on_user_error(main):
 
     Of several processes each prints its own mistake, and the first alone that a signal ended the run.
     """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     try:
         with stops_on_signals(lambda: "the same command continues from what was saved, if anything was"):
-            main()
+            return main()
     except UserError as error:
-        _exit(f"error: {error}", 2)
+        last_line, code = f"error: {error}", 2
     except Stopped as stop:
-        _exit("" if int(os.environ.get("RANK", 0)) else str(stop), stop.exit_code)
+        last_line, code = "" if int(os.environ.get("RANK", 0)) else str(stop), stop.exit_code
     except Exception as error:
-        if (found := _refusal(error)) is not None:
-            _exit(f"error: {found}", 2)
-        if not _is_one_of_several():
-            raise
-        traceback.print_exc()
-        _exit("", 1)
-
-
-def _refusal(error):
-    """Return the sentence for an exception that tells of memory or the disk; None for a defect."""
-    if is_out_of_memory(error):
-        found = in_brief(error) or "no further memory was given"
-        return (f"memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that has begun "
-                "with --fresh), use smaller images, or free memory")
-    if isinstance(error, OSError) and error.errno in REFUSALS:
-        return (f"{quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free space, "
-                "change its permissions or move what is in the way, and run the same command again")
-    return None
-
-
-def _is_one_of_several():
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
-
-
-def _exit(last_line, code):
+        last_line, code = _refusal(error), 2
+        if not last_line:
+            if not several:
+                raise
+            traceback.print_exc()
+            code = 1
     if last_line:
         print(one_line(last_line), file=sys.stderr, flush=True)
-    if _is_one_of_several():
+    if several:
         sys.stdout.flush()
         os._exit(code)      # an orderly end would wait for messages of the others
     sys.exit(code)
+
+
+def _refusal(error):
+    """Return the sentence for an exception that tells of memory or the disk; "" for a defect."""
+    if is_out_of_memory(error):
+        found = in_brief(error) or "no further memory was given"
+        return (f"error: memory is exhausted ({found}); lower TEST.BATCH_SIZE, or SAMPLER.INSTANCES (of a run that has "
+                "begun with --fresh), use smaller images, or free memory")
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return (f"error: {quoted(error.filename or 'a file')} cannot be read or written ({error.strerror}); free "
+                "space, change its permissions or move what is in the way, and run the same command again")
+    return ""

@@ -1,8 +1,8 @@
 """Picks the device, sets a GPU's precision, compiles the tower and opens the log file."""
 import contextlib
-import logging
 import sys
 import textwrap
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,10 @@ def autocast(name, device):
 @contextlib.contextmanager
 def gpu_rounding(name):
     """Run a block, forward or backward, with a GPU's fp32 arithmetic of a precision: a name of FP32_ON_GPU."""
-    backends, wanted = torch.backends, FP32_ON_GPU[name]
-    if hasattr(backends.cuda.matmul, "fp32_precision"):
-        owners, switch = (backends.cuda.matmul, backends.cudnn.conv), "fp32_precision"
-    else:       # before PyTorch 2.9, which warns where these are used beside the new ones
-        owners, switch = (backends.cuda.matmul, backends.cudnn), "allow_tf32"
-        wanted = [kind == "tf32" for kind in wanted]
+    matmul, cudnn, wanted = torch.backends.cuda.matmul, torch.backends.cudnn, FP32_ON_GPU[name]
+    owners, switch = (matmul, getattr(cudnn, "conv", cudnn)), "fp32_precision"
+    if not hasattr(matmul, switch):       # before PyTorch 2.9, which warns where these are used beside the new ones
+        owners, switch, wanted = (matmul, cudnn), "allow_tf32", [kind == "tf32" for kind in wanted]
     before = [getattr(owner, switch) for owner in owners]
     for owner, value in zip(owners, wanted):
         setattr(owner, switch, value)
@@ -100,17 +98,6 @@ def to_host(tensor):
     return wait
 
 
-def bytes_given(device):
-    """Return the bytes that a GPU's tensors were given since the program began, freed or not; None on a CPU."""
-    return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] if device.type == "cuda" else None
-
-
-def bytes_free(device):
-    """Return the bytes that new tensors may take on a GPU: what no process has, and what PyTorch holds unused."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
 def compile_parts(tower, device):
     """Let torch.compile compile a tower's parts in place, when they are first called; the state dict stays as it was.
 
@@ -140,45 +127,23 @@ def _called_parts(module):
             yield child
 
 
-class _Lines(logging.Formatter):
-    """Breaks a log's lines at COLUMNS, between words: a longer path stays whole, on a line of its own."""
+class Log:
+    """Prints lines above the progress bars and appends them, with the time, to FOLDER/log.txt.
 
-    def format(self, record):
-        """Return a record's text, further lines of it indented."""
-        return "\n".join(part for line in super().format(record).splitlines() for part in textwrap.wrap(
-            line, COLUMNS, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False))
-
-
-class _BarSafeHandler(logging.Handler):
-    """Writes lines above the progress bars."""
-
-    def emit(self, record):
-        """Print a line; its log file is written in any case."""
-        print_line(self.format(record))
-
-
-class _LogFile(logging.FileHandler):
-    """A log file whose failure (a full disk) ends the run with a sentence, instead of a traceback per line."""
-
-    def format(self, record):
-        """Escape what does not print: the file is read in a terminal."""
-        return shown(super().format(record))
-
-    def handleError(self, record):
-        """Raise what `emit` caught."""
-        raise
-
-
-def open_log(output_dir, name):
-    """Open a logger that prints to the console and appends to OUTPUT_DIR/log.txt.
-
-    Raises: UserError: the folder cannot be written.
+    Args: folder: which exists; None where nothing is to be said, in a process that writes no files.
     """
-    logger = logging.Logger(f"cclnet.{name}", logging.INFO)     # no parent, whose handlers would print its lines too
-    with explained(f"OUTPUT_DIR {output_dir} cannot be written", "choose another"):
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        file = _LogFile(Path(output_dir) / "log.txt", encoding="utf-8")
-    for handler, form in ((file, "%(asctime)s %(message)s"), (_BarSafeHandler(), "%(message)s")):
-        handler.setFormatter(_Lines(form, "%m-%d %H:%M"))
-        logger.addHandler(handler)
-    return logger
+
+    def __init__(self, folder):
+        self.path = folder and Path(folder) / "log.txt"
+
+    def info(self, text):
+        """Say a text, broken at COLUMNS between words; what does not print is escaped."""
+        if self.path:
+            print_line(_broken(text))
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(shown(_broken(f"{datetime.now():%m-%d %H:%M} {text}")) + "\n")
+
+
+def _broken(text):
+    return "\n".join(part for line in text.splitlines() for part in textwrap.wrap(
+        line, COLUMNS, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False))

@@ -48,27 +48,16 @@ class Setting(NamedTuple):
     none.
 
     Example:
-        >>> check(Setting("K1", 30, Range(1, whole=True), "neighbours that count as near"), 0)
-        'a whole number from 1 on'
+        >>> known = {"K1": Setting("K1", 30, Range(1, whole=True), "neighbours that count as near")}
+        >>> check_values("the command line", known, {"K1": 0})
+        Traceback (most recent call last):
+        utils.errors.UserError: the command line sets K1 to 0; expected a whole number from 1 on, such as 30
     """
 
     name: str
     default: object
     allowed: object
     text: str
-
-
-def check(setting, value):
-    """Return what is expected of a setting where a value of the right type is not; None where it is fine."""
-    if isinstance(setting.allowed, str):
-        return setting.allowed if value == "" != setting.default else None
-    return None if value in setting.allowed else expected(setting)
-
-
-def expected(setting):
-    """Say what a setting may be."""
-    return " or ".join(str(choice) or "''" for choice in setting.allowed) if type(setting.allowed) is tuple else (
-        str(setting.allowed))
 
 
 def check_values(source, settings, values):
@@ -78,10 +67,13 @@ def check_values(source, settings, values):
     Raises: UserError: a value is of another type than the default, or not allowed.
     """
     for name, value in values.items():
-        setting = settings[name]
-        if type(value) is not type(setting.default) or check(setting, value):
-            raise UserError(f"{source} sets {name} to {quoted(str(value)[:80])}; expected {expected(setting)}, such as "
-                            f"{setting.default!r}")
+        default, allowed = settings[name].default, settings[name].allowed
+        if type(value) is not type(default) or not (
+                value != "" or default == "" if isinstance(allowed, str) else value in allowed):
+            if type(allowed) is tuple:
+                allowed = " or ".join(str(choice) or "''" for choice in allowed)
+            raise UserError(f"{source} sets {name} to {quoted(str(value)[:80])}; expected {allowed}, such as "
+                            f"{default!r}")
 
 
 def flat(tree, prefix=""):

@@ -20,23 +20,28 @@ TOLD_EVERY = 5              # epochs between two of which the log tells, beside 
 LONG = 30                   # seconds of an epoch of which it always tells
 
 
-def end_epoch(stage, epoch, state, method, labels, centres, means, batch_size, run, tester):
+def end_epoch(stage, epoch, state, method, labels, centres, means, per_second, run, tester):
     """Log an epoch, test if that is due, save checkpoints, numbers and, last of all, the state.
 
     Args: stage: "prepare" or "finetune"; state: `TrainState`; method: `Method` after its last step; labels: Modality ->
         (N,), trained on; centres: Modality -> (K, D) tensor, mean features of its clusters at the epoch's start;
-        means: `RunningMeans` of the steps; batch_size: images of both modalities in a step.
+        means: `RunningMeans` of the steps; per_second: images of both modalities that the steps have trained on.
     Raises: NonFinite: a weight is not finite. UserError: the clusters of train_prepare.py have collapsed, or several
         processes disagree.
     """
     linked, model, epochs = method.links(), state.model, state.settings.epochs
     check_weights(model.state_dict(), f"epoch {epoch}")     # before a checkpoint is replaced
-    _agree(run.processes, f"epoch {epoch}", model, method)
+    for buffer in model.buffers():      # running statistics, where each process has its own batch norm
+        run.processes.same(buffer)
+    run.processes.compare(f"epoch {epoch}", prototypes=method.prototypes(), weights=model.state_dict())
     state.labels, state.linked = labels, linked and alike_at_start(with_images(linked, labels), centres)
-    persons = known_persons(tester.data.train)
-    numbers = {"epoch": epoch, **means.means(), **_cluster_numbers(labels), **link_numbers(state.linked),
-               **diagnose(labels, state.linked, persons), "lr": state.optimizer.param_groups[0]["lr"],
-               "images_per_second": means.steps * batch_size / (time.perf_counter() - run.training_began),
+    sizes = {m.value: np.unique(of[of >= 0], return_counts=True)[1] for m, of in labels.items()}
+    numbers = {"epoch": epoch, **means.means(), **{f"clusters_{name}": len(of) for name, of in sizes.items()},
+               **{f"outliers_{m.value}": int((of < 0).sum()) for m, of in labels.items()},
+               **{f"cluster_size_{name}_{what}": float(function(of)) for name, of in sizes.items()
+                  for what, function in (("median", np.median), ("max", np.max))},
+               **link_numbers(state.linked), **diagnose(labels, state.linked, known_persons(tester.data.train)),
+               "lr": state.optimizer.param_groups[0]["lr"], "images_per_second": per_second,
                "seconds": time.perf_counter() - run.epoch_began, **memory_use(tester.device)}
     for line in [*epoch_lines(stage, numbers, epochs), *collapse_warnings(labels)]:
         run.log.info(line)
@@ -44,9 +49,11 @@ def end_epoch(stage, epoch, state, method, labels, centres, means, batch_size, r
     due = tester.is_due(epoch, epochs) or best_is_wanted and epoch + 1 == method.best_epoch
     state.evaluation = tester(model) if due else None
     content = checkpoint(stage, epoch, model, state.evaluation, tester)
-    run.record(stage, _cluster_sizes(labels), **numbers,
-               **({"test": content["metrics"]} if state.evaluation else {}))
-    if state.evaluation:
+    run.record(stage, {f"cluster_size_{name}": of for name, of in sizes.items()}, **numbers,
+               **({"test": content["metrics"]} if due else {}))
+    if stage == "prepare" and not state.settings.allow_collapse:
+        _refuse_collapse(run.history)
+    if due:
         run.log.info(f"{stage} {epoch}/{epochs} | {_test_line(state.evaluation)}")
         if (rank1 := state.evaluation.mean()["rank1"]) > run.best:
             run.best = rank1
@@ -55,14 +62,11 @@ def end_epoch(stage, epoch, state, method, labels, centres, means, batch_size, r
                 state.best = on_host(model.state_dict())
     run.save_model(stage, "last", content)
     if stage == "prepare" and epoch == epochs:
-        refuse_collapse(run, state.settings)
         run.save_labels(labels, epoch, method.unifies(epoch))
     state.epoch += 1
     run.save_state(stage, state)
     if epoch == 1 < epochs:
         run.log.info(_estimate(stage, epochs, numbers, run))
-    if stage == "prepare":
-        refuse_collapse(run, state.settings)
 
 
 def end_prompt_epoch(epoch, state, epochs, means, run):
@@ -78,29 +82,28 @@ def end_prompt_epoch(epoch, state, epochs, means, run):
 
 
 def finish_stage(stage, state, run, tester):
-    """Write again what was lost since a stage was trained: labels, last checkpoint; test it if its page is missing.
+    """Write again what was lost since a stage was trained: labels, last checkpoint, and a test for the page.
 
     Args: state: `TrainState` after the last epoch, which is given `evaluation` where a page is to be written.
     """
-    model, page = run.model_file(stage, "last"), (run.output_dir / "report.html",
-                                                  run.output_dir / "report_data" / f"{stage}.json")
+    epoch, settings, model = state.epoch - 1, state.settings, run.model_file(stage, "last")
     labels = [run.labels_folder / name for name in FILE_NAMES.values()] if stage == "prepare" else []
+    page = run.output_dir / "report.html", run.output_dir / "report_data" / f"{stage}.json"
     lost = run.processes.once(lambda: {path for path in (*labels, model, *page) if not path.is_file()})
+    if not lost or state.evaluation is not None:
+        return
+    state.evaluation = tester(state.model)
     if lost.intersection(labels):
-        s, last = state.settings, state.epoch - 1
-        run.save_labels(state.labels, last, s.method(**s.of_method).unifies(last))
-    if state.evaluation is None and lost.intersection((model, *page)):
-        state.evaluation = tester(state.model)
+        run.save_labels(state.labels, epoch, settings.method(**settings.of_method).unifies(epoch))
     if model in lost:
-        run.save_model(stage, "last", checkpoint(stage, state.epoch - 1, state.model, state.evaluation, tester))
+        run.save_model(stage, "last", checkpoint(stage, epoch, state.model, state.evaluation, tester))
         run.written()
 
 
 def _estimate(stage, epochs, numbers, run):
     """Say after a stage's first epoch what is left to do, and what the run takes."""
     run.written()
-    files = [run.state_path, run.model_file(stage, "last")]
-    disk = 2 * sum(path.stat().st_size for path in files if path.is_file()) / 2**20
+    disk = sum(path.stat().st_size for path in run.output_dir.glob("*.pth")) / 2**20
     gpu = f", {numbers['gpu_memory_gb']:.1f} GiB of the GPU's" if "gpu_memory_gb" in numbers else ""
     left = f"{duration(numbers['seconds'] * (epochs - 1))} left for {epochs - 1} epoch{'s' * (epochs > 2)}"
     return (f"{stage}: {left}, tests not counted; {numbers['memory_gb']:.1f} GiB of memory{gpu}; "
@@ -113,11 +116,10 @@ def checkpoint(stage, epoch, model, evaluation, tester):
     return {"stage": stage, "epoch": epoch, "state_dict": model.state_dict(), "model": model.describe(), **metrics}
 
 
-def refuse_collapse(run, settings):
+def _refuse_collapse(history):
     """End a train_prepare.py that has stayed in one cluster for several epochs. Raises: UserError."""
-    rows = [row for row in run.history if row["stage"] == "prepare"][-COLLAPSED_EPOCHS:]
-    collapsed = all(1 in (row["clusters_rgb"], row["clusters_ir"]) for row in rows)
-    if collapsed and len(rows) == COLLAPSED_EPOCHS and not settings.allow_collapse:
+    rows = history[-COLLAPSED_EPOCHS:]
+    if len(rows) == COLLAPSED_EPOCHS and all(1 in (row["clusters_rgb"], row["clusters_ir"]) for row in rows):
         raise UserError(f"training has collapsed: in {len(rows)} epochs in a row, the last of them epoch "
                         f"{rows[-1]['epoch']}, all clustered images of a modality were in one cluster, and "
                         "train_clip.py must not learn from that; try a smaller CLUSTER.EPS or CLUSTER.K1 or a lower "
@@ -131,28 +133,6 @@ def alike_at_start(linked, centres):
     """
     rgb, ir = (centres[m][to_device(clusters, centres[m].device)] for m, clusters in zip(Modality, linked))
     return linked._replace(similarity=F.cosine_similarity(rgb.float(), ir.float()).cpu().numpy())
-
-
-def _agree(processes, when, model, method):
-    """End an epoch's steps with the same state in all processes. Raises: UserError: prototypes or weights differ."""
-    for buffer in model.buffers():      # running statistics, where each process has its own batch norm
-        processes.same(buffer)
-    processes.compare(when, prototypes=method.prototypes(), weights=model.state_dict())
-
-
-def _cluster_numbers(labels):
-    """Count clusters, outliers, and the images of a cluster: {"clusters_rgb", "outliers_rgb", ...}."""
-    clusters = {f"clusters_{m.value}": len(np.unique(values[values >= 0])) for m, values in labels.items()}
-    outliers = {f"outliers_{m.value}": int((values < 0).sum()) for m, values in labels.items()}
-    sizes = {f"{name}_{what}": float(function(values)) for name, values in _cluster_sizes(labels).items()
-             for what, function in (("median", np.median), ("max", np.max))}
-    return {**clusters, **outliers, **sizes}
-
-
-def _cluster_sizes(labels):
-    """Count the images of each cluster that has any: {"cluster_size_rgb": (K,), "cluster_size_ir": (K,)}."""
-    return {f"cluster_size_{m.value}": np.unique(values[values >= 0], return_counts=True)[1]
-            for m, values in labels.items()}
 
 
 def epoch_lines(stage, numbers, epochs):
