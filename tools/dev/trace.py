@@ -1,14 +1,16 @@
 """Count what a reader passes who follows train_prepare.py to its first training step, and through one step.
 
-    python tools/dev/trace.py --config_file configs/demo.yml METHOD.CROSS_EPOCH 1 OUTPUT_DIR runs/trace [--list]
+    python tools/dev/trace.py [--config_file configs/demo.yml] METHOD.CROSS_EPOCH 1 [--list]
 
-Runs train_prepare.py with the words given until its third step and notes each call of a function of this repository:
-from the start of main() to the first `train_step`, in the second `train_step`, and from there to the third (the turn
-of the loop, with the batch that is drawn and what is logged). Prints the distinct functions, their files, and the
-moves: how often the next call is of a function in another file.
+Runs train_prepare.py with the words given, in a temporary OUTPUT_DIR, until its third step, and notes each call of a
+function of this repository: from the start of main() to the first `train_step`, in the second `train_step`, and from
+there to the third (the turn of the loop, with the batch that is drawn and what is logged). Prints the distinct
+functions, their files, and the moves: how often the next call is of a function in another file.
 """
+import contextlib
 import inspect
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
@@ -61,14 +63,11 @@ def main():
     options, noted = parser.parse_intermixed_args(), Trace()
     for name in ("processor.setup", "processor.train", "report.write"):
         import_module(name)         # so that no import is counted
-    sys.argv = ["train_prepare.py", "--config_file", options.config_file, *options.overrides]
-    sys.setprofile(noted)
-    try:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(SystemExit):
+        sys.argv = ["train_prepare.py", "--config_file", options.config_file, *options.overrides, "OUTPUT_DIR", folder]
+        sys.setprofile(noted)
         import_module("train_prepare").main()
-    except SystemExit:
-        pass
-    finally:
-        sys.setprofile(None)
+    sys.setprofile(None)
     for part, calls in (("before the first step", noted.before), ("in one step", noted.in_step),
                         ("in one turn of the loop", noted.turn)):
         print("{}: {} functions, {} files, {} moves".format(part, *count(calls)))
