@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from data import llcm, regdb, sysu
-from data.records import ImageSet, Retrieval
+from data.records import ImageSet, Retrieval, require_file
 from utils.checkpoint import file_digest
 from utils.errors import UserError, explained
 from utils.modality import Modality
@@ -54,6 +54,7 @@ def read_features(path):
         features are not finite or 0.
     """
     path = Path(path)
+    require_file(path, f"expected a .npz file of arrays. {ADVICE}")      # np.load would wait for a pipe's writer
     with (explained(f"features {path} cannot be read", f"expected a .npz file of arrays. {ADVICE}"),
           np.load(path, allow_pickle=False) as file):
         arrays = dict(file)
