@@ -7,7 +7,6 @@ comparison or branch), and those of its tests are run that run the changed line.
 at the end a table of killed and survived changes per file. Hours for all of it: `make mutants` runs it, which installs
 what it needs; it is no part of `make test`.
 """
-import fnmatch
 import itertools
 import multiprocessing
 import os
@@ -24,14 +23,15 @@ sys.path.insert(0, str(ROOT))     # the tool lies one folder below the imports
 
 from utils.errors import Parser, UserError, exit_on_user_error, real_number, whole_number  # noqa: E402
 
-GOLDEN = "test_golden_epoch test_golden_functions test_golden_model test_golden_methods"
-TRAINING = "test_train test_training_notices test_settings_reach test_defaults test_streams"
-TESTS = {       # files -> the tests that must notice
+GOLDEN = "test_golden_functions test_golden_methods test_golden_model test_golden_epoch"
+TRAINING = "test_streams test_defaults test_settings_reach test_training_notices test_train"
+TESTS = {       # files -> the tests that must notice, the quick ones first
     "loss/*.py": "test_memory test_methods test_cameras test_golden_functions test_golden_methods "
                  "test_golden_field_nulc test_golden_field_sdcl test_golden_epoch",
+    "clustering/*.py": "test_clustering test_golden_functions test_diagnosis test_train",
     "processor/train.py": f"{GOLDEN} {TRAINING} test_golden_schedule",
     "processor/prompt.py": f"{GOLDEN} {TRAINING}",
-    "processor/guidance.py": "test_train test_methods test_vit",
+    "processor/guidance.py": "test_methods test_vit test_train",
     "processor/features.py": "test_features test_compile test_fake_cuda test_train",
     "processor/optim.py": "test_golden_functions test_vit test_bad_input",
     "processor/metrics.py": "test_golden_functions test_metrics",
@@ -39,14 +39,13 @@ TESTS = {       # files -> the tests that must notice
     "data/batches.py": "test_batches test_streams test_train",
     "data/pseudo_labels.py": "test_images test_security test_train test_defaults",
     "data/augment.py": "test_augment test_batches test_defaults",
-    "clustering/*.py": "test_clustering test_golden_functions test_diagnosis test_train",
     "model/prompt.py": f"{GOLDEN} {TRAINING}",
     "utils/seeding.py": "test_streams test_batches",
 }
 # Tests run in forks of a process that has imported these: they take longer than most of the tests.
 SLOW_IMPORTS = ["pytest", "open_clip", "torch.utils.tensorboard", "sklearn.cluster", "sklearn.metrics", "scipy.stats",
                 "faiss.contrib.torch_utils", "jinja2", "timm.scheduler"]
-SECONDS = 600       # for the tests of a change, after which they have failed
+SECONDS = 200       # for the tests of a change, after which they have failed
 FORKS = multiprocessing.get_context("forkserver")
 # An arithmetic operator becomes its opposite, a comparison its neighbours; others only give type errors.
 OPPOSITES = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_Mul", "Pow_Mul", "BitAnd_BitOr",
@@ -60,14 +59,19 @@ EXCLUDED = re.compile("core/(" + "|".join((
 
 def main():
     """Break the files that the command line names. Raises UserError: a name is unknown, or tests fail unchanged."""
-    files = [str(path.relative_to(ROOT)) for names in TESTS for path in sorted(ROOT.glob(names)) if path.stat().st_size]
+    groups = {names: [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(names)) if path.stat().st_size]
+              for names in TESTS}
+    files = [file for group in groups.values() for file in group]
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=files, default=files, metavar="FILE", help="default: the core")
     parser.add_argument("--sample", type=real_number(0, 1), default=1.0, help="share of the changes that are tried")
-    parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="files at a time")
+    parser.add_argument("--jobs", type=whole_number(1, 1000), default=1, help="lines of TESTS at a time")
     options = parser.parse_args()
+    chosen = {names: [file for file in group if file in options.only] for names, group in groups.items()}
     with ThreadPoolExecutor(options.jobs) as pool:
-        found = dict(zip(options.only, pool.map(lambda file: break_file(file, options.sample), options.only)))
+        found = pool.map(lambda names: break_files(chosen[names], TESTS[names], options.sample),
+                         [names for names, group in chosen.items() if group])
+        found = {file: numbers for group in found for file, numbers in group.items()}
     print("| file | tried | killed | survived |\n| --- | --- | --- | --- |")
     for file, (tried, survivors) in found.items():
         killed = tried - len(survivors)
@@ -76,22 +80,32 @@ def main():
                     for line, operator, new in sorted(survivors)))
 
 
-def break_file(file, sample):
-    """Try a share of a file's changes in a clone: how many, and the survivors as [(line, operator, new line)]."""
+def break_files(files, tests, sample):
+    """Try a share of the changes of files with the same tests, in a clone of the repository.
+
+    Args: files: paths; tests: their names, of TESTS. Returns: file -> how many were tried, survivors [(line, operator,
+        new line)].
+    """
+    tests, found = [f"tests/{name}.py" for name in tests.split()], {}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "-q", ROOT, folder], check=True)
-        clone, survivors = Path(folder), []
-        changes, lines = changes_of((clone / file).read_text()), tests_by_line(clone, file)
-        tried = random.Random(0).sample(changes, round(len(changes) * sample))
-        for operator, line, changed in tried:
-            (clone / file).write_text(changed)
-            # a line that coverage does not name belongs to the statement above it
-            tests = lines.get(max((known for known in lines if known <= line), default=0), tests_of(file))
-            survived = tests_pass(clone, tests)
-            print(f"{'survived' if survived else 'noticed'} {file}:{line} {operator}", flush=True)
-            if survived:
-                survivors.append((line, operator, changed.split("\n")[line - 1].strip()))
-    return len(tried), survivors
+        clone = Path(folder)
+        by_line = tests_by_line(clone, files, tests)
+        for file in files:
+            text, lines, survivors = (clone / file).read_text(), by_line.get(file, {}), []
+            changes = changes_of(text)
+            tried = random.Random(0).sample(changes, round(len(changes) * sample))
+            for operator, line, changed in tried:
+                (clone / file).write_text(changed)
+                # a line that coverage does not name belongs to the statement above it
+                wanted = lines.get(max((known for known in lines if known <= line), default=0), tests)
+                survived = tests_pass(clone, wanted)
+                print(f"{'survived' if survived else 'noticed'} {file}:{line} {operator}", flush=True)
+                if survived:
+                    survivors.append((line, operator, changed.split("\n")[line - 1].strip()))
+            (clone / file).write_text(text)
+            found[file] = len(tried), survivors
+    return found
 
 
 def changes_of(text):
@@ -111,33 +125,32 @@ def changes_of(text):
     return found
 
 
-def tests_of(file):
-    """List the paths of a file's tests."""
-    names = next(names for pattern, names in TESTS.items() if fnmatch.fnmatch(file, pattern))
-    return [f"tests/{name}.py" for name in names.split()]
+def tests_by_line(clone, files, tests):
+    """Run tests unchanged in a clone: file -> {line: the tests to run for a change there}.
 
-
-def tests_by_line(clone, file):
-    """Run a file's tests unchanged in a clone: {line: the tests to run for a change there}.
-
-    Those are the tests that ran the line, or all where something else ran it too, such as an import or a fixture.
+    Those are the tests that ran the line, or all where something else ran it too, such as an import or a fixture. They
+    stand in the order of `tests`, the quick ones first.
 
     Raises: UserError: they fail; every change would count as noticed.
     """
     import coverage
 
     (clone / "watch.ini").write_text("[run]\ndynamic_context = test_function\ndata_file = watched\n")
-    watch = [sys.executable, "-m", "coverage", "run", "--rcfile", "watch.ini", "--include", file, "-m", "pytest", "-x"]
-    if subprocess.run([*watch, "-q", "-p", "no:cacheprovider", *tests_of(file)], cwd=clone, capture_output=True,
-                      env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode:
-        raise UserError(f"the tests of {file} fail without any change: {tests_of(file)}; mend them")
-    found = coverage.CoverageData(str(clone / "watched"))
-    found.read()
-    (measured,) = found.measured_files()
-    # coverage says "tests.test_memory.test_swap" or "test_memory.test_swap", pytest "tests/test_memory.py::test_swap"
-    return {line: tests_of(file) if "" in contexts else sorted(
-        "tests/{}.py::{}".format(*context.split(".")[-2:]) for context in contexts)
-        for line, contexts in found.contexts_by_lineno(measured).items()}
+    watch = [sys.executable, "-m", "coverage", "run", "--rcfile", "watch.ini", "--include", ",".join(files)]
+    if subprocess.run([*watch, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=clone,
+                      capture_output=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode:
+        raise UserError(f"the tests of {', '.join(files)} fail without any change: {', '.join(tests)}; mend them")
+    stored = coverage.CoverageData(str(clone / "watched"))
+    stored.read()
+
+    def wanted(contexts):
+        # coverage says "tests.test_memory.test_swap" or "test_memory.test_swap"
+        names = ["tests/{}.py::{}".format(*context.split(".")[-2:]) for context in contexts if context]
+        return tests if "" in contexts else sorted(names, key=lambda name: (tests.index(name.split("::")[0]), name))
+
+    return {str(Path(path).relative_to(clone.resolve())): {
+        line: wanted(contexts) for line, contexts in stored.contexts_by_lineno(path).items()}
+        for path in stored.measured_files()}
 
 
 def tests_pass(clone, tests):
