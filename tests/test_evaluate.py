@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from trees import llcm_tree, permutation_file, sysu_tree
+from trees import permutation_file, sysu_tree
 
-from data import llcm, sysu
+from data import sysu
 from data.records import ImageSet
 from processor.evaluate import rank_features
 from processor.ranking import save_features
@@ -94,29 +94,23 @@ def test_files_of_our_own_tests_need_no_protocol(data, tmp_path, capsys):
         assert (result["protocol"], result["dataset"], result["trials"], result["reranked"]) == (
             retrieval.protocol, "SYSU-MM01", 3, False)
         assert (result["scored"], result["queries"], result["per_trial"][2]["scored"]) == (46, 48, 46)
-    with open(out / "ranking_all.csv", newline="") as file:
-        unscored = {row["query"] for row in csv.DictReader(file) if row["scored"] == "0"}
-    assert unscored == set(data.test[Modality.IR].paths[:2])
     with np.load(out / "per_query.npz") as stored:
         precision, first = stored["all_average_precision"], stored["all_first_match"]
     assert np.isnan(precision).tolist() == np.isnan(first).tolist() == [[True] * 2 + [False] * 46] * 3
     assert np.nanmean(precision) == pytest.approx(results(out)["all"]["mAP"])
     assert np.mean(first[:, 2:] == 1) == pytest.approx(results(out)["all"]["rank1"])
     evaluate.main([str(path), "--output", str(out)])        # the same may be written again, nothing else
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
     with pytest.raises(UserError, match="out holds metrics.json of a run, of other features or of another test"):
         run(path, "--mode", "indoor", "--output", out)
-    with pytest.raises(UserError, match="holds no test of mode v2t; it holds all and indoor"):
-        run(path, "--mode", "v2t")
     np.savez(path, **np.load(path), more=0)
     with pytest.raises(UserError, match="out holds metrics.json"):
         evaluate.main([str(path), "--output", str(out)])
-
-
-@pytest.mark.parametrize("protocol", ["llcm", "regdb"])
-def test_llcm_and_regdb(protocol, tmp_path):
-    data = llcm.load(llcm_tree(tmp_path / "LLCM"), check_counts=False)
-    run(save(tmp_path / "toy.npz", arrays_of(data.test, 1.0)), "--protocol", protocol, "--trials", 2)
-    assert set(results(tmp_path / "toy-evaluated")) == {"v2t", "t2v"}
+    (out / "metrics.json").rename(out / "config.yml")
+    with pytest.raises(UserError, match="out holds config.yml of a run"):
+        evaluate.main([str(path), "--output", str(out)])
+    (out / "config.yml").rename(out / "metrics.json")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 def test_counts_and_cameras_are_compared_with_the_data_sets(tmp_path):
@@ -130,6 +124,8 @@ def test_counts_and_cameras_are_compared_with_the_data_sets(tmp_path):
                                           in enumerate(found[::step])]) for m, found in rows.items()}
         file = read_features(save(tmp_path / "some.npz", arrays_of(sets, 1.0, width=2)))
         _, data, retrievals = as_data_set(file, "sysu", other_data=other_data)
+        for others in ("regdb", "llcm"):
+            assert [retrieval.mode for retrieval in as_data_set(file, others, other_data=True)[2]] == ["v2t", "t2v"]
         return [data.name, *(retrieval.protocol for retrieval in retrievals)]
 
     assert not any("other data" in text for text in choose())
@@ -155,10 +151,8 @@ def test_two_methods_are_compared_on_the_same_queries(data, tmp_path, capsys):
     assert all(0 < row["low"] <= row["mean"] <= row["high"] and row["p"] < 0.01 for row in rows)
     assert all(row["scored"] == 46 for row in rows)
     printed = capsys.readouterr().out
-    assert "ours against theirs, percent" in printed and "\nours  " in printed and "\ntheirs  " in printed
+    assert "ours against theirs, percent" in printed
     assert re.search(r"all  Rank-1  \+.* p 0.0002  better, over 46 queries alone", printed)
-    with pytest.raises(UserError, match="x.npz is named twice"):
-        run(first, first)
 
 
 def reference_rerank(query, gallery, k1, k2, share):
@@ -185,16 +179,14 @@ def reference_rerank(query, gallery, k1, k2, share):
         expanded = np.unique(expanded)
         weight = np.exp(-original[i, expanded])
         encoding[i, expanded] = weight / weight.sum()
-    if k2 != 1:
-        encoding = np.stack([encoding[rank[i, :k2]].mean(axis=0) for i in range(n)])
+    encoding = np.stack([encoding[rank[i, :k2]].mean(axis=0) for i in range(n)])
     shared = np.stack([np.minimum(encoding[i], encoding).sum(axis=1) for i in range(len(query))])
     jaccard = 1 - shared / (2 - shared)
     return ((1 - share) * jaccard + share * original[:len(query)])[:, len(query):]
 
 
-@pytest.mark.parametrize("k1, k2, share", [(20, 6, 0.3), (6, 1, 0.5)])
-def test_reranking_against_the_published_code(k1, k2, share):
-    rng = np.random.default_rng(k1)
+def test_reranking_against_the_published_code():
+    rng, (k1, k2, share) = np.random.default_rng(20), (20, 6, 0.3)
     looks = rng.normal(size=(9, 12))
     query, gallery = (looks[np.arange(n) % 9] + 0.8 * rng.normal(size=(n, 12)) for n in (31, 64))
     expected = reference_rerank(query.copy(), gallery.copy(), k1, k2, share)
@@ -214,25 +206,12 @@ def test_reranked_numbers_are_labelled(data, tmp_path, capsys):
     assert np.mean(first) == pytest.approx(found["rank1"])
 
 
-@pytest.mark.parametrize("name", ["config.yml", "model_last.pth", "report.html", "metrics.json"])
-def test_no_result_of_something_else_is_replaced(data, tmp_path, name):
-    path, out = save(tmp_path / "toy.npz", arrays_of(data.test, 2.0)), tmp_path / "out"
-    out.mkdir()
-    (out / name).write_text("{}")
-    with pytest.raises(UserError, match=f"out holds {name} of a run, of other features or of another test"):
-        run(path, "--protocol", "sysu", "--output", out)
-    assert [file.read_text() for file in out.iterdir()] == ["{}"]
-
-
 @pytest.mark.parametrize("change, sentence", [
     ({"rgb_paths": None}, "holds no rgb_paths"),
-    ({"rgb_persons": np.arange(3)}, r"rgb_persons are int64 of shape \(3,\); expected integers .* of the 96"),
-    ({"ir_paths": np.arange(48)}, "ir_paths are int64 .* expected text"),
     ({"ir_paths": np.array(["a"] * 48)}, "ir_paths name an image twice"),
     ({"ir_features": np.zeros((48, 8))}, "features of 48 images are not finite or all 0, such as cam3/0003/0001.jpg"),
     ({"ir_features": np.ones((48, 8))}, "rgb_features have 16 numbers an image, ir_features 8"),
-    ({"ir_features": np.ones(48)}, r"ir_features are float64 of shape \(48,\); expected numbers"),
-    ({"all_query": np.arange(3)}, "holds no all_protocol")])
+    ({"ir_features": np.ones(48)}, r"ir_features are float64 of shape \(48,\); expected numbers")])
 def test_wrong_files_are_one_sentence(data, tmp_path, change, sentence):
     arrays = {**arrays_of(data.test, 1.0), **change}
     path = save(tmp_path / "bad.npz", {name: array for name, array in arrays.items() if array is not None})
@@ -247,18 +226,10 @@ def test_other_mistakes(data, tmp_path):
             run(*words)
 
     arrays = arrays_of(data.test, 1.0)
-    good, text = save(tmp_path / "good.npz", arrays), tmp_path / "text.npz"
-    text.write_text("no arrays")
-    refuses("features .*text.npz cannot be read", text)
-    refuses("holds no queries and galleries; name the protocol", good)
+    good = save(tmp_path / "good.npz", arrays)
     refuses("TEST.MODE is 'v2t'; SYSU-MM01 has all and indoor", good, "--protocol", "sysu", "--mode", "v2t")
-    refuses("rand_perm_cam.mat is missing", good, "--protocol", "sysu-original-1", "--root", tmp_path)
     fewer = save(tmp_path / "fewer.npz", {name: array[1:] for name, array in arrays.items()})
     refuses("fewer.npz holds 95 rgb images, .*good.npz 96, and cam1/0003/0001.jpg is in one alone", good, fewer,
             "--protocol", "sysu")
     other = save(tmp_path / "other.npz", arrays, ir_persons=arrays["ir_persons"][::-1])
     refuses("name other persons for cam3/0003/0001.jpg", good, other, "--protocol", "sysu")
-
-
-def test_the_protocols_of_the_command_line_are_all():
-    assert evaluate.DRAWN == tuple(PROTOCOLS)

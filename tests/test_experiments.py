@@ -74,8 +74,6 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
     assert run()[0] == ["train_clip", "test", "test"]
     assert run("DATASET.CACHE", "mmap")[0] == []       # no other training
     [results] = good.glob("tests/model_last-python-both-*/metrics.json")
-    results.unlink()
-    assert run()[0] == ["test"]
     next(good.glob("tests/prepare_best-*/metrics.json")).unlink()
     experiments.main(["table", str(good), str(runs)])
     said = capsys.readouterr()
@@ -84,30 +82,20 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
     experiments.main(["table", str(runs), "--csv"])
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     ours = {(row["stage"], row["mode"]): row for row in table if not row["source"]}
-    assert set(ours) == {(s, m) for s in ("baseline", "train_prepare", "train_clip") for m in ("v2t", "t2v")}
     for record in json.loads(results.read_text())["results"]:
         found = float(ours["train_clip", record["mode"]]["last epoch mAP"])
         assert found == pytest.approx(100 * record["mAP"], abs=1e-4)
-    with pytest.raises(UserError, match="train_prepare.py: the run in .* was started with CLUSTER.EPS 0.9"):
-        settings += ["CLUSTER.EPS", "0.8"]
-        run()
-    assert started == ["train_prepare"]
 
 
 @pytest.mark.parametrize("words, sentence", [
     (["--trials", "11"], "DATASET.TRIAL is 11; RegDB has the trials 1 to 10"),
-    (["--trials", "first"], "--trials first names no value"),
     (["--seeds", "1", "--vary", "CLUSTER.EPZ", "1"], "unknown key CLUSTER.EPZ; did you mean CLUSTER.EPS"),
     (["--vary", "CLUSTER.EPS", "0.5", "7"], "sets CLUSTER.EPS to 7.0; expected a number from 0 to 1"),
-    (["--vary", "CLUSTER.EPS"], "--vary CLUSTER.EPS names no value"),
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
-    (["--vary", "CLUSTER.EPS", "0.5", "--vary", "CLUSTER.EPS", "0.6"], "the values of CLUSTER.EPS are given twice"),
-    (["--seeds", "3-1"], "--seeds 3-1 names none"), (["--seeds", "1-30000"], "--seeds 1-30000 names more than 1,000"),
+    (["--seeds", "3-1"], "--seeds 3-1 names none"),
     (["--seeds", "1-999", "--vary", "CLUSTER.EPS", "0.5", "0.6"], "the grid has 1,998 runs; expected 1,000 at most"),
     (["--vary", "SEED", "1", "2", "--seeds", "1"], "the values of SEED are given twice"),
-    (["--vary", "OUTPUT_DIR", "a", "b"], "would have the same settings"),
-    (["--trials", "1", "DATASET.NAME", "llcm"], "--trials are the splits of RegDB; llcm has one"),
-    (["--sceds", "1"], "unrecognized arguments: --sceds")])
+    (["--trials", "1", "DATASET.NAME", "llcm"], "--trials are the splits of RegDB; llcm has one")])
 def test_wrong_grids_write_nothing(tmp_path, words, sentence):
     with pytest.raises(UserError, match=sentence):
         experiments.main(["run", "DATASET.NAME", "regdb", "DATASET.ROOT", str(tmp_path), "OUTPUT_DIR",
@@ -115,23 +103,18 @@ def test_wrong_grids_write_nothing(tmp_path, words, sentence):
     assert not (tmp_path / "runs").exists()
 
 
-def test_words_of_the_command_line():
-    options = experiments.parse_arguments(["run", "--seeds", "2", "4-6", "SEED", "3", "--vary", "CLUSTER.EPS", "0.5",
-                                           "0.6", "DEVICE", "cpu", "--vary", "OPTIM.STEPS", "[1, 2]", "[3]",
-                                           "--trials", "1", "TEST.EVERY=2"])
-    assert (options.seeds, options.trials) == ([2, 4, 5, 6], [1])
-    assert options.vary == [("CLUSTER.EPS", ["0.5", "0.6"]), ("OPTIM.STEPS", ["[1, 2]", "[3]"])]
+def test_words_and_the_folders_of_their_runs():
+    """Folders are named by what differs."""
+    options = experiments.parse_arguments(["run", "--seeds", "2", "4-5", "SEED", "3", "--vary", "OPTIM.STEPS", "[1, 2]",
+                                           "DEVICE", "cpu", "--trials", "1", "TEST.EVERY=2"])
+    assert (options.seeds, options.trials, options.vary) == ([2, 4, 5], [1], [("OPTIM.STEPS", ["[1, 2]"])])
     assert options.overrides == ["SEED", "3", "TEST.EVERY=2", "DEVICE", "cpu"]
-
-
-def test_folders_are_named_by_what_differs():
-    runs = make_grid(None, [], [1, 2], varied=[("OPTIM.STEPS", ["[1, 2]"]), ("MODEL.CLIP_WEIGHTS", ["a/b.pt"])])
+    runs = make_grid(None, [], [1, 2], varied=[*options.vary, ("MODEL.CLIP_WEIGHTS", ["a/b.pt"])])
     assert [str(e.folder) for e in runs] == [f"runs/sysu/OPTIM.STEPS=_1_2_-MODEL.CLIP_WEIGHTS=a_b.pt-seed{s}"
                                              for s in (1, 2)]
     assert [e.config.SEED for e in runs] == [1, 2] and runs[0].config.OPTIM.STEPS == [1, 2]
     runs = make_grid("configs/regdb.yml", ["OUTPUT_DIR", "x/t{trial}/y"], [3], [4, 5])
     assert [str(e.folder) for e in runs] == ["x/trial4-seed3", "x/trial5-seed3"]
-    assert [str(e.folder) for e in make_grid(None, ["SEED", "9"])] == ["runs/sysu/seed9"]
 
 
 @dataclass(frozen=True)
@@ -173,10 +156,11 @@ def wait_for(*paths):
 
 def test_runs_at_the_same_time_share_threads_and_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(schedule.torch, "get_num_threads", lambda: 5)
+    monkeypatch.setattr(schedule, "SECONDS", 0.02)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert [schedule._share(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["3", "5", "3"]
     assert schedule._share(0, 1) == {}
-    assert schedule.run_here(two_scripts(tmp_path, "abc", seconds="0.5"), at_once=2) == []
+    assert schedule.run_here(two_scripts(tmp_path, "abc", seconds="0.2"), at_once=2) == []
     began, ended = zip(*(map(float, (tmp_path / name / script).read_text().split())
                          for name in "abc" for script in ("first", "second")))
     assert max(sum(b <= now < e for b, e in zip(began, ended)) for now in began) == 2       # and never more
@@ -201,16 +185,15 @@ def test_a_signal_ends_the_scripts_and_the_grid_resumes(tmp_path):
 
 
 def test_failures_are_listed_with_their_sentence(tmp_path):
-    known = {"import sys; sys.exit('error: no such image; restore it')": "first: no such image; restore it (see ",
-             "raise ValueError('a defect')": "first: ValueError: a defect (see ",
+    known = {"raise ValueError('a defect')": "first: ValueError: a defect (see ",
              "import os, sys; os.kill(os.getpid(), 9)": "first was ended by signal 9; was memory exhausted?",
              "import sys; print('error: a mistake', file=sys.stderr); sys.exit(2)": "first: a mistake",
              "pass": "first ended without an error and left its work undone"}
-    bad = [run for name, code in zip("abcde", known) for run in two_scripts(tmp_path, name, code)]
+    bad = [run for name, code in zip("abcd", known) for run in two_scripts(tmp_path, name, code)]
     failed = dict(schedule.run_here([*bad, *two_scripts(tmp_path, ["good"])], at_once=3))
     for run, sentence in zip(bad, known.values()):
         assert failed[run.name].startswith(sentence) and read_run(run.folder).grid["error"] == failed[run.name]
-    assert len(failed) == 5 and read_run(tmp_path / "good").grid["error"] == ""
+    assert len(failed) == 4 and read_run(tmp_path / "good").grid["error"] == ""
 
 
 def test_a_job_whose_time_is_over_is_queued_again_and_resumes(tmp_path):

@@ -1,5 +1,7 @@
-"""Released checkpoints: read from files of exactly their keys and shapes, written from ours, tested with test.py."""
+"""Checkpoints that others read: the released format, read and written, and safetensors with a model card."""
 import json
+import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -7,32 +9,39 @@ import pytest
 import scripts
 import torch
 import trees
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors import safe_open
 
+from configs.defaults import as_dict, load_config
+from data import augment
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from model.published import load_checkpoint
-from model.released import describe_released, model_from_checkpoint, our_name, released_name
+from model.published import FILE_NAME, as_safetensors, load_checkpoint
+from model.released import describe_released, model_from_checkpoint, our_name
 from model.towers.registry import load_tower
 from tests.tiny import outputs
-from tools.export_released import main
+from tools.export_released import main as export
+from tools.lib.model_card import NORMALISED_WITH, model_card
 from utils.errors import UserError
 
-HEIGHT, WIDTH = 96, 48
+NUMBERS = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4125, "mINP": 0.3}
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    scripts.without_report(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def clip_file(golden, tmp_path_factory):
-    """A small CLIP of another width and depth than RN50."""
-    path = tmp_path_factory.mktemp("clip") / "small.pt"
-    torch.save(golden.recipe.clip_state_dict(3, layers=(1, 2, 1, 1), width=16, embed=128, text_width=64, text_layers=1),
-               path)
-    return str(path)
+def tree(tmp_path_factory):
+    return trees.people_tree(tmp_path_factory.mktemp("people") / "data", 1, {"train": (1,), "val": (2,), "test": (3,)})
 
 
 @pytest.fixture(scope="module")
-def model(clip_file):
+def model(tiny_clip_file):
     """A model whose every weight differs from CLIP's, as after training."""
-    model = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH)).eval()
+    model = CCLNet(load_tower(tiny_clip_file, height=32, width=16)).eval()
     generator = torch.Generator().manual_seed(1)
     for value in model.state_dict().values():
         if value.is_floating_point():
@@ -41,14 +50,13 @@ def model(clip_file):
 
 
 @pytest.fixture(scope="module")
-def ours(model, clip_file, tmp_path_factory):
+def ours(model, tree, tiny_clip_file, tmp_path_factory):
     """A checkpoint as train_clip.py writes it."""
     path = tmp_path_factory.mktemp("ours") / "model_last.pth"
-    torch.save({"format": "cclnet-1", "stage": "model", "epoch": 7, "state_dict": model.state_dict(),
-                "model": model.describe(),
-                "prompts": {"rgb": {"context": torch.ones(5, 4, 64)}, "ir": {"context": torch.ones(3, 4, 64)}},
-                "metrics": {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4, "mINP": 0.3},
-                "config": {"MODEL": {"CLIP_WEIGHTS": clip_file}, "INPUT": {"HEIGHT": HEIGHT, "WIDTH": WIDTH}},
+    config = as_dict(load_config(None, scripts.settings(DATASET__ROOT=tree, MODEL__CLIP_WEIGHTS=tiny_clip_file)))
+    torch.save({"format": "cclnet-2", "stage": "finetune", "epoch": 7, "state_dict": model.state_dict(),
+                "model": model.describe(), "prompts": {m: {"context": torch.ones(5, 4, 64)} for m in ("rgb", "ir")},
+                "metrics": {"protocol": "SYSU all-search", "trials": 10, **NUMBERS}, "config": config,
                 "dataset": "SYSU-MM01", "trial": 1}, path)
     return path
 
@@ -56,18 +64,23 @@ def ours(model, clip_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(ours):
     """The same in the released format."""
-    out = ours.with_name("released.pth")
-    main([str(ours), str(out)])
-    return out
+    export([str(ours), str(ours.with_name("released.pth"))])
+    return ours.with_name("released.pth")
 
 
-def test_names_map_both_ways(model, golden):
-    keys = golden.json("released_checkpoint_keys")
-    assert all(our_name(released_name(name)) == name for name in model.state_dict())
-    assert len({our_name(k) for k in keys} - {None}) == sum(our_name(k) is not None for k in keys)
-    for unused in ("base_resnet.base.conv1.weight", "visible_module.visible.layer1.0.conv1.weight",
-                   "prompt_learner.cls_ctx_rgb"):
-        assert our_name(unused) is None
+@pytest.fixture(scope="module")
+def folder(ours, tmp_path_factory):
+    """What --safetensors writes."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    export([str(ours), str(folder), "--safetensors", "--licence", "mit", "--title", "Ours"])
+    return folder
+
+
+def agw_names(keys):
+    """Names and shapes of a checkpoint of PGM or RPNR: three whole ResNet-50s and what stands beside them."""
+    copies = {copy + name: shape for copy in keys["copies_and_what_is_read_of_them"]
+              for name, shape in keys["backbone"].items()}
+    return {f"module.{name}": shape for name, shape in {**copies, **keys["others"]}.items()}
 
 
 RELEASED = {     # names and shapes, what lies beside them, mirror images, what is said
@@ -78,16 +91,8 @@ RELEASED = {     # names and shapes, what lies beside them, mirror images, what 
             "states best mAP 0.5136; 394 of its 1025 weights used")}
 
 
-def agw_names(keys):
-    """Names and shapes of a checkpoint of PGM or RPNR: three whole ResNet-50s and what stands beside them."""
-    copies = {copy + name: shape for copy in keys["copies_and_what_is_read_of_them"]
-              for name, shape in keys["backbone"].items()}
-    return {f"module.{name}": shape for name, shape in {**copies, **keys["others"]}.items()}
-
-
 @pytest.mark.parametrize("kind", RELEASED)
-def test_exact_released_file_is_tested_without_imagenet_or_clip(tmp_path, golden, golden_field, monkeypatch, capsys,
-                                                                 kind):
+def test_exact_released_file_is_tested_without_imagenet_or_clip(tree, tmp_path, golden, golden_field, capsys, kind):
     names, beside, mirrored, sentence = RELEASED[kind]
     state = {}
     for name, shape in names(golden, golden_field).items():
@@ -95,10 +100,8 @@ def test_exact_released_file_is_tested_without_imagenet_or_clip(tmp_path, golden
         state[name] = torch.tensor(value).expand(shape)           # one number in the file, whatever the shape
     path = tmp_path / "model_best.pth.tar"
     torch.save({"state_dict": state, "epoch": 57, **beside}, path)
-    scripts.without_report(monkeypatch)
-    root = trees.people_tree(tmp_path / "data", images=1, ids={"train": (1,), "val": (2,), "test": (3,)})
-    words = ["DATASET.ROOT", root, "DATASET.CHECK_COUNTS", "False", "DEVICE", "cpu", "OUTPUT_DIR", tmp_path / "out",
-             "MODEL.CLIP_WEIGHTS", "no/file", "TEST.TRIALS", 1]
+    words = ["DATASET.ROOT", tree, "DATASET.CHECK_COUNTS", "False", "DEVICE", "cpu", "MODEL.CLIP_WEIGHTS", "no/file",
+             "TEST.TRIALS", 1]
     assert scripts.call(scripts.load("test"), ["--resume_path", path, *words]) == 0
     assert f"released format, epoch 57, {sentence}" in " ".join(capsys.readouterr().out.split())
     record = json.loads(next(tmp_path.glob("**/metrics.json")).read_text())
@@ -106,43 +109,34 @@ def test_exact_released_file_is_tested_without_imagenet_or_clip(tmp_path, golden
     assert record["identity"]["TEST.MIRRORED"] is mirrored and record["identity"]["INPUT.HEIGHT"] == 288
 
 
-def test_export_has_the_released_names_and_reads_back(exported, model, clip_file, golden):
+def test_export_has_the_released_names_and_reads_back(exported, model, tiny_clip_file, golden):
     content = load_checkpoint(exported)
     state = content["state_dict"]
     assert set(content) == {"state_dict", "cmc", "mAP", "mINP", "epoch"}
-    assert content["cmc"].shape == (20,) and content["cmc"][4] == 0.6 and content["mAP"] == 0.4
-    depth = {"layer1": 1, "layer2": 2, "layer3": 1, "layer4": 1, "resblocks": 1}
-
-    def is_of_this_depth(name):
-        parts = name.split(".")
-        return all(int(parts[parts.index(p) + 1]) < n for p, n in depth.items() if p in parts)
-
-    assert set(state) == {name for name in golden.json("released_checkpoint_keys") if is_of_this_depth(name)}
-    for name, shape in (("thermal_module.thermal.attnpool.positional_embedding", (1 + 6 * 3, 512)),
+    assert content["cmc"].shape == (20,) and content["cmc"][4] == 0.6 and content["mAP"] == 0.4125
+    # of every part the first block: that is all of the tiny CLIP
+    assert set(state) == {name for name in golden.json("released_checkpoint_keys")
+                          if not re.search(r"(layer\d|resblocks)\.[1-9]", name)}
+    for name, shape in (("thermal_module.thermal.attnpool.positional_embedding", (1 + 2 * 1, 512)),
                         ("prompt_learner.cls_ctx_rgb", (5, 4, 64)), ("prompt_learner.token_prefix_ir", (1, 6, 64)),
                         ("prompt_learner.token_suffix_ir", (1, 67, 64))):
         assert state[name].shape == shape
     assert torch.equal(outputs(model_from_checkpoint(content, exported)), outputs(model))
-    clip = load_clip(clip_file)
+    clip = load_clip(tiny_clip_file)
     assert torch.equal(state["visible_module.visible.layer1.0.conv1.weight"], clip.visual.layer1[0].conv1.weight)
     assert torch.equal(state["text_encoder.text_projection"], clip.text_projection)
+    changed = {name: value if our_name(name) else torch.full_like(value, 3) for name, value in state.items()}
+    assert torch.equal(outputs(model_from_checkpoint({"state_dict": changed}, "x.pth")), outputs(model))
 
 
-def test_a_checkpoint_without_prompts_gets_one_per_modality(ours, clip_file, tmp_path):
+def test_a_checkpoint_without_prompts_gets_one_per_modality(ours, tiny_clip_file, tmp_path):
     content = torch.load(ours, weights_only=True)
     del content["prompts"], content["metrics"]
     torch.save(content, tmp_path / "prepare_last.pth")
-    main([str(tmp_path / "prepare_last.pth"), str(tmp_path / "out.pth"), "--clip_weights", clip_file])
+    export([str(tmp_path / "prepare_last.pth"), str(tmp_path / "out.pth"), "--clip_weights", tiny_clip_file])
     written = load_checkpoint(tmp_path / "out.pth")
     assert written["state_dict"]["prompt_learner.cls_ctx_rgb"].shape == (1, 4, 64)
     assert "states no results" in describe_released(written)
-
-
-def test_unused_weights_prompts_and_prefix_do_not_matter(exported, model):
-    state = {f"module.{name}": value if our_name(name) else torch.full_like(value, 3)
-             for name, value in load_checkpoint(exported)["state_dict"].items()}
-    state["module.prompt_learner.cls_ctx_rgb"] = torch.zeros(395, 4, 64)
-    assert torch.equal(outputs(model_from_checkpoint({"state_dict": state}, "x.pth")), outputs(model))
 
 
 @pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
@@ -154,48 +148,120 @@ def test_numpy_values_of_numpy_1_and_2(core, exported, tmp_path):
             data = read.read(entry)
             write.writestr(entry, data.replace(made, core) if entry.endswith("data.pkl") else data)
     content = load_checkpoint(tmp_path / "renamed.pth")
-    assert content["mAP"] == 0.4 and content["cmc"][0] == 0.5 and content["epoch"] == 7
+    assert content["mAP"] == 0.4125 and content["cmc"][0] == 0.5 and content["epoch"] == 7
 
 
-def test_wrong_files_are_refused(exported, ours, golden, tmp_path):
-    content = load_checkpoint(exported)["state_dict"]
-    for state, size, sentence in ((content, (288, 144), r"positional_embedding has shape \(19, 512\); expected \(163,"),
-                                  (None, (None, None), "holds no image side")):
-        with pytest.raises(UserError, match=sentence):
-            model_from_checkpoint({"state_dict": state}, "x.pth", *size)
-    other = tmp_path / "other.pt"
-    torch.save(golden.recipe.clip_state_dict(3, width=8, embed=128, text_width=64, text_layers=1), other)
-    for words, sentence in (((exported, tmp_path / "again.pth"), "released format already"),
-                            ((ours, ours), "is there already"),
-                            ((ours, tmp_path / "out.pth", "--clip_weights", other), "--clip_weights")):
-        with pytest.raises(UserError, match=sentence):
-            main([*map(str, words)])
-    assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
-
-
-def test_script_refuses_other_data_unless_asked(ours, tmp_path, monkeypatch, capsys):
-    scripts.without_report(monkeypatch)
-    torch.save({**torch.load(ours, weights_only=True), "dataset": "RegDB", "trial": 3}, tmp_path / "regdb.pth")
-    root = trees.people_tree(tmp_path / "data", ids={"train": (1,), "val": (2,), "test": (3, 4)})
-    words = ["--resume_path", tmp_path / "regdb.pth", "DATASET.ROOT", root, "DATASET.CHECK_COUNTS", "False", "DEVICE",
-             "cpu", "OUTPUT_DIR", tmp_path / "out", "TEST.TRIALS", 2, "TEST.MODE", "both"]
-    assert scripts.call(scripts.load("test"), words) == 2
-    assert "was trained on RegDB trial 3, not on SYSU-MM01" in capsys.readouterr().err
-    assert not list(tmp_path.glob("**/metrics.json"))
+def test_other_data_are_refused_unless_asked_for(ours, tree, tmp_path, capsys):
+    path, facts = tmp_path / "regdb.pth", torch.load(ours, weights_only=True)
+    words = ["--resume_path", path, "DATASET.ROOT", tree, "DEVICE", "cpu", "TEST.TRIALS", 2, "TEST.MODE", "both"]
+    images = {"train": {"rgb": {"images": 9, "paths": "others", "files": ""}}, "test": {}}
+    for changes, sentence in (({"dataset": "RegDB", "trial": 3}, "was trained on RegDB trial 3, not on SYSU-MM01"),
+                              ({"manifest": images}, "another copy of SYSU-MM01: here are")):
+        torch.save({**facts, **changes}, path)
+        assert scripts.call(scripts.load("test"), words) == 2
+        assert sentence in capsys.readouterr().err and not list(tmp_path.glob("**/metrics.json"))
     assert scripts.call(scripts.load("test"), ["--allow_other_data", *words]) == 0
     record = json.loads(next(tmp_path.glob("**/metrics.json")).read_text())
     assert [r["mode"] for r in record["results"]] == ["all", "indoor"] and record["epoch"] == 7
-    assert record["results"][1]["per_trial"][1]["trial"] == 1
 
 
-def test_another_trial_or_other_images_are_other_data():
-    def manifest(digest):
-        return {"train": {"rgb": {"images": 9, "paths": digest, "files": ""}}, "test": {}}
+def test_safetensors_hold_weights_and_description(ours, exported, folder, tree, tmp_path):
+    """Also of a released file, which has no description; they are tested beside themselves."""
+    content, read = load_checkpoint(ours), load_checkpoint(folder / FILE_NAME)
+    assert content["state_dict"].keys() == read["state_dict"].keys()
+    for key in ("stage", "epoch", "metrics", "model", "trial"):
+        assert read[key] == content[key]
+    assert read["config"]["INPUT"] == content["config"]["INPUT"]
+    text = json.dumps({key: value for key, value in read.items() if key != "state_dict"})
+    assert str(tree) not in text and "CLIP_WEIGHTS" not in text      # paths of the machine that trained
+    with safe_open(folder / FILE_NAME, "pt") as file:      # as others read it
+        assert file.metadata()["format"] == "pt" and "neck.weight" in file.keys()
+    export([str(exported), str(tmp_path / "out"), "--safetensors"])
+    released = load_checkpoint(tmp_path / "out" / FILE_NAME)
+    assert "config" not in released and "A network on unknown data" in (tmp_path / "out/README.md").read_text()
+    for state in (read["state_dict"], released["state_dict"]):
+        assert all(torch.equal(value, state[name]) for name, value in content["state_dict"].items())
+    words = ["--resume_path", folder / FILE_NAME, "DATASET.ROOT", tree, "DEVICE", "cpu", "TEST.TRIALS", 1]
+    assert scripts.call(scripts.load("test"), words) == 0
+    assert json.loads(next(folder.glob("tests/model-*/metrics.json")).read_text())["epoch"] == 7
 
-    check, facts = scripts.load("test").check_same_data, {"dataset": "RegDB", "trial": 2, "manifest": manifest("a")}
-    check(facts, "x.pth", facts)
-    check({}, "x.pth", facts)
-    with pytest.raises(UserError, match="trained on RegDB trial 2, not on RegDB trial 3.*--allow_other_data"):
-        check(facts, "x.pth", {**facts, "trial": 3})
-    with pytest.raises(UserError, match="another copy of RegDB: here are train rgb images of other names"):
-        check({**facts, "manifest": manifest("b")}, "x.pth", facts)
+
+def test_model_card(folder, monkeypatch, capsys):
+    text = (folder / "README.md").read_text()
+    for words in ("# Ours", "32 x 16 pixels", "stage finetune, epoch 7", "| SYSU all-search | 50.00 |", "| 41.25 |",
+                  "**Method**: CCLNet: each modality has", "Base model**: tiny\\_clip.pt; network clip\\_resnet"):
+        assert words in text, words
+    assert "normalised with ImageNet's mean" in text and set(NORMALISED_WITH) == set(augment.NORMALISATIONS)
+    read = ModelCard(text).data
+    assert read.license == "mit" and {"cclnet", "clip_resnet", "clip", "unsupervised"} <= set(read.tags)
+    assert [(read.eval_results[i].metric_name, read.eval_results[i].metric_value) for i in (0, 4)] == [
+        ("Rank-1", 50), ("mAP", 41.25)]
+    theirs = {"dataset": "x](http://a)\n# <script>\x1b[31m", "config": 3}
+    card = model_card(theirs, [{"protocol": "|`", **NUMBERS}], "mit")
+    assert "# A network on x\\](http://a)\\\\n\\# &lt;script&gt;\\\\x1b\\[31m\n" in card and "\n| \\|\\` |" in card
+    card = model_card({"config": {"METHOD": {"NAME": "cclnet-true-links"}}, "model": {"kind": "transreid"},
+                       "selected": "best Rank-1 on test data"}, [], "mit")
+    assert "told identities in training: a bound" in card and "chosen on test data" in card
+    assert "unsupervised" not in ModelCard(card).data.tags
+    [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(folder)
+    for name, colour in (("visible.jpg", "red"), ("infrared.jpg", "grey")):
+        Image.new("RGB", (16, 32), colour).save(name)
+    exec(code, {})
+    assert 0 <= float(capsys.readouterr().out) <= 2
+
+
+def test_a_card_has_all_tests(ours, tree, tmp_path):
+    path = shutil.copy(ours, tmp_path)
+    words = [path, str(tmp_path / "out"), "--safetensors"]
+    with pytest.raises(UserError, match="has none; run test.py"):
+        export([*words, "--picture"])
+    assert scripts.call(scripts.load("test"), ["--resume_path", path, "DATASET.ROOT", tree, "DEVICE", "cpu",
+                                               "TEST.MODE", "both"]) == 0
+    export(words)
+    card = (tmp_path / "out/README.md").read_text()
+    assert len(ModelCard(card).data.eval_results) == 12
+
+
+def test_what_is_refused(folder, ours, exported, golden, tmp_path):
+    content = load_checkpoint(exported)["state_dict"]
+    for state, size, sentence in ((content, (288, 144), r"positional_embedding has shape \(3, 512\); expected \(163,"),
+                                  (None, (None, None), "holds no image side")):
+        with pytest.raises(UserError, match=sentence):
+            model_from_checkpoint({"state_dict": state}, "x.pth", *size)
+    path, whole = tmp_path / FILE_NAME, (folder / FILE_NAME).read_bytes()
+    for data in (whole[:len(whole) // 2], as_safetensors({"state_dict": {}}).replace(b"{}", b"[]")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="cannot be read"):
+            load_checkpoint(path)
+    (tmp_path / "out").mkdir()
+    for place in ("out/README.md", "out.pth", "folder"):        # a file of the user's, the same twice, a file as folder
+        (tmp_path / place).write_text("mine")
+    torch.save(golden.recipe.clip_state_dict(3, width=8, embed=32, text_width=64, text_layers=1), tmp_path / "8.pt")
+    there = "is there already, and is not replaced"
+    for checkpoint, out, words, sentence in (
+            (ours, "out", ["--safetensors"], there), (ours, "out.pth", [], there),
+            (ours, "folder", ["--safetensors"], there), (exported, "again.pth", [], "released format already"),
+            (ours, "new.pth", ["--clip_weights", str(tmp_path / "8.pt")], "--clip_weights")):
+        with pytest.raises(UserError, match=sentence):
+            export([str(checkpoint), str(tmp_path / out), *words])
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "out.pth", "folder", "8.pt", FILE_NAME}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["README.md"]
+    assert (tmp_path / "out/README.md").read_text() == (tmp_path / "out.pth").read_text() == "mine"
+    with pytest.raises(UserError, match="names no model"):
+        load_checkpoint("hf://owner")
+
+
+def test_from_the_hub(folder, monkeypatch):
+    """hf://OWNER/NAME is fetched by huggingface_hub; a model that is not there ends in one sentence."""
+    def download(repository, file):
+        assert file == (FILE_NAME if repository == "lab/ours" else "other.safetensors")
+        if repository != "lab/ours":
+            raise OSError("404 Client Error.\nRepository Not Found")
+        return str(folder / FILE_NAME)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: None)
+    assert load_checkpoint("hf://lab/ours")["epoch"] == 7
+    with pytest.raises(UserError, match="none/other.safetensors cannot be fetched .OSError: 404 Client Error. Rep"):
+        load_checkpoint("hf://lab/none/other.safetensors")

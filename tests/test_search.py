@@ -1,7 +1,6 @@
 """Search a folder of images with a model that was never trained: the copy of a query comes first."""
 import shutil
 
-import numpy as np
 import pytest
 import scripts
 import torch
@@ -40,26 +39,21 @@ def call(words, monkeypatch, **changes):
     search.main()
 
 
-def test_search_twice(words, monkeypatch, capsys):
-    call(words, monkeypatch)
-    first = capsys.readouterr().out
-    assert "5 visible images\n" in first and first.index("person3/a.png") < first.index("   2 ")
-    assert len(list(words["--output"].glob("features-*.npy"))) == 1
-    text = (words["--output"] / "search.html").read_text()
-    assert text.count("data:image/jpeg") == 4 and "person3" in text
-    call(words, monkeypatch)
-    again = capsys.readouterr().out
-    assert "features from the last search" in again and again.splitlines()[1:] == first.splitlines()[1:]
-
-
-def test_a_changed_folder_is_embedded_again(words, monkeypatch, capsys, tmp_path):
+def test_search_twice_and_in_a_changed_folder(words, monkeypatch, capsys, tmp_path):
     """A folder inside one that begins with a dot is no hidden one."""
     gallery = shutil.copytree(words["--gallery"], tmp_path / ".hidden/gallery")
     call(words, monkeypatch, gallery=gallery)
+    first = capsys.readouterr().out
+    assert "5 visible images\n" in first and first.index("person3/a.png") < first.index("   2 ")
+    text = (words["--output"] / "search.html").read_text()
+    assert text.count("data:image/jpeg") == 4 and "person3" in text
+    call(words, monkeypatch, gallery=gallery)
+    again = capsys.readouterr().out
+    assert "features from the last search" in again and again.splitlines()[1:] == first.splitlines()[1:]
     shutil.copy(words["--query"], gallery / "\x1b[31m.png")
     call(words, monkeypatch, gallery=gallery)
     said = capsys.readouterr().out
-    assert "5 visible images\n" in said and "6 visible images\n" in said
+    assert "6 visible images\n" in said
     assert "\x1b" not in said and "\\x1b[31m.png" in said     # what does not print does not reach the terminal
 
 
@@ -67,18 +61,8 @@ def test_bad_input(words, monkeypatch, tmp_path):
     (tmp_path / "broken.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
     for changes, message in (({"gallery": tmp_path / "empty"}, "holds no image"),
-                             ({"gallery": tmp_path / "x"}, "is no folder"),
-                             ({"query": tmp_path / "x.png"}, "is no file"), ({"count": 0}, "no whole number from 1 to"),
-                             ({"checkpoint": words["--query"]}, "cannot be read"),
+                             ({"query": tmp_path / "x.png"}, "is no file"),
                              ({"gallery": tmp_path}, "does not decode .*; take it out of the gallery"),
                              ({"query": tmp_path / "broken.jpg"}, "does not decode .*; name another query")):
         with pytest.raises(UserError, match=message):
             call(words, monkeypatch, **changes)
-
-
-def test_neighbours_by_hand():
-    gallery = np.array([[1, 0], [0, 1], [1, 0], [0.8, 0.6]])
-    order, distance = search.nearest(np.array([[1.0, 0.0], [0.0, 1.0]]), gallery, 3)
-    assert order.tolist() == [[0, 2, 3], [1, 3, 0]]                     # of equal images the first comes first
-    np.testing.assert_allclose(distance, [[0, 0, 0.2], [0, 0.4, 1]], atol=1e-12)
-    assert search.nearest(gallery, gallery, 9)[0].shape == (4, 4)

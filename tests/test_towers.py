@@ -39,10 +39,6 @@ def file(weights, tmp_path):
     return str(tmp_path / "weights.pth")
 
 
-def images():
-    return torch.rand(4, 3, 32, 16, generator=torch.Generator().manual_seed(5))
-
-
 @pytest.mark.parametrize("kind, places", [("agw", ("layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer3.2")),
                                           ("agw_plain", ())])
 def test_it_starts_from_imagenet_and_what_is_new_is_seeded(file, weights, monkeypatch, kind, places):
@@ -60,61 +56,34 @@ def test_it_starts_from_imagenet_and_what_is_new_is_seeded(file, weights, monkey
     assert new == {"neck.weight", *(f"tower.layers.{place.replace('.', '.non_local_')}.{part}"
                                     for place in places for part in parts)}
     assert abs(states[0]["neck.weight"].std() - 0.01) < 0.002
-    drawn = [states[0][name].abs().max() for name in new if "layer3" in name and ".W." not in name]
-    assert all(value <= 128 ** -0.5 for value in drawn)     # channels
     plain = CCLNet(load_tower(file, "agw_plain", height=32, width=16))
     plain.neck.weight.data.copy_(states[0]["neck.weight"])
     torch.testing.assert_close(outputs(models[0]), outputs(plain))
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (lambda w: w.pop("layer3.2.bn1.bias"), "layer3.2.bn1.bias is missing; expected a tensor of shape (32,)"),
-    (lambda w: w.update(other=torch.ones(1)), "other is unknown"),
-    (lambda w: w.update({"conv1.weight": torch.ones(64, 3, 7, 7)}), "bn1.weight has shape (8,); expected (64,)"),
-    (lambda w: w.update({"bn1.bias": torch.ones(8, dtype=torch.int64)}), "bn1.bias holds numbers of type"),
-    (lambda w: w.update({"bn1.bias": torch.full((8,), torch.nan)}), "bn1.bias holds NaN or Inf"),
-], ids=["missing", "unknown", "width", "dtype", "NaN"])
-def test_weights_that_differ_are_refused_by_name(weights, tmp_path, change, sentence):
-    changed = dict(weights)
-    change(changed)
-    torch.save(changed, tmp_path / "bad.pth")
-    with pytest.raises(UserError) as caught:
-        load_tower(str(tmp_path / "bad.pth"), "agw", height=32, width=16)
-    assert "bad.pth does not fit the model: " + sentence in str(caught.value)
-
-
-def test_weights_of_another_tower_are_refused(file, tiny_clip_file, tiny_vit_file, tmp_path, monkeypatch):
+def test_weights_of_another_tower_are_refused(file, weights, tiny_clip_file, tiny_vit_file, tmp_path, monkeypatch):
     def no_network(**_):
         raise OSError("no route to host")
 
     monkeypatch.setattr(ResNet50_Weights.IMAGENET1K_V1, "get_state_dict", no_network, raising=False)
-    torch.save({"weight": torch.ones(1)}, tmp_path / "unknown.pth")
+    for name, content in (("unknown", {"weight": torch.ones(1)}),
+                          ("nan", {**weights, "bn1.bias": torch.full((8,), torch.nan)}),
+                          ("wide", {**weights, "conv1.weight": torch.ones(64, 3, 7, 7)})):
+        torch.save(content, tmp_path / f"{name}.pth")
     for words, sentence in (
+            ((str(tmp_path / "nan.pth"), "agw"), "nan.pth does not fit the model: bn1.bias holds NaN or Inf"),
+            ((str(tmp_path / "wide.pth"), "agw"), r"bn1.weight has shape \(8,\); expected \(64,\)"),
             ((file, "clip_resnet"), "lack visual.conv1.weight, .* expected a whole CLIP"),
             ((tiny_vit_file, "clip_resnet"), "MODEL.TOWER is clip_resnet, but the weights .* are of CLIP's other"),
-            ((tiny_clip_file, "clip_vit"), "MODEL.TOWER is clip_vit, but the weights .* are of CLIP's other"),
             ((tiny_clip_file, "agw"), "tiny_clip.pt does not fit the model: conv1.weight is missing.*another MODEL"),
             (("openai", "agw"), "MODEL.TOWER is agw, but MODEL.CLIP_WEIGHTS is openai, a CLIP; set it to \"imagenet\""),
             (("imagenet",), "ResNet-50 could not be downloaded .no route to host.; set MODEL.CLIP_WEIGHTS"),
-            ((file, "clip_vot"), "MODEL.TOWER is clip_vot; did you mean clip_vit?"),
-            ((str(tmp_path / "unknown.pth"),), "belong to no tower that is known .clip_resnet, clip_vit, agw, agw_"),
-            (("a word",), "weights 'a word' are missing")):
+            ((str(tmp_path / "unknown.pth"),), "belong to no tower that is known .clip_resnet, clip_vit, agw, agw_")):
         with pytest.raises(UserError, match=sentence):
             load_tower(*words, height=32, width=16)
-
-
-def test_what_a_tower_cannot_be(file, monkeypatch, tiny_clip_file):
-    """A subclass without a `kind` of its own would write checkpoints of its parent; one without texts has no texts."""
-    monkeypatch.setitem(TOWERS, "averaging", type("Averaging", (ClipResNet,), {}))
+    monkeypatch.setitem(TOWERS, "averaging", type("Averaging", (ClipResNet,), {}))      # its checkpoints: its parent's
     with pytest.raises(ValueError, match="TOWERS has Averaging as averaging, but its `kind` is 'clip_resnet'"):
         load_tower(tiny_clip_file, "averaging", height=32, width=16)
-    model = CCLNet(load_tower(file, height=32, width=16))
-    assert model.encode_image(images(), "rgb").projection is None
-    with pytest.raises(UserError, match="MODEL.ACTIVATION is gelu, but MODEL.TOWER agw is no CLIP"):
-        load_tower(file, height=32, width=16, activation="gelu")
-    with pytest.raises(UserError, match="MODEL.TOWER agw has no texts"):
-        model(images(), images(), ("feature", "projection"))
-    assert model.parameters_without(("feature",)) == []
 
 
 def test_train_test_publish_and_read_it(file, tmp_path, monkeypatch, capsys):
@@ -131,10 +100,7 @@ def test_train_test_publish_and_read_it(file, tmp_path, monkeypatch, capsys):
     assert "was trained with MODEL.TOWER agw, now it is clip_vit" in capsys.readouterr().err
     assert scripts.call(scripts.load("train_clip"), words) == 2
     assert "MODEL.TOWER agw has no texts, which train_clip.py learns" in capsys.readouterr().err
-    projection = [*words, "OUTPUT_DIR", str(tmp_path / "no"), "METHOD.LINK_BY", "projection"]
-    assert scripts.call(scripts.load("train_prepare"), projection) == 2
-    assert "METHOD.LINK_BY is projection, but MODEL.TOWER agw has no texts" in capsys.readouterr().err
-    assert not (tmp_path / "no").exists() and not list((tmp_path / "run").glob("clip_*"))
+    assert not list((tmp_path / "run").glob("clip_*"))
     export_released.main([str(path), str(tmp_path / "out"), "--safetensors"])
     published = tmp_path / "out/model.safetensors"
     assert torch.equal(outputs(model_from_checkpoint(load_checkpoint(published), published)), outputs(model))
@@ -169,7 +135,7 @@ def test_released_recipes_hold_their_numbers_and_run(file, tmp_path, monkeypatch
     assert ["loss_cross" in row for row in rows] == [False, True]
     path = tmp_path / "run/prepare_last.pth"
     assert scripts.call(scripts.load("test"), ["--resume_path", path, "TEST.TRIALS", 2]) == 0
-    record = json.loads(next((tmp_path / "run/tests").glob("*/metrics.json")).read_text())
+    record = json.loads(next(tmp_path.glob("run/tests/prepare_last-*/metrics.json")).read_text())
     assert record["identity"]["TEST.MIRRORED"] and record["mAP"] == load_checkpoint(path)["metrics"]["mAP"]
 
 
