@@ -11,7 +11,7 @@ from processor.evaluate import rank_features, rank_trial
 from report import __main__ as command
 from report.content import retrieval_content, stage_content
 from report.curves import comparison_charts, stage_charts
-from report.lists import STEP_Y, drawn_lists, nearest_images
+from report.lists import STEP_Y, chosen_queries, drawn_lists, nearest_images
 from report.results import NUMBERS, averaged, compared_tables, find_results, main_result, result_tables
 from report.run_files import read_run
 from report.write import write_run_page
