@@ -20,8 +20,8 @@ def g(golden_field):
 
 def begun(g, epoch, gradients):
     """The method at the start of the first or second epoch across; memories and links are those of the file."""
-    method = linked_by(NULC, Links(g["r2i"], g["i2r"]), cross_epoch=epoch - (epoch - 1) % 2, neighbours=int(g["neighbours"]),
-                       gradients=gradients)
+    method = linked_by(NULC, Links(g["r2i"], g["i2r"]), cross_epoch=epoch - (epoch - 1) % 2,
+                       neighbours=int(g["neighbours"]), gradients=gradients)
     start = EpochStart({"feature": {m: rows(g, f"features_{m.value}") for m in Modality}},
                        {m: g[f"labels_{m.value}"] for m in Modality}, None)
     method.start(start, epoch)
