@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clustering.quality import cluster_quality, diagnose, known_persons, link_accuracy, link_numbers, majority
-from data.records import ImageSet
+from clustering.quality import cluster_quality, diagnose, link_accuracy, link_numbers
 from loss.links import LinkedClusters
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
@@ -29,11 +28,6 @@ def test_cluster_quality(labels, expected):
     assert cluster_quality(labels, PERSONS) == pytest.approx(dict(zip(names, expected)), abs=1e-9)
 
 
-def test_majority():
-    persons, counts = majority(np.array([0, 0, 0, 1, 1, -1]), np.array([5, 5, 4, 4, 3, 9]))
-    assert persons.tolist() == [5, 3] and counts.tolist() == [2, 1]
-
-
 def test_links_between_clusters():
     labels = {Modality.RGB: np.repeat([0, 1, 2], 4), Modality.IR: np.repeat([2, 1, 0], 4)}
     persons, similarity = {m: PERSONS for m in Modality}, np.array([0.5, 0.7, 0.9])
@@ -53,13 +47,6 @@ def test_similarity_is_of_the_epochs_start():
     centres = {Modality.RGB: torch.tensor([[2.0, 0], [0, 1]]), Modality.IR: torch.tensor([[1.0, 1], [0, -3], [1, 0]])}
     mixed = LinkedClusters(np.array([0, 1, 1]), np.array([0, 1, 2]), np.ones(3))
     assert alike_at_start(mixed, centres).similarity == pytest.approx([0.5 ** 0.5, -1, 0])
-
-
-def test_persons_that_nobody_knows():
-    known = ImageSet.from_rows(Modality.RGB, [("a", 1, 1), ("b", 2, 1)])
-    unknown = ImageSet.from_rows(Modality.IR, [("a", 0, 1), ("b", 0, 1)])
-    assert known_persons({Modality.RGB: known, Modality.IR: unknown}) is None
-    assert known_persons({Modality.RGB: known})[Modality.RGB].tolist() == [1, 2]
 
 
 def trained(folder, clip_file, banks, order, **changes):
