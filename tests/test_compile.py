@@ -1,5 +1,6 @@
 """COMPILE: a compiled tower gives the same numbers; state dicts and copies do not notice."""
 import copy
+import dataclasses
 import functools
 
 import pytest
@@ -38,8 +39,10 @@ def test_every_pass_of_an_epoch_is_compiled(monkeypatch, tmp_path):
     plain = copy.deepcopy(model)
     assert is_compiled(model) and not is_compiled(plain)
     graphs.clear()
-    settings = tiny_settings(epochs=1, METHOD__NAME="rpnr", METHOD__CROSS_EPOCH=1, SAMPLER__ITERATIONS=1)
-    train("prepare", model, banks, settings, TinyRun(tmp_path), tiny_tester(banks))
+    settings = tiny_settings(epochs=1, METHOD__NAME="rpnr", METHOD__CROSS_EPOCH=1, SAMPLER__ITERATIONS=1,
+                             TEST__BATCH_SIZE=8)
+    tester = dataclasses.replace(tiny_tester(banks), batch_size=8)
+    train("prepare", model, banks, settings, TinyRun(tmp_path), tester)
     assert len(graphs) == sum(parts) and {2, 3} == set(parts)
     assert list(model.state_dict()) == names
     plain.load_state_dict(model.state_dict())

@@ -1,5 +1,4 @@
 """Cluster quality by hand-built cases, and the proof that identities stay out of training."""
-import json
 import logging
 
 import numpy as np
@@ -11,7 +10,7 @@ from loss.links import LinkedClusters
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
 from processor.run.epoch import alike_at_start
-from processor.run.folder import Run
+from processor.run.folder import Run, read_rows
 from processor.setup import train_settings
 from processor.train import train
 from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_config, tiny_tester
@@ -57,8 +56,7 @@ def trained(folder, clip_file, banks, order, **changes):
                                                    {"manifest": {}, "config": {}}),
           tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, metrics
+    return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, read_rows(folder)
 
 
 def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):

@@ -1,5 +1,4 @@
 """Several processes give what one gives, and never wait for one that is gone."""
-import json
 from itertools import product
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from clustering import neighbours
 from model.batch_norm import spread_batch_norm
+from processor.run.folder import read_rows
 from tests import workers
 from tests.tiny import HEIGHT, WIDTH, one_of
 from utils.distributed import ALONE, join_processes
@@ -24,16 +24,12 @@ CASES = {       # weights, splits of the batch norm, whether texts guide, settin
 }
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def trained(folder, *arguments):
     """What one process, and each of two, has reached: its checkpoint, and its rows of metrics.jsonl."""
     for size in (1, 2):
         workers.launch(size, folder / str(size), workers.train_two_epochs, arguments[0], folder / str(size),
                        *arguments[1:])
-    return [[(torch.load(folder / f"{size}/{rank}/model_last.pth")["state_dict"], rows(folder / f"{size}/{rank}"))
+    return [[(torch.load(folder / f"{size}/{rank}/model_last.pth")["state_dict"], read_rows(folder / f"{size}/{rank}"))
              for rank in range(size)] for size in (1, 2)]
 
 
@@ -108,7 +104,7 @@ def test_a_run_of_two_processes(finished, tiny_clip_file, tmp_path):
     assert {"prepare_last.pth", "prepare_state.pth", "metrics.jsonl"} < two.keys() <= one.keys()
     labels = [name for name in two if name.endswith(".npy")]
     assert len(labels) == 2 and all(np.array_equal(np.load(one[name]), np.load(two[name])) for name in labels)
-    theirs, ours = (rows(folder)[0] for folder in folders)
+    theirs, ours = (read_rows(folder)[0] for folder in folders)
     assert ours.keys() == theirs.keys()
     losses = [name for name in ours if name.startswith("loss")]
     assert losses and [ours[n] for n in losses] == pytest.approx([theirs[n] for n in losses], rel=0.02)

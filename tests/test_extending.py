@@ -1,5 +1,4 @@
 """docs/extending.md and docs/extending-methods.md do what they say: their files are run outside the repository."""
-import json
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from data.registry import OPENERS
 from loss.cclnet import CCLNet
 from loss.methods import METHODS
 from model.towers.registry import TOWERS
+from processor.run.folder import read_rows
 
 DOCS = scripts.REPOSITORY / "docs"
 FILE = re.compile(r"```python\n(# (\w+\.py)\n.*?)```", re.DOTALL)
@@ -45,10 +45,6 @@ def project(tmp_path_factory):
     return folder
 
 
-def rows(project, name):
-    return [json.loads(line) for line in (project / f"runs/{name}/metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
 def here(project, monkeypatch):
     """Runs a script in this process, for an epoch; afterwards nothing that it imports is entered any more."""
@@ -68,7 +64,7 @@ def here(project, monkeypatch):
         monkeypatch.setattr(sys, "argv", [script, *words])
         names = {"__name__": "__main__"}
         exec(compile((project / script).read_text(), script, "exec"), names)
-        return rows(project, name)[-1] if name else names
+        return read_rows(project / "runs" / name)[-1] if name else names
     return run
 
 

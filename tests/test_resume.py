@@ -1,6 +1,5 @@
 """Runs that are killed, stopped or refused a disk, and what the same command makes of them afterwards."""
 import errno
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ import torch
 
 import processor.train
 import utils.checkpoint
-from processor.run.folder import lock_folder
+from processor.run.folder import lock_folder, read_rows
 
 OF_THE_CLOCK = ("second", "memory", "gpu")      # parts of the names of numbers that no two runs share
 
@@ -56,9 +55,8 @@ def same_tree(a, b):
 
 def result(folder, stages):
     """What a run has made: labels, and of stages the weights, metrics, and rows of metrics.jsonl without the clock."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = {"rows": [{k: v for k, v in row.items() if not any(part in k for part in OF_THE_CLOCK)} for row in rows
-                      if row["stage"] in stages]}
+    found = {"rows": [{k: v for k, v in row.items() if not any(part in k for part in OF_THE_CLOCK)}
+                      for row in read_rows(folder) if row["stage"] in stages]}
     found |= {path.name: torch.from_numpy(np.load(path)) for path in (folder / "pseudo_labels").glob("*.npy")}
     content = torch.load(folder / f"{'prepare' if 'prepare' in stages else 'model'}_last.pth", weights_only=True)
     return found | {part: content.get(part) for part in ("epoch", "state_dict", "prompts", "metrics")}
