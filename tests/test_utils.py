@@ -1,14 +1,13 @@
-"""How scripts end, what a setting may be, running means."""
+"""How scripts end, running means."""
 import contextlib
 import signal
 
 import pytest
 import torch
 
-from utils.errors import UserError, exit_on_user_error, stops_on_signals
+from utils.errors import exit_on_user_error, stops_on_signals
 from utils.finite import NonFinite, RunningMeans
 from utils.runtime import unused_gpu_warning
-from utils.settings import Range, Setting, check_values
 
 
 def ends(main):
@@ -57,21 +56,6 @@ def test_a_gpu_that_torch_cannot_use_is_named(tmp_path, monkeypatch):
     assert "cannot use it; update the driver" in unused_gpu_warning(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert unused_gpu_warning(tmp_path) is None
-
-
-@pytest.mark.parametrize("allowed, good, bad, sentence", [
-    (Range(1, 9, whole=True), (1, 9), (0, 10), "a whole number from 1 to 9"),
-    (Range(0, 1000), (0, 0.5, 1000), (-0.1, float("nan")), "a number from 0 to 1,000"),
-    (Range(0, 10, above=True), (1e-9, 10), (0, 0.0, 11), "a number above 0, up to 10"),
-    (("exact", "released", ""), ("exact", ""), ("Exact",), "exact or released or ''")])
-def test_values_of_settings(allowed, good, bad, sentence):
-    for value in (*good, *bad):
-        known = {"NAME": Setting("NAME", type(value)(), allowed, "")}
-        if value in good:
-            check_values("the file", known, {"NAME": value})
-        else:
-            with pytest.raises(UserError, match=f"the file sets NAME to .*; expected {sentence}, such as "):
-                check_values("the file", known, {"NAME": value})
 
 
 def test_running_means_name_the_first_step_with_a_broken_loss():
