@@ -121,7 +121,7 @@ SETTINGS = (
     Setting("TEST.TRIALS", 10, COUNT, "galleries; RegDB has one, all images"),
     Setting("TEST.EVERY", 5, COUNT, "epochs between evaluations during training; the last is always evaluated"),
     Setting("TEST.MIRRORED", False, (True, False), "test the mean of an image's and its mirror image's features"),
-    Setting("TEST.BATCH_SIZE", 64, COUNT, "images embedded at once"),
+    Setting("TEST.BATCH_SIZE", 256, COUNT, "images embedded at once"),
 
     Setting("LOG.WANDB", False, (True, False), "log to Weights & Biases too, beside the TensorBoard files"),
 )

@@ -42,8 +42,8 @@ class Compared(NamedTuple):
         verdict = ("better" if self.found.low > 0 else "worse" if self.found.high < 0 else
                    f"not told apart by {self.runs}")
         over = [self.runs] * (self.runs != SINGLE) + [f"{self.queries:,} queries"] * (self.queries > 0)
-        return (f"{self.test}  {NUMBERS[self.number]:<6}  {mean:>6}  95 % from {low} to {high}  p {self.found.p:.4f}  "
-                f"{verdict}, over {' and '.join(over)}{' alone' * (len(over) == 1)}")
+        return (f"{self.test:<23}  {NUMBERS[self.number]:<6}  {mean:>6}  95 % from {low:>6} to {high:>6}  "
+                f"p {self.found.p:.4f}  {verdict}, over {' and '.join(over)}{' alone' * (len(over) == 1)}")
 
 
 def as_lines(rows):

@@ -99,7 +99,7 @@ def test_comparison(comparison):
     first, second = "cclnet, CLUSTER.K1 8 (n = 1)", "cclnet, CLUSTER.K1 9 (n = 1)"
     head, *rows = rows_of(comparison, "<h3>train_clip.py: SYSU")
     assert head[0].startswith(first) and rows[0][0].startswith(second) and rows[0][1].endswith("+0.0")
-    assert f"<h3>{second}</h3>\n<code>train_clip.py all  Rank-1   +0.00  95 % from +0.00 to +0.00  p 1.0000  " \
+    assert f"<h3>{second}</h3>\n<code>train_clip.py all        Rank-1   +0.00  95 % from  +0.00 to  +0.00  p 1.0000  " \
         "not told apart by one run each, over 12 queries alone</code>" in comparison
 
 
