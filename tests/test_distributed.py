@@ -1,4 +1,5 @@
 """Several processes give what one gives, and never wait for one that is gone."""
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -26,9 +27,9 @@ CASES = {       # weights, splits of the batch norm, whether texts guide, settin
 
 def trained(folder, *arguments):
     """What one process, and each of two, has reached: its checkpoint, and its rows of metrics.jsonl."""
-    for size in (1, 2):
-        workers.launch(size, folder / str(size), workers.train_two_epochs, arguments[0], folder / str(size),
-                       *arguments[1:])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda size: workers.launch(size, folder / str(size), workers.train_two_epochs, arguments[0],
+                                                  folder / str(size), *arguments[1:]), (1, 2)))
     return [[(torch.load(folder / f"{size}/{rank}/model_last.pth")["state_dict"], read_rows(folder / f"{size}/{rank}"))
              for rank in range(size)] for size in (1, 2)]
 
