@@ -19,11 +19,6 @@ def sysu_root(tmp_path):
     return sysu_tree(tmp_path / "SYSU")
 
 
-@pytest.fixture
-def regdb_root(tmp_path):
-    return regdb_tree(tmp_path / "RegDB")
-
-
 def shown(data, modality, positions):
     return [data.test[modality].paths[p] for p in positions]
 
@@ -78,8 +73,6 @@ def test_original_galleries_are_the_first_numbers_of_each_permutation(sysu_root,
 
 @pytest.mark.parametrize("prepare, mode, protocol, sentence", [
     (lambda root: None, "all", "original-1", "rand_perm_cam.mat is missing"),
-    (lambda root: (root / "exp/rand_perm_cam.mat").write_text("x"), "all", "original-1", "mat cannot be read"),
-    (lambda root: permutation_file(root, trials=4, persons=5), "all", "original-1", "mat cannot be read .index 5 is"),
     (lambda root: permutation_file(root, trials=4, images=3), "all", "original-1",
      "permutes 3 images of person 4 in camera 1, but the folder holds 2"),
     (permutation_file, "all", "original-1", "holds 3 trials; TEST.TRIALS is 4"),
@@ -91,9 +84,10 @@ def test_what_no_gallery_is_made_of(sysu_root, prepare, mode, protocol, sentence
         sysu.load(sysu_root, check_counts=False).retrieval(mode, 4, protocol)
 
 
-def test_images_of_regdb_follow_the_lists_of_the_trial(regdb_root):
-    data = regdb.load(regdb_root, 2, check_counts=False)
-    path = regdb_root / "idx" / "train_thermal_2.txt"
+def test_images_of_regdb_follow_the_lists_of_the_trial(tmp_path, monkeypatch):
+    root = regdb_tree(tmp_path)
+    first, data = (regdb.load(root, trial, check_counts=False) for trial in (1, 2))
+    path = root / "idx" / "train_thermal_2.txt"
     lines = path.read_text().split()
     assert data.train[IR].paths == tuple(lines[::2])
     assert data.train[IR].persons.tolist() == [int(label) for label in lines[1::2]]
@@ -103,18 +97,18 @@ def test_images_of_regdb_follow_the_lists_of_the_trial(regdb_root):
         assert retrieval.protocol == f"RegDB trial 2 {name}"
         assert (retrieval.query_modality, retrieval.rule, retrieval.trials) == (query, "regdb", (2,))
         assert [rows.tolist() for rows in (retrieval.query, *retrieval.galleries)] == [[0, 1, 2, 3]] * 2
-    with pytest.raises(UserError, match="DATASET.TRIAL is 11; RegDB has the trials 1 to 10"):
-        regdb.load(regdb_root, 11, check_counts=False)
-    path.write_text(path.read_text().replace("/", "\\").replace("\n", "\r\n"))      # as written on Windows
-    assert regdb.load(regdb_root, 2, check_counts=False).train[IR].paths == data.train[IR].paths
-
-
-def test_each_trial_has_its_own_folders(regdb_root):
-    first, second = (regdb.load(regdb_root, trial, check_counts=False) for trial in (1, 2))
-    assert second.cache_dir() == regdb_root / "trial2" and str(first.cache_dir("/fast")) == "/fast/trial1"
-    labels = regdb_root / "pseudo_labels"
-    assert second.label_dirs() == (labels / "trial2",) and first.label_dirs() == (labels / "trial1", labels)
+    assert data.cache_dir() == root / "trial2" and str(first.cache_dir("/fast")) == "/fast/trial1"
+    labels = root / "pseudo_labels"
+    assert data.label_dirs() == (labels / "trial2",) and first.label_dirs() == (labels / "trial1", labels)
     assert load_config("configs/regdb.yml", ["DATASET.TRIAL", "7"]).OUTPUT_DIR == "runs/regdb/trial7"
+    with pytest.raises(UserError, match="DATASET.TRIAL is 11; RegDB has the trials 1 to 10"):
+        regdb.load(root, 11, check_counts=False)
+    with pytest.raises(UserError, match="2 training persons instead of 206; .*4 test IR images instead of 2,060. Unp"):
+        regdb.load(root, 2)
+    monkeypatch.setattr(type(data), "published", data.measured())
+    assert regdb.load(root, 2).notes == data.notes == ()
+    path.write_text(path.read_text().replace("/", "\\").replace("\n", "\r\n"))      # as written on Windows
+    assert regdb.load(root, 2, check_counts=False).train[IR].paths == data.train[IR].paths
 
 
 def test_training_of_llcm_follows_lists_and_test_the_folders(tmp_path):
@@ -135,28 +129,6 @@ def test_training_of_llcm_follows_lists_and_test_the_folders(tmp_path):
     random.setstate(state)
 
 
-@pytest.mark.parametrize("kind, words", [
-    ("sysu", "holds 3 training persons instead of 395; 24 training RGB images instead of 22,258.* 12 all-search"),
-    ("regdb", "2 training persons instead of 206; .*4 test IR images instead of 2,060. Unpack"),
-    ("llcm", "3 training persons instead of 713; 12 training RGB images instead of 16,946")])
-def test_other_counts_than_published_are_refused_or_noted(kind, words, tmp_path, monkeypatch):
-    tree, module = KINDS[kind]
-    root = tree(tmp_path / "set")
-    if kind == "llcm":
-        assert words in module.load(root).notes[0]
-    else:
-        with pytest.raises(UserError, match=words):
-            module.load(root)
-    data = module.load(root, check_counts=False)
-    monkeypatch.setattr(type(data), "published", data.measured())
-    assert module.load(root).notes == data.notes == ()
-
-
-def relabel(root, change):
-    path = root / "idx" / "train_thermal_1.txt"
-    path.write_text("\n".join(change(path.read_text().splitlines())))
-
-
 def into_test(root):
     train, test = ((root / "idx" / f"{split}_visible_1.txt").read_text().split("/")[1] for split in ("train", "test"))
     for sensor in ("visible", "thermal"):
@@ -164,23 +136,14 @@ def into_test(root):
         path.write_text(path.read_text().replace(f"/{test}/", f"/{train}/"))
 
 
-@pytest.mark.parametrize("kind, break_tree, sentence", [
-    ("sysu", lambda root: shutil.rmtree(root / "cam3"), "cam3 is missing"),
-    ("sysu", lambda root: (root / "exp/val_id.txt").unlink(), "val_id.txt is missing"),
-    ("sysu", lambda root: (root / "exp/test_id.txt").write_text(""), "test_id.txt is empty"),
+@pytest.mark.parametrize("kind, break_tree, sentence", [       # what is missing: tests/test_bad_input.py
     ("sysu", lambda root: (root / "exp/test_id.txt").write_text("4,five"), "something else than numbers"),
     ("sysu", lambda root: edit(root / "exp/test_id.txt", "4", "3,4"), "persons 3 .* in training and test"),
-    ("sysu", lambda root: [shutil.rmtree(root / f"cam{c}" / f"{p:04d}") for c in (3, 6) for p in (1, 2, 3)],
-     "holds no ir training image"),
     ("sysu", lambda root: [path.rename(path.with_suffix(".gif")) for path in root.glob("cam*/000[456]/*.jpg")],
      "holds no rgb test image"),
-    ("sysu", lambda root: root.rename(root.with_name("elsewhere")), "data root .* is missing"),
     ("regdb", lambda root: (root / "idx/test_thermal_1.txt").unlink(), "test_thermal_1.txt is missing"),
-    ("regdb", lambda root: (root / "idx/test_thermal_1.txt").write_text("\n"), "test_thermal_1.txt is empty"),
     ("regdb", lambda root: edit(root / "idx/train_visible_1.txt", " 0\n", "\n"), "line 1 of .*train_visible_1.txt is"),
-    ("regdb", lambda root: relabel(root, lambda lines: lines + lines[:1]), "lists 1 of its 5 images twice"),
-    ("regdb", lambda root: relabel(root, lambda lines: [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]),
-     "2 labels to 2 person folders in 4 combinations"),
+    ("regdb", lambda root: edit(root / "idx/train_thermal_1.txt", " 1", " 0"), "3 combinations"),
     ("regdb", into_test, r"\(1 in all\) are in training and test lists of trial 1"),
     ("llcm", lambda root: shutil.rmtree(root / "test_vis"), "test_vis holds no rgb test image"),
     ("llcm", lambda root: edit(root / "idx/train_vis.txt", "train_vis/cam1/0001/0.jpg", "test_vis/cam1/0004/0.jpg"),

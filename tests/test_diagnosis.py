@@ -1,18 +1,16 @@
 """Cluster quality by hand-built cases, and the proof that identities stay out of training."""
-import json
 import logging
 
 import numpy as np
 import pytest
 import torch
 
-from clustering.quality import cluster_quality, diagnose, known_persons, link_accuracy, link_numbers, majority
-from data.records import ImageSet
+from clustering.quality import cluster_quality, diagnose, link_accuracy, link_numbers
 from loss.links import LinkedClusters
 from model.cclnet import CCLNet
 from model.towers.registry import load_tower
 from processor.run.epoch import alike_at_start
-from processor.run.folder import Run
+from processor.run.folder import Run, read_rows
 from processor.setup import train_settings
 from processor.train import train
 from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_config, tiny_tester
@@ -27,11 +25,6 @@ PERSONS = np.repeat([7, 8, 9], 4)
 def test_cluster_quality(labels, expected):
     names = ("ari", "nmi", "purity", "clusters_per_person", "outlier_share")
     assert cluster_quality(labels, PERSONS) == pytest.approx(dict(zip(names, expected)), abs=1e-9)
-
-
-def test_majority():
-    persons, counts = majority(np.array([0, 0, 0, 1, 1, -1]), np.array([5, 5, 4, 4, 3, 9]))
-    assert persons.tolist() == [5, 3] and counts.tolist() == [2, 1]
 
 
 def test_links_between_clusters():
@@ -55,13 +48,6 @@ def test_similarity_is_of_the_epochs_start():
     assert alike_at_start(mixed, centres).similarity == pytest.approx([0.5 ** 0.5, -1, 0])
 
 
-def test_persons_that_nobody_knows():
-    known = ImageSet.from_rows(Modality.RGB, [("a", 1, 1), ("b", 2, 1)])
-    unknown = ImageSet.from_rows(Modality.IR, [("a", 0, 1), ("b", 0, 1)])
-    assert known_persons({Modality.RGB: known, Modality.IR: unknown}) is None
-    assert known_persons({Modality.RGB: known})[Modality.RGB].tolist() == [1, 2]
-
-
 def trained(folder, clip_file, banks, order, **changes):
     """Run train_prepare.py's stage with the identities in an order: its weights, labels and metrics."""
     model = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
@@ -70,8 +56,7 @@ def trained(folder, clip_file, banks, order, **changes):
                                                    {"manifest": {}, "config": {}}),
           tiny_tester(banks, order=order))
     labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, metrics
+    return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, read_rows(folder)
 
 
 def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):

@@ -2,6 +2,7 @@
 logs. tests/test_extending.py and tests/test_tutorial.py run their code."""
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -114,26 +115,22 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
     assert [message for message in messages if message not in source] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_the_demos_table_is_that_of_the_reference_logs(page):
+def test_the_readmes_table_is_that_of_the_reference_logs():
     results = [[tests[name, "all"] for name in demo.TESTED]
                for _, tests in summary.read_runs([ROOT / "docs/reference/demo"], "python")]
     cells = re.compile(r"[\d.]+ ± [\d.]+")
     for stage, line in zip(demo.STAGES, demo.table(results).splitlines()[1:], strict=True):
-        row = re.search(rf"^\| {stage}.*$", text_of(page), re.MULTILINE).group()     # the first table's
+        row = re.search(rf"^\| {stage}.*$", text_of("README.md"), re.MULTILINE).group()     # the first table's
         assert cells.findall(row) == cells.findall(line), stage
 
 
-def test_published_figures_are_those_of_the_pages_and_the_logs():
-    text, logs = text_of("docs/methods.md") + text_of("docs/results.md"), text_of("docs/reference/published/logs.csv")
-    for dataset in ("SYSU-MM01", "RegDB"):
-        for method in ("cclnet", *experiments.PUBLISHED):
-            for row in summary.published(dataset, method):
-                found = {name: f"{value:.2f}" for (kind, name), (value, _) in row.numbers.items()
-                         if kind != summary.UNSTATED}
-                assert not found or f"{found['rank1']} / {found['mAP']}" in text or f"mAP {found['mAP']}" in text, row
-                if method == "pgm" and row.mode != "indoor":
-                    assert f",{found['rank1']},{found['mAP']},{found['mINP']}\n" in logs
+def test_published_figures_are_those_of_the_pages():
+    text = text_of("docs/methods.md") + text_of("docs/results.md")
+    for dataset, method in product(("SYSU-MM01", "RegDB"), ("cclnet", *experiments.PUBLISHED)):
+        for row in summary.published(dataset, method):
+            found = {name: f"{value:.2f}" for (kind, name), (value, _) in row.numbers.items()
+                     if kind != summary.UNSTATED}
+            assert not found or f"{found['rank1']} / {found['mAP']}" in text or f"mAP {found['mAP']}" in text, row
 
 
 def test_the_tables_of_results_are_those_of_the_reference_logs():
@@ -152,9 +149,7 @@ def test_the_tables_of_results_are_those_of_the_reference_logs():
 
 
 def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
-    """Ten lines: a checkpoint, two images, their distance."""
     (code,) = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.DOTALL)
-    assert len(code.strip().splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
     model = tiny_model(tiny_clip_file).eval()
     checkpoint, *pictures = re.findall(r'"([\w/]+\.(?:pth|jpg|png))"', code)
@@ -165,7 +160,3 @@ def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
         Image.fromarray(tiny_banks()[Modality.RGB].images[len(name)]).save(name)
     exec(compile(code, "README.md", "exec"), {})
     assert 1e-3 < float(capsys.readouterr().out) < 2
-
-
-def test_the_readme_is_short():
-    assert len([word for word in text_of("README.md").split() if re.search(r"\w", word)]) <= 900

@@ -1,6 +1,4 @@
 """docs/extending.md and docs/extending-methods.md do what they say: their files are run outside the repository."""
-import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from data.registry import OPENERS
 from loss.cclnet import CCLNet
 from loss.methods import METHODS
 from model.towers.registry import TOWERS
+from processor.run.folder import read_rows
 
 DOCS = scripts.REPOSITORY / "docs"
 FILE = re.compile(r"```python\n(# (\w+\.py)\n.*?)```", re.DOTALL)
@@ -46,35 +45,9 @@ def project(tmp_path_factory):
     return folder
 
 
-def words(name, clip_file, **changes):
-    """A command line that writes to runs/NAME of the project."""
-    return scripts.settings(**{"DATASET__ROOT": "sysu", "MODEL__CLIP_WEIGHTS": clip_file, "CLUSTER__K1": 4,
-                               "METHOD__CROSS_EPOCH": 1, "SAMPLER__ITERATIONS": 2, "TEST__TRIALS": 1,
-                               "OUTPUT_DIR": f"runs/{name}", **changes})
-
-
-def rows(project, name):
-    return [json.loads(line) for line in (project / f"runs/{name}/metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_method_with_a_setting_in_a_project_that_has_utils_of_its_own(project, tiny_clip_file):
-    """In processes of their own, which import the project's utils, or this repository's; they write no page."""
-    (project / "start").mkdir()
-    (project / "start/sitecustomize.py").write_text(
-        "import sys, types\nsys.modules['report.write'] = types.SimpleNamespace(save_stage_page=lambda *_: None)\n")
-    done = subprocess.run([sys.executable, "run_all.py", *words("nearest", tiny_clip_file, METHOD__NAME="nearest",
-                                                                METHOD__ACROSS_WEIGHT=0.5)],
-                          cwd=project, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(project / "start")})
-    assert done.returncode == 0, done.stderr[-2000:]
-    row, = rows(project, "nearest")
-    assert row["loss_across"] > 0 and row["links"] > 0 and f"{row['links']} links in the last epoch" in done.stdout
-    assert "ACROSS_WEIGHT: 0.5" in (project / "runs/nearest/config.yml").read_text()
-
-
 @pytest.fixture
 def here(project, monkeypatch):
-    """Runs train_mine.py in this process; afterwards nothing that it imports is entered any more."""
+    """Runs a script in this process, for an epoch; afterwards nothing that it imports is entered any more."""
     scripts.without_report(monkeypatch)
     monkeypatch.chdir(project)
     monkeypatch.syspath_prepend(project)
@@ -84,31 +57,38 @@ def here(project, monkeypatch):
             monkeypatch.setitem(registry, name, None)
             registry.pop(name)
 
-    def run(words):
-        monkeypatch.setattr(sys, "argv", ["train_mine.py", *words])
-        exec(compile((project / "train_mine.py").read_text(), "train_mine.py", "exec"), {"__name__": "__main__"})
+    def run(script, name="", **changes):
+        words = scripts.settings(**{"DATASET__ROOT": "sysu", "CLUSTER__K1": 4, "METHOD__CROSS_EPOCH": 1,
+                                    "SAMPLER__ITERATIONS": 2, "TEST__TRIALS": 1, "OUTPUT_DIR": f"runs/{name}",
+                                    "METHOD__NAME": name, **changes})
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        names = {"__name__": "__main__"}
+        exec(compile((project / script).read_text(), script, "exec"), names)
+        return read_rows(project / "runs" / name)[-1] if name else names
     return run
 
 
-def test_the_tests_of_the_page_pass(here, project):
-    names = {}
-    exec(compile((project / "test_nearest.py").read_text(), "test_nearest.py", "exec"), names)
-    names["test_each_cluster_is_linked_with_the_nearest"]()
+def test_a_method_with_a_setting_in_a_project_that_has_utils_of_its_own(here, project, tiny_clip_file):
+    """The script that imports the project's utils starts, here for its help, the one that imports this repository's."""
+    here("test_nearest.py")["test_each_cluster_is_linked_with_the_nearest"]()
+    row = here("train_nearest.py", "nearest", MODEL__CLIP_WEIGHTS=tiny_clip_file, METHOD__ACROSS_WEIGHT=0.5)
+    assert row["loss_across"] > 0 and row["links"] > 0
+    assert "ACROSS_WEIGHT: 0.5" in (project / "runs/nearest/config.yml").read_text()
+    said = subprocess.check_output([sys.executable, "run_all.py", "--help"], cwd=project, text=True)
+    assert "train_prepare.py" in said and f"{row['links']} links in the last epoch" in said
 
 
 def test_a_data_set_a_loss_and_a_tower(here, project):
-    here(words("people", "resnet18.pth", DATASET__NAME="folders", DATASET__ROOT="people", METHOD__NAME="compact",
-               METHOD__COMPACT_WEIGHT=0.2, MODEL__TOWER="imagenet_resnet18"))
-    row, = rows(project, "people")
+    row = here("train_mine.py", "compact", DATASET__NAME="folders", DATASET__ROOT="people", METHOD__COMPACT_WEIGHT=0.2,
+               MODEL__CLIP_WEIGHTS="resnet18.pth", MODEL__TOWER="imagenet_resnet18")
     assert {"loss_rgb", "loss_ir", "loss_compact"} <= row.keys() and 0 < row["loss_compact"] < 0.8
     assert row["test"]["protocol"] == "folders v2t, one image per person"
-    content = torch.load(project / "runs/people/prepare_last.pth", weights_only=True)
+    content = torch.load(project / "runs/compact/prepare_last.pth", weights_only=True)
     assert content["model"]["kind"] == "imagenet_resnet18"
 
 
-def test_a_linking_rule(here, project, tiny_clip_file, monkeypatch):
+def test_a_linking_rule(here, tiny_clip_file, monkeypatch):
     """Not even at an epoch's end does the method's former rule link."""
     monkeypatch.setattr(CCLNet, "rule", None)
-    here(words("mutual", tiny_clip_file, METHOD__NAME="mutual"))
-    row, = rows(project, "mutual")
+    row = here("train_mine.py", "mutual", MODEL__CLIP_WEIGHTS=tiny_clip_file)
     assert row["links"] > 0 and row["links_per_cluster"] == 1

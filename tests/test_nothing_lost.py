@@ -1,5 +1,4 @@
 """Files that are not ours are neither replaced nor followed; what is started over takes along what was made from it."""
-import json
 import shutil
 
 import numpy as np
@@ -7,9 +6,7 @@ import pytest
 import scripts
 import trees
 
-from configs.identity import results_folder
-from processor.run.folder import lock_folder
-from report.run_files import read_run
+from processor.run.folder import lock_folder, read_rows
 from tests.tested import add_test
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
@@ -55,97 +52,71 @@ def test_arrays_of_another_codebase_are_not_replaced(place):
     assert foreign.read_bytes() == before
 
 
-def test_fresh_takes_along_what_was_made_from_the_old_stage(place, trained):
+@pytest.fixture
+def copied(place, trained):
+    """The folder that `place` trains in, with the run of both scripts, none of its tests."""
     shutil.copytree(trained, place.run, ignore=shutil.ignore_patterns("tests"))
-    add_test(place.run, 0.5)
-    old = {name: (place.run / name).read_bytes() for name in ("prepare_last.pth", "model_last.pth", "metrics.jsonl")}
-
-    assert place.start("train_clip", "--fresh")[0] == 0
-    aside = place.run / "old-1"
-    assert (aside / "model_last.pth").read_bytes() == old["model_last.pth"]
-    assert (aside / "metrics.jsonl").read_bytes() == old["metrics.jsonl"] and (aside / "config.yml").is_file()
-    assert list(aside.glob("tests/model_last*/metrics.json"))
-    assert not (aside / "prepare_last.pth").exists() and (place.run / "prepare_last.pth").is_file()
-    stages = [json.loads(line)["stage"] for line in (place.run / "metrics.jsonl").read_text().splitlines()]
-    assert stages == ["prepare", "prompt", "finetune"]
+    return place
 
 
-def test_a_test_replaces_nothing_of_a_training_run_and_does_not_mix_with_a_running_one(place, trained):
-    shutil.copytree(trained, place.run, ignore=shutil.ignore_patterns("tests"))
-    before = {path: path.read_bytes() for path in place.run.glob("*") if path.is_file()}
-    tests = (["--resume_path", place.run / "prepare_last.pth"], [])
-    assert [place.start("test", *words)[0] for words in tests] == [0, 0]
-    results = {path: path.read_bytes() for path in place.run.rglob("metrics.json")}
+def test_fresh_takes_along_what_was_made_from_the_old_stage(copied):
+    run, names = copied.run, ("model_last.pth", "metrics.jsonl", "config.yml")
+    add_test(run, 0.5)
+    old = {name: (run / name).read_bytes() for name in names}
+    assert copied.start("train_clip", "--fresh")[0] == 0
+    assert {name: (run / "old-1" / name).read_bytes() for name in names} == old
+    assert list(run.glob("old-1/tests/model_last*/metrics.json"))
+    assert not (run / "old-1/prepare_last.pth").exists() and (run / "prepare_last.pth").is_file()
+    assert [row["stage"] for row in read_rows(run)] == ["prepare", "prompt", "finetune"]
+
+
+def test_a_test_replaces_nothing_of_a_training_run_and_does_not_mix_with_a_running_one(copied):
+    before = {path: path.read_bytes() for path in copied.run.glob("*") if path.is_file()}
+    tests = (["--resume_path", copied.run / "prepare_last.pth"], [])
+    assert [copied.start("test", *words)[0] for words in tests] == [0, 0]
+    results = {path: path.read_bytes() for path in copied.run.rglob("metrics.json")}
     assert len(results) == 2
     with lock_folder(next(path.parent for path in results if "baseline" not in str(path))):
-        assert [place.start("test", *words)[0] for words in tests] == [2, 0]
-    assert {path: path.read_bytes() for path in place.run.glob("*") if path.is_file()} == before
+        assert [copied.start("test", *words)[0] for words in tests] == [2, 0]
+    assert {path: path.read_bytes() for path in copied.run.glob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("changes", [{}, {"PRECISION": "bf16"}, {"TEST__MODE": "indoor"}])
-def test_a_result_is_replaced_only_by_the_same_test(place, trained, changes):
-    """It lies beside the checkpoint, whatever OUTPUT_DIR says."""
-    path = trained / "model_last.pth"
-    before = {path: path.read_bytes() for path in trained.glob("tests/model_last-*/metrics.json")}
-    code, said = place.start("test", "--resume_path", path, **changes)
-    assert code == 0 and not place.run.exists()
-    after = {path: path.read_bytes() for path in trained.glob("tests/model_last-*/metrics.json")}
-    assert after.items() >= before.items()
-    assert len(after) - len(before) == (1 if changes or not before else 0)
+def test_a_result_is_replaced_only_by_the_same_test(place, trained):
+    """It lies beside the checkpoint, whatever OUTPUT_DIR says. Each file of permutations draws other galleries."""
+    def results():
+        return {path: path.read_bytes() for path in trained.glob("tests/model_last-*/metrics.json")}
 
-
-def test_other_galleries_are_another_test(place, trained):
-    before = set(trained.glob("tests/model_last-*/metrics.json"))
-    for trials in (2, 3):        # each file draws others
+    assert place.start("test", "--resume_path", trained / "model_last.pth")[0] == 0
+    before = results()
+    original = {"TEST__PROTOCOL": "original-1"}
+    for trials, more, changes in ((2, 0, {}), (2, 1, {"TEST__MODE": "indoor"}), (2, 1, original), (3, 1, original)):
         trees.permutation_file(place.data, trials, persons=7)
-        assert place.start("test", "--resume_path", trained / "model_last.pth", TEST__PROTOCOL="original-1")[0] == 0
-    assert len(set(trained.glob("tests/model_last-*/metrics.json")) - before) == 2
-
-
-@pytest.mark.parametrize("key, before, now", [("INPUT__NORMALISATION", "imagenet", "half"), ("INPUT__HEIGHT", 32, 48)])
-def test_images_of_another_kind_than_the_checkpoint_was_trained_on_are_refused(place, trained, key, before, now):
-    code, said = place.start("test", "--resume_path", trained / "model_last.pth", **{key: now})
-    assert code == 2 and f"was trained with {key.replace('__', '.')} {before}, now it is {now}" in said
-
-
-def test_results_of_a_model_on_a_hub_are_not_those_of_the_run_in_output_dir(tmp_path):
-    made, checkpoint = add_test(tmp_path, 0.5), "hf://lab/x/model_last.safetensors"
-    tested = json.loads(made.read_text())["identity"]
-    assert [test.of for test in read_run(tmp_path).tests] == ["model_last"]
-    results_folder(tmp_path, checkpoint, tested).parent.mkdir()
-    shutil.move(made.parent, results_folder(tmp_path, checkpoint, tested))
-    assert not read_run(tmp_path).tests and list(tmp_path.glob("tests/elsewhere/model_last-*/metrics.json"))
+        assert place.start("test", "--resume_path", trained / "model_last.pth", **changes)[0] == 0
+        after = results()
+        assert after.items() >= before.items() and len(after) == len(before) + more and not place.run.exists()
+        before = after
 
 
 def test_train_clip_refuses_labels_that_its_train_prepare_would_not_make(place, trained):
-    """Of another method, seed or epoch, or before they are there; PSEUDO_LABEL_DIR takes them all the same."""
+    """Of another method, seed or epoch, or before they are there."""
     shutil.copytree(trained / "pseudo_labels", place.run / "pseudo_labels")
     for changes, named in (({"METHOD__NAME": "pgm"}, "METHOD.NAME cclnet, not pgm"), ({"SEED": 2}, "SEED 1, not 2"),
                            ({"PREPARE__EPOCHS": 2}, "PREPARE.EPOCHS 1, not 2")):
         code, said = place.start("train_clip", **changes)
         assert code == 2 and f"were made with {named}" in said and not (place.run / "config.yml").exists()
-    code, said = place.start("train_clip", SEED=2, PSEUDO_LABEL_DIR=place.run / "pseudo_labels")
-    assert code == 0 and "cclnet, seed 1, epoch 1" in said
-    shutil.rmtree(place.run)
-    shutil.copytree(trained / "pseudo_labels", place.data / "pseudo_labels")
-    place.run.mkdir()
+    shutil.move(place.run / "pseudo_labels", place.data / "pseudo_labels")
     (place.run / "prepare_last.pth").write_bytes(b"of an unfinished run")
     code, said = place.start("train_clip")
     assert code == 2 and "train_prepare.py has not finished" in said
 
 
-@pytest.mark.parametrize("script, name", [("train_prepare", "prepare_last.pth"), ("train_prepare", "pseudo_labels"),
-                                          ("train_clip", "model_best.pth")])
-def test_what_no_state_tells_of_is_not_trained_over(place, trained, script, name):
+@pytest.mark.parametrize("script, name", [("train_prepare", "pseudo_labels"), ("train_clip", "model_best.pth")])
+def test_what_no_state_tells_of_is_not_trained_over(copied, script, name):
     """A run whose state is lost, labels that were downloaded, a checkpoint from elsewhere."""
-    shutil.copytree(trained, place.run, ignore=shutil.ignore_patterns("tests"))
-    for path in [*place.run.glob("*_state.pth*"), place.run / "metrics.jsonl"]:
-        path.unlink()
-    for other in ("prepare_last.pth", "prepare_best.pth", "pseudo_labels") if script == "train_prepare" else ():
-        if other != name:
-            shutil.move(place.run / other, place.run / f"my_{other}")
-    before = {path: path.read_bytes() for path in place.run.rglob("*") if path.is_file() and path.name != ".lock"}
-    code, said = place.start(script)
+    for path in [*copied.run.glob("*_state.pth*"), *copied.run.glob("prepare_*.pth"), copied.run / "metrics.jsonl"]:
+        path.unlink(missing_ok=True)
+    before = {path: path.read_bytes() for path in copied.run.rglob("*") if path.is_file() and path.name != ".lock"}
+    code, said = copied.start(script)
     assert code == 2 and f"holds {name} but no" in said and "add --fresh" in said
-    assert {path: path.read_bytes() for path in place.run.rglob("*")
+    assert {path: path.read_bytes() for path in copied.run.rglob("*")
             if path.is_file() and path.name != ".lock"} == before

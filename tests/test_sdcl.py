@@ -9,6 +9,7 @@ import trees
 
 from data.pseudo_labels import FILE_NAMES, save_pseudo_labels
 from model.published import load_checkpoint
+from processor.run.folder import read_rows
 from utils.modality import Modality
 
 IDS = {"train": (1, 2, 3, 4), "val": (), "test": (5, 6, 7)}
@@ -37,10 +38,6 @@ def sdcl(ics_file, **changes):
             **changes}
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_sdcl_trains_resumes_to_the_bit_and_is_tested(ics_file, run, capsys):
     """Stochastic depth is drawn by step; the epoch before labels are unified is tested, for the best weights."""
     code, whole = run("train_prepare", "whole", **sdcl(ics_file, PREPARE__EPOCHS=2))
@@ -51,7 +48,7 @@ def test_sdcl_trains_resumes_to_the_bit_and_is_tested(ics_file, run, capsys):
     states = [load_checkpoint(folder / "prepare_last.pth")["state_dict"] for folder in (whole, resumed)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     contrasts = {"loss_rgb", "loss_ir", "loss_rgb_shallow", "loss_ir_shallow"}
-    for row, across in zip(rows(whole), ("rgb_ir", "ir_rgb"), strict=True):
+    for row, across in zip(read_rows(whole), ("rgb_ir", "ir_rgb"), strict=True):
         near = {f"loss_near_{pair}{depth}" for pair in ("rgb_rgb", "ir_ir", across) for depth in ("", "_shallow")}
         assert {name for name in row if name.startswith("loss")} == contrasts | near
         assert ("links" in row) == (row["epoch"] == 2) and "test" in row
@@ -71,7 +68,7 @@ def test_prompts_of_unified_labels_are_of_those_that_a_modality_has(run, tiny_cl
     """A visible cluster is missing where no visible image was voted into it."""
     words = {"METHOD__NAME": "unify", "METHOD__CROSS_EPOCH": 1, "MODEL__CLIP_WEIGHTS": tiny_clip_file}
     code, folder = run("train_prepare", "unify", **words)
-    assert code == 0 and rows(folder)[0]["links"] > 0
+    assert code == 0 and read_rows(folder)[0]["links"] > 0
     labels = {m: np.load(folder / "pseudo_labels" / name) for m, name in FILE_NAMES.items()}
     labels[Modality.RGB][labels[Modality.RGB] == 0] = -1
     other, manifest = folder.with_name("labels"), json.loads((folder / "pseudo_labels/manifest.json").read_text())

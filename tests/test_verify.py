@@ -9,10 +9,9 @@ import pytest
 import scripts
 from PIL import Image
 
-from data import llcm, regdb, sysu
-from tests.trees import llcm_tree, regdb_tree, sysu_tree, write_image
+from data import sysu
+from tests.trees import llcm_tree, regdb_tree, sysu_tree
 from tools.process import main, verify
-from utils.errors import UserError
 
 
 @pytest.fixture
@@ -20,20 +19,13 @@ def root(tmp_path):
     return sysu_tree(tmp_path / "SYSU")
 
 
-def found_in(root, module=sysu):
+def found_in(root):
     """Lines and problems of `verify`."""
-    return verify(module.load(root, check_counts=False), check_counts=False)
+    return verify(sysu.load(root, check_counts=False), check_counts=False)
 
 
 def line(lines, start):
     return next((text for text in lines if start in text), "")
-
-
-@pytest.mark.parametrize("tree, module", [(regdb_tree, regdb), (llcm_tree, llcm)])
-def test_sound_trees_have_no_findings(tmp_path, tree, module):
-    lines, problems = found_in(tree(tmp_path / "set"), module)
-    assert problems == []
-    assert not any(word in text for text in lines for word in ("decode", "identical", "ignored", "empty"))
 
 
 def test_ranges_of_more_than_8_bits_are_told(root):
@@ -64,19 +56,11 @@ def process(*arguments):
     main([str(word) for word in arguments])
 
 
-def test_check_prints_everything_before_it_refuses(root, monkeypatch, capsys):
-    monkeypatch.setattr(sysu.SysuDataSet, "published", {"training persons": 395, "training IR images": 11909})
-    with pytest.raises(UserError, match="holds 3 training persons instead of 395; 12 training IR images instead of 11"):
-        process("--dataset", "sysu", "--root", root, "--check")
-    assert "train ir: 3 persons, 12 images" in capsys.readouterr().out
-    process("--dataset", "sysu", "--root", root, "--check", "--allow-partial")
-    assert "is in order" in capsys.readouterr().out
-    assert not list(root.glob("*.npy"))
-
-
 def test_counts_of_llcm_are_no_error(tmp_path, capsys):
     process("--dataset", "llcm", "--root", llcm_tree(tmp_path / "LLCM"), "--check")
-    assert "6 counts differ from the published ones: 3 training persons instead of 713" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 counts differ from the published ones: 3 training persons instead of 713" in said
+    assert not any(word in said for word in ("decode", "identical", "ignored", "empty"))
 
 
 def test_cache_lies_in_the_folder_of_its_trial(tmp_path):
@@ -90,10 +74,12 @@ def test_cache_lies_in_the_folder_of_its_trial(tmp_path):
 
 
 def test_command_line_ends_with_one_sentence_and_code_2(root, monkeypatch, capsys):
-    """Under the name that the README of the released code calls it by."""
-    write_image(root / "cam1" / "0001" / "0007.jpg", np.random.default_rng(3))
+    """After all that it has found; under the name that the README of the released code calls it by."""
     monkeypatch.setattr(sys, "argv", ["data/process.py", "--dataset", "sysu", "--root", str(root), "--check"])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(scripts.REPOSITORY / "data" / "process.py", run_name="__main__")
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith(f"error: {root} holds 3 training persons instead of 395; 25 training")
+    said = capsys.readouterr()
+    assert "train ir: 3 persons, 12 images" in said.out
+    assert said.err.splitlines()[-1].startswith(f"error: {root} holds 3 training persons instead of 395; 24 training")
+    process("--dataset", "sysu", "--root", root, "--check", "--allow-partial")
+    assert "is in order" in capsys.readouterr().out and not list(root.glob("*.npy"))

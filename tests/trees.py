@@ -30,9 +30,8 @@ def sysu_tree(root, images=2, ids=SYSU_IDS):
     """SYSU-MM01: every person in every camera, `images` files each."""
     rng = np.random.default_rng(0)
     write_ids(root, ids)
-    for person in chain(*ids.values()):
-        for camera, number in product(SYSU_CAMERAS, range(1, images + 1)):
-            write_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg", rng)
+    for person, camera, number in product(chain(*ids.values()), SYSU_CAMERAS, range(1, images + 1)):
+        write_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg", rng)
     return root
 
 

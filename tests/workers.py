@@ -1,75 +1,111 @@
-"""Several processes that act as torchrun's, forked from a server that has imported everything: they start fast."""
+"""What several processes do in tests/test_distributed.py, such as the shipped training loop in fp64."""
 import multiprocessing
 import os
-import socket
-import sys
-from pathlib import Path
+import signal
+import time
 
+import numpy as np
 import pytest
 import scripts
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-_context = multiprocessing.get_context("forkserver")
-# open_clip too: what loads weights imports it when it is called, which takes longer than a miniature run
-_context.set_forkserver_preload(["tests.workers", "processor.setup", "tests.tiny", "tests.shares", "open_clip",
-                                 "report.write", "torch.utils.tensorboard"])
+import clustering.neighbours
+from model.batch_norm import spread_batch_norm
+from model.cclnet import CCLNet
+from model.towers.registry import load_tower
+from processor.guidance import TextGuidance
+from processor.train import train
+from tests.tiny import EACH, HEIGHT, PEOPLE, WIDTH, TinyRun, tiny_banks, tiny_settings, tiny_tester
+from utils.distributed import join_processes
+from utils.errors import UserError, exit_on_user_error, stops_on_signals
+from utils.modality import Modality
+
+# Processes are forked from a server that has imported what is slow, also what is imported when a function is called.
+multiprocessing.get_context("forkserver").set_forkserver_preload([
+    "tests.workers", "processor.setup", "open_clip", "report.write", "torch.utils.tensorboard"])
+KNOWN = {m: np.where(np.arange(PEOPLE * EACH) % 3, np.arange(PEOPLE).repeat(EACH), -1) for m in Modality}
+KNOWN[Modality.IR][KNOWN[Modality.IR] == 2] = -1        # a third of the images has no text, and a whole cluster
+SETTINGS = {"SAMPLER__CLUSTERS": 4, "SAMPLER__INSTANCES": 2, "METHOD__CROSS_EPOCH": 1, "INPUT__ERASE": 0.5,
+            "INPUT__GREY": 0.5, "INPUT__PAD": 2, "OPTIM__WARMUP_EPOCHS": 0, "SAMPLER__ITERATIONS": 2}
 
 
-def free_port():
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def launch(size, folder, function, *arguments):
+    """Let torchrun's launcher start processes that call a function of this file: what each returns, and has said.
 
-
-class Workers:
-    """N processes that call a function; what they print is in files FOLDER/RANK.out.
-
-    Args: size: N; folder: made if missing; function: importable; arguments: of it.
+    Raises ChildFailedError: one of them has failed.
     """
-
-    def __init__(self, size, folder, function, *arguments):
-        self.folder, port = Path(folder), free_port()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.processes = [_context.Process(target=_work, args=(rank, size, port, self.folder, function, arguments))
-                          for rank in range(size)]
-        for rank, process in enumerate(self.processes):
-            (self.folder / f"{rank}.out").unlink(missing_ok=True)
-            process.start()
-
-    def codes(self, seconds=300):
-        """Wait for all; their exit codes, minus the signal's number where one ended it; None where it lives still."""
-        for process in self.processes:
-            process.join(seconds)
-        codes = [process.exitcode for process in self.processes]
-        for process in self.processes:
-            process.kill()
-        return codes
-
-    def said(self):
-        """What each process has printed."""
-        files = [self.folder / f"{rank}.out" for rank in range(len(self.processes))]
-        return [file.read_text() if file.exists() else "" for file in files]
+    folder.mkdir(exist_ok=True)
+    logs = DefaultLogsSpecs(log_dir=str(folder), redirects=Std.ALL)
+    config = LaunchConfig(1, 1, size, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="run", logs_specs=logs,
+                          start_method="forkserver", max_restarts=0)
+    returned = elastic_launch(config, function)(*arguments)
+    return [returned[rank] for rank in range(size)], [
+        "".join(path.read_text() for path in folder.rglob(f"{rank}/std*.log")) for rank in range(size)]
 
 
-def _work(rank, size, port, folder, function, arguments):
-    output = os.open(folder / f"{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-    if size > 1:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    import torch
+class DoubleCCLNet(CCLNet):
+    """A `CCLNet` in fp64, which gets fp32 images."""
+
+    def forward(self, rgb, ir, *rest):
+        return super().forward(rgb.double(), ir.double(), *rest)
+
+    def encode(self, images, *rest):
+        return super().encode(images.double(), *rest)
+
+
+def new_model(clip_file, kind=CCLNet):
+    """A `CCLNet` of a small CLIP."""
+    return kind(load_tower(clip_file, height=HEIGHT, width=WIDTH))
+
+
+def train_two_epochs(clip_file, folder, splits, guided, changes, device="cpu"):
+    """Train in epochs in which the modalities meet; every process keeps a run of its own under FOLDER/RANK.
+
+    Args: splits: of the batch norm; guided: whether texts guide the training; changes: of the settings.
+    """
     torch.set_num_threads(1)
-    try:
-        code = function(*arguments)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code or 0)
+    processes = join_processes(device)
+    device = processes.own(torch.device(device))
+    dtype, kind = torch.float32, CCLNet
+    if device.type == "cpu":
+        dtype, kind = torch.float64, DoubleCCLNet
+        torch.set_default_dtype(dtype)
+        torch.Tensor.float = torch.Tensor.double        # the code computes losses in fp32 on purpose
+        clustering.neighbours.faiss = None              # which searches in fp32 alone
+    settings, banks = tiny_settings(epochs=2, **SETTINGS, **changes), tiny_banks()
+    for bank in banks.values():
+        bank.device = device
+    model = new_model(clip_file, kind).to(device, dtype)
+    spread_batch_norm(model, splits, processes, (settings.method.views, 1))
+    generator = torch.Generator().manual_seed(0)
+    texts = {m: torch.randn(PEOPLE, 32, generator=generator).to(device, dtype) for m in Modality}
+    run = TinyRun(folder / str(processes.rank))
+    run.processes = processes
+    train("finetune", model, banks, settings, run, tiny_tester(banks),
+          TextGuidance(texts, KNOWN, 0.1) if guided else None)
+    if processes.size > 1:
+        with pytest.raises(UserError, match="^after epoch 3 the weights of process 1 differ from those of process 0; "):
+            processes.compare("epoch 3", same={"w": torch.ones(2)}, weights={"w": torch.full((2,), processes.rank)})
+    processes.leave()
+
+
+def to_the_end():
+    """Play a script of three processes of which the second is killed: process 2 waits in a message, 0 in Python."""
+    def main():
+        processes = join_processes("cpu")
+        with stops_on_signals(lambda: "the same command resumes with epoch 7"):
+            processes.once(lambda: None)        # all are here
+            if processes.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            processes.once(lambda: time.sleep(600))
+
+    exit_on_user_error(main)
 
 
 def script(name, words):
     """Call one of the three scripts without the page at its end: its exit code."""
+    torch.set_num_threads(1)
     scripts.without_report(pytest.MonkeyPatch())
     return scripts.call(scripts.load(name), words)
