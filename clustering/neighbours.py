@@ -14,7 +14,7 @@ except ImportError:  # the torch search below takes its place
     faiss = None
 
 BLOCK_ROWS = 1024           # rows of one matrix product of the search
-SEARCH_UNIT = 4096          # a process searches for whole units of rows, FAISS's own blocks: the bits stay the same
+SEARCH_UNIT = 4096          # rows of a process's search, FAISS's own blocks: the bits stay, but for a shorter rest
 
 
 class Neighbours(NamedTuple):

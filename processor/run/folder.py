@@ -192,9 +192,14 @@ class Run:
             self._write(self.state_path, {"format": FORMAT, "stages": {}})
 
     def _write(self, path, content):
-        """Let a file be written after those before it, with the content of now."""
+        """Let a file be written, with the content of now, after those before it, if all of them could be."""
+        def write(content, before):
+            for each in before:
+                each.result()
+            save_checkpoint(path, content)
+
         if self.writes:
-            self.unwritten.append(self.writer.submit(save_checkpoint, path, on_host(content)))
+            self.unwritten.append(self.writer.submit(write, on_host(content), self.unwritten[-1:]))
 
     def written(self):
         """Wait until all that was saved is on the disk. Raises: UserError: something could not be written."""
