@@ -50,12 +50,14 @@ def test_unification(golden_field, name):
 def begun(g, kind, gradients):
     """SDCL at the start of an epoch of the file, which counts from 0; memories are put in as they stand there."""
     names = {"cross_epoch": "cross_from", "intra_epoch": "intra_from", "unify_epoch": "unify_epoch"}
-    epochs = {setting: int(g[name]) + 1 for setting, name in names.items()}
+    epochs, epoch = {setting: int(g[name]) + 1 for setting, name in names.items()}, int(g[f"{kind}_epoch"]) + 1
+    if kind == "intra":
+        epochs["intra_epoch"] = epoch       # the first that counts
     method = METHODS["sdcl"](temperature=float(g["temp"]), momentum=float(g["momentum"]), gradients=gradients, **epochs)
     rows = {m: torch.stack([torch.from_numpy(g[f"images_{m.value}_{depth}"]) for depth in ("deep", "shallow")], dim=1)
             for m in Modality}
     labels = {m: np.arange(len(rows[m])) % len(g[f"memory_{m.value}_deep"]) for m in Modality}
-    method.start(EpochStart({"depths": rows}, labels, None), int(g[f"{kind}_epoch"]) + 1)
+    method.start(EpochStart({"depths": rows}, labels, None), epoch)
     for name in method.memories:
         side, _, shallow = name.partition("_")
         stored = ("shared" if side == "shared" else f"memory_{side}") + ("_shallow" if shallow else "_deep")

@@ -33,7 +33,7 @@ TESTS = {       # files -> the tests that must notice, the quick ones first
     "processor/prompt.py": f"{GOLDEN} {TRAINING}",
     "processor/guidance.py": "test_methods test_vit test_train",
     "processor/features.py": "test_features test_compile test_fake_cuda test_train",
-    "processor/optim.py": "test_golden_functions test_vit test_bad_input",
+    "processor/optim.py": "test_golden_functions test_vit test_bad_input test_golden_schedule",
     "processor/metrics.py": "test_golden_functions test_metrics",
     "processor/setup.py": "test_setup",
     "data/batches.py": "test_batches test_streams test_train",
