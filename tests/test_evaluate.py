@@ -152,7 +152,7 @@ def test_two_methods_are_compared_on_the_same_queries(data, tmp_path, capsys):
     assert all(row["scored"] == 46 for row in rows)
     printed = capsys.readouterr().out
     assert "ours against theirs, percent" in printed
-    assert re.search(r"all  Rank-1  \+.* p 0.0002  better, over 46 queries alone", printed)
+    assert re.search(r"all +Rank-1  \+.* p 0.0002  better, over 46 queries alone", printed)
 
 
 def reference_rerank(query, gallery, k1, k2, share):

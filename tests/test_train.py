@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_with_the_same_bits(model, banks, tester, tmp_path):
     """After epoch 2 of 3, of which the last begins with a new optimiser and a new warm-up."""
     def new(settings, run):
         model.load_state_dict(start)
-        train("finetune", model, banks, settings, run, tester)
+        run.linked = train("finetune", model, banks, settings, run, tester).linked
         return weights(model)
 
     start, changes = weights(model), {"restart": True, "INPUT__ERASE": 0.5, "OPTIM__WARMUP_EPOCHS": 2,
@@ -101,6 +101,8 @@ def test_a_resumed_run_ends_with_the_same_bits(model, banks, tester, tmp_path):
     assert same(new(tiny_settings(3, **changes), second), expected)
     for ours, theirs in zip(second.history, whole.history, strict=True):
         assert all(ours[k] == theirs[k] for k in theirs if not re.search("second|memory|test", k))
+    finished = train("finetune", model, banks, tiny_settings(3, **changes), TinyRun(tmp_path, second.saved()), tester)
+    assert np.array_equal(finished.linked, second.linked)       # which its page shows
 
 
 def test_what_an_epoch_gives_its_steps_and_its_record(model, banks, tester, tmp_path, steps):

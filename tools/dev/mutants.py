@@ -26,16 +26,16 @@ from utils.errors import Parser, UserError, exit_on_user_error, real_number, who
 GOLDEN = "test_golden_functions test_golden_methods test_golden_model test_golden_epoch"
 TRAINING = "test_streams test_defaults test_settings_reach test_training_notices test_train"
 TESTS = {       # files -> the tests that must notice, the quick ones first
-    "loss/*.py": "test_memory test_methods test_cameras test_golden_functions test_golden_methods "
+    "loss/*.py": "test_docs test_memory test_methods test_cameras test_golden_functions test_golden_methods "
                  "test_golden_field_nulc test_golden_field_sdcl test_golden_epoch",
     "clustering/*.py": "test_clustering test_golden_functions test_diagnosis test_train",
     "processor/train.py": f"{GOLDEN} {TRAINING} test_golden_schedule",
     "processor/prompt.py": f"{GOLDEN} {TRAINING}",
     "processor/guidance.py": "test_methods test_vit test_train",
-    "processor/features.py": "test_features test_compile test_fake_cuda test_train",
+    "processor/features.py": "test_features test_compile test_fake_cuda test_train test_golden_field_transreid",
     "processor/optim.py": "test_golden_functions test_vit test_bad_input test_golden_schedule",
     "processor/metrics.py": "test_golden_functions test_metrics",
-    "processor/setup.py": "test_setup",
+    "processor/setup.py": "test_setup test_settings_reach test_bad_input test_nothing_lost test_distributed",
     "data/batches.py": "test_batches test_streams test_train",
     "data/pseudo_labels.py": "test_images test_security test_train test_defaults",
     "data/augment.py": "test_augment test_batches test_defaults",
