@@ -131,7 +131,7 @@ def test_a_report_never_stops_a_run(tmp_path, caplog):
 def test_in_a_browser(run, comparison, tmp_path):
     """Nothing overlaps, sticks out or is fetched, everything is drawn, and the pointer finds values and images."""
     pages = {"report": (run / "report.html").read_text(), "comparison": comparison}
-    cases = [("report", 390, "light"), ("comparison", 1400, "dark")]
+    cases = [("report", 390, "light"), ("report", 1400, "dark"), ("comparison", 1400, "light")]
     page = tmp_path / "probe.html"
     page.write_text(PROBE.replace("CASES", json.dumps(cases), 1).replace(
         "PAGES", json.dumps(pages).replace("</", "<\\/"), 1))
