@@ -45,7 +45,7 @@ class Replayed(nn.Module):
 
 
 class _Passes(nn.Module):
-    """A module of its own, so that capturing leaves the given one's `forward` as it is."""
+    """What is captured in place of a module, whose own `forward` is to stay."""
 
     def __init__(self, module, call):
         super().__init__()

@@ -14,7 +14,7 @@ FAR = 1.25      # times the largest, or a 1.25th of the smallest, is far outside
 
 
 def method_name(name):
-    """Return how a method of METHOD.NAME is written; one that is not known stays as it is."""
+    """Return a method's name as papers write it, by its METHOD.NAME; an unknown one stays."""
     return METHODS.get(name, name)
 
 

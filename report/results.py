@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from report.published import DATASETS, figures, method_name
-from report.run_files import MODEL_NAMES, is_untrained
+from report.run_files import MODEL_NAMES, NUMBERS, is_untrained
 
-NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 TRAINED = {"prepare": "train_prepare.py", "finetune": "train_clip.py"}
 STAGES = ("baseline", *TRAINED)
 BEST = "best Rank-1 on test data"
@@ -125,7 +124,7 @@ def _row(result, name, reference):
 def cells(result, reference):
     """Write a result's numbers, and their gain over another: [{"name", "value", "spread", "gain", "sign"}].
 
-    Args: reference: a `Result`, or None. Returns: "sign": of the gain as it is shown, -1, 0 or 1.
+    Args: reference: a `Result`, or None. "sign" is that of the gain, rounded as it is shown: -1, 0, 1.
     """
     gains = {key: round(100 * (result.numbers[key] - reference.numbers[key]), 1) + 0.0
              for key in NUMBERS} if reference else {}

@@ -16,7 +16,8 @@ from utils.settings import flat
 CONTENT_FOLDER = "report_data"
 GRID_FILE = "experiment.json"
 MODEL_NAMES = {"prepare_last": "prepare", "prepare_best": "prepare", "model_last": "finetune", "model_best": "finetune"}
-RATES = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")      # numbers of a test, as fractions of 1
+# Numbers of a test, fractions of 1 -> how they are written.
+NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 
 
 class Tested(NamedTuple):
@@ -153,7 +154,7 @@ def _records(path):
     """List the records of a metrics.json, one for each mode. Raises: UserError: a number is no fraction of 1."""
     content = _read(path)
     records = content.get("results", [content] if content else [])
-    for name, value in ((name, record.get(name)) for record in records for name in RATES):
+    for name, value in ((name, record.get(name)) for record in records for name in NUMBERS):
         if not (isinstance(value, (int, float)) and 0 <= value <= 1):       # nor NaN
             raise UserError(f"{quoted(path)} holds {name} {value!r}; expected a number from 0 to 1, as test.py writes "
                             "it. Test again")

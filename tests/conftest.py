@@ -74,18 +74,12 @@ def golden_field():
 
 
 @pytest.fixture(scope="session")
-def golden_clip_file(golden, tmp_path_factory):
-    """A path to the CLIP of the golden vectors."""
+def golden_clip(golden, tmp_path_factory):
+    """The CLIP of the golden vectors, loaded: its text side."""
+    from model.clip import load_clip
     path = tmp_path_factory.mktemp("clip") / "golden_clip.pt"
     torch.save(golden.recipe.clip_state_dict(golden.seed), path)
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def golden_clip(golden_clip_file):
-    """The same, loaded: its text side."""
-    from model.clip import load_clip
-    return load_clip(golden_clip_file)
+    return load_clip(str(path))
 
 
 @pytest.fixture(scope="session")

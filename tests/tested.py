@@ -6,7 +6,7 @@ import yaml
 
 from configs.defaults import with_defaults
 from configs.identity import identity, results_folder
-from report.run_files import RATES
+from report.run_files import NUMBERS
 from utils.checkpoint import file_digest
 
 
@@ -33,7 +33,7 @@ def add_test(folder, number, of="model_last", mode="all", protocol="tiny", image
     output.write_text(json.dumps({
         "protocol": protocol, "mode": mode, "checkpoint": "baseline CLIP" if of == "baseline" else str(path),
         "epoch": epoch, "selection": selection,
-        "identity": tested, "queries": 1200, "scored": 1100, **dict.fromkeys(RATES, number), **(record or {})}))
+        "identity": tested, "queries": 1200, "scored": 1100, **dict.fromkeys(NUMBERS, number), **(record or {})}))
     return output
 
 
@@ -46,7 +46,7 @@ def runs_of(folder, values, **settings):
         (path / "config.yml").write_text(yaml.safe_dump({"SEED": seed, "OUTPUT_DIR": str(path), **settings}))
         (path / "metrics.jsonl").write_text("".join(json.dumps(
             {"stage": "prepare", "epoch": epoch, "lr": 1e-4, "loss_my_own": 0.5, "test": {
-                "protocol": "tiny", "mode": "all", **dict.fromkeys(RATES, value),
+                "protocol": "tiny", "mode": "all", **dict.fromkeys(NUMBERS, value),
                 "cmc": [min(1.0, value + 0.01 * rank) for rank in range(20)]}}) + "\n"
             for epoch, value in enumerate(numbers, start=1)))
         folders.append(path)

@@ -66,7 +66,7 @@ def stops_on_signals(where):
 
     Further signals are ignored until its end, so that they do not interrupt the cleaning up.
 
-    Args: where: a function that says how the work goes on: "the same command resumes with epoch 7 of finetune".
+    Args: where: a function that tells how to go on: "the same command resumes with epoch 7 of finetune".
     """
     def stop(number, _frame):
         for each in SIGNALS:

@@ -3,7 +3,7 @@ import csv
 import io
 import re
 
-from report.run_files import RATES
+from report.run_files import NUMBERS
 from tools.lib.summary import BEST, LAST, LOGGED, STAGES, UNSTATED
 
 SHOWN = {"rank1": "Rank-1", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}     # in LaTeX
@@ -55,7 +55,7 @@ def as_text(rows):
 
 def as_csv(rows):
     """Format all numbers as CSV: a mean and a standard deviation each."""
-    text, columns = io.StringIO(), _columns(rows, RATES, (LAST, BEST, UNSTATED))
+    text, columns = io.StringIO(), _columns(rows, NUMBERS, (LAST, BEST, UNSTATED))
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["method", "stage", "mode", "protocol", "n", "source",
                     *(f"{kind} {name}{part}" for kind, name in columns for part in ("", " sd"))])

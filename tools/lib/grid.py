@@ -68,7 +68,7 @@ class Experiment:
         return self.folder / f"{name}.pth"
 
     def results(self, name):
-        """List the metrics.json of the tests of a checkpoint, as it is now, in every mode."""
+        """List the metrics.json of a checkpoint's tests in all modes; not those of a former file of that name."""
         start = f"{name}-{self.config.TEST.PROTOCOL}-both-"
         return sorted({tested.path / "metrics.json" for tested in read_run(self.folder).tests
                        if tested.of == name and not tested.differs and tested.folder.startswith(start)})

@@ -10,13 +10,13 @@ import yaml
 from loss.methods import METHODS
 from model.published import FILE_NAME, METADATA, checkpoint_normalisation
 from model.towers.registry import TOWERS
+from report.run_files import NUMBERS
 from utils.errors import one_line
 from utils.settings import flat
 
 MARKUP = re.compile(r"([\\`*_\[\]|#])")        # what Markdown would not show as it stands
 NORMALISED_WITH = {"imagenet": "ImageNet's mean and deviation", "clip": "CLIP's mean and deviation",
                    "half": "mean and deviation 0.5"}
-NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 BASES = {"openai": "OpenAI's CLIP {}", "imagenet": "torchvision's ResNet-50 of ImageNet", "": "unknown weights"}
 TEMPLATE = Path(__file__).with_suffix(".md")
 CITATION = Path(__file__).resolve().parents[2] / "CITATION.cff"

@@ -7,7 +7,7 @@ import numpy as np
 from configs.groups import REPEATS, groups_of
 from report.published import figures, method_name
 from report.results import scored_of
-from report.run_files import GRID_FILE, MODEL_NAMES, RATES, read_run
+from report.run_files import GRID_FILE, MODEL_NAMES, NUMBERS, read_run
 from tools.lib.grid import ALL_TESTED, BASELINE
 from utils.errors import UserError
 
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 def published(dataset, method):
     """List what the authors of a method published for a data set: [`Row`], none where they published nothing."""
     return [Row(f"{method_name(method)}, {line['backbone']}", line["stage"], line["mode"],
-                {(line["selection"], name): (float(line[name]), None) for name in RATES if line.get(name)},
+                {(line["selection"], name): (float(line[name]), None) for name in NUMBERS if line.get(name)},
                 source=f"{line['source']}, {line['repository']}") for line in figures(dataset, method)]
 
 
@@ -142,7 +142,7 @@ def _row(method, stage, mode, found, logged):
     """Average the tests of one row. Args: found: kind -> [(record, last line of metrics.jsonl)]; logged: as above."""
     records, lines = zip(*(found.get(LAST) or found[BEST]))
     values = {(kind, name): [100 * record[name] for record, _ in found[kind]] for kind in (LAST, BEST) if kind in found
-              for name in RATES}
+              for name in NUMBERS}
     values |= {(LOGGED, name): [line[name] for line in lines] for name in logged if all(name in line for line in lines)}
     numbers = {key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None) for key, v in values.items()}
     protocol = records[0]["protocol"].replace(f" trial {records[0]['identity']['DATASET.TRIAL']}", "")
