@@ -37,16 +37,17 @@ def main():
     content = read_checkpoint(path) if path else {}
     base = settings_of(content)
     config = load_config(arguments.config_file, arguments.overrides, base=base)
-    given = config.INPUT
-    if (trained := base.get("INPUT.NORMALISATION", given.NORMALISATION)) != given.NORMALISATION:
-        raise UserError(f"checkpoint {path} was trained with INPUT.NORMALISATION {trained}, now it is "
-                        f"{given.NORMALISATION}. Use the configuration of the training run")
+    now = config.INPUT.NORMALISATION
+    trained = base.get("INPUT.NORMALISATION", now)
+    if trained != now:
+        raise UserError(f"checkpoint {path} was trained with INPUT.NORMALISATION {trained}, now it is {now}. Use the "
+                        "configuration of the training run")
     setup = Setup(config, "test")
     if content and not arguments.allow_other_data:
         check_same_data(content, path, setup.facts())
     if path:
-        model = model_from_checkpoint(content, path, given.HEIGHT, given.WIDTH, config.MODEL.STRIDE, config.MODEL.TOWER,
-                                      config.MODEL.ACTIVATION)
+        model = model_from_checkpoint(content, path, config.INPUT.HEIGHT, config.INPUT.WIDTH, config.MODEL.STRIDE,
+                                      config.MODEL.TOWER, config.MODEL.ACTIVATION)
         model = model.to(setup.device, memory_format=torch.channels_last)
     else:
         model = setup.new_model()
@@ -124,17 +125,20 @@ def test(setup, model, banks, folder, log, tested, what, content):
     from report.lists import save_nearest
     from utils.checkpoint import save_json
 
-    given = setup.config.TEST
-    evaluations = evaluate(model, setup.data, banks, setup.retrievals, given.BATCH_SIZE, setup.config.PRECISION,
-                           setup.processes, given.MIRRORED)
+    evaluations = evaluate(model, setup.data, banks, setup.retrievals, setup.config.TEST.BATCH_SIZE,
+                           setup.config.PRECISION, setup.processes, setup.config.TEST.MIRRORED)
     if not setup.processes.writes:
         return evaluations, ()
     for evaluation in evaluations:
         log.info(f"{what}: {evaluation.protocol}, mean of {len(evaluation.trials)} trials\n"
                  + format_table([{"what": Path(what).name, **evaluation.mean()}]))
-    selection = "as released" if released_state(content) is not None else content.get("selected", "last epoch")
-    facts = {"checkpoint": what, "epoch": int(first_number(content.get("epoch")) or 0),
-             "selection": selection if content else "no training"}
+    if not content:
+        selection = "no training"
+    elif released_state(content) is not None:
+        selection = "as released"
+    else:
+        selection = content.get("selected", "last epoch")
+    facts = {"checkpoint": what, "epoch": int(first_number(content.get("epoch")) or 0), "selection": selection}
     results = [metrics_record(evaluation, setup.data, identity=setup.identity(tested["checkpoint"], evaluation.mode),
                               **facts) for evaluation in evaluations]
     save_json(folder / "metrics.json", {**results[0], "results": results} if len(results) > 1 else results[0])

@@ -59,20 +59,20 @@ def cells(row):
             "" if row.host is None else f"{row.host:.0%}", row.note)
 
 
-def environment():
-    """Return versions, device, commit and load."""
+def environment(device):
+    """Return versions, device, commit and load. Args: device: torch.device that was measured."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parent)
     processor = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     name = processor[1] if processor else platform.machine()
-    return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else
+    return {"device": torch.cuda.get_device_name() if device.type == "cuda" else
             f"{name} ({torch.get_num_threads()} threads)", "commit": commit.stdout.strip(),
             "torch": torch.__version__, "cuda": torch.version.cuda or "none", "python": platform.python_version(),
             "load": round(os.getloadavg()[0], 1), "time": time.strftime("%Y-%m-%d %H:%M")}
 
 
-def write(folder, found, notes):
+def write(folder, device, found, notes):
     """Write the rows of parts as JSON and as Markdown. Args: notes: sentences below the tables."""
-    about = environment()
+    about = environment(device)
     path = folder / f"{re.sub(r'[^a-z0-9]+', '-', about['device'].lower()).strip('-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": about, "parts": {
@@ -97,10 +97,13 @@ def main(words=None):
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("make gpu found no GPU; " + (unused_gpu_warning() or "expected one. To try the command, "
                                                      "run python -m benchmarks.gpu --small --device cpu"))
-    sizes = parts.SMALL if arguments.small else parts.FULL if arguments.device == "cuda" else parts.ON_CPU
+    sizes = parts.FULL if arguments.device == "cuda" else parts.ON_CPU
+    if arguments.small:
+        sizes = parts.SMALL
+    device = pick_device(arguments.device)
     found, left_out, failed = run_parts({name: part for name, part in PARTS.items() if name in arguments.only},
-                                        parts.Bench(pick_device(arguments.device), sizes), 60 * arguments.minutes)
-    write(arguments.folder, found, [*left_out, *failed])
+                                        parts.Bench(device, sizes), 60 * arguments.minutes)
+    write(arguments.folder, device, found, [*left_out, *failed])
     print("\n".join([*left_out, *failed]))
     if failed:
         sys.exit(1)

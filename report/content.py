@@ -119,14 +119,17 @@ def _clusters(labels, persons, links, picture):
         of linked clusters, wrong ones and then as many right ones where that is known; "known", whether it is.
     """
     rng = numpy_rng(0, "report clusters")
-    most = {m: majority(labels[m], persons[m]) for m in Modality} if persons else None
+    most = {m: majority(labels[m], persons[m]) for m in Modality} if persons else {}
 
     def sheet(m, cluster, limit):
         """Show a cluster, or outliers: number, size, up to `limit` images, and, where known, who is on them."""
         members = np.flatnonzero(labels[m] == cluster)
-        content = {"modality": m.value, "cluster": int(cluster), "size": len(members), "images": [
-            {"image": picture(m, i), **({"person": int(persons[m][i])} if persons else {})}
-            for i in np.sort(rng.permutation(members)[:limit])]}
+        chosen = np.sort(rng.permutation(members)[:limit])
+        content = {"modality": m.value, "cluster": int(cluster), "size": len(members),
+                   "images": [{"image": picture(m, i)} for i in chosen]}
+        if persons:
+            for image, i in zip(content["images"], chosen):
+                image["person"] = int(persons[m][i])
         if persons and cluster >= 0:
             person, ids = int(most[m][0][cluster]), persons[m][members]
             content |= {"person": person, "persons": len(np.unique(ids)), "purity": float((ids == person).mean())}
@@ -134,22 +137,34 @@ def _clusters(labels, persons, links, picture):
                 image["right"] = image["person"] == person      # of its cluster's most frequent one
         return content
 
-    shown = {"known": persons is not None}
+    shown = {"known": persons is not None, "links": []}
     for m in Modality:
         sizes = np.bincount(labels[m][labels[m] >= 0])
-        kinds = {"largest": -sizes, **({"impure": most[m][1] / np.maximum(sizes, 1)} if persons else {})}
+        kinds = {"largest": -sizes}
+        if persons:
+            kinds["impure"] = most[m][1] / np.maximum(sizes, 1)
         for kind, values in kinds.items():
             order = np.argsort(values, kind="stable")
             shown[f"{kind}_{m.value}"] = [sheet(m, cluster, MEMBERS) for cluster in order[sizes[order] > 0][:SHEETS]]
         shown[f"outliers_{m.value}"] = sheet(m, -1, 2 * MEMBERS)
-    rgb, ir, similarity = links or ((),) * 3
-    order, right = np.argsort(np.negative(similarity), kind="stable"), None
-    kinds = [order]
-    if persons and len(order):
-        right = most[Modality.RGB][0][rgb] == most[Modality.IR][0][ir]
-        kinds = order[~right[order]], order[right[order]]
-    shown["links"] = [{"similarity": float(similarity[i]), "more": rank >= LINKS_SHOWN,
-                       **({"right": bool(right[i])} if persons else {}),
-                       "sides": [sheet(m, pair[i], LINKED_MEMBERS) for m, pair in zip(Modality, (rgb, ir))]}
-                      for kind in kinds for rank, i in enumerate(kind[:LINKS])]
+    for right, positions in _links_by_kind(links, most).items():
+        for rank, i in enumerate(positions[:LINKS]):
+            link = {"similarity": float(links.similarity[i]), "more": rank >= LINKS_SHOWN,
+                    "sides": [sheet(Modality.RGB, links.rgb[i], LINKED_MEMBERS),
+                              sheet(Modality.IR, links.ir[i], LINKED_MEMBERS)]}
+            shown["links"].append(link if right is None else {**link, "right": right})
     return shown
+
+
+def _links_by_kind(links, most):
+    """Sort links, the most alike first: {whether they are right: positions}, {None: positions} where that is unknown.
+
+    Args: links: `LinkedClusters` or None; most: of each modality's clusters the persons of `majority`, {} if unknown.
+    """
+    if links is None:
+        return {}
+    order = np.argsort(-links.similarity, kind="stable")
+    if not most:
+        return {None: order}
+    right = most[Modality.RGB][0][links.rgb] == most[Modality.IR][0][links.ir]
+    return {False: order[~right[order]], True: order[right[order]]}

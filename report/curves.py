@@ -44,11 +44,13 @@ class Curve(NamedTuple):
         by_epoch = {}
         for row in (row for rows in runs for row in rows if key in row):
             by_epoch.setdefault(row["epoch"], []).append(self.scale * row[key])
-        x, y = sorted(by_epoch), [float(np.mean(by_epoch[epoch])) for epoch in sorted(by_epoch)]
-        spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in x]
-        says_nothing = len(x) < 2 or self.flat and np.allclose(y, 1, atol=1e-3)
-        return None if says_nothing else Line(label, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else
-                                              "--", spread if len(runs) > 1 else ())
+        x = sorted(by_epoch)
+        y = [float(np.mean(by_epoch[epoch])) for epoch in x]
+        if len(x) < 2 or self.flat and np.allclose(y, 1, atol=1e-3):
+            return None
+        spread = [float(np.std(by_epoch[epoch], ddof=1)) if len(by_epoch[epoch]) > 1 else 0.0 for epoch in x]
+        return Line(label, x, y, SERIES[index % len(SERIES)], "-" if index < len(SERIES) else "--",
+                    spread if len(runs) > 1 else ())
 
     def chart(self, name, title, lines, mark=None):
         """Make the `Chart` of some lines, with a note on what its lines mean."""

@@ -39,16 +39,17 @@ class Compared(NamedTuple):
     def __str__(self):
         """Write the comparison as a line, in percentage points."""
         mean, low, high = (f"{100 * value:+.2f}".replace("-", "−") for value in self.found[:3])
-        verdict = ("better" if self.found.low > 0 else "worse" if self.found.high < 0 else
-                   f"not told apart by {self.runs}")
-        over = [self.runs] * (self.runs != SINGLE) + [f"{self.queries:,} queries"] * (self.queries > 0)
+        verdict = f"not told apart by {self.runs}"
+        if self.found.low > 0:
+            verdict = "better"
+        elif self.found.high < 0:
+            verdict = "worse"
+        if self.runs == SINGLE:
+            over = f"{self.queries:,} queries alone"
+        else:
+            over = f"{self.runs} and {self.queries:,} queries" if self.queries else f"{self.runs} alone"
         return (f"{self.test:<23}  {NUMBERS[self.number]:<6}  {mean:>6}  95 % from {low:>6} to {high:>6}  "
-                f"p {self.found.p:.4f}  {verdict}, over {' and '.join(over)}{' alone' * (len(over) == 1)}")
-
-
-def as_lines(rows):
-    """Write comparisons, a list of `Compared`, as lines of text."""
-    return "\n".join(map(str, rows))
+                f"p {self.found.p:.4f}  {verdict}, over {over}")
 
 
 def paired_bootstrap(differences, rng, resamples=RESAMPLES):
@@ -153,16 +154,17 @@ def _compared(key, both):
     if not stored and len(both) == 1:
         raise UserError(f"{quoted(both[0][0].path)} or {quoted(both[0][1].path)} holds no {PER_QUERY}, and one run "
                         "alone tells nothing of chance. Test both checkpoints again: test.py writes it")
-    trials, sets = {pair[0].record["identity"]["DATASET.TRIAL"] for pair in both}, {}
+    trials = {pair[0].record["identity"]["DATASET.TRIAL"] for pair in both}
     runs = SINGLE if len(both) == 1 else f"{len(both)} {'runs' if len(trials) > 1 else 'seeds'}"
+    by_queries = {}         # pairs that have the same queries -> their differences
     for pair in both:
-        ours, theirs = (query_numbers(tested.path, mode) if stored else {name: np.array([tested.record[name]])
-                                                                         for name in NUMBERS} for tested in pair)
-        sets.setdefault(repr([pair[0].record["identity"].get(name) for name in SAME]), []).append(
-            {name: theirs[name] - ours[name] for name in NUMBERS})
+        ours, theirs = (query_numbers(tested.path, mode) if stored else
+                        {name: np.array([tested.record[name]]) for name in NUMBERS} for tested in pair)
+        of_queries = by_queries.setdefault(repr([pair[0].record["identity"].get(name) for name in SAME]), [])
+        of_queries.append({name: theirs[name] - ours[name] for name in NUMBERS})
     rows = []
     for name in NUMBERS:
-        differences = [np.stack([of[name] for of in found]) for found in sets.values()]
+        differences = [np.stack([of[name] for of in found]) for found in by_queries.values()]
         found = paired_bootstrap(differences, numpy_rng(0, "paired bootstrap", *key, name))
         rows.append(Compared(f"{TRAINED.get(stage, stage)} {mode}".strip(), name, found,
                              sum(of.shape[1] for of in differences) if stored else 0, runs))

@@ -23,7 +23,6 @@ NUMBERS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "rank20": 
 class Tested(NamedTuple):
     """A result of test.py on the run's own weights. `differs`: in what it was done otherwise than in the run, or ""."""
 
-    folder: str     # below tests/
     of: str         # key of MODEL_NAMES, BASELINE, or the name of another checkpoint that lies in the folder
     differs: str
     record: dict    # of metrics.json
@@ -85,18 +84,19 @@ class RunFiles:
         Those are of its checkpoints as they are now, and of the weights that its training began with. A test's own
         folder holds its own, and those of the untrained model that were tested alike.
         """
-        if own := _records(self.folder / "metrics.json"):
-            alike, here = own[0].get("identity"), self.folder.resolve()
-            return [*(Tested(".", Path(record["checkpoint"]).stem, "", record, self.folder) for record in own),
-                    *(Tested(path.name, BASELINE, "", record, path)
-                      for path, record in (_below(here.parent) if alike else ()) if is_untrained(record)
-                      and path != here and not differences(record["identity"], alike, alike["images"]))]
-        found = []
+        own, here = _records(self.folder / "metrics.json"), self.folder.resolve()
+        found = [Tested(Path(record["checkpoint"]).stem, "", record, self.folder) for record in own]
+        if own:
+            identity = own[0].get("identity")
+            found += [Tested(BASELINE, "", record, path) for path, record in (_below(here.parent) if identity else ())
+                      if path != here and is_untrained(record)
+                      and not differences(record["identity"], identity, identity["images"])]
+            return found
         for path, record in _below(self.folder / "tests"):
             if of := self._owner(record):
                 settings = self.settings_of(MODEL_NAMES.get(of))
                 differs = differences(record["identity"], settings, self.known("images"))
-                found.append(Tested(path.name, of, differs, record, path))
+                found.append(Tested(of, differs, record, path))
         return found
 
     def lacks_baseline(self, tested, modes):

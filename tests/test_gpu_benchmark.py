@@ -28,6 +28,15 @@ def test_the_measurement_runs_on_a_cpu(monkeypatch, tmp_path):
     assert "240 epochs: " in text and "2 x 8, released" in text and "Failed: broken" in text and "out of luck" in text
 
 
+def test_times_of_a_cpu_never_stand_under_the_name_of_a_gpu(monkeypatch, tmp_path):
+    """`make bench` on a machine with a GPU would replace what `make gpu` measured."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    gpu.write(tmp_path, torch.device("cpu"), {}, [])
+    gpu.write(tmp_path, torch.device("cuda"), {}, [])
+    assert len(list(tmp_path.glob("*.md"))) == 2 and (tmp_path / "some-gpu.md").is_file()
+
+
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU.*--small --device cpu"):

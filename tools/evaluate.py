@@ -53,7 +53,7 @@ import numpy as np  # noqa: E402
 from configs.groups import distinct_names  # noqa: E402
 from processor.evaluate import format_table, metrics_record, rank_features  # noqa: E402
 from processor.ranking import save_per_query, save_ranked_lists  # noqa: E402
-from report.paired import Compared, as_lines, mean_of_trials, paired_bootstrap  # noqa: E402
+from report.paired import Compared, mean_of_trials, paired_bootstrap  # noqa: E402
 from tools.lib.feature_file import aligned, as_data_set, read_features  # noqa: E402
 from tools.lib.rerank import K1, K2, SHARE, rerank  # noqa: E402
 from utils.checkpoint import save_json  # noqa: E402
@@ -136,8 +136,8 @@ def main(arguments=None):
             "reranked": options.rerank, "differences": [
                 {"mode": row.test, "number": row.number, **row.found._asdict(), "scored": row.queries}
                 for row in rows]})
-        print(shown(f"\n{names[0]} against {names[1]}{f', {RERANKED}' if measure else ''}, percentage points, paired "
-                    f"bootstrap\n{as_lines(rows)}"))
+        title = f"{names[0]} against {names[1]}{f', {RERANKED}' if measure else ''}"
+        print(shown("\n".join(["", f"{title}, percentage points, paired bootstrap", *map(str, rows)])))
 
 
 if __name__ == "__main__":

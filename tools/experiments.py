@@ -61,11 +61,12 @@ def parse_arguments(arguments=None):
     parser.add_argument("--published", nargs="*", choices=PUBLISHED, metavar="METHOD",
                         help=f"table: what the authors of {', '.join(PUBLISHED)} published, or of those named; "
                              "text and CSV hold that of cclnet anyway")
-    parser.add_argument("--csv", action="store_true", help="table: print it as CSV, all numbers")
-    parser.add_argument("--latex", action="store_true", help="table: print that of a paper as LaTeX")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", default="text",
+                      help="table: print it as CSV, all numbers")
+    form.add_argument("--latex", dest="form", action="store_const", const="latex",
+                      help="table: print that of a paper as LaTeX")
     options = parser.parse_intermixed_args(arguments)
-    if options.csv and options.latex:
-        parser.error("--csv and --latex are two forms of the table; choose one")
     for name in ("seeds", "trials"):
         values = take_values(f"--{name}", getattr(options, name), RANGE.match, options.overrides)
         setattr(options, name, sorted({number for word in values for number in numbers_of(f"--{name}", word)}))
@@ -146,14 +147,14 @@ def print_table(folders, protocol, form="text", logged=(), others=("cclnet",), n
 
 def print_comparison(folders):
     """Print whether each group of runs is better than the first. Raises: UserError: as `report.paired.compare`."""
-    from report.paired import INTERVAL, as_lines, compare, group_runs
+    from report.paired import INTERVAL, compare, group_runs
     from tools.lib.summary import find_runs
 
     (first, ours), *others = group_runs(find_runs(folders)).items()
     if not others:
         raise UserError(f"all runs are of one method, {first}; expected those of another one too. Name their folder")
     for name, theirs in others:
-        print(shown(f"{name} against {first}, percentage points\n{as_lines(compare(ours, theirs))}\n"))
+        print(shown("\n".join([f"{name} against {first}, percentage points", *map(str, compare(ours, theirs)), ""])))
     print(INTERVAL)
 
 
@@ -168,10 +169,10 @@ def main(arguments=None):
                         f"{options.action} runs/sysu")
     if options.action == "compare":
         return print_comparison(folders)
-    form = "csv" if options.csv else "latex" if options.latex else "text"
-    others = [] if options.published is None else options.published or PUBLISHED
-    others = others if options.latex else dict.fromkeys(["cclnet", *others])
-    print_table(folders, options.protocol, form, options.logged, others, options.names)
+    others = PUBLISHED if options.published == [] else options.published or ()
+    if options.form != "latex":
+        others = dict.fromkeys(["cclnet", *others])
+    print_table(folders, options.protocol, options.form, options.logged, others, options.names)
 
 
 if __name__ == "__main__":

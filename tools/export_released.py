@@ -102,7 +102,7 @@ def tests_of(path):
     from report.run_files import CONTENT_FOLDER, read_run
 
     folder = Path(path).parent
-    return [(test.record, folder / "tests" / test.folder / CONTENT_FOLDER / "test.json")
+    return [(test.record, test.path / CONTENT_FOLDER / "test.json")
             for test in (read_run(folder).tests if folder.is_dir() else ())
             if test.of == Path(path).stem and not test.differs]
 

@@ -87,8 +87,11 @@ def verify(data, check_counts=True, ir_range=()):
         else:
             groups.setdefault(digest, []).append((split, path))
             deep[m] += [values] if values else []
-    leaks, repeats = ([f"{group[0][1]} = {group[-1][1]}" for group in groups.values() if len(group) > 1
-                       and (len({split for split, _ in group}) > 1) == across] for across in (True, False))
+    leaks, repeats = [], []
+    for group in groups.values():
+        if len(group) > 1:
+            across = len({split for split, _ in group}) > 1
+            (leaks if across else repeats).append(f"{group[0][1]} = {group[-1][1]}")
     listed = {data.root / path for *_, path in files}
     ignored = sorted(str(path.relative_to(data.root)) for folder in {path.parent for path in listed}
                      for path in folder.iterdir() if path not in listed)

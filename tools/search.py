@@ -77,11 +77,13 @@ def main():
         save_array(kept, features)
     print_line(f"{len(paths):,} {MODALITY_NAMES[modality.other.value]} images"
                + ", features from the last search" * known)
-    rows = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
-    found = {query: [(paths[i], float(d)) for i, d in zip(*row)] for query, row in zip(arguments.query, zip(*rows))}
-    for query, images in found.items():
-        print_line("\n".join(("", one_line(query), *(f"{rank:4} {d:8.4f}  {one_line(path)}"
-                                                     for rank, (path, d) in enumerate(images, 1)))))
+    order, distance = nearest(searcher.embed_files(arguments.query, modality), features, arguments.count)
+    found = {}
+    for number, query in enumerate(arguments.query):
+        found[query] = [(paths[i], float(d)) for i, d in zip(order[number], distance[number])]
+        print_line(f"\n{one_line(query)}")
+        for rank, (path, d) in enumerate(found[query], 1):
+            print_line(f"{rank:4} {d:8.4f}  {one_line(path)}")
     print_line(f"\npictures: {write_search_page(arguments, found, searcher.ranges)}")
 
 

@@ -21,15 +21,10 @@ def _columns(rows, names, kinds=(LAST, BEST)):
     return [*((kind, name) for kind in kinds for name in names), *logged]
 
 
-def _notes(rows, left_out):
-    """Write the published figures that no column has. Args: left_out: (row, kind) -> whether one is of them."""
-    notes = []
-    for row in rows:
-        found = [f"{SHOWN[name]} {mean}" for (kind, name), (mean, _) in row.numbers.items()
-                 if row.source and left_out(row, kind)]
-        if found:
-            notes.append(f"{row.source}: {', '.join(found)} ({row.stage}, mode {row.mode})")
-    return notes
+def _notes(rows):
+    """Write rows of published figures that have no column, a sentence each."""
+    return [f"{row.source}: {', '.join(f'{SHOWN[name]} {mean}' for (_, name), (mean, _) in row.numbers.items())} "
+            f"({row.stage}, mode {row.mode})" for row in rows]
 
 
 def as_text(rows):
@@ -37,12 +32,15 @@ def as_text(rows):
     columns = _columns(rows, IN_TEXT)
     lines = [["method", "stage", "mode", "n", *(SHOWN.get(name, name) for _, name in columns)]]
     for row in rows:
-        cells = [row.numbers.get(key, (None, None)) for key in columns]
         if row.numbers.keys() & set(columns):
             method = f"{row.method}: {row.source.rpartition(', ')[0]}" if row.source else row.method
-            lines.append([method, row.stage, row.mode, str(row.n), *(
-                "–" if mean is None else f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
-                for mean, deviation in cells)])
+            cells = []
+            for key in columns:
+                mean, deviation = row.numbers.get(key, (None, None))
+                cells.append("–" if mean is None else f"{mean:.2f}")
+                if deviation is not None:
+                    cells[-1] += f" ± {deviation:.2f}"
+            lines.append([method, row.stage, row.mode, str(row.n), *cells])
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     group = sum(widths[4:7]) + 4
     above = " " * (sum(widths[:4]) + 8) + "".join(f"{title:^{group}}  " for title in (LAST, BEST))
@@ -50,7 +48,7 @@ def as_text(rows):
             for line in lines]
     return "\n".join([above.rstrip(), *text, "", "percent, mean ± standard deviation (n - 1) over n runs",
                       *dict.fromkeys(f"{row.mode}: {row.protocol}" for row in rows if row.protocol),
-                      *_notes(rows, lambda _, kind: kind == UNSTATED), ""])
+                      *_notes([row for row in rows if any(kind == UNSTATED for kind, _ in row.numbers)]), ""])
 
 
 def as_csv(rows):
@@ -76,11 +74,14 @@ def as_latex(rows):
     ours = {(label, kind): found for (label, kind), found in ours.items()
             if kind == LAST or theirs or (label, LAST) not in ours}
     lines, logged = [*theirs.items(), *ours.items()], [key for key in _columns(rows, ()) if key[0] == LOGGED]
-    groups = {title: names for mode, title in MODES.items() if (names := [
-        (mode, name) for name in SHOWN if any((mode, name) in found for _, found in lines)])}
+    groups, best = {}, {}
+    for mode, title in MODES.items():
+        for key in ((mode, name) for name in SHOWN):
+            if numbers := [found[key][0] for _, found in lines if key in found]:
+                groups.setdefault(title, []).append(key)
+                if len(numbers) > 1:
+                    best[key] = max(numbers)
     columns = [key for names in groups.values() for key in names] + logged
-    best = {key: max(numbers) for key in columns if key not in logged
-            and len(numbers := [found[key][0] for _, found in lines if key in found]) > 1}
     body = [_line([escaped(label) + DAGGER * (kind == BEST),
                    *(_cell(found.get(key), best.get(key)) for key in columns)]) for (label, kind), found in lines]
     spans, first = [], 2
@@ -92,8 +93,8 @@ def as_latex(rows):
             _line(["Method", *(escaped(SHOWN.get(name, name)) for _, name in columns)])]
     notes = [f"{DAGGER}Best epoch, chosen on test data."] * any(kind == BEST for (_, kind), _ in lines)
     return "\n".join([
-        r"% \usepackage{booktabs}", *(f"% {note}" for note in _notes(
-            rows, lambda row, kind: row.mode not in MODES or kind == UNSTATED)),
+        r"% \usepackage{booktabs}",
+        *(f"% {note}" for note in _notes([row for row in rows if row.source and row.mode not in MODES])),
         r"{\footnotesize\setlength{\tabcolsep}{2pt}%", rf"\begin{{tabular}}{{@{{}}l{'c' * len(columns)}@{{}}}}",
         r"\toprule", *head, r"\midrule", *body[:len(theirs)], *[r"\midrule"] * bool(theirs), *body[len(theirs):],
         r"\bottomrule", r"\end{tabular}\par\smallskip",

@@ -71,7 +71,7 @@ class Experiment:
         """List the metrics.json of a checkpoint's tests in all modes; not those of a former file of that name."""
         start = f"{name}-{self.config.TEST.PROTOCOL}-both-"
         return sorted({tested.path / "metrics.json" for tested in read_run(self.folder).tests
-                       if tested.of == name and not tested.differs and tested.folder.startswith(start)})
+                       if tested.of == name and not tested.differs and tested.path.name.startswith(start)})
 
     def _prepare_is_finished(self):
         return (self._has_reached("prepare_last", self.config.PREPARE.EPOCHS)
