@@ -108,12 +108,6 @@ def ics_file(golden_field, tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="session")
-def demo_agw_file():
-    """The path to the demo's narrow AGW."""
-    return str(Path(__file__).parents[1] / "assets/demo_agw.pth")
-
-
 @pytest.fixture
 def clip(tiny_clip_file):
     from model.clip import load_clip
@@ -184,12 +178,10 @@ def finished(tiny_clip_file, tmp_path_factory):
     import scripts
     import trees
 
-    base, threads = tmp_path_factory.mktemp("finished"), torch.get_num_threads()
+    base = tmp_path_factory.mktemp("finished")
     trees.people_tree(base / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
     words = scripts.settings(DATASET__ROOT=base / "data", OUTPUT_DIR=base / "run", MODEL__CLIP_WEIGHTS=tiny_clip_file)
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         scripts.without_report(patch)
         assert [scripts.call(scripts.load(name), words) for name in ("train_prepare", "train_clip")] == [0, 0]
-    torch.set_num_threads(threads)
     return base

@@ -6,17 +6,17 @@ import pytest
 
 from configs.defaults import load_config
 from data import llcm, regdb, sysu
-from tests.trees import edit, llcm_tree, permutation_file, regdb_tree, sysu_tree
+from tests.trees import edit, llcm_tree, people_tree, permutation_file, regdb_tree
 from utils.errors import UserError
 from utils.modality import Modality
 
 RGB, IR = Modality
-KINDS = {"sysu": (sysu_tree, sysu), "regdb": (regdb_tree, regdb), "llcm": (llcm_tree, llcm)}
+KINDS = {"sysu": (people_tree, sysu), "regdb": (regdb_tree, regdb), "llcm": (llcm_tree, llcm)}
 
 
 @pytest.fixture
 def sysu_root(tmp_path):
-    return sysu_tree(tmp_path / "SYSU")
+    return people_tree(tmp_path / "SYSU")
 
 
 def shown(data, modality, positions):

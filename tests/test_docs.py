@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from PIL import Image
 
 from configs.settings import SETTINGS
 from loss.methods import METHODS
-from tests.tiny import tiny_banks, tiny_model
 from tools import demo, experiments
 from tools.dev import settings_page
 from tools.lib import summary
-from utils.modality import Modality
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
@@ -146,17 +142,3 @@ def test_the_tables_of_results_are_those_of_the_reference_logs():
             spread = [100 * np.array([record[key] for record in records]) for key in ("rank1", "mAP")]
             cells = " | ".join(f"{x.mean():.1f} ± {x.std(ddof=1):.1f}" for x in spread)
             assert f"| {cells} |" in text, (folder.name, stage)
-
-
-def test_the_readmes_example(tmp_path, tiny_clip_file, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    model = tiny_model(tiny_clip_file).eval()
-    checkpoint, *pictures = re.findall(r'"([\w/]+\.(?:pth|jpg|png))"', code)
-    for name in (checkpoint, *pictures):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": model.state_dict(), "model": model.describe()}, checkpoint)
-    for name in pictures:
-        Image.fromarray(tiny_banks()[Modality.RGB].images[len(name)]).save(name)
-    exec(compile(code, "README.md", "exec"), {})
-    assert 1e-3 < float(capsys.readouterr().out) < 2

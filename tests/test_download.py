@@ -67,37 +67,28 @@ def put(server, name, content):
     server.files[f"/{download.ASSETS[name].id}"] = content
 
 
-def test_checkpoint_arrives_whole_and_is_not_fetched_twice(server, tmp_path, capsys):
-    put(server, "sysu-prepare", released_bytes())
-    arguments = ["sysu-prepare", "--output_dir", str(tmp_path)]
-    download.main(arguments)
-    path = tmp_path / "sysu-prepare" / "model_best.pth"
-    assert path.read_bytes() == server.files["/" + download.ASSETS["sysu-prepare"].id]
-    assert "downloaded and checked" in capsys.readouterr().out
-    download.main(arguments)
-    assert len(server.requests) == 1 and [p.name for p in path.parent.iterdir()] == ["model_best.pth"]
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="model_best.pth is there, but .*; delete it"):
-        download.main(arguments)
-
-
-def test_interrupted_download_is_not_complete_and_resumes(server, tmp_path):
-    content = released_bytes()
-    put(server, "sysu-clip-2023-11", content)
+def test_an_interrupted_download_resumes_and_what_is_there_is_not_fetched_again(server, tmp_path, capsys):
+    content, arguments = released_bytes(), ["sysu-prepare", "--output_dir", str(tmp_path)]
+    put(server, "sysu-prepare", content)
     server.break_after = 700_000
-    with pytest.raises(UserError, match="run the same command again to resume.*drive.google.com/file/d/1-qniQ"):
-        download.download("sysu-clip-2023-11", output_dir=tmp_path)
-    folder = tmp_path / "sysu-clip-2023-11"
-    with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):       # moved
-        download.download("sysu-clip-2024-03", output_dir=tmp_path)
-    assert not (folder / "model_best.pth").exists()
-    [partial] = folder.iterdir()
+    with pytest.raises(UserError, match="run the same command again to resume.*drive.google.com/file/d/1mK41"):
+        download.main(arguments)
+    path = tmp_path / "sysu-prepare" / "model_best.pth"
+    [partial] = path.parent.iterdir()
     kept = partial.stat().st_size
     assert 0 < kept < len(content) and partial.suffix == ".part"
     server.break_after = None
-    [path] = download.download("sysu-clip-2023-11", output_dir=tmp_path)
-    assert path.read_bytes() == content and [p.name for p in folder.iterdir()] == ["model_best.pth"]
+    download.main(arguments)
+    assert path.read_bytes() == content and "downloaded and checked" in capsys.readouterr().out
     assert server.requests[-1][1] == f"bytes={kept}-"
+    asked = len(server.requests)
+    download.main(arguments)
+    assert len(server.requests) == asked and [p.name for p in path.parent.iterdir()] == ["model_best.pth"]
+    path.write_bytes(content[:1000])
+    with pytest.raises(UserError, match="model_best.pth is there, but .*; delete it"):
+        download.main(arguments)
+    with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):       # moved
+        download.download("sysu-clip-2024-03", output_dir=tmp_path)
 
 
 @pytest.mark.parametrize("content, found", [

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from trees import permutation_file, sysu_tree
+from trees import people_tree, permutation_file
 
 from data import sysu
 from data.records import ImageSet
@@ -44,7 +44,7 @@ def ranked(data, retrieval, arrays, measure=None):
 
 @pytest.fixture
 def data(tmp_path):
-    root = sysu_tree(tmp_path / "data", images=3, ids={"train": (1,), "val": (2,), "test": tuple(range(3, 11))})
+    root = people_tree(tmp_path / "data", images=3, ids={"train": (1,), "val": (2,), "test": tuple(range(3, 11))})
     return sysu.load(root, check_counts=False)
 
 

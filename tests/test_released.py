@@ -139,14 +139,13 @@ def test_a_checkpoint_without_prompts_gets_one_per_modality(ours, tiny_clip_file
     assert "states no results" in describe_released(written)
 
 
-@pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_numpy_values_of_numpy_1_and_2(core, exported, tmp_path):
-    """The same file with numpy's functions pickled under the names of either version."""
+def test_numbers_pickled_by_numpy_1(exported, tmp_path):
+    """The same file with numpy's functions under their former names."""
     made = np._core.multiarray.scalar.__module__.encode()
     with zipfile.ZipFile(exported) as read, zipfile.ZipFile(tmp_path / "renamed.pth", "w") as write:
         for entry in read.namelist():
             data = read.read(entry)
-            write.writestr(entry, data.replace(made, core) if entry.endswith("data.pkl") else data)
+            write.writestr(entry, data.replace(made, b"numpy.core.multiarray") if entry.endswith("data.pkl") else data)
     content = load_checkpoint(tmp_path / "renamed.pth")
     assert content["mAP"] == 0.4125 and content["cmc"][0] == 0.5 and content["epoch"] == 7
 
