@@ -117,41 +117,30 @@ def test_a_server_that_never_answers(monkeypatch, tmp_path):
                 fetch()
 
 
-@pytest.fixture
-def labels(server, monkeypatch, tmp_path):
-    """RegDB's label folder on the server: {name: array} to change; returns a function that downloads it."""
-    arrays = {name: np.arange(2060) % 200 - 1 for name in FILE_NAMES.values()}
-    monkeypatch.setattr(download.gdown, "download_folder", lambda **_: [
-        SimpleNamespace(id=f"{name}-id", path=f"folder/{name}") for name in arrays])
+def test_labels_go_beside_the_images(server, tmp_path, monkeypatch):
+    """What is no array of labels is refused; what is there is neither listed nor fetched again."""
+    folder, names = tmp_path / "RegDB" / "pseudo_labels", list(FILE_NAMES.values())
+    listed = [SimpleNamespace(id=f"{name}-id", path=f"folder/{name}") for name in names]
+    good = np.arange(2060) % 200 - 1
+    monkeypatch.setattr(download.gdown, "download_folder", lambda **_: listed)
 
-    def fetch():
-        for name, array in arrays.items():
+    def fetch(second=good):
+        for name, array in zip(names, (good, second)):
             file = io.BytesIO()
             np.save(file, array)
             server.files[f"/{name}-id"] = file.getvalue()
         return download.download("regdb-labels", root=tmp_path / "RegDB")
 
-    return arrays, fetch
-
-
-def test_labels_go_beside_the_images(labels, tmp_path, monkeypatch):
-    """What is no array of labels is refused; what is there is neither listed nor fetched again."""
-    arrays, fetch = labels
-    first, second = arrays
-    good, arrays[second] = arrays[second], np.full(2060, -2)
     with pytest.raises(UserError, match="from -1 on.*drive.google.com/drive/folders/1porz"):
-        fetch()
-    folder = tmp_path / "RegDB" / "pseudo_labels"
-    assert [p.name for p in folder.iterdir()] == [first]
-    del arrays[second]
-    with pytest.raises(UserError, match="holds train_rgb_resized_pseudo_label.npy instead of"):
-        fetch()
-    arrays[second] = good
+        fetch(np.full(2060, -2))
+    assert [p.name for p in folder.iterdir()] == names[:1]
     paths = fetch()
-    assert paths == [folder / name for name in arrays]
-    assert (np.load(paths[1]) == arrays[paths[1].name]).all()
+    assert paths == [folder / name for name in names] and (np.load(paths[1]) == good).all()
     monkeypatch.setattr(download.gdown, "download_folder", lambda **_: 1 / 0)
     assert fetch() == paths
     paths[0].unlink()
     with pytest.raises(UserError, match="cannot be listed .*division by zero.*drive/folders/1porz.* with a browser"):
+        fetch()
+    monkeypatch.setattr(download.gdown, "download_folder", lambda **_: listed[:1])
+    with pytest.raises(UserError, match=f"holds {names[0]} instead of"):
         fetch()
