@@ -4,6 +4,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,21 +145,13 @@ def stubs(monkeypatch):
     from tests.tiny import IMAGES, LABELS
     from utils.modality import Modality
 
-    class Stubs:
-        def __init__(self):
-            self.steps = []
-
-        def step(self, *arguments):
-            return {"loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(1.0)}
-
-        def labels(self, modality):
-            return LABELS[modality]
+    found = SimpleNamespace(steps=[], labels=lambda modality: LABELS[modality], step=lambda *_: {
+        "loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(1.0)})
 
     def train_step(*arguments):
         found.steps.append(arguments)
         return found.step(*arguments)
 
-    found = Stubs()
     monkeypatch.setattr(processor.train, "train_step", train_step)
     monkeypatch.setattr(processor.train, "embed_all", lambda *_: {"feature": {m: torch.eye(IMAGES) for m in Modality}})
     monkeypatch.setattr(processor.train, "make_pseudo_labels", lambda features, modality, *_: found.labels(modality))

@@ -88,7 +88,6 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--trials", "11"], "DATASET.TRIAL is 11; RegDB has the trials 1 to 10"),
     (["--seeds", "1", "--vary", "CLUSTER.EPZ", "1"], "unknown key CLUSTER.EPZ; did you mean CLUSTER.EPS"),
     (["--vary", "CLUSTER.EPS", "0.5", "7"], "sets CLUSTER.EPS to 7.0; expected a number from 0 to 1"),
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
@@ -134,7 +133,7 @@ import os, pathlib, signal, sys, time
 out = pathlib.Path(sys.argv[1])
 for number in (signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, lambda number, _: sys.exit(128 + number))
-(out.parent / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+(out.parent / "share").write_text(f"{os.environ.get('OMP_NUM_THREADS')} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
 with open(out.parent / "starts", "a") as file:
     file.write(out.name + " ")
 began = time.time()
@@ -158,13 +157,12 @@ def test_runs_at_the_same_time_share_threads_and_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(schedule.torch, "get_num_threads", lambda: 5)
     monkeypatch.setattr(schedule, "SECONDS", 0.02)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [schedule._share(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["3", "5", "3"]
-    assert schedule._share(0, 1) == {}
     assert schedule.run_here(two_scripts(tmp_path, "abc", seconds="0.2"), at_once=2) == []
     began, ended = zip(*(map(float, (tmp_path / name / script).read_text().split())
                          for name in "abc" for script in ("first", "second")))
     assert max(sum(b <= now < e for b, e in zip(began, ended)) for now in began) == 2       # and never more
-    assert [(tmp_path / name / "threads").read_text() for name in "abc"] == ["2"] * 3
+    a, b, c = ((tmp_path / name / "share").read_text() for name in "abc")
+    assert (a, b) == ("2 3", "2 5") and c in (a, b)
     assert [(tmp_path / name / "starts").read_text() for name in "abc"] == ["first second "] * 3
 
 

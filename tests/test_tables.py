@@ -6,19 +6,10 @@ import shutil
 
 import pytest
 
-from tests.tested import add_test
+from tests.tested import record
 from tools import experiments
 from tools.lib import summary
 from utils.errors import UserError
-
-
-def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", images="", tested=None,
-           mode="all", **settings):
-    """Write a run's folder as a script leaves it, with one test."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yml").write_text(json.dumps({"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}))
-    return add_test(folder, value, checkpoint, mode, protocol, images=images, record={"dataset": "SYSU-MM01"},
-                    DATASET__NAME="sysu", **(tested or {}))
 
 
 def ours(folder):

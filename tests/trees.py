@@ -12,7 +12,7 @@ SYSU_CAMERAS = range(1, 7)
 
 def save_image(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=100)
+    Image.fromarray(pixels).save(path, quality=100, subsampling=0)
 
 
 def write_image(path, rng, mode="RGB"):
