@@ -4,6 +4,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,12 +109,6 @@ def ics_file(golden_field, tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="session")
-def demo_agw_file():
-    """The path to the demo's narrow AGW."""
-    return str(Path(__file__).parents[1] / "assets/demo_agw.pth")
-
-
 @pytest.fixture
 def clip(tiny_clip_file):
     from model.clip import load_clip
@@ -150,21 +145,13 @@ def stubs(monkeypatch):
     from tests.tiny import IMAGES, LABELS
     from utils.modality import Modality
 
-    class Stubs:
-        def __init__(self):
-            self.steps = []
-
-        def step(self, *arguments):
-            return {"loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(1.0)}
-
-        def labels(self, modality):
-            return LABELS[modality]
+    found = SimpleNamespace(steps=[], labels=lambda modality: LABELS[modality], step=lambda *_: {
+        "loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(1.0)})
 
     def train_step(*arguments):
         found.steps.append(arguments)
         return found.step(*arguments)
 
-    found = Stubs()
     monkeypatch.setattr(processor.train, "train_step", train_step)
     monkeypatch.setattr(processor.train, "embed_all", lambda *_: {"feature": {m: torch.eye(IMAGES) for m in Modality}})
     monkeypatch.setattr(processor.train, "make_pseudo_labels", lambda features, modality, *_: found.labels(modality))
@@ -184,12 +171,10 @@ def finished(tiny_clip_file, tmp_path_factory):
     import scripts
     import trees
 
-    base, threads = tmp_path_factory.mktemp("finished"), torch.get_num_threads()
+    base = tmp_path_factory.mktemp("finished")
     trees.people_tree(base / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
     words = scripts.settings(DATASET__ROOT=base / "data", OUTPUT_DIR=base / "run", MODEL__CLIP_WEIGHTS=tiny_clip_file)
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         scripts.without_report(patch)
         assert [scripts.call(scripts.load(name), words) for name in ("train_prepare", "train_clip")] == [0, 0]
-    torch.set_num_threads(threads)
     return base

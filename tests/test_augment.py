@@ -51,17 +51,6 @@ def test_equals_one_image_at_a_time(size, policy):
                                    atol=1e-3 if policy.jitter else 1e-5)     # torchvision has fewer digits of LUMA
 
 
-def test_plans_are_parted_and_joined_by_their_images():
-    """So that a process applies its share of what all drew alike, and a second view follows the first."""
-    images, rng = torch.randint(0, 256, (8, 3, 24, 12), dtype=torch.uint8), np.random.default_rng(0)
-    plans = [draw(SYSU_RGB, 8, (24, 12), rng) for _ in range(2)]
-    first, second = (apply(images, plan) for plan in plans)
-    parts = [apply(images[rows], plans[0].part(rows)) for rows in (slice(0, 3), slice(3, 8))]
-    assert torch.equal(first, torch.cat(parts))
-    both = apply(torch.cat([images, images]), plans[0].followed_by(plans[1]))
-    assert torch.equal(both, torch.cat([first, second]))
-
-
 def test_channels_and_jitter_are_drawn_evenly():
     """A channel in place of all, or their mean, with its probability; jitter's four changes in any order."""
     counts = np.bincount(draw(Augmentation(channel=0.6, mean=0.3), DRAWS, (8, 4), np.random.default_rng(0)).channel + 1)
@@ -71,13 +60,6 @@ def test_channels_and_jitter_are_drawn_evenly():
         assert kstest(column, "uniform", (low, 1)).pvalue > 1e-3
     _, counts = np.unique(drawn[:, 4:], axis=0, return_counts=True)
     assert len(counts) == 24 and chisquare(counts).pvalue > 1e-3
-
-
-def test_channel_exchange_leaves_all_other_draws_as_they_are_without_it():
-    with_it, without = (draw(Augmentation(0.5, 0.5, 3, 0.5, p), 50, (24, 12), np.random.default_rng(0)) for p in (1, 0))
-    assert (without.channel == -1).all() and (with_it.channel >= 0).all()
-    for name in ("grey", "corner", "flip", "erased"):
-        np.testing.assert_array_equal(getattr(with_it, name), getattr(without, name))
 
 
 @pytest.mark.parametrize("name, mean, std", [

@@ -25,8 +25,11 @@ def k_reciprocal_neigh(initial_rank, i, k1):
     return forward[np.where(initial_rank[forward, :k1 + 1] == i)[0]]
 
 
-def released_distance(x, initial_rank, k1, k2):
-    """The dense distance (N, N) of the released code (Zhong et al. 2017); initial_rank: (N, k1) neighbours."""
+def released_distance(x, initial_rank, k1, k2, unit=None):
+    """The dense distance (N, N) of the released code (Zhong et al. 2017).
+
+    Args: initial_rank: (N, k1) neighbours; unit: (N,) by which each row's distances are divided, for re-ranking.
+    """
     n = len(x)
     nn_k1 = [k_reciprocal_neigh(initial_rank, i, k1) for i in range(n)]
     nn_k1_half = [k_reciprocal_neigh(initial_rank, i, int(np.around(k1 / 2))) for i in range(n)]
@@ -39,7 +42,7 @@ def released_distance(x, initial_rank, k1, k2):
                 expansion = np.append(expansion, half)
         expansion = np.unique(expansion)
         dist = 2 - 2 * torch.from_numpy(x[i:i + 1] @ x[expansion].T)
-        V[i, expansion] = torch.softmax(-dist, dim=1)
+        V[i, expansion] = torch.softmax(-dist if unit is None else -dist / unit[i], dim=1)
     if k2 != 1:
         V = np.stack([V[initial_rank[i, :k2]].mean(0) for i in range(n)])
     minima = np.stack([np.minimum(V[i], V).sum(1) for i in range(n)])

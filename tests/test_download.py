@@ -67,37 +67,28 @@ def put(server, name, content):
     server.files[f"/{download.ASSETS[name].id}"] = content
 
 
-def test_checkpoint_arrives_whole_and_is_not_fetched_twice(server, tmp_path, capsys):
-    put(server, "sysu-prepare", released_bytes())
-    arguments = ["sysu-prepare", "--output_dir", str(tmp_path)]
-    download.main(arguments)
-    path = tmp_path / "sysu-prepare" / "model_best.pth"
-    assert path.read_bytes() == server.files["/" + download.ASSETS["sysu-prepare"].id]
-    assert "downloaded and checked" in capsys.readouterr().out
-    download.main(arguments)
-    assert len(server.requests) == 1 and [p.name for p in path.parent.iterdir()] == ["model_best.pth"]
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="model_best.pth is there, but .*; delete it"):
-        download.main(arguments)
-
-
-def test_interrupted_download_is_not_complete_and_resumes(server, tmp_path):
-    content = released_bytes()
-    put(server, "sysu-clip-2023-11", content)
+def test_an_interrupted_download_resumes_and_what_is_there_is_not_fetched_again(server, tmp_path, capsys):
+    content, arguments = released_bytes(), ["sysu-prepare", "--output_dir", str(tmp_path)]
+    put(server, "sysu-prepare", content)
     server.break_after = 700_000
-    with pytest.raises(UserError, match="run the same command again to resume.*drive.google.com/file/d/1-qniQ"):
-        download.download("sysu-clip-2023-11", output_dir=tmp_path)
-    folder = tmp_path / "sysu-clip-2023-11"
-    with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):       # moved
-        download.download("sysu-clip-2024-03", output_dir=tmp_path)
-    assert not (folder / "model_best.pth").exists()
-    [partial] = folder.iterdir()
+    with pytest.raises(UserError, match="run the same command again to resume.*drive.google.com/file/d/1mK41"):
+        download.main(arguments)
+    path = tmp_path / "sysu-prepare" / "model_best.pth"
+    [partial] = path.parent.iterdir()
     kept = partial.stat().st_size
     assert 0 < kept < len(content) and partial.suffix == ".part"
     server.break_after = None
-    [path] = download.download("sysu-clip-2023-11", output_dir=tmp_path)
-    assert path.read_bytes() == content and [p.name for p in folder.iterdir()] == ["model_best.pth"]
+    download.main(arguments)
+    assert path.read_bytes() == content and "downloaded and checked" in capsys.readouterr().out
     assert server.requests[-1][1] == f"bytes={kept}-"
+    asked = len(server.requests)
+    download.main(arguments)
+    assert len(server.requests) == asked and [p.name for p in path.parent.iterdir()] == ["model_best.pth"]
+    path.write_bytes(content[:1000])
+    with pytest.raises(UserError, match="model_best.pth is there, but .*; delete it"):
+        download.main(arguments)
+    with pytest.raises(UserError, match="404.*drive.google.com/file/d/1ga6ZCL.* with a browser to"):       # moved
+        download.download("sysu-clip-2024-03", output_dir=tmp_path)
 
 
 @pytest.mark.parametrize("content, found", [
@@ -126,41 +117,30 @@ def test_a_server_that_never_answers(monkeypatch, tmp_path):
                 fetch()
 
 
-@pytest.fixture
-def labels(server, monkeypatch, tmp_path):
-    """RegDB's label folder on the server: {name: array} to change; returns a function that downloads it."""
-    arrays = {name: np.arange(2060) % 200 - 1 for name in FILE_NAMES.values()}
-    monkeypatch.setattr(download.gdown, "download_folder", lambda **_: [
-        SimpleNamespace(id=f"{name}-id", path=f"folder/{name}") for name in arrays])
+def test_labels_go_beside_the_images(server, tmp_path, monkeypatch):
+    """What is no array of labels is refused; what is there is neither listed nor fetched again."""
+    folder, names = tmp_path / "RegDB" / "pseudo_labels", list(FILE_NAMES.values())
+    listed = [SimpleNamespace(id=f"{name}-id", path=f"folder/{name}") for name in names]
+    good = np.arange(2060) % 200 - 1
+    monkeypatch.setattr(download.gdown, "download_folder", lambda **_: listed)
 
-    def fetch():
-        for name, array in arrays.items():
+    def fetch(second=good):
+        for name, array in zip(names, (good, second)):
             file = io.BytesIO()
             np.save(file, array)
             server.files[f"/{name}-id"] = file.getvalue()
         return download.download("regdb-labels", root=tmp_path / "RegDB")
 
-    return arrays, fetch
-
-
-def test_labels_go_beside_the_images(labels, tmp_path, monkeypatch):
-    """What is no array of labels is refused; what is there is neither listed nor fetched again."""
-    arrays, fetch = labels
-    first, second = arrays
-    good, arrays[second] = arrays[second], np.full(2060, -2)
     with pytest.raises(UserError, match="from -1 on.*drive.google.com/drive/folders/1porz"):
-        fetch()
-    folder = tmp_path / "RegDB" / "pseudo_labels"
-    assert [p.name for p in folder.iterdir()] == [first]
-    del arrays[second]
-    with pytest.raises(UserError, match="holds train_rgb_resized_pseudo_label.npy instead of"):
-        fetch()
-    arrays[second] = good
+        fetch(np.full(2060, -2))
+    assert [p.name for p in folder.iterdir()] == names[:1]
     paths = fetch()
-    assert paths == [folder / name for name in arrays]
-    assert (np.load(paths[1]) == arrays[paths[1].name]).all()
+    assert paths == [folder / name for name in names] and (np.load(paths[1]) == good).all()
     monkeypatch.setattr(download.gdown, "download_folder", lambda **_: 1 / 0)
     assert fetch() == paths
     paths[0].unlink()
     with pytest.raises(UserError, match="cannot be listed .*division by zero.*drive/folders/1porz.* with a browser"):
+        fetch()
+    monkeypatch.setattr(download.gdown, "download_folder", lambda **_: listed[:1])
+    with pytest.raises(UserError, match=f"holds {names[0]} instead of"):
         fetch()

@@ -7,6 +7,7 @@ import pytest
 import scripts
 import torch
 import trees
+from PIL import Image
 from torchvision.models import resnet18
 
 from data.registry import OPENERS
@@ -36,11 +37,11 @@ def project(tmp_path_factory):
         (folder / package / "__init__.py").touch()
         (folder / package / "names.py").write_text(code)
     people = trees.people_tree(folder / "sysu")
-    for number, path in enumerate(sorted(people.glob("cam*/*/*.png"))):
+    for number, path in enumerate(sorted(people.glob("cam*/*/*.jpg"))):
         kind = "infrared" if path.parts[-3] in ("cam3", "cam6") else "visible"
         copy = folder / "people" / kind / path.parts[-2] / f"{number}.png"
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
+        Image.open(path).save(copy)
     torch.save(resnet18().state_dict(), folder / "resnet18.pth")
     return folder
 

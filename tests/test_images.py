@@ -12,7 +12,7 @@ from data import sysu
 from data.images import decode_image, open_banks, pick_cache, read_image
 from data.manifest import data_manifest, manifest_differences, stored_range
 from data.pseudo_labels import FILE_NAMES, find_pseudo_labels, load_pseudo_labels, save_pseudo_labels
-from tests.trees import sysu_tree, write_image
+from tests.trees import people_tree, write_image
 from utils.errors import UserError
 from utils.modality import Modality
 
@@ -23,7 +23,7 @@ def again(data):
 
 @pytest.fixture
 def data(tmp_path):
-    return sysu.load(sysu_tree(tmp_path / "SYSU"), check_counts=False)
+    return sysu.load(people_tree(tmp_path / "SYSU"), check_counts=False)
 
 
 def open_split(data, split="test", **more):
@@ -45,17 +45,12 @@ def test_every_mode_becomes_rgb(tmp_path, mode, ending):
     assert np.array_equal(read_image(tmp_path / "image", 32, 16), image)
 
 
-@pytest.mark.parametrize("ending", [".jpg", ".png"])
-def test_images_stand_upright_as_their_exif_data_say(tmp_path, ending):
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        Image.fromarray(GREY).convert("RGB").save(tmp_path / f"a{ending}", exif=exif, quality=100)
-        turned = decode_image(tmp_path / f"a{ending}")
-        expected = {1: GREY, 2: GREY[:, ::-1], 3: GREY[::-1, ::-1], 4: GREY[::-1], 5: GREY.T, 6: GREY[::-1].T,
-                    7: GREY[::-1, ::-1].T, 8: GREY[:, ::-1].T}[orientation]
-        assert turned.size == expected.T.shape
-        assert np.abs(np.asarray(turned)[..., 0].astype(int) - expected).max() <= 8, orientation
+def test_images_stand_upright_as_their_exif_data_say(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "a.jpg", exif=exif, quality=100)
+    turned = np.asarray(decode_image(tmp_path / "a.jpg"))[..., 0]
+    assert np.abs(turned.astype(int) - GREY[::-1].T).max() <= 8
     Image.fromarray(GREY).save(tmp_path / "b.png", exif=b"II+\0")       # damaged: passed over
     assert decode_image(tmp_path / "b.png").size == (16, 32)
 
@@ -174,7 +169,7 @@ def test_constant_and_undefined_images_are_refused(data, pixels, sentence):
 @pytest.fixture
 def two(tmp_path):
     """A data set and an equal copy of it."""
-    return [sysu.load(sysu_tree(tmp_path / name / "SYSU"), check_counts=False) for name in "ab"]
+    return [sysu.load(people_tree(tmp_path / name / "SYSU"), check_counts=False) for name in "ab"]
 
 
 def test_manifest_tells_other_data_and_is_that_of_a_copy_elsewhere(two):

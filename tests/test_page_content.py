@@ -17,20 +17,17 @@ from report.run_files import read_run
 from report.write import write_run_page
 from tests.tested import add_test, runs_of
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
-from utils.errors import UserError
 from utils.modality import Modality
 
 
 def test_every_loss_is_drawn_whatever_its_name():
     """One chart of a stage holds all of them; the comparison has one of each. What says nothing has no curve."""
     rows = [{"stage": "finetune", "epoch": epoch, "loss_rgb": 2 / epoch, "loss_ir": 3 / epoch, "loss_my_own": 1 / epoch,
-             "clusters_rgb": 1, "links": 5, "link_similarity": 1.0, "ari_rgb": 0.5, "ari_ir": 0.6, "lr": 1e-4}
-            for epoch in (1, 2, 3)]
+             "link_similarity": 1.0} for epoch in (1, 2, 3)]
     charts = {chart.name: chart for chart in stage_charts(rows, "finetune", 2)}
     assert [(line.label, line.y[0]) for line in charts["finetune_loss"].lines] == [
         ("visible", 2), ("infrared", 3), ("my own", 1)]
-    assert charts["finetune_loss"].mark == 2 and charts["finetune_ari"].lines[1].y == pytest.approx([0.6] * 3)
-    assert "finetune_link_similarity" not in charts and charts["finetune_clusters"].lines[0].y == [1, 1, 1]
+    assert "finetune_link_similarity" not in charts
     prompts = [{"stage": "prompt", "epoch": epoch, "loss": 0.5} for epoch in (1, 2)]
     assert [(chart.title, chart.lines[0].y) for chart in stage_charts(prompts, "prompt")] == [
         ("Losses, prompts", [0.5, 0.5])]
@@ -85,12 +82,6 @@ def test_queries_are_those_that_gained_most_least_and_lost_most():
     assert persons[chosen_queries(after, None, persons)["worst"]].tolist() == [0, 1, 2, 3]
 
 
-def test_a_number_that_no_test_writes_is_refused(tmp_path):
-    add_test(tmp_path, 0.5, record={"rank1": float("nan")})
-    with pytest.raises(UserError, match="holds rank1 nan; expected a number from 0 to 1"):
-        find_results(read_run(tmp_path))
-
-
 def test_a_stage_without_links_or_identities(tested):
     """Nothing is called linked, right or wrong."""
     labels = {m: np.arange(IMAGES) // 6 for m in Modality}
@@ -134,9 +125,6 @@ def test_published_logs_and_figures_stand_beside_a_run(tmp_path):
     assert row["name"] in text and "SDCL, infrared" in text
     assert "1,420 visible clusters in the first epoch; published runs of other methods have 687 to 898." in text
     assert "430 infrared" not in text
-    charts = {chart.name: chart for chart in stage_charts(rows, "prepare", dataset="sysu")}
-    thin = {line.label: line for line in charts["prepare_clusters"].lines if line.width < 1}
-    assert thin["PGM"].x == (1, 2, 3) and thin["PGM"].y == (898, 914, 892)
     config = yaml.safe_load((folder / "config.yml").read_text())
     config["DATASET"]["CHECK_COUNTS"] = False
     (folder / "config.yml").write_text(yaml.safe_dump(config))

@@ -9,7 +9,7 @@ import pytest
 
 from report.paired import group_runs, paired_bootstrap
 from report.run_files import read_run
-from tests.tested import add_test, runs_of
+from tests.tested import add_test, record, runs_of
 from tools import experiments
 from utils.errors import UserError
 
@@ -47,13 +47,9 @@ def grid(folder, share, seeds=(1, 2, 3), trials=(), **settings):
     """Write runs of one method that find each query by chance; what finds a query finds it with any larger share."""
     for seed in seeds:
         for trial in trials or (1,):
-            run = folder / f"seed{seed}-trial{trial}"
-            run.mkdir(parents=True)
-            (run / "config.yml").write_text(json.dumps({
-                "SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": trial}, **settings}))
             right = np.random.default_rng([seed, trial]).random(200 + trial) < share
-            add_test(run, 0, queries=right.astype(float), images=str(trial), DATASET__NAME="sysu",
-                     DATASET__TRIAL=trial)
+            record(folder / f"seed{seed}-trial{trial}", seed=seed, queries=right.astype(float), images=str(trial),
+                   tested={"DATASET__TRIAL": trial}, DATASET={"NAME": "sysu", "TRIAL": trial}, **settings)
     return folder
 
 

@@ -1,7 +1,6 @@
 """Checkpoints that others read: the released format, read and written, and safetensors with a model card."""
 import json
 import re
-import shutil
 import zipfile
 
 import numpy as np
@@ -17,7 +16,7 @@ from configs.defaults import as_dict, load_config
 from data import augment
 from model.cclnet import CCLNet
 from model.clip import load_clip
-from model.published import FILE_NAME, as_safetensors, load_checkpoint
+from model.published import FILE_NAME, load_checkpoint
 from model.released import describe_released, model_from_checkpoint, our_name
 from model.towers.registry import load_tower
 from tests.tiny import outputs
@@ -139,14 +138,13 @@ def test_a_checkpoint_without_prompts_gets_one_per_modality(ours, tiny_clip_file
     assert "states no results" in describe_released(written)
 
 
-@pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_numpy_values_of_numpy_1_and_2(core, exported, tmp_path):
-    """The same file with numpy's functions pickled under the names of either version."""
+def test_numbers_pickled_by_numpy_1(exported, tmp_path):
+    """The same file with numpy's functions under their former names."""
     made = np._core.multiarray.scalar.__module__.encode()
     with zipfile.ZipFile(exported) as read, zipfile.ZipFile(tmp_path / "renamed.pth", "w") as write:
         for entry in read.namelist():
             data = read.read(entry)
-            write.writestr(entry, data.replace(made, core) if entry.endswith("data.pkl") else data)
+            write.writestr(entry, data.replace(made, b"numpy.core.multiarray") if entry.endswith("data.pkl") else data)
     content = load_checkpoint(tmp_path / "renamed.pth")
     assert content["mAP"] == 0.4125 and content["cmc"][0] == 0.5 and content["epoch"] == 7
 
@@ -211,29 +209,11 @@ def test_model_card(folder, monkeypatch, capsys):
     assert 0 <= float(capsys.readouterr().out) <= 2
 
 
-def test_a_card_has_all_tests(ours, tree, tmp_path):
-    path = shutil.copy(ours, tmp_path)
-    words = [path, str(tmp_path / "out"), "--safetensors"]
-    with pytest.raises(UserError, match="has none; run test.py"):
-        export([*words, "--picture"])
-    assert scripts.call(scripts.load("test"), ["--resume_path", path, "DATASET.ROOT", tree, "DEVICE", "cpu",
-                                               "TEST.MODE", "both"]) == 0
-    export(words)
-    card = (tmp_path / "out/README.md").read_text()
-    assert len(ModelCard(card).data.eval_results) == 12
-
-
 def test_what_is_refused(folder, ours, exported, golden, tmp_path):
-    content = load_checkpoint(exported)["state_dict"]
-    for state, size, sentence in ((content, (288, 144), r"positional_embedding has shape \(3, 512\); expected \(163,"),
-                                  (None, (None, None), "holds no image side")):
-        with pytest.raises(UserError, match=sentence):
-            model_from_checkpoint({"state_dict": state}, "x.pth", *size)
     path, whole = tmp_path / FILE_NAME, (folder / FILE_NAME).read_bytes()
-    for data in (whole[:len(whole) // 2], as_safetensors({"state_dict": {}}).replace(b"{}", b"[]")):
-        path.write_bytes(data)
-        with pytest.raises(UserError, match="cannot be read"):
-            load_checkpoint(path)
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(path)
     (tmp_path / "out").mkdir()
     for place in ("out/README.md", "out.pth", "folder"):        # a file of the user's, the same twice, a file as folder
         (tmp_path / place).write_text("mine")
@@ -242,7 +222,8 @@ def test_what_is_refused(folder, ours, exported, golden, tmp_path):
     for checkpoint, out, words, sentence in (
             (ours, "out", ["--safetensors"], there), (ours, "out.pth", [], there),
             (ours, "folder", ["--safetensors"], there), (exported, "again.pth", [], "released format already"),
-            (ours, "new.pth", ["--clip_weights", str(tmp_path / "8.pt")], "--clip_weights")):
+            (ours, "new.pth", ["--clip_weights", str(tmp_path / "8.pt")], "--clip_weights"),
+            (ours, "new", ["--safetensors", "--picture"], "has none; run test.py")):
         with pytest.raises(UserError, match=sentence):
             export([str(checkpoint), str(tmp_path / out), *words])
     assert {p.name for p in tmp_path.iterdir()} == {"out", "out.pth", "folder", "8.pt", FILE_NAME}

@@ -12,6 +12,7 @@ import scripts
 import torch
 import trees
 import yaml
+from huggingface_hub import ModelCard
 
 from report.write import save_report, write_comparison_page, write_run_page
 from tests.tested import runs_of
@@ -113,10 +114,11 @@ def test_everything_from_files_is_text(run, tmp_path):
         assert text.count("<script") == 1 and re.findall('src="(?!data:image/jpeg;base64,)', text) == []
 
 
-def test_a_picture_for_the_hub(run, tmp_path):
+def test_a_picture_for_the_hub_on_a_card_with_all_tests(run, tmp_path):
     export([str(run / "model_last.pth"), str(tmp_path / "out"), "--safetensors", "--picture"])
-    assert "![Ranked lists](ranked_lists.png)" in (tmp_path / "out/README.md").read_text()
-    assert (tmp_path / "out/ranked_lists.png").is_file()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "![Ranked lists](ranked_lists.png)" in card and (tmp_path / "out/ranked_lists.png").is_file()
+    assert len(ModelCard(card).data.eval_results) == 12
 
 
 def test_a_report_never_stops_a_run(tmp_path, caplog):

@@ -37,6 +37,16 @@ def add_test(folder, number, of="model_last", mode="all", protocol="tiny", image
     return output
 
 
+def record(folder, value=0.5, checkpoint="model_last", seed=1, protocol="SYSU-MM01 all-search", images="", tested=None,
+           mode="all", queries=None, **settings):
+    """Write a run's folder as a script leaves it, with one test. Args: tested: settings of the test; as `add_test`."""
+    settings = {"SEED": seed, "DATASET": {"NAME": "sysu", "TRIAL": 1}, **settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yml").write_text(json.dumps(settings))
+    return add_test(folder, value, checkpoint, mode, protocol, images=images, record={"dataset": "SYSU-MM01"},
+                    queries=queries, DATASET__NAME="sysu", **(tested or {}))
+
+
 def runs_of(folder, values, **settings):
     """Folders of runs with seeds 1, 2, ...: their Rank-1 after the epochs."""
     folders = []

@@ -1,4 +1,4 @@
-"""Miniature trees of each data set's layout, with tiny images of random pixels; tests break them one way each."""
+"""Miniature trees of each data set's layout, with tiny images; tests break them one way each."""
 from itertools import chain, product
 
 import numpy as np
@@ -12,7 +12,7 @@ SYSU_CAMERAS = range(1, 7)
 
 def save_image(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(path, quality=100, subsampling=0)
 
 
 def write_image(path, rng, mode="RGB"):
@@ -20,31 +20,18 @@ def write_image(path, rng, mode="RGB"):
     save_image(path, rng.integers(0, 256, SIZE[::-1] + ((3,) if mode == "RGB" else ()), dtype=np.uint8))
 
 
-def write_ids(root, ids):
+def people_tree(root, images=2, ids=SYSU_IDS):
+    """SYSU-MM01: everybody in every camera, `images` files each: a pattern per person with noise, grey in infrared."""
+    rng = np.random.default_rng(0)
     (root / "exp").mkdir(parents=True)
     for split, persons in ids.items():
         (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, persons)) + "\n")
-
-
-def sysu_tree(root, images=2, ids=SYSU_IDS):
-    """SYSU-MM01: every person in every camera, `images` files each."""
-    rng = np.random.default_rng(0)
-    write_ids(root, ids)
-    for person, camera, number in product(chain(*ids.values()), SYSU_CAMERAS, range(1, images + 1)):
-        write_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg", rng)
-    return root
-
-
-def people_tree(root, images=2, ids=SYSU_IDS):
-    """SYSU-MM01 with people who can be told apart: a pattern per person, with noise; infrared images are grey."""
-    rng = np.random.default_rng(0)
-    write_ids(root, ids)
     for person in chain(*ids.values()):
         look = rng.integers(0, 256, (SIZE[1] // 4, SIZE[0] // 4, 3)).repeat(4, 0).repeat(4, 1)
         for camera, number in product(SYSU_CAMERAS, range(1, images + 1)):
             pixels = look.mean(2, keepdims=True).repeat(3, 2) if camera in (3, 6) else look
             noisy = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
-            save_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.png", noisy)
+            save_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg", noisy)
     return root
 
 
