@@ -20,36 +20,28 @@ def unit(rows, seed=0, dim=DIM):
     return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def draw(seed=0, clusters=(4, 3)):
-    """Twelve features of any length, Modality -> (12, DIM), and a batch with labels of so many clusters."""
+def draw(seed=0):
+    """Twelve features of any length, Modality -> (12, DIM), and a batch with labels of 4 and 3 clusters."""
     generator = torch.Generator().manual_seed(seed)
     x = {m: 3 * torch.randn(12, DIM, generator=generator) for m in Modality}
-    labels = {m: torch.randint(0, k, (12,), generator=generator).numpy() for m, k in zip(Modality, clusters)}
+    labels = {m: torch.randint(0, k, (12,), generator=generator).numpy() for m, k in zip(Modality, (4, 3))}
     return x, SimpleNamespace(labels=labels, positions=labels)
-
-
-def naive_swap(rgb, ir, links, labels, order):
-    """Swap cluster by cluster."""
-    new_rgb, new_ir, partner = rgb.clone(), ir.clone(), links.rgb_to_ir
-    for r in {r for r in labels[Modality.RGB] if partner[r] >= 0}:
-        new_rgb[r] = F.normalize(SCALE * rgb[r] + (1 - SCALE) * ir[partner[r]], dim=0)
-    others, partner = rgb if order == "simultaneous" else new_rgb, links.ir_to_rgb
-    for i in {i for i in labels[Modality.IR] if partner[i] >= 0}:
-        new_ir[i] = F.normalize(SCALE * ir[i] + (1 - SCALE) * others[partner[i]], dim=0)
-    return new_rgb, new_ir
 
 
 @pytest.mark.parametrize("order", ["released", "simultaneous"])
 def test_linked_prototypes_are_swapped(order):
     """Each cluster of the batch is mixed with its own partner, whoever else has that partner or is its own."""
-    rgb, ir = unit(4), unit(3, 1)
+    rgb, ir, rows = unit(4), unit(3, 1), [0, 1]     # of the batch, with a partner, of either modality
     links = Links(np.array([1, 1, 0, -1]), np.array([3, 0, -1]))    # RGB 0 and 1 share IR 1, whose own partner is RGB 0
     labels = {Modality.RGB: np.array([0, 1, 1, 3, 0]), Modality.IR: np.array([2, 1, 0, 0, 1])}      # RGB 2 is not there
     method = linked_by(CCLNet, links, momentum=1.0, cross_epoch=2, swap_scale=SCALE, swap_order=order)
     method.start(epoch_of({Modality.RGB: rgb, Modality.IR: ir}), 2)
     assert method.update({m: torch.ones(5, DIM) for m in Modality}, SimpleNamespace(labels=labels)) == {}
-    expected = naive_swap(rgb, ir, links, labels, order)
-    torch.testing.assert_close(tuple(method.prototypes().values()), expected)
+    new_rgb, new_ir = rgb.clone(), ir.clone()
+    new_rgb[rows] = F.normalize(SCALE * rgb[rows] + (1 - SCALE) * ir[1], dim=1)
+    others = rgb if order == "simultaneous" else new_rgb
+    new_ir[rows] = F.normalize(SCALE * ir[rows] + (1 - SCALE) * others[[3, 0]], dim=1)
+    torch.testing.assert_close(method.prototypes(), {"rgb": new_rgb, "ir": new_ir})
 
 
 def test_means_of_clusters_of_two_images_none_and_one():

@@ -1,9 +1,12 @@
 """Methods: rules of links, steps across the modalities, spaces, settings, and what the loop promises a method."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import loss.rpnr
 from clustering.quality import with_images
 from configs.defaults import load_config
 from data.pseudo_labels import load_pseudo_labels
@@ -112,6 +115,23 @@ def test_the_relations_features_have_unit_length_if_normalised(relation):
     assert float(relation_loss(torch.zeros(3, 4))) == float(relation_loss(rows[0][:1])) == 0
 
 
+@pytest.mark.parametrize("rows", [1024, 7])
+def test_calibration_goes_by_angles(rows, monkeypatch):
+    """Features of any length, whose dimensions spread unequally; a cluster may be larger than a block of products."""
+    monkeypatch.setattr(loss.rpnr, "BLOCK_ROWS", rows)
+    rng = np.random.default_rng(1)
+    features = (rng.normal(size=(60, 6)) + 1.5) * rng.uniform(0.2, 3, (60, 1)) * [1, 4, 1, 0.2, 2, 1]
+    labels = rng.integers(-1, 4, 60)
+    angle, prototypes = features / np.linalg.norm(features, axis=1, keepdims=True), []
+    for members in (np.flatnonzero(labels == cluster) for cluster in range(4)):
+        near = np.sign(angle[members] @ angle[members].T - 0.5).sum(axis=1)
+        mean = features[members[np.argsort(-near, kind="stable")[:5]]].mean(axis=0)
+        prototypes.append(mean / np.linalg.norm(mean))
+    expected = np.where(labels < 0, -1, (angle @ np.array(prototypes).T).argmax(axis=1))
+    np.testing.assert_array_equal(calibrate(torch.from_numpy(features), labels, 5), expected)
+    assert (expected != labels).any()
+
+
 def test_rpnr_calibrates_from_the_cross_epoch_on_and_averages_means_of_their_lengths():
     """Prototypes and hybrid memory start from the clusters before calibration; the hybrid's mean keeps lengths."""
     features = {m: unit(IMAGES, 10 + i) * torch.linspace(0.2, 2, IMAGES)[:, None] for i, m in enumerate(Modality)}
@@ -143,6 +163,25 @@ def test_links_come_from_the_space_that_is_asked_for():
     expected = link(hungarian, *means).rgb_to_ir
     assert found["centroid"] == {r: i for r, i in enumerate(expected) if i >= 0} != dict(enumerate(order))
     assert found["projection"] == found["text"] == dict(enumerate(order))
+
+
+# ---- Guidance by texts
+
+def test_guidance_reads_train_prepares_labels_and_ignores_those_without():
+    guidance = TextGuidance({m: torch.eye(3) for m in Modality}, {m: np.array([2, -1, 0]) for m in Modality}, 0.0)
+    rows = {m: torch.eye(3)[[2, 1]] * 50 for m in Modality}
+    losses = guidance.losses(rows, SimpleNamespace(positions=dict(zip(Modality, np.array([[0, 1], [1, 1]])))))
+    assert float(losses["i2t_rgb"]) == pytest.approx(0, abs=1e-6) and float(losses["i2t_ir"]) == 0
+    wrong = guidance.losses(rows, SimpleNamespace(positions={m: np.array([2, 1]) for m in Modality}))
+    assert float(wrong["i2t_rgb"]) == pytest.approx(50)     # the mean over labelled images
+
+
+def test_the_text_of_an_image_has_unit_length_and_is_zero_without_a_label():
+    texts = {m: torch.tensor([[3.0, 4.0], [0.0, 0.5]]) for m in Modality}
+    labels = dict(zip(Modality, np.array([[0, -1, 1], [1, 0, 0]])))
+    found = TextGuidance(texts, labels, 0.1).image_texts()
+    torch.testing.assert_close(found[Modality.RGB], torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(found[Modality.IR], torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8]]))
 
 
 # ---- Settings, and what the loop promises

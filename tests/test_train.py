@@ -16,7 +16,7 @@ from clustering.labels import collapse_warnings
 from data.images import ImageBank
 from model.clip import TextTower
 from processor.features import embed
-from processor.guidance import TextGuidance, describe_scale
+from processor.guidance import describe_scale
 from processor.prompt import PromptState, learn_prompts, text_features
 from processor.run.epoch import epoch_lines
 from processor.train import train
@@ -141,24 +141,6 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, monkeypatch
     assert all(torch.equal(expected[m].context, found[m].context) for m in Modality)
     monkeypatch.setattr(processor.prompt, "embed", None)        # a finished stage does not even embed
     learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.saved()))
-
-
-# ---- Guidance by texts
-
-def test_guidance_reads_train_prepares_labels_and_ignores_those_without():
-    guidance = TextGuidance({m: torch.eye(3) for m in Modality}, {m: np.array([2, -1, 0]) for m in Modality}, 0.0)
-    rows = {m: torch.eye(3)[[2, 1]] * 50 for m in Modality}
-    losses = guidance.losses(rows, SimpleNamespace(positions={RGB: np.array([0, 1]), IR: np.array([1, 1])}))
-    assert float(losses["i2t_rgb"]) == pytest.approx(0, abs=1e-6) and float(losses["i2t_ir"]) == 0
-    wrong = guidance.losses(rows, SimpleNamespace(positions={m: np.array([2, 1]) for m in Modality}))
-    assert float(wrong["i2t_rgb"]) == pytest.approx(50)     # the mean over labelled images
-
-
-def test_the_text_of_an_image_has_unit_length_and_is_zero_without_a_label():
-    texts = {m: torch.tensor([[3.0, 4.0], [0.0, 0.5]]) for m in Modality}
-    found = TextGuidance(texts, {RGB: np.array([0, -1, 1]), IR: np.array([1, 0, 0])}, 0.1).image_texts()
-    torch.testing.assert_close(found[RGB], torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
-    torch.testing.assert_close(found[IR], torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8]]))
 
 
 # ---- Clusters of which little can be learned
