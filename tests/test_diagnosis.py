@@ -1,19 +1,13 @@
 """Cluster quality by hand-built cases, and the proof that identities stay out of training."""
-import logging
-
 import numpy as np
 import pytest
 import torch
 
 from clustering.quality import cluster_quality, diagnose, link_accuracy, link_numbers
 from loss.links import LinkedClusters
-from model.cclnet import CCLNet
-from model.towers.registry import load_tower
 from processor.run.epoch import alike_at_start
-from processor.run.folder import Run, read_rows
-from processor.setup import train_settings
 from processor.train import train
-from tests.tiny import HEIGHT, IMAGES, WIDTH, tiny_config, tiny_tester
+from tests.tiny import IMAGES, TinyRun, tiny_model, tiny_settings, tiny_tester
 from utils.modality import Modality
 
 PERSONS = np.repeat([7, 8, 9], 4)
@@ -48,25 +42,18 @@ def test_similarity_is_of_the_epochs_start():
     assert alike_at_start(mixed, centres).similarity == pytest.approx([0.5 ** 0.5, -1, 0])
 
 
-def trained(folder, clip_file, banks, order, **changes):
-    """Run train_prepare.py's stage with the identities in an order: its weights, labels and metrics."""
-    model = CCLNet(load_tower(clip_file, height=HEIGHT, width=WIDTH))
-    settings = train_settings(tiny_config(PREPARE__EPOCHS=1, METHOD__CROSS_EPOCH=1, **changes), "prepare")
-    train("prepare", model, banks, settings, Run("prepare", folder, logging.getLogger("tiny"),
-                                                   {"manifest": {}, "config": {}}),
-          tiny_tester(banks, order=order))
-    labels = {path.name: path.read_bytes() for path in (folder / "pseudo_labels").glob("*.npy")}
-    return torch.load(folder / "prepare_last.pth", weights_only=True)["state_dict"], labels, read_rows(folder)
-
-
 def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):
     """Shuffled identities change the diagnosis, and not a bit of weights, labels and losses."""
-    shuffled = np.random.default_rng(0).permutation(IMAGES)
-    method = {"METHOD__NAME": "rpnr", "METHOD__LINK_BY": "projection"}
-    weights, labels, metrics = trained(tmp_path / "a", tiny_clip_file, banks, np.arange(IMAGES), **method)
-    others, other_labels, other_metrics = trained(tmp_path / "b", tiny_clip_file, banks, shuffled, **method)
-    assert all(torch.equal(weights[k], others[k]) for k in weights) and labels == other_labels and len(labels) == 2
-    for row, other in zip(metrics, other_metrics):
-        same = [name for name in row if name.startswith("loss_") or name == "link_similarity"]
-        assert len(same) > 2 and all(row[name] == other[name] for name in same)
-        assert row["ari_rgb"] > other["ari_rgb"] and row["purity_ir"] > other["purity_ir"]
+    def trained(order):
+        run, settings = TinyRun(tmp_path), tiny_settings(1, METHOD__CROSS_EPOCH=1, METHOD__NAME="rpnr",
+                                                         METHOD__LINK_BY="projection")
+        state = train("prepare", tiny_model(tiny_clip_file), banks, settings, run, tiny_tester(banks, order=order))
+        return state.model.state_dict(), state.labels, run.history[0]
+
+    weights, labels, row = trained(np.arange(IMAGES))
+    others, other_labels, other = trained(np.random.default_rng(0).permutation(IMAGES))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert all(np.array_equal(labels[m], other_labels[m]) for m in Modality)
+    same = [name for name in row if name.startswith("loss_") or name == "link_similarity"]
+    assert len(same) > 2 and all(row[name] == other[name] for name in same)
+    assert row["ari_rgb"] > other["ari_rgb"] and row["purity_ir"] > other["purity_ir"]

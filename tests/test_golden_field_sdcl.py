@@ -10,12 +10,12 @@ from loss.cluster_memory import ClusterMemory
 from loss.method import EpochStart
 from loss.methods import METHODS
 from loss.unify import most_frequent, votes
-from processor.evaluate import Evaluation
-from processor.metrics import RankMetrics
 from processor.setup import train_settings
 from processor.train import train
 from tests.test_golden_methods import close, same_loss
-from tests.tiny import LABELS, PEOPLE, Silent, TinyRun, tiny_banks, tiny_data
+from tests.test_golden_schedule import Toy
+from tests.test_training_notices import ScriptedTester
+from tests.tiny import LABELS, PEOPLE, Silent, TinyRun
 from utils.modality import Modality
 
 RGB, IR = Modality
@@ -106,36 +106,8 @@ def test_step(golden_field, kind, gradients):
         close(memory.prototypes, g[f"{kind}_after_images_{name if 'shallow' in name else name + '_deep'}"], 2e-5)
 
 
-class Toy(torch.nn.Module):
-    """A weight that sees the gradients of the file instead of its own."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.weight, self.tower = torch.nn.Parameter(weight), SimpleNamespace(draw=lambda *_: None)
-
-    def describe(self):
-        return {}
-
-
-class EveryEpoch:
-    """Tests every epoch; the best one on test data is the file's."""
-
-    data, device = tiny_data(), torch.device("cpu")
-
-    def __init__(self, best):
-        self.best, self.tested = best, -1
-
-    def is_due(self, epoch, epochs):
-        return True
-
-    def __call__(self, model):
-        self.tested += 1
-        found = np.array([[self.tested == self.best, True]])
-        return Evaluation("tiny", "all", (0,), (RankMetrics(np.ones(1, bool), found, *np.ones((3, 1))),))
-
-
 @pytest.mark.parametrize("name", ["sysu", "regdb"])
-def test_schedule_of_the_configuration(golden_field, name, tmp_path, stubs, monkeypatch):
+def test_schedule_of_the_configuration(golden_field, name, banks, tmp_path, stubs, monkeypatch):
     """SGD's rates and momentum go on where the best epoch's weights are taken up."""
     g = golden_field.load("sdcl_schedule")
     config = load_config(f"configs/{name}_sdcl.yml", [
@@ -153,8 +125,10 @@ def test_schedule_of_the_configuration(golden_field, name, tmp_path, stubs, monk
         return {"loss_rgb": torch.zeros(())}
 
     stubs.step = step
-    run = TinyRun(tmp_path, processes=Silent())
-    train("prepare", toy, tiny_banks(), settings, run, EveryEpoch(int(g[f"{name}_best_epoch"])))
+    run, best = TinyRun(tmp_path, processes=Silent()), int(g[f"{name}_best_epoch"]) + 1
+    run.save_state = lambda *_: None
+    tester = ScriptedTester(banks, {epoch: float(epoch == best) for epoch in range(1, settings.epochs + 1)})
+    train("prepare", toy, banks, settings, run, tester)
     np.testing.assert_allclose(rates, g[f"{name}_lr"], rtol=1e-9)
     np.testing.assert_allclose(found, g[f"{name}_toy"], atol=2e-6)
     assert settings.method(**settings.of_method).best_epoch == int(g[f"{name}_unify_epoch"]) + 1

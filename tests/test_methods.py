@@ -1,4 +1,6 @@
 """Methods: rules of links, steps across the modalities, spaces, settings, and what the loop promises a method."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,6 @@ from processor.setup import train_settings
 from processor.train import train
 from tests.test_memory import draw, unit
 from tests.tiny import EACH, IMAGES, LABELS, PEOPLE, TinyRun, epoch_of, linked_by, tiny_settings, tiny_tester
-from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import Range, Setting
 
@@ -74,31 +75,23 @@ def test_the_modalities_do_not_meet_before_the_cross_epoch(name):
 @pytest.mark.parametrize("gradients", ["exact", "released"])
 @pytest.mark.parametrize("epoch, across", [(3, Modality.RGB), (4, Modality.IR), (5, Modality.RGB)])
 def test_the_batch_that_crosses_alternates_and_images_without_a_partner_stay_out(epoch, across, gradients):
+    """Of the hybrid memory, whose clusters are the infrared ones, too: infrared images visit it as themselves."""
     x, batch = draw()
     links = Links(np.array([1, -1, 2, 2]), np.array([-1, 0, 3]))
-    method = begun("pgm", epoch, links, cross_weight=0.7, gradients=gradients)
+    method = begun("rpnr", epoch, links, cross_weight=0.7, hybrid_weight=2.0, gradients=gradients)
     partner = {Modality.RGB: links.rgb_to_ir, Modality.IR: links.ir_to_rgb}[across][batch.labels[across]]
-    kept = partner >= 0
+    kept, losses = partner >= 0, method.losses(x, batch)
     expected = 0.7 * method.memories[across.other.value].loss(x[across][kept], partner[kept])
-    torch.testing.assert_close(method.losses(x, batch)["cross"], expected)
-    other, alone = across.other.value, begun("pgm", 2)
+    torch.testing.assert_close(losses["cross"], expected)
+    hybrid = (batch.labels[across] if across is Modality.IR else partner)[kept]
+    torch.testing.assert_close(losses["hybrid"], 2 * method.memories["hybrid"].loss(x[across][kept], hybrid))
+    other, alone = across.other.value, begun("rpnr", 2)
     batch.labels[across][:] = {Modality.RGB: 1, Modality.IR: 0}[across]         # nobody in this batch has a partner
     assert float(method.losses(x, batch)["cross"]) == 0
     alone.losses(x, batch)
     for each in (method, alone):
         each.update(x, batch)
     assert torch.equal(method.prototypes()[other], alone.prototypes()[other])
-
-
-def test_the_hybrid_memory_counts_as_the_infrared_one_does():
-    """Its visitors are those that cross: visible images as their partner, infrared ones as themselves."""
-    x, batch = draw()
-    for epoch, m, partner in ((3, Modality.RGB, np.array([-1, 2, 0, 1])), (4, Modality.IR, np.array([1, -1, 2]))):
-        links = Links(*(partner if side is m else np.zeros(k, int) for side, k in zip(Modality, (4, 3))))
-        method, crossing = begun("rpnr", epoch, links, hybrid_weight=2.0), partner[batch.labels[m]] >= 0
-        labels = batch.labels[m] if m is Modality.IR else partner[batch.labels[m]]
-        expected = 2 * method.memories["hybrid"].loss(x[m][crossing], labels[crossing])
-        torch.testing.assert_close(method.losses(x, batch)["hybrid"], expected)
 
 
 @pytest.mark.parametrize("name", ["cclnet", "pgm", "rpnr"])
@@ -172,6 +165,25 @@ def test_links_come_from_the_space_that_is_asked_for():
     assert found["projection"] == found["text"] == dict(enumerate(order))
 
 
+# ---- Guidance by texts
+
+def test_guidance_reads_train_prepares_labels_and_ignores_those_without():
+    guidance = TextGuidance({m: torch.eye(3) for m in Modality}, {m: np.array([2, -1, 0]) for m in Modality}, 0.0)
+    rows = {m: torch.eye(3)[[2, 1]] * 50 for m in Modality}
+    losses = guidance.losses(rows, SimpleNamespace(positions=dict(zip(Modality, np.array([[0, 1], [1, 1]])))))
+    assert float(losses["i2t_rgb"]) == pytest.approx(0, abs=1e-6) and float(losses["i2t_ir"]) == 0
+    wrong = guidance.losses(rows, SimpleNamespace(positions={m: np.array([2, 1]) for m in Modality}))
+    assert float(wrong["i2t_rgb"]) == pytest.approx(50)     # the mean over labelled images
+
+
+def test_the_text_of_an_image_has_unit_length_and_is_zero_without_a_label():
+    texts = {m: torch.tensor([[3.0, 4.0], [0.0, 0.5]]) for m in Modality}
+    labels = dict(zip(Modality, np.array([[0, -1, 1], [1, 0, 0]])))
+    found = TextGuidance(texts, labels, 0.1).image_texts()
+    torch.testing.assert_close(found[Modality.RGB], torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(found[Modality.IR], torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8]]))
+
+
 # ---- Settings, and what the loop promises
 
 # Two clusters of each modality, one of them shared; the first image of each is left out.
@@ -201,15 +213,13 @@ class Mine(Method):
         return {"images": len(features[Modality.IR])}
 
 
-@pytest.fixture
-def mine(monkeypatch):
+def test_a_method_of_ones_own_in_the_loop(model, banks, tmp_path, monkeypatch):
+    """With camera proxies beside it."""
     monkeypatch.setitem(METHODS, "mine", Mine)
-
-
-def test_a_method_of_ones_own_in_the_loop(mine, model, banks, tmp_path, monkeypatch):
     for bank in banks.values():
         monkeypatch.setattr(bank, "cameras", np.arange(IMAGES) % 4)
-    run, settings = TinyRun(tmp_path), tiny_settings(1, METHOD__NAME="mine", METHOD__PULL=0.25)
+    run, settings = TinyRun(tmp_path), tiny_settings(1, METHOD__NAME="mine", METHOD__PULL=0.25,
+                                                     METHOD__CAMERA_WEIGHT=0.5)
     train("prepare", model, banks, settings, run, tiny_tester(banks))
     start = Mine.seen
     for m in Modality:
@@ -218,24 +228,11 @@ def test_a_method_of_ones_own_in_the_loop(mine, model, banks, tmp_path, monkeypa
         np.testing.assert_array_equal(start.cameras[m], np.arange(IMAGES) % 4)
     (row,) = run.rows("prepare")
     assert row["loss_two"] == 2 and row["loss_length of things"] > 0 and row["images"] == 4
+    assert row["loss_camera_intra"] > 0 and row["loss_camera_inter"] > 0
     assert "links" not in row and row["clusters_rgb"] == row["clusters_ir"] == 2 and row["outliers_ir"] == 1
     saved, _ = load_pseudo_labels(run.labels_folder, dict.fromkeys(Modality, IMAGES), run.facts["manifest"])
     renumbered = {-1: -1, 3: 0, 5: 1, 7: 2}     # one mapping for both modalities
     assert all(saved[m].tolist() == [renumbered[label] for label in TWO[m]] for m in Modality)
-
-
-@pytest.mark.parametrize("words, message", [
-    ("METHOD.NAME mine METHOD.PUL 1", "unknown key METHOD.PUL; did you mean METHOD.PULL?"),
-    ("METHOD.NAME mine METHOD.PULL 2", "sets METHOD.PULL to 2.0; expected a number from 0 to 1"),
-    ("METHOD.PULL 1", "unknown key METHOD.PULL"), ("METHOD.NAME pgm METHOD.SWAP_SCALE 1", "unknown key METHOD.SWAP_S"),
-    ("METHOD.NAME ours", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or "),
-    ("METHOD.NAME rpnr METHOD.TOP_IMAGES 0", "sets METHOD.TOP_IMAGES to 0; expected a whole number from 1 on"),
-    ("METHOD.RENEWAL soft", "sets METHOD.RENEWAL to soft; expected plain or hard")])
-def test_settings_that_a_method_does_not_have(mine, words, message):
-    with pytest.raises(UserError) as error:
-        load_config(None, words.split())
-    assert message in str(error.value)
-    assert load_config(None, ["METHOD.NAME", "mine"]).METHOD.PULL == 0.5
 
 
 def test_what_the_methods_ask_for_is_that_of_the_released_runs():

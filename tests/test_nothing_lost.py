@@ -1,4 +1,5 @@
 """Files that are not ours are neither replaced nor followed; what is started over takes along what was made from it."""
+import re
 import shutil
 
 import numpy as np
@@ -60,14 +61,24 @@ def copied(place, trained):
 
 
 def test_fresh_takes_along_what_was_made_from_the_old_stage(copied):
-    run, names = copied.run, ("model_last.pth", "metrics.jsonl", "config.yml")
-    add_test(run, 0.5)
-    old = {name: (run / name).read_bytes() for name in names}
-    assert copied.start("train_clip", "--fresh")[0] == 0
-    assert {name: (run / "old-1" / name).read_bytes() for name in names} == old
-    assert list(run.glob("old-1/tests/model_last*/metrics.json"))
-    assert not (run / "old-1/prepare_last.pth").exists() and (run / "prepare_last.pth").is_file()
-    assert [row["stage"] for row in read_rows(run)] == ["prepare", "prompt", "finetune"]
+    """First the fine-tune is started over, then everything."""
+    def files():
+        return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    run = copied.run
+    for name in ("mine.txt", "report.html", "report_data/prepare.json", "report_data/finetune.json"):
+        (run / name).write_text(name)
+    for of in ("prepare_last", "model_last"):
+        add_test(run, 0.5, of)
+    for script, folder, stays, stages in (
+            ("train_clip", "old-1", "prepare|pseudo_labels", ["prepare", "prompt", "finetune"]),
+            ("train_prepare", "old-2", "old-1", ["prepare"])):
+        before = files()
+        assert copied.start(script, "--fresh")[0] == 0
+        moved = {name for name in before if not re.search(f"mine|log.txt|.lock|{stays}", name)}
+        assert {name: content for name, content in files().items() if name.startswith(folder)} == {
+            f"{folder}/{name}": before[name] for name in moved}
+        assert [row["stage"] for row in read_rows(run)] == stages and (run / "mine.txt").is_file()
 
 
 def test_a_test_replaces_nothing_of_a_training_run_and_does_not_mix_with_a_running_one(copied):

@@ -38,10 +38,10 @@ def sdcl(ics_file, **changes):
             **changes}
 
 
-def test_sdcl_trains_resumes_to_the_bit_and_is_tested(ics_file, run, capsys):
+def test_sdcl_trains_resumes_to_the_bit_and_is_tested(ics_file, run):
     """Stochastic depth is drawn by step; the epoch before labels are unified is tested, for the best weights."""
     code, whole = run("train_prepare", "whole", **sdcl(ics_file, PREPARE__EPOCHS=2))
-    assert code == 0, capsys.readouterr().err
+    assert code == 0
     for epochs in (1, 2):
         code, resumed = run("train_prepare", "resumed", **sdcl(ics_file, PREPARE__EPOCHS=epochs))
         assert code == 0
@@ -54,8 +54,6 @@ def test_sdcl_trains_resumes_to_the_bit_and_is_tested(ics_file, run, capsys):
         assert ("links" in row) == (row["epoch"] == 2) and "test" in row
     assert json.loads((whole / "pseudo_labels/manifest.json").read_text())["unified"] is True
     assert scripts.call(scripts.load("test"), ["--resume_path", whole / "prepare_last.pth"]) == 0
-    assert run("train_clip", "whole", **sdcl(ics_file, PREPARE__EPOCHS=2))[0] == 2
-    assert "MODEL.TOWER transreid has no texts, which train_clip.py learns" in capsys.readouterr().err
 
 
 def test_sdcl_on_a_tower_without_shallow_features_is_refused(run, tiny_clip_file, capsys):

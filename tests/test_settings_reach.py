@@ -1,8 +1,6 @@
 """Every setting reaches the objects that a run is built of: with another value, another object and no other."""
-import copy
 import json
-from functools import cache
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +10,16 @@ from PIL import Image
 import processor.setup
 from configs.defaults import load_config
 from configs.settings import SETTINGS
-from data.batches import Batches, PromptBatches
+from data.batches import Batches
 from data.pseudo_labels import FILE_NAMES
 from loss.methods import METHODS
-from processor.optim import lr_factor
 from processor.setup import Setup, prompt_settings, train_settings
-from processor.train import TrainState
 from tests import scripts
 from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import Range
 
 RGB, IR = Modality
-EPOCHS = range(1, 70)
 
 
 MADE = {        # what the scripts build of a configuration
@@ -34,27 +29,21 @@ MADE = {        # what the scripts build of a configuration
     "tester": lambda b: b.setup.tester(),
     "model": lambda b: b.setup.model_to_train("prepare"), "images": lambda b: b.setup.banks("train"),
     "labels": lambda b: {m: np.arange(len(b.images[m])) % 5 for m in Modality},
-    "batches": lambda b: Batches(b.images, b.labels, b.prepare, 1),
-    "prompt_batches": lambda b: PromptBatches(b.images, b.labels, b.prompt, 1),
-    "groups": lambda b: TrainState(b.model, b.prepare).optimizer.param_groups}     # of weights, with their own rates
+    "batches": lambda b: Batches(b.images, b.labels, b.prepare, 1)}
 
 
 class Built:
     """What `MADE` makes of a configuration, when it is asked for; `seen` is what stubs saw of it.
 
-    Args: words: KEY -> VALUE; folder: of the test.
+    Args: words: KEY -> VALUE.
     """
 
-    def __init__(self, words, folder):
-        self.config = load_config(None, [str(word) for pair in words.items() for word in pair])
-        self.seen = {"folder": folder}
+    def __init__(self, words):
+        self.config, self.seen = load_config(None, [str(word) for pair in words.items() for word in pair]), {}
 
     def __getattr__(self, name):
         setattr(self, name, MADE[name](self))
         return getattr(self, name)
-
-    def rates(self, epochs=EPOCHS):
-        return [lr_factor(self.prepare, epoch) for epoch in epochs]
 
     def policies(self, name):
         return [getattr(self.prepare.augmentation[m], name) for m in Modality]
@@ -69,18 +58,12 @@ class Built:
         assert self.model and not self.setup.clip()
         return self.seen["load_tower"], self.seen["load_clip"]
 
-    def device(self):
-        try:
-            return self.setup.device.type
-        except UserError as error:      # there is no GPU
-            return str(error)[:14]
-
     def label_folder(self):
         return self.setup.pseudo_labels()[1].split()[3].rstrip(",")        # "pseudo labels from FOLDER, ..."
 
     def cache_files(self):
         assert self.images
-        return any(self.seen["folder"].glob("cache/*rgb*.npy"))
+        return any(Path("cache").glob("*rgb*.npy"))
 
     def resized(self):
         """How training and test images were resized."""
@@ -94,17 +77,16 @@ def row(value, get, becomes=None):
     return value, get, value if becomes is None else becomes
 
 
-FOLDER = "{folder}"     # of the test, in values and in what they become
 ROWS = {
-    "OUTPUT_DIR": row(f"{FOLDER}/other", Built.run_folder),
+    "OUTPUT_DIR": row("other", Built.run_folder),
     "SEED": row(7, lambda b: (b.prepare.seed, b.finetune.seed, b.prompt.seed), (7, 7, 7)),
-    "DEVICE": row("auto", lambda b: b.seen["pick_device"] if b.device() else None),
+    "DEVICE": row("auto", lambda b: b.setup and b.seen["pick_device"]),
     "PRECISION": row("bf16", lambda b: (b.prepare.precision, b.prompt.precision, b.tester.precision),
                      ("bf16",) * 3),
     "COMPILE": row(True, lambda b: b.model.tower is b.seen.get("compile_parts")),
     "CUDA_GRAPHS": row(True, lambda b: (b.prepare.cuda_graphs, b.prompt.cuda_graphs), (True, True)),
-    "PSEUDO_LABEL_DIR": row(f"{FOLDER}/labels", Built.label_folder),
-    "DATASET.CACHE_DIR": row(f"{FOLDER}/cache", Built.cache_files, True),
+    "PSEUDO_LABEL_DIR": row("labels", Built.label_folder),
+    "DATASET.CACHE_DIR": row("cache", Built.cache_files, True),
     "DATASET.CACHE": row("device", lambda b: b.setup.cache),
     "INPUT.HEIGHT": row(48, lambda b: (b.images[RGB].batch([0]).shape[2], b.model.describe()["height"]), (48, 48)),
     "INPUT.WIDTH": row(32, lambda b: (b.images[IR].batch([0]).shape[3], b.model.describe()["width"]), (32, 32)),
@@ -119,16 +101,11 @@ ROWS = {
     "INPUT.JITTER": row(0.3, lambda b: b.policies("jitter"), [0.3, 0.0]),
     "INPUT.RESIZE": row("bicubic", Built.resized, ["bicubic", "lanczos"]),
     "MODEL.NAME": row("RN101", lambda b: [found[-1] for found in b.weights()], ["RN101"] * 2),
-    "MODEL.CLIP_WEIGHTS": row(f"{FOLDER}/clip.pt", lambda b: [found[0] for found in b.weights()],
-                              [f"{FOLDER}/clip.pt"] * 2),
+    "MODEL.CLIP_WEIGHTS": row("clip.pt", lambda b: [found[0] for found in b.weights()], ["clip.pt"] * 2),
     "MODEL.TOWER": row("clip_resnet", lambda b: b.weights()[0][1]),
     "MODEL.ACTIVATION": row("gelu", lambda b: b.weights() and [b.seen["more"]["activation"], b.seen["activation"]],
                             ["gelu", "gelu"]),
     "MODEL.STRIDE": row(8, lambda b: b.weights() and b.seen["more"]["stride"]),
-    "CLUSTER.K1": row(9, lambda b: b.prepare.cluster.k1),
-    "CLUSTER.K2": row(4, lambda b: b.prepare.cluster.k2),
-    "CLUSTER.EPS": row(0.7, lambda b: b.prepare.cluster.eps),
-    "CLUSTER.MIN_SAMPLES": row(3, lambda b: b.prepare.cluster.min_samples),
     "METHOD.NAME": row("pgm", lambda b: b.prepare.method, METHODS["pgm"]),
     "BATCH_NORM.SPLITS": row(2, lambda b: getattr(b.model.neck, "parts", 1)),
     "SAMPLER.CLUSTERS": row(3, lambda b: len(set(b.batches[0].labels[IR]))),
@@ -136,28 +113,9 @@ ROWS = {
     "SAMPLER.CAMERAS": row("others", lambda b: b.prepare.across_cameras, True),
     "SAMPLER.ITERATIONS": row(5, lambda b: len(b.batches)),
     "SAMPLER.INSTANCES": row(4, lambda b: np.bincount(b.batches[0].labels[IR]).max()),
-    "OPTIM.NAME": row("sgd", lambda b: b.groups[0].get("momentum"), 0.9),
-    "OPTIM.LR": row(0.001, lambda b: b.groups[0]["base_lr"]),
-    "OPTIM.BIAS_LR_FACTOR": row(3.0, lambda b: b.groups[1]["base_lr"] / b.groups[0]["base_lr"]),
-    "OPTIM.WEIGHT_DECAY": row(0.003, lambda b: {group["weight_decay"] for group in b.groups}, {0.003}),
-    "OPTIM.WARMUP_EPOCHS": row(4, lambda b: b.rates().index(1.0) + 1),
-    "OPTIM.WARMUP_FACTOR": row(0.25, lambda b: 2 * lr_factor(b.prepare, 1) - 1),        # at the start of two epochs
-    "OPTIM.STEPS": row([3, 5], lambda b: [e for e in EPOCHS[3:] if b.rates()[e - 1] < b.rates()[e - 2] or e < 4],
-                       [5]),
-    "OPTIM.GAMMA": row(0.5, lambda b: lr_factor(b.prepare, 30)),
-    "OPTIM.FACTORS": row([["neck.", 0.1], ["tower.stems.", 0]], lambda b: [
-        round(b.groups[2]["base_lr"] / b.groups[0]["base_lr"], 6) if len(b.groups) > 2 else None,
-        next(b.model.tower.stems.parameters()).requires_grad], [0.1, False]),
     "PREPARE.EPOCHS": row(6, lambda b: b.prepare.epochs),
     "PREPARE.ALLOW_COLLAPSE": row(True, lambda b: b.prepare.allow_collapse),
     "PREPARE.RESTART_AT_CROSS": row(True, lambda b: (b.prepare.restart_epoch, b.finetune.restart_epoch), (2, None)),
-    "PROMPT.EPOCHS": row(3, lambda b: b.prompt.epochs),
-    "PROMPT.BATCH_SIZE": row(6, lambda b: len(b.prompt_batches[0][IR])),
-    "PROMPT.LR": row(0.004, lambda b: b.prompt.lr),
-    "PROMPT.LR_MIN": row(0.0002, lambda b: b.prompt.lr_min),
-    "PROMPT.WARMUP_LR": row(0.001, lambda b: b.prompt.warmup_lr),
-    "PROMPT.WARMUP_EPOCHS": row(2, lambda b: b.prompt.warmup_epochs),
-    "PROMPT.WEIGHT_DECAY": row(0.03, lambda b: b.prompt.weight_decay),
     "FINETUNE.EPOCHS": row(5, lambda b: b.finetune.epochs),
     "FINETUNE.RESTART_AT_CROSS": row(True, lambda b: (b.prepare.restart_epoch, b.finetune.restart_epoch), (None, 2)),
     "TEST.MODE": row("both", lambda b: [retrieval.mode for retrieval in b.setup.retrievals], ["all", "indoor"]),
@@ -178,8 +136,31 @@ BESIDE = {      # keys that one configuration cannot vary, and FINETUNE.LABEL_SM
     "FINETUNE.LABEL_SMOOTHING": "test_setup.py: test_train_clip_builds_the_fine_tune_from_what_was_learned"}
 
 
-def test_the_table_holds_every_key():
-    assert sorted([*ROWS, *BESIDE]) == sorted(setting.name for setting in SETTINGS)
+SECTIONS = {    # that are passed on whole; golden numbers show what becomes of them
+    "CLUSTER": lambda config: train_settings(config, "finetune").cluster,
+    "OPTIM": lambda config: train_settings(config, "finetune").optim, "PROMPT": prompt_settings}
+
+
+def test_the_tables_hold_every_key():
+    assert sorted([*ROWS, *BESIDE]) == sorted(setting.name for setting in SETTINGS
+                                              if setting.name.split(".")[0] not in SECTIONS)
+
+
+def another(setting):
+    """A value of a setting that is not its default."""
+    if isinstance(setting.default, list):
+        return {"OPTIM.STEPS": [3, 5], "OPTIM.FACTORS": [["neck.", 0.5]]}[setting.name]
+    if isinstance(setting.allowed, Range):
+        value = setting.default + 1 if setting.allowed.whole else setting.default * 0.75
+        return type(setting.default)(value)
+    return next(choice for choice in setting.allowed if choice != setting.default)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_is_passed_on_whole(section):
+    others = {setting.name: another(setting) for setting in SETTINGS if setting.name.startswith(f"{section}.")}
+    found = SECTIONS[section](load_config(None, [str(word) for pair in others.items() for word in pair]))
+    assert {key: getattr(found, key.partition(".")[2].lower()) for key in others} == others
 
 
 @pytest.fixture(scope="module")
@@ -194,44 +175,33 @@ def people(tmp_path_factory):
 def read(people, tiny_clip_file, tmp_path_factory):
     """A function: (what to read off the objects, changes of the settings) -> that; two folders of labels are there.
 
-    Without changes they are read off the same objects each time. In values {folder} is the folder of the test.
+    Without changes they are read off the same objects each time.
     """
-    folder, real = tmp_path_factory.mktemp("reach"), SimpleNamespace(**{
-        name: getattr(processor.setup, name) for name in ("load_tower", "pick_device")})
-    for labels in (folder / "run/pseudo_labels", folder / "labels"):
-        labels.mkdir(parents=True)
-        for m, images in ((RGB, 24), (IR, 12)):     # three people, two images of each camera
-            np.save(labels / FILE_NAMES[m], np.arange(images) % 2)
-    words = {**scripts.SMALL, "DATASET.ROOT": people, "MODEL.CLIP_WEIGHTS": tiny_clip_file,
-             "OUTPUT_DIR": folder / "run"}
-    plain = now = Built(words, folder)
-
     def load_tower(weights, tower, name, **more):
         now.seen.update(load_tower=(weights, tower, name), more=more)
-        return copy.deepcopy(tower_of(more["height"], more["width"]))
-
-    @cache
-    def tower_of(height, width):
-        return real.load_tower(tiny_clip_file, height=height, width=width)
+        return real_tower(tiny_clip_file, height=more["height"], width=more["width"])
 
     def load_clip(weights, name, activation):
         now.seen.update(load_clip=(weights, name), activation=activation)
 
     def pick_device(name):
         now.seen["pick_device"] = name
-        return real.pick_device("cpu")
-
-    def filled(found):
-        return [filled(each) for each in found] if isinstance(found, list) else (
-            found.format(folder=folder) if isinstance(found, str) else found)
+        return real_device("cpu")
 
     def read(get, changes=None):
         nonlocal now
-        now = Built({**words, **{key: filled(value) for key, value in changes.items()}}, folder) if changes else plain
+        now = Built({**words, **changes}) if changes else plain
         return get(now)
 
-    read.filled = filled
+    real_tower, real_device = processor.setup.load_tower, processor.setup.pick_device
+    words = {**scripts.SMALL, "DATASET.ROOT": people, "MODEL.CLIP_WEIGHTS": tiny_clip_file, "OUTPUT_DIR": "run"}
+    plain = now = Built(words)
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("reach"))
+        for folder in (Path("run/pseudo_labels"), Path("labels")):
+            folder.mkdir(parents=True)
+            for m, images in ((RGB, 24), (IR, 12)):     # three people, two images of each camera
+                np.save(folder / FILE_NAMES[m], np.arange(images) % 2)
         for function in (load_tower, load_clip, pick_device):
             patch.setattr(processor.setup, function.__name__, function)
         patch.setattr(processor.setup, "check_wandb", lambda: now.seen.update(check_wandb=True))
@@ -242,17 +212,9 @@ def read(people, tiny_clip_file, tmp_path_factory):
 @pytest.mark.parametrize("key", ROWS)
 def test_setting_reaches_its_use(read, key):
     value, get, becomes = ROWS[key]
-    before, found, becomes = read(get), read(get, {key: value}), read.filled(becomes)
-    assert found == becomes or found == pytest.approx(becomes), key
+    before, found = read(get), read(get, {key: value})
+    assert found == becomes, key
     assert before != found, f"{key} {value} changes nothing"
-
-
-def another(setting):
-    """A value of a setting that is not its default."""
-    if isinstance(setting.allowed, Range):
-        value = setting.default + 1 if setting.allowed.whole else setting.default * 0.75
-        return type(setting.default)(value)
-    return next(choice for choice in setting.allowed if choice != setting.default)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,6 +2,7 @@
 
 What an epoch computes, step by step, is compared with the released code's in test_golden_epoch.py.
 """
+import math
 import re
 from types import SimpleNamespace
 
@@ -15,11 +16,12 @@ from clustering.labels import collapse_warnings
 from data.images import ImageBank
 from model.clip import TextTower
 from processor.features import embed
-from processor.guidance import TextGuidance, describe_scale
+from processor.guidance import describe_scale
 from processor.prompt import PromptState, learn_prompts, text_features
 from processor.run.epoch import epoch_lines
 from processor.train import train
-from tests.tiny import IMAGES, LABELS, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
+from tests.tiny import LABELS, PEOPLE, TinyRun, tiny_prompt_settings, tiny_settings, tiny_tester
+from utils.distributed import Processes
 from utils.finite import NonFinite
 from utils.modality import Modality
 
@@ -43,44 +45,12 @@ def text(clip):
     return TextTower(clip)
 
 
-@pytest.fixture
-def steps(stubs):
-    """What each step of an epoch was given; `steps.numbers` are the losses of the steps to come, 1.0 without any."""
-    class Steps(list):
-        numbers = []
-
-    def step(model, optimizer, method, batch, guidance, precision):
-        steps.append(SimpleNamespace(rates=[group["lr"] for group in optimizer.param_groups], batch=batch,
-                                     guidance=guidance, precision=precision, training=model.training))
-        return {"loss_rgb": torch.tensor(1.0), "loss_ir": torch.tensor(steps.numbers.pop(0) if steps.numbers else 1.0)}
-
-    steps, stubs.step = Steps(), step
-    return steps
-
-
 def weights(module):
     return {k: v.clone() for k, v in module.state_dict().items()}
 
 
 def same(before, after):
     return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-
-
-@pytest.mark.parametrize("stage", ["prepare", "finetune"])
-def test_the_image_side_alone_learns(model, text, banks, tester, tmp_path, stage):
-    """Without texts its projection does not learn either; the neck's bias never does."""
-    prompts, guidance, losses = PromptState(text, LABELS, tiny_prompt_settings()).prompts, None, {"loss_rgb", "loss_ir"}
-    if stage == "finetune":
-        guidance = TextGuidance(text_features(text, prompts), LABELS, 0.1)
-        losses |= {"loss_i2t_rgb", "loss_i2t_ir"}
-    frozen = [text, *prompts.values()]
-    before, start, run = [weights(part) for part in frozen], weights(model), TinyRun(tmp_path)
-    train(stage, model, banks, tiny_settings(1, SAMPLER__ITERATIONS=2), run, tester, guidance)
-    assert {name for name in run.history[0] if name.startswith("loss")} == losses
-    assert all(same(kept, weights(part)) for kept, part in zip(before, frozen))
-    for name, weight in model.named_parameters():
-        still = name == "neck.bias" or ("attnpool." in name and stage == "prepare")
-        assert torch.equal(start[name], weight) == still, name
 
 
 def test_a_resumed_run_ends_with_the_same_bits(model, banks, tester, tmp_path):
@@ -105,36 +75,17 @@ def test_a_resumed_run_ends_with_the_same_bits(model, banks, tester, tmp_path):
     assert np.array_equal(finished.linked, second.linked)       # which its page shows
 
 
-def test_what_an_epoch_gives_its_steps_and_its_record(model, banks, tester, tmp_path, steps):
-    """Rates of the epoch, neither early nor late; the model in training mode; means over all steps in the log."""
-    steps.numbers = [float(n) for n in range(32)]
-    guidance, run = TextGuidance({}, {}, 0.1), TinyRun(tmp_path)
-    settings = tiny_settings(4, restart=True, OPTIM__WARMUP_EPOCHS=2, OPTIM__WARMUP_FACTOR=0.1, OPTIM__LR=0.001,
-                             OPTIM__STEPS=[2], METHOD__CROSS_EPOCH=3, PRECISION="fp32")
-    train("finetune", model, banks, settings, run, tester, guidance)
-    assert len(steps) == 4 * 8
-    rates = [rate for rate in (0.00055, 0.0001, 0.00055, 0.0001) for _ in range(8)]
-    assert [step.rates[0] for step in steps] == pytest.approx(rates)
-    assert [step.rates[1] for step in steps] == pytest.approx([2 * rate for rate in rates])
-    assert [row["lr"] for row in run.history] == pytest.approx(rates[::8])
-    assert [row["loss_ir"] for row in run.history] == [3.5, 11.5, 19.5, 27.5]
-    assert all(step.training and step.guidance is guidance and step.precision == "fp32" for step in steps)
-    order = [tuple(step.batch.positions[RGB]) for step in steps]
-    assert order[:8] != order[8:16]         # an epoch has batches of its own
-    assert all((step.batch.labels[m] == LABELS[m][step.batch.positions[m]]).all() for step in steps for m in Modality)
-
-
 @pytest.mark.parametrize("step", [3, 8])
-def test_a_loss_that_is_not_finite_ends_the_run(model, named, tester, tmp_path, steps, step):
+def test_a_loss_that_is_not_finite_ends_the_run(model, named, tester, tmp_path, stubs, step):
     """Epoch, step and images are named, also of an epoch's last step; nothing is saved."""
-    steps.numbers = [1.0] * (step - 1) + [float("nan")]
+    stubs.step = lambda *_: {"loss_ir": torch.tensor(math.nan if len(stubs.steps) == step else 1.0)}
     with pytest.raises(NonFinite, match=f"loss_ir is not finite in epoch 1, iteration {step} ") as error:
         train("prepare", model, named, tiny_settings(), TinyRun(tmp_path), tester)
-    position = steps[step - 1].batch.positions[RGB].min()
+    position = stubs.steps[step - 1][3].positions[RGB].min()        # of its batch
     assert f"(images: rgb/{position}.jpg, " in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_not_finite_replace_nothing(model, banks, tester, tmp_path, steps, monkeypatch):
+def test_weights_that_are_not_finite_replace_nothing(model, banks, tester, tmp_path, stubs, monkeypatch):
     """Checkpoint, state and labels of the epoch before stay, also where no test would have found the weights."""
     monkeypatch.setattr(type(tester), "is_due", lambda *_: False)
     run = TinyRun(tmp_path)
@@ -155,8 +106,9 @@ def test_prompts_alone_learn(model, text, banks, tmp_path):
     first, run = PromptState(text, labels, settings).prompts, TinyRun(tmp_path)
     assert [len(first[m].context) for m in Modality] == [PEOPLE, PEOPLE - 1]
     start = weights(model), weights(text)
-    lines, images = [], 0
-    run.log = SimpleNamespace(info=lines.append)
+    lines, shared, images = [], [], 0
+    run.log, run.processes = SimpleNamespace(info=lines.append), Processes()
+    run.processes.same = lambda rows: shared.append(rows.data_ptr())
     prompts = learn_prompts(model, text, banks, labels, settings, run)
     assert same(start[0], weights(model)) and same(start[1], weights(text))
     for m in Modality:
@@ -166,45 +118,19 @@ def test_prompts_alone_learn(model, text, banks, tmp_path):
     scale = describe_scale(images, texts, PEOPLE, 100.0)
     assert lines[:len(scale)] == scale
     assert not any(torch.equal(first[m].context, prompts[m].context) for m in Modality)
+    assert {prompts[m].context.data_ptr() for m in Modality} == set(shared)     # the first process's are everyone's
     losses = [row["loss"] for row in run.rows("prompt")]
     assert len(losses) == 3 and losses[2] < losses[0]
 
 
-@pytest.fixture
-def prompt_steps(monkeypatch):
-    """Makes a prompt's step cost nothing; a list of the positions of its images. `numbers` are the losses to come."""
-    class Steps(list):
-        numbers = []
+def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, monkeypatch):
+    def step(*arguments, real=processor.prompt.prompt_step):
+        steps.append(real(*arguments))
+        return steps[-1] * (math.nan if len(steps) == 11 else 1)
 
-    steps, positions = Steps(), torch.arange(IMAGES)[:, None].float()
-
-    def step(text, prompts, optimizer, projections, labels, _):
-        steps.append({m: projections[m][:, 0].long().numpy() for m in Modality})
-        for m in Modality:
-            np.testing.assert_array_equal(labels[m], LABELS[m][steps[-1][m]])
-            prompts[m].context.data += float(steps[-1][m].sum())
-        return torch.tensor(steps.numbers.pop(0) if steps.numbers else 1.0)
-
-    monkeypatch.setattr(processor.prompt, "embed", lambda *_, **__: {"projection": positions})
-    monkeypatch.setattr(processor.prompt, "prompt_step", step)
-    return steps
-
-
-def test_prompts_learn_from_batches_of_their_own_in_each_epoch(model, text, banks, tmp_path, prompt_steps):
-    """Labels of a step are those of its images (`prompt_steps` looks); every epoch has another order of them."""
-    run, shared = TinyRun(tmp_path), []
-    run.processes = SimpleNamespace(hides_bars=True, same=lambda rows: shared.append(rows.data_ptr()))
-    prompts = learn_prompts(model, text, banks, LABELS, tiny_prompt_settings(PROMPT__EPOCHS=2), run)
-    orders = [np.concatenate([step[RGB] for step in prompt_steps[part]]) for part in (slice(4), slice(4, 8))]
-    assert len(prompt_steps) == 8 and [sorted(order) for order in orders] == [list(range(IMAGES))] * 2
-    assert (orders[0] != orders[1]).any()
-    assert {prompts[m].context.data_ptr() for m in Modality} == set(shared)     # the first process's are everyone's
-
-
-def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, prompt_steps, monkeypatch):
-    settings, first = tiny_prompt_settings(PROMPT__EPOCHS=3), TinyRun(tmp_path / "b")
+    steps, settings, first = [], tiny_prompt_settings(PROMPT__EPOCHS=3), TinyRun(tmp_path / "b")
     expected = learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "a"))
-    prompt_steps.numbers = [1.0] * 10 + [float("nan")]
+    monkeypatch.setattr(processor.prompt, "prompt_step", step)
     with pytest.raises(NonFinite, match="loss is not finite in prompt epoch 3, iteration 3 "):
         learn_prompts(model, text, banks, LABELS, settings, first)
     first.written()
@@ -215,24 +141,6 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, prompt_step
     assert all(torch.equal(expected[m].context, found[m].context) for m in Modality)
     monkeypatch.setattr(processor.prompt, "embed", None)        # a finished stage does not even embed
     learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.saved()))
-
-
-# ---- Guidance by texts
-
-def test_guidance_reads_train_prepares_labels_and_ignores_those_without():
-    guidance = TextGuidance({m: torch.eye(3) for m in Modality}, {m: np.array([2, -1, 0]) for m in Modality}, 0.0)
-    rows = {m: torch.eye(3)[[2, 1]] * 50 for m in Modality}
-    losses = guidance.losses(rows, SimpleNamespace(positions={RGB: np.array([0, 1]), IR: np.array([1, 1])}))
-    assert float(losses["i2t_rgb"]) == pytest.approx(0, abs=1e-6) and float(losses["i2t_ir"]) == 0
-    wrong = guidance.losses(rows, SimpleNamespace(positions={m: np.array([2, 1]) for m in Modality}))
-    assert float(wrong["i2t_rgb"]) > 10
-
-
-def test_the_text_of_an_image_has_unit_length_and_is_zero_without_a_label():
-    texts = {m: torch.tensor([[3.0, 4.0], [0.0, 0.5]]) for m in Modality}
-    found = TextGuidance(texts, {RGB: np.array([0, -1, 1]), IR: np.array([1, 0, 0])}, 0.1).image_texts()
-    torch.testing.assert_close(found[RGB], torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
-    torch.testing.assert_close(found[IR], torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8]]))
 
 
 # ---- Clusters of which little can be learned

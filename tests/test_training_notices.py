@@ -1,6 +1,5 @@
-"""What a run keeps and what it refuses: checkpoints, collapsed clusters, lost files, resuming, starting over."""
+"""What a run keeps and what it refuses: checkpoints, collapsed clusters, lost files, resuming."""
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from configs.defaults import as_dict
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
 from processor.run.epoch import finish_stage
-from processor.run.folder import FORMAT, check_resumable, read_rows, set_aside
+from processor.run.folder import FORMAT, check_resumable, read_rows
 from processor.run.provenance import versions
 from processor.train import train
 from tests.tiny import LABELS, TinyRun, tiny_config, tiny_settings, tiny_tester
@@ -164,29 +163,3 @@ def test_other_versions_are_a_warning_and_a_key_that_is_new_since_the_start_is_n
     del content["config"]["CLUSTER"]["K2"]
     line, = check_resumable(content, facts_of(), "here")
     assert line.startswith("warning: resuming with torch ") and "instead of 2.0" in line
-
-
-# ---- Starting over
-
-FILES = {"prepare": ("prepare_last.pth", "prepare_state.pth", "prepare_state.pth.previous", "pseudo_labels/a.npy",
-                     "tensorboard/prepare/events", "report_data/prepare.json", "tests/prepare_last-python-all/metrics"),
-         "clip": ("model_best.pth", "clip_state.pth", "tensorboard/finetune/events", "report_data/finetune.json",
-                  "report.html", "tests/model_last-python-all/metrics", "config.yml")}
-
-
-@pytest.mark.parametrize("script", ["prepare", "clip"])
-def test_fresh_sets_aside_what_is_made_anew_and_what_was_made_from_it(tmp_path, script):
-    assert set_aside(tmp_path, script) is None
-    for name in (*FILES["prepare"], *FILES["clip"], "mine.txt", "log.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    rows = [{"stage": stage, "epoch": 1} for stage in ("prepare", "prompt", "finetune")]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "old-1").mkdir()
-    folder = set_aside(tmp_path, script)
-    moved = [*FILES["clip"], *(FILES["prepare"] if script == "prepare" else ())]
-    stays = {*FILES["prepare"], *FILES["clip"], "mine.txt", "log.txt"} - {*moved}
-    assert folder == tmp_path / "old-2" and read_rows(folder) == rows
-    assert all((folder / name).read_text() == name and not (tmp_path / name).exists() for name in moved)
-    assert all((tmp_path / name).read_text() == name for name in stays)
-    assert read_rows(tmp_path) == (rows[:1] if script == "clip" else [])

@@ -21,8 +21,8 @@ from model.released import checkpoint_normalisation, model_from_checkpoint
 from model.towers.registry import load_tower
 from processor.guidance import describe_scale
 from processor.optim import freeze, image_optimizer
+from processor.run.folder import read_rows
 from tests.tiny import HEIGHT, WIDTH, outputs
-from tools import export_released
 from utils.errors import UserError
 
 CHOICES = {setting.name: setting.allowed for setting in SETTINGS}
@@ -42,49 +42,30 @@ def model(new_model):
 
 # ---- Runs
 
-@pytest.fixture(scope="module")
-def finished(tiny_vit_file, tmp_path_factory):
-    """The folder of a run of both scripts, in bf16, with overlapping patches and a frozen patch convolution."""
-    base = tmp_path_factory.mktemp("vit")
-    trees.people_tree(base / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
-    words = scripts.settings(DATASET__ROOT=base / "data", OUTPUT_DIR=base / "run", MODEL__CLIP_WEIGHTS=tiny_vit_file,
+def test_a_run_of_both_scripts_and_its_test(new_model, tiny_vit_file, tmp_path, monkeypatch, capsys):
+    """In bf16, with overlapping patches and a frozen patch convolution; the test takes the checkpoint's settings."""
+    scripts.without_report(monkeypatch)
+    trees.people_tree(tmp_path / "data", ids={"train": (1, 2, 3), "val": (4,), "test": (5, 6, 7)})
+    run, path = tmp_path / "run", tmp_path / "run/model_last.pth"
+    words = scripts.settings(DATASET__ROOT=tmp_path / "data", OUTPUT_DIR=run, MODEL__CLIP_WEIGHTS=tiny_vit_file,
                              MODEL__STRIDE=8, INPUT__NORMALISATION="half", PRECISION="bf16", OPTIM__LR=1e-4,
                              OPTIM__FACTORS=[["tower.stems.", 0]], SAMPLER__ITERATIONS=2)
-    with pytest.MonkeyPatch.context() as patch:
-        scripts.without_report(patch)
-        for name in ("train_prepare", "train_clip"):
-            assert scripts.call(scripts.load(name), words) == 0
-    return base / "run"
-
-
-def test_a_run_of_both_scripts(finished, new_model):
-    content = torch.load(finished / "model_last.pth", weights_only=True)
+    assert [scripts.call(scripts.load(name), words) for name in ("train_prepare", "train_clip")] == [0, 0]
+    content = torch.load(path, weights_only=True)
     assert content["model"] == {"kind": "clip_vit", "height": 32, "width": 16, "stride": 8, "heads": 2,
                                 "activation": "quick_gelu"}
     assert checkpoint_normalisation(content) == "half"
     state, start = content["state_dict"], new_model().state_dict()
-    assert set(state) == set(start) and state["tower.positional_embedding"].shape == (1 + 3, 128)
-    for name, frozen in (("tower.stems.rgb.weight", True), ("tower.stems.ir.weight", True),
-                         ("tower.transformer.resblocks.0.mlp.c_fc.weight", False),
-                         ("tower.positional_embedding", False)):
-        assert torch.equal(state[name], start[name]) == frozen, name
-    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss_i2t_rgb", "loss_i2t_ir"} <= set(rows[-1])
-    assert (finished / "log.txt").read_text().count("mean norms: images") == 1
-
-
-def test_its_checkpoint_is_tested_with_the_settings_it_holds(finished, tmp_path, capsys, monkeypatch):
-    path = finished / "model_last.pth"
-    scripts.without_report(monkeypatch)
+    assert state.keys() == start.keys()
+    assert {name for name in start if "tower." in name and torch.equal(state[name], start[name])} == {
+        "tower.stems.rgb.weight", "tower.stems.ir.weight"}
+    row = read_rows(run)[-1]
+    assert {"loss_i2t_rgb", "loss_i2t_ir"} <= row.keys()
     assert scripts.call(scripts.load("test"), ["--resume_path", path, "TEST.TRIALS", "2"]) == 0
-    written = next(finished.glob("tests/model_last-*/metrics.json"))
-    assert json.loads(written.read_text())["rank1"] == pytest.approx(json.loads(
-        (finished / "metrics.jsonl").read_text().splitlines()[-1])["test"]["rank1"])
+    record = json.loads(next(run.glob("tests/model_last-*/metrics.json")).read_text())
+    assert record["rank1"] == pytest.approx(row["test"]["rank1"])
     assert scripts.call(scripts.load("test"), ["--resume_path", path, "MODEL.STRIDE", "16"]) == 2
     assert "was trained with MODEL.STRIDE 8, now it is 16" in capsys.readouterr().err
-    with pytest.raises(UserError, match="MODEL.TOWER clip_vit, and the released format knows clip_resnet alone"):
-        export_released.main([str(path), str(tmp_path / "out.pth")])
-    assert not list(tmp_path.iterdir())
 
 
 # ---- Checkpoints
