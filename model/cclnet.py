@@ -94,18 +94,6 @@ class CCLNet(nn.Module):
             out["projection"] = self.tower.project(state)
         return {head: out[head] for head in heads}
 
-    def parameters_without(self, heads):
-        """Name the trained parameters on which no output of some heads depends: autograd tells, from blank images."""
-        names, parameters = zip(*((name, p) for name, p in self.named_parameters() if p.requires_grad))
-        was_training = self.training
-        blank = parameters[0].new_zeros(1, 3, self.tower.height, self.tower.width)
-        self.eval()
-        out = self(blank, blank, heads)
-        gradients = torch.autograd.grad(sum(rows.sum() for head in out.values() for rows in head.values()), parameters,
-                                        allow_unused=True)
-        self.train(was_training)
-        return [name for name, gradient in zip(names, gradients) if gradient is None]
-
     def describe(self):
         """Return what the weights' shapes do not say (kind, size of the images, ...), for checkpoints."""
         return self.tower.describe()

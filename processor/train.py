@@ -72,7 +72,7 @@ def train(stage, model, images, settings, run, tester, guidance=None):
     state = run.restore(stage, TrainState(model, s))
     cameras = {m: bank.cameras for m, bank in images.items()}
     heads = HEADS[guidance is not None]
-    trained = ReplayedNetwork(model, heads) if s.cuda_graphs else p.wrap(model, lambda: model.parameters_without(heads))
+    trained = ReplayedNetwork(model, heads) if s.cuda_graphs else p.wrap(model)
     for epoch in run.epochs_left(stage, state, s.epochs):
         if epoch == s.restart_epoch:
             state.optimizer = image_optimizer(model.named_parameters(), s.optim)    # without memory of earlier steps

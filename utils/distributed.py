@@ -103,17 +103,17 @@ class Processes:
         for _ in range(last - turn):
             self._wait_for_all()
 
-    def wrap(self, model, unused):
+    def wrap(self, model):
         """Return the model so that every process calls it with its share of a batch and gets the output of the whole.
 
-        Args: model: whose output is {name: {key: (B, ·) tensor}}; unused: a function that returns the names of the
-            parameters which get no gradient, and which DistributedDataParallel leaves alone.
+        Args: model: whose output is {name: {key: (B, ·) tensor}}. The first step tells which parameters get a gradient;
+            those of all further steps must be the same.
         """
         if self.size == 1:
             return model
-        left_alone = [*unused(), *(name for name, _ in model.named_buffers())]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
-        return WholeBatch(DistributedDataParallel(model, gradient_as_bucket_view=True), self)
+        buffers = [name for name, _ in model.named_buffers()]       # each process has its own
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)
+        return WholeBatch(DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True), self)
 
     def neighbours(self, count):
         """Return the process group of `count` consecutive processes that this one is in; every process makes all."""
