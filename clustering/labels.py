@@ -1,6 +1,4 @@
 """Pseudo labels of features: DBSCAN on their k-reciprocal Jaccard distance."""
-from dataclasses import asdict, dataclass
-
 import numpy as np
 import torch
 from sklearn.cluster import DBSCAN
@@ -11,16 +9,6 @@ from utils.distributed import ALONE
 from utils.errors import UserError
 
 MANY_OUTLIERS = 0.9     # share of the images from which on a clustering is worth a warning
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """Parameters of `cluster`."""
-
-    k1: int
-    k2: int
-    eps: float
-    min_samples: int
 
 
 def cluster(features, k1, k2, eps, min_samples, processes=ALONE):
@@ -76,11 +64,12 @@ def dbscan(distances, eps, min_samples):
 def make_pseudo_labels(features, modality, settings, processes=ALONE):
     """Cluster the features of all training images of a modality.
 
-    Args: features: (N, D); modality: `Modality`, for the message; settings: `ClusterSettings`; processes: as `cluster`.
+    Args: features: (N, D); modality: `Modality`, for the message; settings: has k1, k2, eps and min_samples;
+        processes: as `cluster`.
     Returns: (N,) int64 labels, -1 is an outlier.
     Raises: UserError: every image is an outlier.
     """
-    labels = cluster(features, **asdict(settings), processes=processes)
+    labels = cluster(features, **vars(settings), processes=processes)
     if (labels < 0).all():
         raise UserError(f"all {len(labels)} {modality.value} images are outliers: no {settings.min_samples} of them "
                         f"lie within CLUSTER.EPS {settings.eps} of one another. Raise CLUSTER.EPS, lower "

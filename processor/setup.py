@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import torch
 
-from clustering.labels import ClusterSettings
 from configs.defaults import as_dict
 from configs.groups import label_differences
 from configs.identity import identity, images_digest
@@ -263,7 +262,7 @@ def train_settings(config, stage):
     return SimpleNamespace(
         seed=config.SEED,
         epochs=section.EPOCHS,
-        cluster=ClusterSettings(**_lower(config.CLUSTER)),
+        cluster=SimpleNamespace(**_lower(config.CLUSTER)),
         method=METHODS[config.METHOD.NAME],         # a subclass of `Method`
         of_method={key: value for key, value in _lower(config.METHOD).items() if key != "name"},    # its arguments
         clusters_per_batch=sampler.CLUSTERS,        # P, of each modality

@@ -1,4 +1,6 @@
 """Clustering against a dense one written row by row, at sizes and settings drawn at random and at their edges."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from sklearn.cluster import DBSCAN
 
 from clustering import jaccard, neighbours
 from clustering.jaccard import distances_of
-from clustering.labels import ClusterSettings, cluster, make_pseudo_labels
+from clustering.labels import cluster, make_pseudo_labels
 from clustering.neighbours import neighbours_of
 from utils.errors import UserError
 from utils.modality import Modality
@@ -129,4 +131,4 @@ def test_errors():
     with pytest.raises(ValueError, match="NaN or Inf"):
         cluster(np.full((3, 2), np.nan, np.float32), 2, 1, 0.5, 1)
     with pytest.raises(UserError, match="all 5 ir images are outliers: no 4 of them lie within CLUSTER.EPS 0.1"):
-        make_pseudo_labels(torch.eye(5), Modality.IR, ClusterSettings(2, 1, 0.1, 4))
+        make_pseudo_labels(torch.eye(5), Modality.IR, SimpleNamespace(k1=2, k2=1, eps=0.1, min_samples=4))
