@@ -5,8 +5,8 @@
 import numpy as np
 import torch.nn.functional as F
 
-from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_memories, renewal, update_memories
-from loss.links import LinkingMethod, hungarian, link_by
+from loss.cluster_memory import MOMENTUM, RENEWAL, TEMPERATURE, cluster_memories, update_memories
+from loss.links import LINK_BY, LinkingMethod, hungarian
 from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Range, Setting
@@ -15,7 +15,7 @@ from utils.settings import Range, Setting
 class CCLNet(LinkingMethod):
     """Cluster memories whose prototypes are swapped across linked clusters, from METHOD.CROSS_EPOCH on."""
 
-    SETTINGS = (TEMPERATURE, MOMENTUM, renewal("plain"), link_by("prototype"),
+    SETTINGS = (TEMPERATURE, MOMENTUM, RENEWAL, LINK_BY,
                 Setting("SWAP_SCALE", 0.1, Range(0, 1), "share that a prototype keeps when swapped"),
                 Setting("SWAP_ORDER", "released", ("released", "simultaneous"), "whether infrared prototypes are mixed "
                         "with visible ones that have changed already, as in the released code, or with the old ones"))

@@ -14,12 +14,8 @@ from utils.settings import Range, Setting
 TEMPERATURE = Setting("TEMPERATURE", 0.05, Range(0, above=True), "by which inner products are divided in the "
                       "contrastive losses")
 MOMENTUM = Setting("MOMENTUM", 0.1, Range(0, 1), "share of the old prototype in an update")
-
-
-def renewal(default):
-    """Declare METHOD.RENEWAL with a method's own default."""
-    return Setting("RENEWAL", default, tuple(MEMORIES), "samples that move a prototype: all of its cluster in a batch "
-                   "(plain), or the one that is least similar to it (hard)")
+RENEWAL = Setting("RENEWAL", "plain", ("plain", "hard"), "samples that move a prototype: all of its cluster in a batch "
+                  "(plain), or the one that is least similar to it (hard)")
 
 
 class ClusterMemory:

@@ -27,12 +27,8 @@ from utils.settings import Setting
 REGULARISATION, ITERATIONS, TOLERANCE = 5.0, 5000, 1e-5     # of `sinkhorn`: RPNR's released numbers
 BLOCK_ROWS = 1024       # whose similarities to all others are computed at once
 HEADS = {"prototype": "feature", "centroid": "feature", "projection": "projection", "text": "text"}    # of each space
-
-
-def link_by(default):
-    """Declare METHOD.LINK_BY with a method's own default."""
-    return Setting("LINK_BY", default, tuple(HEADS), "where clusters are linked: the prototypes of each step, or at "
-                   "an epoch's start centroids, mean projections or mean texts")
+LINK_BY = Setting("LINK_BY", "prototype", tuple(HEADS), "where clusters are linked: the prototypes of each step, or at "
+                  "an epoch's start centroids, mean projections or mean texts")
 
 
 class Links(NamedTuple):

@@ -1,5 +1,5 @@
 """No links: each modality is trained alone, to the end."""
-from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_memories, renewal, update_memories
+from loss.cluster_memory import MOMENTUM, RENEWAL, TEMPERATURE, cluster_memories, update_memories
 from loss.method import Method
 from utils.modality import Modality
 
@@ -7,7 +7,7 @@ from utils.modality import Modality
 class NoLinks(Method):
     """Cluster memories of both modalities that never meet."""
 
-    SETTINGS = (TEMPERATURE, MOMENTUM, renewal("plain"))
+    SETTINGS = (TEMPERATURE, MOMENTUM, RENEWAL)
 
     def start(self, start, epoch):
         """Begin an epoch with prototypes that are the clusters' mean features."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loss.cluster_memory import MOMENTUM, renewal
+from loss.cluster_memory import MOMENTUM, RENEWAL
 from loss.links import nearest, progressive
 from loss.pgm import CROSS_WEIGHT, Alternating
 from utils.modality import Modality
@@ -24,7 +24,7 @@ class NULC(Alternating):
     made of means over mirror images.
     """
 
-    SETTINGS = (renewal("plain"), MOMENTUM._replace(default=0.2), CROSS_WEIGHT._replace(default=3.0),
+    SETTINGS = (RENEWAL, MOMENTUM._replace(default=0.2), CROSS_WEIGHT._replace(default=3.0),
                 Setting("BALANCE", 0.7, Range(0, 1), "share of the pseudo label in a target; the neighbours' clusters "
                         "have the rest"),
                 Setting("NEIGHBOURS", 30, Range(1, whole=True), "nearest images, whose clusters soften labels"),

@@ -3,8 +3,8 @@
 Wu and Ye, "Unsupervised Visible-Infrared Person Re-Identification via Progressive Graph Matching and Alternate
 Learning" (CVPR 2023).
 """
-from loss.cluster_memory import MOMENTUM, TEMPERATURE, cluster_memories, renewal
-from loss.links import LinkingMethod, link_by, progressive
+from loss.cluster_memory import MOMENTUM, RENEWAL, TEMPERATURE, cluster_memories
+from loss.links import LINK_BY, LinkingMethod, progressive
 from loss.visits import GRADIENTS, Visit, visit_losses, with_partner
 from utils.modality import Modality
 from utils.settings import Range, Setting
@@ -20,7 +20,7 @@ class Alternating(LinkingMethod):
     batch holds two views of each visible image.
     """
 
-    SETTINGS = (TEMPERATURE, MOMENTUM, link_by("centroid"), CROSS_WEIGHT, GRADIENTS)
+    SETTINGS = (TEMPERATURE, MOMENTUM, LINK_BY._replace(default="centroid"), CROSS_WEIGHT, GRADIENTS)
     views = 2
     kind = None         # of memories; None: METHOD.RENEWAL says it
 
@@ -63,7 +63,7 @@ class Alternating(LinkingMethod):
 class PGM(Alternating):
     """The alternating loss with progressive links, by default with hard prototypes."""
 
-    SETTINGS = (renewal("hard"),
+    SETTINGS = (RENEWAL._replace(default="hard"),
                 Setting("MIRRORED", False, (True, False), "make clusters of means over an image and its mirror image"))
     rule = staticmethod(progressive)
 
