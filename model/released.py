@@ -76,9 +76,7 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
         if told.get(key, value) != value:
             raise UserError(f"{what} was trained with {SETTINGS[key]} {told[key]}, now it is {value}. Use the "
                             "configuration of the training run")
-    told = {**asked, **told}
-    if "height" not in told:
-        told.update(zip(("height", "width"), checkpoint_size(content) or ()))
+    told = {**dict(zip(("height", "width"), checkpoint_size(content) or ())), **asked, **told}
     if "height" not in told:
         raise UserError(f"{what} does not say the size of its images; set INPUT.HEIGHT and INPUT.WIDTH")
     with explained(f"{what} does not fit together", f"expected a model of kind {chosen.kind}. {DAMAGED}"):
@@ -166,21 +164,12 @@ def is_mirrored(state):
 def describe_released(content):
     """Say for the log what of a released checkpoint is used, and which numbers it states."""
     state = released_state(content)
-    stated = ", ".join(f"{label} {value:.4f}" for label, key in (("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"),
-                                                                 ("best mAP", "best_mAP"))
-                       if (value := first_number(content.get(key))) is not None)
+    numbers = {label: float(np.ravel(content.get(key, math.nan))[0]) for label, key in (
+        ("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"), ("best mAP", "best_mAP"))}
+    stated = ", ".join(f"{label} {number:.4f}" for label, number in numbers.items() if not math.isnan(number))
     return (f"released format, epoch {content.get('epoch', 'unknown')}, states {stated or 'no results'}; "
             f"{len(used_weights(state))} of its {len(state)} weights used (those of the image side); it does not say "
             "which data set or trial it was trained on")
-
-
-def first_number(value):
-    """Return the first entry of a number, an array or a list as a float; None if there is none, or NaN."""
-    try:
-        number = float(np.ravel(value)[0])
-    except (TypeError, ValueError, IndexError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def to_released(content, model, weights, name):

@@ -28,13 +28,13 @@ class TransReID(Tower):
     """A vision transformer with two ICS stems; a feature is [deep, shallow], the class tokens of two last blocks.
 
     Args: width: D of a token, a multiple of 64; depth: of the blocks, the last of which is there twice;
-        height, width_of_images: pixels, multiples of 16; drop: stochastic depth (Huang et al., ECCV 2016).
+        height, width_of_images: pixels, multiples of 16.
     """
 
     kind, untrained, depths = "transreid", "TransReID-SSL", 2
     landmarks = "patch_embed.conv.0.weight", "stems.rgb.conv.0.weight"
 
-    def __init__(self, width, depth, height, width_of_images, drop=DROP):
+    def __init__(self, width, depth, height, width_of_images):
         from timm.models.vision_transformer import Block  # slow to import
 
         check_size(height, width_of_images, PATCH, "the pixels of a token")
@@ -43,14 +43,14 @@ class TransReID(Tower):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + height * width_of_images // PATCH ** 2, width))
         blocks = [Block(width, width // HEAD_WIDTH, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
-        for block, rate in zip(blocks[1:], torch.linspace(0, drop, depth)[1:].tolist()):
+        for block, rate in zip(blocks[1:], torch.linspace(0, DROP, depth)[1:].tolist()):
             block.drop_path1, block.drop_path2 = StochasticDepth(rate), StochasticDepth(rate)
         self.blocks = nn.ModuleList(blocks[:-1])
         self.deep = nn.Sequential(blocks[-1], norm(width))
         self.shallow = copy.deepcopy(self.deep)
 
     @classmethod
-    def load(cls, weights, *, height, width, name="", stride=PATCH, seed=1, drop=DROP):
+    def load(cls, weights, *, height, width, name="", stride=PATCH, seed=1):
         """Build the tower of TransReID-SSL's weights; arguments as `Tower.load`. It has no new layers.
 
         The position embedding of 16 x 8 patches is resized to the grid.
@@ -70,7 +70,7 @@ class TransReID(Tower):
         published = {name: _published(name, sizes[1]) for name in start}
         check_state_dict(state, {published[name]: value for name, value in start.items()},
                          f"the file {quoted(weights)}", OTHER_WEIGHTS)
-        tower, grid = cls(*sizes, height, width, drop), [pixels // PATCH for pixels in TRAINED]
+        tower, grid = cls(*sizes, height, width), [pixels // PATCH for pixels in TRAINED]
         positions = resize_positions(state["pos_embed"][0].float(), height // PATCH, width // PATCH, grid)
         tower.load_state_dict({**{ours: state[theirs] for ours, theirs in published.items()},
                                "pos_embed": positions[None]})
@@ -112,7 +112,7 @@ def _published(name, depth):
 
 
 class StochasticDepth(nn.Module):
-    """Leaves a branch of a block out for some images in training. Args: rate: share of the images."""
+    """Leaves a branch of a block out for some images in training (Huang et al., ECCV 2016). Args: rate: their share."""
 
     def __init__(self, rate):
         super().__init__()
@@ -137,8 +137,9 @@ class StochasticDepth(nn.Module):
 class Stem(nn.Module):
     """The ICS stem: (B, 3, H, W) -> (B, D, H / 16, W / 16). Args: width: D."""
 
-    def __init__(self, width, channels=64):
+    def __init__(self, width):
         super().__init__()
+        channels = 64
         conv = partial(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
         self.conv = nn.Sequential(
             nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False), HalfInstanceNorm(channels), nn.ReLU(),
