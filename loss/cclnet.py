@@ -3,9 +3,8 @@
 "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person Re-Identification" (ACM MM 2023).
 """
 import numpy as np
-import torch.nn.functional as F
 
-from loss.cluster_memory import MOMENTUM, RENEWAL, TEMPERATURE, cluster_memories, update_memories
+from loss.cluster_memory import MOMENTUM, RENEWAL, TEMPERATURE, cluster_memories, mix, update_memories
 from loss.links import LINK_BY, LinkingMethod, hungarian
 from utils.modality import Modality
 from utils.runtime import to_device
@@ -69,13 +68,9 @@ def swap(rgb, ir, links, labels, scale, order):
             alias there); "simultaneous": both are mixed with the other's old value, as in the paper.
     """
     old_rgb = rgb if order == "released" else rgb.clone()
-    _mix(rgb, labels[Modality.RGB], links.rgb_to_ir, ir, scale)
-    _mix(ir, labels[Modality.IR], links.ir_to_rgb, old_rgb, scale)
-
-
-def _mix(prototypes, labels, partner, others, scale):
-    """Mix the linked clusters among labels (B,) with rows of others. Args: partner: (K,) row of each, -1 for none."""
-    clusters = np.unique(labels)
-    clusters = clusters[partner[clusters] >= 0]
-    rows, other_rows = (to_device(v, prototypes.device) for v in (clusters, partner[clusters]))
-    prototypes[rows] = F.normalize(scale * prototypes[rows] + (1 - scale) * others[other_rows], dim=1)
+    for m, prototypes, partner, others in ((Modality.RGB, rgb, links.rgb_to_ir, ir),
+                                           (Modality.IR, ir, links.ir_to_rgb, old_rgb)):
+        clusters = np.unique(labels[m])
+        clusters = clusters[partner[clusters] >= 0]
+        rows, other_rows = (to_device(v, prototypes.device) for v in (clusters, partner[clusters]))
+        mix(prototypes, rows, others[other_rows], scale)
