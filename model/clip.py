@@ -140,15 +140,6 @@ class TextTower(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode=True):
-        """Stay in evaluation mode: the tower is frozen."""
-        return super().train(False)
-
-    @property
-    def context_length(self):
-        """Tokens that the tower can read."""
-        return len(self.positional_embedding)
-
     def forward(self, embeddings):
         """Embed texts: (K, E), not normalised. Args: embeddings: of tokens, (K, L, W); the last one is EOT.
 

@@ -23,7 +23,7 @@ class PromptLearner(nn.Module):
         super().__init__()
         width = text.positional_embedding.shape[1]
         self.context = nn.Parameter(torch.randn(clusters, LEARNED_WORDS, width, generator=generator) * 0.02)
-        tokens = tokenize(TEMPLATES[modality], text.context_length)[0]
+        tokens = tokenize(TEMPLATES[modality], len(text.positional_embedding))[0]
         first = int((tokens == tokenize("X")[0, 1]).nonzero()[0])
         end = int(tokens.argmax()) + 1                      # EOT has the largest id
         with torch.no_grad():

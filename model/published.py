@@ -3,7 +3,7 @@ import json
 import os
 
 from utils.checkpoint import load_plain
-from utils.errors import UserError, explained, in_brief, quoted
+from utils.errors import UserError, explained, quoted
 
 HUB = "hf://"                       # hf://OWNER/NAME or hf://OWNER/NAME/FILE
 FILE_NAME = "model.safetensors"     # of a model on the hub, if no file is named
@@ -66,7 +66,8 @@ def local_path(path):
     import huggingface_hub as hub  # slow to import
 
     place = f"{owner}/{name}", file or FILE_NAME
-    try:
+    with explained(f"{path} cannot be fetched", f"expected a model on the Hugging Face Hub with {place[1]}. Check its "
+                   "name and the network, or download the file and name its path"):
         try:        # hf_hub_download asks a hub that does not answer for six minutes
             hub.get_hf_file_metadata(hub.hf_hub_url(*place), timeout=SECONDS)
         except Exception:
@@ -74,10 +75,6 @@ def local_path(path):
                 return cached
             raise
         return hub.hf_hub_download(*place)
-    except Exception as error:      # the library's own, its network library's, and OSError
-        raise UserError(f"{path} cannot be fetched ({type(error).__name__}: {in_brief(error)}); "
-                        f"expected a model on the Hugging Face Hub with {file or FILE_NAME}. Check its name and the "
-                        "network, or download the file and name its path")
 
 
 def checkpoint_normalisation(content):

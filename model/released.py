@@ -87,11 +87,20 @@ def model_from_checkpoint(content, path, height=None, width=None, stride=None, t
 
 
 def checkpoint_size(content):
-    """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say."""
-    if (released := released_state(content)) is not None:
-        return released_input_size(released)
-    told = content.get("model", {})
-    return (told["height"], told["width"]) if {"height", "width"} <= set(told) else None
+    """Find the size of a checkpoint's images: (height, width) in pixels, None if it does not say.
+
+    A released one says it by the number of its positions, if its images are 2 : 1.
+    """
+    state = released_state(content)
+    if state is None:
+        told = content.get("model", {})
+        return (told["height"], told["width"]) if {"height", "width"} <= set(told) else None
+    positions = state.get("base_resnet.base.attnpool.positional_embedding", state.get("base.pos_embed"))
+    if positions is None:
+        return AGW_SIZE if is_mirrored(state) else None
+    cells = positions.shape[-2] - 1
+    columns = math.isqrt(cells // 2)
+    return (2 * columns * STRIDE, columns * STRIDE) if cells == 2 * columns ** 2 else None
 
 
 def _our_state(content, what):
@@ -144,16 +153,6 @@ def used_weights(state):
     """Name the weights of a released state dict that a `CCLNet` has: {released name: ours}."""
     unused = f"base.blocks.{blocks_of(state, 'base.blocks.') - 1}."     # b1 and b2 are trained in place of SDCL's last
     return {name: ours for name in state if (ours := our_name(name)) and not name.startswith(unused)}
-
-
-def released_input_size(state):
-    """Find (height, width) in pixels of the images of a released state dict; None where they are not 2 : 1."""
-    positions = state.get("base_resnet.base.attnpool.positional_embedding", state.get("base.pos_embed"))
-    if positions is None and is_mirrored(state):
-        return AGW_SIZE
-    cells = positions.shape[-2] - 1 if isinstance(positions, torch.Tensor) and positions.dim() > 1 else 0
-    columns = math.isqrt(max(cells, 0) // 2)
-    return (2 * columns * STRIDE, columns * STRIDE) if cells == 2 * columns ** 2 else None
 
 
 def is_mirrored(state):
@@ -213,7 +212,7 @@ def _released_prompts(prompts, clip):
     """
     text, state = TextTower(clip), {}
     for m in Modality:
-        embedded = text.token_embedding(tokenize(TEMPLATES[m], text.context_length))       # (1, L, W)
+        embedded = text.token_embedding(tokenize(TEMPLATES[m], len(text.positional_embedding)))     # (1, L, W)
         first = len(PromptLearner(1, m, text).prefix)
         last = first + LEARNED_WORDS
         context = prompts[m.value]["context"] if prompts else embedded[:, first:last]

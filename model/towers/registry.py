@@ -32,8 +32,7 @@ def recognised(state, what, advice):
     raise UserError(f"{what} belong to no tower that is known ({', '.join(TOWERS)}); {advice}")
 
 
-def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride=None, seed=1,
-               activation="auto"):
+def load_tower(weights="openai", tower="", name="RN50", *, height, width, stride=None, seed=1, activation="auto"):
     """Build a tower that starts from weights.
 
     Args:
