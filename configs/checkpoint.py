@@ -10,8 +10,9 @@ from utils.errors import UserError, quoted
 from utils.settings import flat
 
 # All others are of the run or the machine that trained it: where files go, what is logged, which galleries are drawn.
-TAKEN = ("MODEL.", "INPUT.", "PRECISION", "DATASET.NAME", "DATASET.ROOT", "DATASET.TRIAL", "DATASET.CHECK_COUNTS",
-         "TEST.MIRRORED", "METHOD.NAME")     # the last of which the page of a test names; an unknown one is left out
+# The untrained network that a test is compared with has the run's seed; the page names the method.
+TAKEN = ("SEED", "MODEL.", "INPUT.", "PRECISION", "DATASET.NAME", "DATASET.ROOT", "DATASET.TRIAL",
+         "DATASET.CHECK_COUNTS", "TEST.MIRRORED", "METHOD.NAME")
 
 
 def read_checkpoint(path):

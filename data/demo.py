@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from data import sysu
 from data.sketch import OVERSAMPLING, Material, draw_materials
+from utils.errors import explained, quoted
 
 HEIGHT, WIDTH = 128, 64     # pixels of a saved image
 SEED = 0
@@ -193,7 +194,9 @@ def load(root, trial=1, check_counts=True):
 def draw_dataset(root):
     """Draw the demo's people into the folder `root` unless it is there; it appears only when complete."""
     root = Path(root)
-    if not root.exists():
+    if root.exists():
+        return
+    with explained(f"the demo's people cannot be drawn into {quoted(root)}", "set DATASET.ROOT to another folder"):
         root.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{root.name}.", suffix=".partial", dir=root.parent) as partial:
             _write_dataset(Path(partial) / root.name)

@@ -89,6 +89,8 @@ CASES = {       # name: script, what changes a Place, a part of what is said or 
     "output folder is a file": ("train_prepare", lambda p: p.set(OUTPUT_DIR=p.file()), "choose another"),
     # data
     "root is missing": ("train_prepare", lambda p: p.set(DATASET__ROOT=p.base / "no"), "Set DATASET.ROOT"),
+    "the demo below a file": ("train_prepare", lambda p: p.set(DATASET__NAME="demo", DATASET__ROOT=p.file() / "demo"),
+                              "set DATASET.ROOT to another folder"),
     "id file is missing": ("train_prepare", lambda p: (p.data / "exp/test_id.txt").unlink(), "id.txt is missing"),
     "camera is missing": ("train_prepare", lambda p: shutil.rmtree(p.data / "cam6"), "cam6 is missing"),
     "counts differ": ("train_prepare", lambda p: p.set(DATASET__CHECK_COUNTS=True), "DATASET.CHECK_COUNTS False"),

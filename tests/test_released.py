@@ -1,7 +1,9 @@
 """Checkpoints that others read: the released format, read and written, and safetensors with a model card."""
 import json
 import re
+import sys
 import zipfile
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from safetensors import safe_open
 
 from configs.defaults import as_dict, load_config
 from data import augment
+from loss.method import Method
+from loss.methods import METHODS
 from model.cclnet import CCLNet
 from model.clip import load_clip
 from model.published import FILE_NAME, load_checkpoint
@@ -194,6 +198,9 @@ def test_model_card(folder, monkeypatch, capsys):
     assert read.license == "mit" and {"cclnet", "clip_resnet", "clip", "unsupervised"} <= set(read.tags)
     assert [(read.eval_results[i].metric_name, read.eval_results[i].metric_value) for i in (0, 4)] == [
         ("Rank-1", 50), ("mAP", 41.25)]
+    monkeypatch.setitem(sys.modules, "own", ModuleType("own"))      # a file that says nothing of itself
+    monkeypatch.setitem(METHODS, "own", type("Own", (Method,), {"__doc__": "Draws links by lot.", "__module__": "own"}))
+    assert "**Method**: Draws links by lot." in model_card({"config": {"METHOD": {"NAME": "own"}}}, [], "mit")
     theirs = {"dataset": "x](http://a)\n# <script>\x1b[31m", "config": 3}
     card = model_card(theirs, [{"protocol": "|`", **NUMBERS}], "mit")
     assert "# A network on x\\](http://a)\\\\n\\# &lt;script&gt;\\\\x1b\\[31m\n" in card and "\n| \\|\\` |" in card

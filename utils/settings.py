@@ -15,7 +15,7 @@ class Range(NamedTuple):
     above: bool = False
 
     def __contains__(self, value):
-        return self.low <= value <= self.high and not (self.above and value == self.low)     # NaN lies nowhere
+        return self.low <= value <= self.high and value < math.inf and not (self.above and value == self.low)
 
     def __str__(self):
         kind = "a whole number" if self.whole else "a number"
@@ -72,8 +72,8 @@ def check_values(source, settings, values):
                 value != "" or default == "" if isinstance(allowed, str) else value in allowed):
             if type(allowed) is tuple:
                 allowed = " or ".join(str(choice) or "''" for choice in allowed)
-            raise UserError(f"{source} sets {name} to {quoted(str(value)[:80])}; expected {allowed}, such as "
-                            f"{default!r}")
+            example = "" if "such as" in str(allowed) else f", such as {default!r}"
+            raise UserError(f"{source} sets {name} to {quoted(str(value)[:80])}; expected {allowed}{example}")
 
 
 def flat(tree, prefix=""):

@@ -39,8 +39,9 @@ def model_card(description, records, licence, title="", repository="", picture="
     name, kind, weights = (str(value or "") for value in (config.get("METHOD.NAME"), network.get("kind"),
                                                           config.get("MODEL.CLIP_WEIGHTS")))
     method = METHODS.get(name)
-    # What its file says first: what it does, and the paper.
-    about = inspect.getmodule(method).__doc__.split("\n\n")[:2] if method else [said(name or "unknown")]
+    about = said(name or "unknown")
+    if method:      # what its file says first: what it does, and the paper
+        about = " ".join((inspect.getmodule(method).__doc__ or method.__doc__ or name).split("\n\n")[:2])
     identities, data = "-true-" in name, said(description.get("dataset", "unknown data"))       # of tools/bounds.py
     title = title or f"{method.__name__ if method else 'A network'} on {data}"
     tags = ["person-re-identification", "visible-infrared", *["unsupervised"] * (not identities)]
@@ -49,7 +50,7 @@ def model_card(description, records, licence, title="", repository="", picture="
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
     environment.filters["said"] = said
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        head=_head(title, tags, records, licence), title=title, method=" ".join(" ".join(about).split()),
+        head=_head(title, tags, records, licence), title=title, method=" ".join(about.split()),
         told="It was told identities in training: a bound." if identities else "Trained without identities.",
         base=BASES.get(weights, said(Path(weights).name)).format(said(config.get("MODEL.NAME", "unknown"))),
         of=description, network=network, records=records, numbers=NUMBERS, licence=licence, repository=repository,
