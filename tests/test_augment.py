@@ -69,7 +69,10 @@ def test_channels_and_jitter_are_drawn_evenly():
 def test_normalise_is_torchvisions(name, mean, std):
     images = torch.randint(0, 256, (3, 3, 8, 4), dtype=torch.uint8)
     expected, plan = transforms.Normalize(mean, std)(images / 255), draw(Augmentation(), 3, (8, 4), numpy_rng(0))
-    torch.testing.assert_close(normalise(images, name), expected)
+    for given in (images, images.float()):
+        before = given.clone()
+        torch.testing.assert_close(normalise(given, name), expected)
+        assert torch.equal(given, before)
     torch.testing.assert_close(apply(images, plan, name), expected)
 
 
@@ -84,6 +87,8 @@ def test_erased_rectangles_are_distributed_as_torchvisions(size):
     ours = draw_rectangles(DRAWS, size, np.random.default_rng(0))
     top, left, h, w = ours.T
     assert ours.min() >= 0 and (top + h <= size[0]).all() and (left + w <= size[1]).all()
+    top, left, h, w = ours[h > 0].T
+    assert [top.min(), left.min(), (top + h).max(), (left + w).max()] == [0, 0, *size]      # up to the edges
     for name, of in {"fits": lambda top, left, h, w: h > 0, "area": lambda top, left, h, w: h * w,
                      "aspect": lambda top, left, h, w: h / np.maximum(w, 1),
                      "share of the room above": lambda top, left, h, w: (top + 0.5) / (size[0] - h + 1),

@@ -125,6 +125,12 @@ def test_blocks_do_not_change_the_result(monkeypatch):
         compare(features(60, 6), 15, 6, (0.7, 2))
 
 
+def test_one_cluster_is_no_error():
+    """What comes of it is said by `collapse_warnings`, and ends a run that stays there."""
+    settings, x = SimpleNamespace(k1=3, k2=1, eps=0.5, min_samples=2), torch.eye(5)[[0, 0, 0, 0, 1]]
+    assert set(make_pseudo_labels(x, Modality.IR, settings).tolist()) == {0, -1}
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"expected \(N, D\)"):
         cluster(np.zeros(3, np.float32), 2, 1, 0.5, 1)

@@ -37,7 +37,7 @@ TESTS = {       # files -> the tests that must notice, the quick ones first
     "processor/metrics.py": "test_golden_functions test_metrics",
     "processor/setup.py": "test_setup test_settings_reach test_bad_input test_nothing_lost test_distributed",
     "data/batches.py": "test_batches test_streams test_train",
-    "data/pseudo_labels.py": "test_images test_security test_train test_defaults",
+    "data/pseudo_labels.py": "test_images test_security test_train test_nothing_lost",
     "data/augment.py": "test_augment test_batches test_defaults",
     "model/prompt.py": f"{GOLDEN} {TRAINING}",
     "utils/seeding.py": "test_streams test_batches",
