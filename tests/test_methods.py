@@ -18,9 +18,10 @@ from loss.rpnr import calibrate, hybrid_means, relation_loss
 from processor.guidance import TextGuidance
 from processor.optim import lr_factor
 from processor.setup import train_settings
-from processor.train import train
+from processor.train import train, train_step
 from tests.test_memory import draw, unit
 from tests.tiny import EACH, IMAGES, LABELS, PEOPLE, TinyRun, epoch_of, linked_by, tiny_settings, tiny_tester
+from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import Range, Setting
 
@@ -166,6 +167,13 @@ def test_links_come_from_the_space_that_is_asked_for():
 
 
 # ---- Guidance by texts
+
+def test_a_loss_with_the_name_of_a_text_loss_is_refused():
+    batch = SimpleNamespace(images={m: torch.zeros(1) for m in Modality})
+    both = SimpleNamespace(losses=lambda *_: {"i2t_rgb": torch.zeros(())})
+    with pytest.raises(UserError, match="loss i2t_rgb has the name"):
+        train_step(lambda *_: {"feature": None, "projection": None}, None, both, batch, both)
+
 
 def test_guidance_reads_train_prepares_labels_and_ignores_those_without():
     guidance = TextGuidance({m: torch.eye(3) for m in Modality}, {m: np.array([2, -1, 0]) for m in Modality}, 0.0)

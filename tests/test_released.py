@@ -204,10 +204,11 @@ def test_model_card(folder, monkeypatch, capsys):
     theirs = {"dataset": "x](http://a)\n# <script>\x1b[31m", "config": 3}
     card = model_card(theirs, [{"protocol": "|`", **NUMBERS}], "mit")
     assert "# A network on x\\](http://a)\\\\n\\# &lt;script&gt;\\\\x1b\\[31m\n" in card and "\n| \\|\\` |" in card
-    card = model_card({"config": {"METHOD": {"NAME": "cclnet-true-links"}}, "model": {"kind": "transreid"},
-                       "selected": "best Rank-1 on test data"}, [], "mit")
-    assert "told identities in training: a bound" in card and "chosen on test data" in card
-    assert "unsupervised" not in ModelCard(card).data.tags
+    for name in ("cclnet-true-links", "supervised"):
+        card = model_card({"config": {"METHOD": {"NAME": name}}, "model": {"kind": "transreid"},
+                           "selected": "best Rank-1 on test data"}, [], "mit")
+        assert "told identities in training: a bound" in card and "chosen on test data" in card
+        assert "unsupervised" not in ModelCard(card).data.tags
     [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(folder)
     for name, colour in (("visible.jpg", "red"), ("infrared.jpg", "grey")):

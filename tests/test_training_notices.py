@@ -140,6 +140,14 @@ def test_other_settings_are_refused_by_name(changes, sentence):
         check_resumable(content_of(), facts_of(**changes), "here")
 
 
+def test_a_setting_that_a_run_did_not_know_had_its_default():
+    content = content_of()
+    del content["config"]["METHOD"]["SWAP_SCALE"]
+    assert check_resumable(content, facts_of(), "here") == []
+    with pytest.raises(UserError, match="SWAP_SCALE 0.1, now it is 0.5"):
+        check_resumable(content, facts_of(METHOD__SWAP_SCALE=0.5), "here")
+
+
 @pytest.mark.parametrize("changes, lines", [
     ({}, []), ({"PREPARE__EPOCHS": 121, "FINETUNE__EPOCHS": 130}, [
         "resuming with FINETUNE.EPOCHS 130 instead of 120", "resuming with PREPARE.EPOCHS 121 instead of 120"]),
@@ -160,6 +168,6 @@ def test_other_weights_labels_or_images_are_refused(key, value, sentence):
 
 def test_other_versions_are_a_warning_and_a_key_that_is_new_since_the_start_is_no_change():
     content = content_of(config=copy.deepcopy(facts_of()["config"]), versions={**versions(), "torch": "2.0"})
-    del content["config"]["CLUSTER"]["K2"]
+    del content["config"]["METHOD"]["SWAP_SCALE"]
     line, = check_resumable(content, facts_of(), "here")
     assert line.startswith("warning: resuming with torch ") and "instead of 2.0" in line

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
+from configs.defaults import with_defaults
 from configs.groups import may_change
 from data.manifest import manifest_differences
 from data.pseudo_labels import save_pseudo_labels
@@ -89,7 +90,7 @@ def check_resumable(content, facts, folder):
     def refuse(found, remedy="Set it back"):
         raise UserError(f"the run in {quoted(folder)} was started {found}. {remedy}, {FRESH}")
 
-    old, new, changes = flat(content["config"]), flat(facts["config"]), []
+    old, new, changes = with_defaults(flat(content["config"])), flat(facts["config"]), []
     for key in sorted(key for key in new if old.get(key, new[key]) != new[key]):
         before, now, grows = old[key], new[key], key in MAY_GROW
         if not (now > before if grows else may_change(key)):

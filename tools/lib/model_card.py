@@ -42,7 +42,8 @@ def model_card(description, records, licence, title="", repository="", picture="
     about = said(name or "unknown")
     if method:      # what its file says first: what it does, and the paper
         about = " ".join((inspect.getmodule(method).__doc__ or method.__doc__ or name).split("\n\n")[:2])
-    identities, data = "-true-" in name, said(description.get("dataset", "unknown data"))       # of tools/bounds.py
+    identities = "-true-" in name or name == "supervised"       # of tools/bounds.py
+    data = said(description.get("dataset", "unknown data"))
     title = title or f"{method.__name__ if method else 'A network'} on {data}"
     tags = ["person-re-identification", "visible-infrared", *["unsupervised"] * (not identities)]
     tags += [*[name] * (name in METHODS), *([kind, *["clip"] * TOWERS[kind].has_text] if kind in TOWERS else [])]
