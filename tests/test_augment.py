@@ -62,6 +62,13 @@ def test_channels_and_jitter_are_drawn_evenly():
     assert len(counts) == 24 and chisquare(counts).pvalue > 1e-3
 
 
+def test_channel_exchange_leaves_all_other_draws_as_they_are_without_it():
+    with_it, without = (draw(Augmentation(0.5, 0.5, 3, 0.5, p), 50, (24, 12), np.random.default_rng(0)) for p in (1, 0))
+    assert (without.channel == -1).all() and (with_it.channel >= 0).all()
+    for name in ("grey", "corner", "flip", "erased"):
+        np.testing.assert_array_equal(getattr(with_it, name), getattr(without, name))
+
+
 @pytest.mark.parametrize("name, mean, std", [
     ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ("clip", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),

@@ -104,6 +104,8 @@ CASES = {       # name: script, what changes a Place, a part of what is said or 
     # checkpoints
     "checkpoint is missing": ("test", lambda p: p.test(p.base / "no.pth"), "is missing"),
     "checkpoint of another size": ("test", lambda p: (p.checkpoint(), p.set(INPUT__HEIGHT=64)), "INPUT.HEIGHT 32, now"),
+    "checkpoint of another data set": ("test", lambda p: p.checkpoint(lambda c: c.update(dataset="RegDB")),
+                                       "--allow_other_data"),
     "state file as checkpoint": ("test", lambda p: p.test(p.finished / "run/prepare_state.pth"), "holds no image side"),
     "a checkpoint of before": ("test", lambda p: p.checkpoint(of_before), None),
     "resuming with another seed": ("train_prepare", lambda p: p.resumed(SEED=2), "SEED 1, now it is 2"),

@@ -7,6 +7,8 @@ import torch
 
 from loss.cameras import CameraProxies, with_cameras
 from loss.method import EpochStart, Method
+from processor.train import train
+from tests.tiny import EACH, IMAGES, TinyRun, tiny_settings, tiny_tester
 from utils.modality import Modality
 
 X = torch.tensor([[5.0, 0.0]])      # an image; its length does not count
@@ -69,3 +71,14 @@ def test_any_method_gets_them_by_its_weight():
     assert losses == pytest.approx({"still": 0, "camera_intra": 3 * 2 * np.log(4 / 3), "camera_inter": 3 * 0.5 * 2 * -(
         np.log(3 / 15) + np.log(2 / 15)) / 2}, rel=1e-4)
     assert method.update(x, batch) == {"seen": 1} and not torch.equal(method.prototypes()["cameras_ir"], ROWS[:5])
+
+
+def test_in_the_loop(model, banks, tmp_path, monkeypatch):
+    """SDCL splits a tower's features in two; proxies are of whole ones."""
+    for bank in banks.values():
+        monkeypatch.setattr(bank, "cameras", np.arange(IMAGES) % EACH // 2)
+    settings = tiny_settings(1, METHOD__NAME="sdcl", METHOD__CAMERA_WEIGHT=0.5, METHOD__CROSS_EPOCH=1)
+    run = TinyRun(tmp_path)
+    train("prepare", model, banks, settings, run, tiny_tester(banks))
+    row, = run.rows("prepare")
+    assert row["loss_camera_intra"] > 0 and row["loss_camera_inter"] > 0 and row["loss_rgb"] > 0

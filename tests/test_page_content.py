@@ -17,6 +17,7 @@ from report.run_files import read_run
 from report.write import write_run_page
 from tests.tested import add_test, runs_of
 from tests.tiny import IMAGES, PEOPLE, tiny_banks, tiny_data
+from utils.errors import UserError
 from utils.modality import Modality
 
 
@@ -80,6 +81,12 @@ def test_queries_are_those_that_gained_most_least_and_lost_most():
     assert {kind: persons[queries].tolist() for kind, queries in found.items()} == {
         "most": [0, 1], "least": [2, 1], "lost": [3, 4]}
     assert persons[chosen_queries(after, None, persons)["worst"]].tolist() == [0, 1, 2, 3]
+
+
+def test_a_number_that_no_test_writes_is_refused(tmp_path):
+    add_test(tmp_path, 0.5, record={"rank1": float("nan")})
+    with pytest.raises(UserError, match="holds rank1 nan; expected a number from 0 to 1"):
+        find_results(read_run(tmp_path))
 
 
 def test_a_stage_without_links_or_identities(tested):

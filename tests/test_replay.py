@@ -1,11 +1,14 @@
 """Passes that are captured once: without a GPU, with a stand-in for capturing; on one, in test_gpu.py."""
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.batch_norm import folded
 from model.replay import ReplayedNetwork
-from tests.tiny import HEIGHT, WIDTH, tiny_model
+from tests.tiny import HEIGHT, WIDTH, outputs, tiny_model
 from utils.modality import Modality
 
 HEADS = ("feature", "projection")
@@ -42,3 +45,20 @@ def test_replayed_passes_are_those_of_the_network(either_clip_file, monkeypatch,
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
         torch.testing.assert_close(a, b, msg=name)
     assert ("CUDA_GRAPHS True has no effect, capturing failed (capture is not" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("agw", [False, True])
+def test_folded_batch_norms_change_the_rounding_alone(agw, tiny_clip_file):
+    """Also those of AGW's non-local blocks; all other weights are the model's own, not copies."""
+    model = tiny_model(str(Path(__file__).parents[1] / "assets/demo_agw.pth") if agw else tiny_clip_file).train()
+    for _ in range(3):
+        model(*torch.randn(2, 4, 3, HEIGHT, WIDTH))             # running statistics that are not 0 and 1
+    for part in model.modules():
+        if isinstance(part, _BatchNorm):
+            torch.nn.init.normal_(part.weight, 1, 0.2)
+            torch.nn.init.normal_(part.bias, 0, 0.2)
+    fast = folded(model)
+    assert model.training and [type(part) for part in fast.modules() if isinstance(part, _BatchNorm)] == [
+        type(model.neck)]
+    assert fast.neck.weight is model.neck.weight
+    torch.testing.assert_close(outputs(fast), outputs(model), rtol=1e-4, atol=3e-5)

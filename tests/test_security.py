@@ -1,11 +1,14 @@
 """Files that try to run code: each gives an error, and nothing is run."""
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
 from configs.defaults import load_config
+from data.images import read_image
 from data.pseudo_labels import FILE_NAMES, load_pseudo_labels
 from model.clip import load_clip
 from model.published import load_checkpoint
@@ -60,6 +63,18 @@ def test_configuration(text, trap, tmp_path):
     (tmp_path / "bad.yml").write_text(text.format(trap))
     with pytest.raises(UserError, match="SEED|OUTPUT_DIR"):
         load_config(tmp_path / "bad.yml")
+
+
+def test_images_of_which_bits_would_be_lost(tmp_path):
+    """A PNG of 16 bits in each of three channels, of which Pillow would keep 8."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+                                     + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match="a.png does not decode .16 bits in each channel of RGB, "):
+        read_image(tmp_path / "a.png", 32, 16)
 
 
 def test_arrays_hold_no_objects(trap, tmp_path):
