@@ -119,7 +119,7 @@ def test(setup, model, banks, folder, log, tested, what, content):
     Args: tested: `identity` of the test; what: is tested; content: of its checkpoint.
     Returns: list of `Evaluation`, list of `Ranking` of the first trial of each; () in a process that does not write.
     """
-    from model.released import released_state
+    from model.released import first_number, released_state
     from processor.evaluate import evaluate, format_table, metrics_record, rank_trial
     from processor.ranking import save_per_query
     from report.lists import save_nearest
@@ -138,7 +138,7 @@ def test(setup, model, banks, folder, log, tested, what, content):
         selection = "as released"
     else:
         selection = content.get("selected", "last epoch")
-    facts = {"checkpoint": what, "epoch": int(content.get("epoch", 0)), "selection": selection}
+    facts = {"checkpoint": what, "epoch": int(first_number(content.get("epoch")) or 0), "selection": selection}
     results = [metrics_record(evaluation, setup.data, identity=setup.identity(tested["checkpoint"], evaluation.mode),
                               **facts) for evaluation in evaluations]
     save_json(folder / "metrics.json", {**results[0], "results": results} if len(results) > 1 else results[0])

@@ -163,12 +163,21 @@ def is_mirrored(state):
 def describe_released(content):
     """Say for the log what of a released checkpoint is used, and which numbers it states."""
     state = released_state(content)
-    numbers = {label: float(np.ravel(content.get(key, math.nan))[0]) for label, key in (
+    numbers = {label: first_number(content.get(key)) for label, key in (
         ("Rank-1", "cmc"), ("mAP", "mAP"), ("mINP", "mINP"), ("best mAP", "best_mAP"))}
-    stated = ", ".join(f"{label} {number:.4f}" for label, number in numbers.items() if not math.isnan(number))
+    stated = ", ".join(f"{label} {number:.4f}" for label, number in numbers.items() if number is not None)
     return (f"released format, epoch {content.get('epoch', 'unknown')}, states {stated or 'no results'}; "
             f"{len(used_weights(state))} of its {len(state)} weights used (those of the image side); it does not say "
             "which data set or trial it was trained on")
+
+
+def first_number(value):
+    """Return the first entry of a number, an array or a list as a float; None if there is none, or NaN."""
+    try:
+        number = float(np.ravel(value)[0])
+    except (TypeError, ValueError, IndexError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def to_released(content, model, weights, name):
