@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from loss.cluster_memory import ClusterMemory, cluster_means
+from loss.method import joined
 from utils.modality import Modality
 from utils.runtime import to_device
 
@@ -41,7 +42,8 @@ class WithCameras:
         """Compute the method's losses, and {"camera_intra", "camera_inter"}, sums over both modalities."""
         found = [proxies.losses(features[m], batch.positions[m]) for m, proxies in self.proxies.items()]
         intra, inter = (self.method.settings.camera_weight * sum(losses) for losses in zip(*found))
-        return {**self.method.losses(features, batch), "camera_intra": intra, "camera_inter": INTER_WEIGHT * inter}
+        return joined(self.method.losses(features, batch),
+                      {"camera_intra": intra, "camera_inter": INTER_WEIGHT * inter})
 
     def update(self, features, batch):
         """Move the proxies to the batch, after the method."""

@@ -35,8 +35,8 @@ class CCLNet(LinkingMethod):
     def update(self, features, batch):
         """Move the prototypes to the batch; from METHOD.CROSS_EPOCH on the swap is due.
 
-        It is done before the prototypes are next read: a GPU's host finds the links while the GPU is busy with the
-        next batch's forward pass.
+        The swap is done before the prototypes are next read: a GPU's host finds the links while the GPU is busy with
+        the next batch's forward pass.
         """
         update_memories(self.memories, features, batch.labels)
         if self.crosses:

@@ -13,6 +13,7 @@ enter it into `loss.methods.METHODS` (docs/extending-methods.md).
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from utils.errors import UserError
 from utils.settings import Range, Setting
 
 
@@ -98,3 +99,11 @@ class Method:
     def prototypes(self):
         """Return the prototypes after the last update: {name: (K, D) tensor}."""
         return {name: memory.prototypes for name, memory in self.memories.items()}
+
+
+def joined(losses, others):
+    """Add others' losses to those of a method: {name: scalar}. Raises UserError: one would replace another."""
+    if twice := losses.keys() & others.keys():
+        raise UserError(f"the method's loss {min(twice)} has the name of one that is added to it, which would replace "
+                        "it; give it another name")
+    return {**losses, **others}

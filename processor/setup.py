@@ -240,7 +240,7 @@ def check_needs(config, tower, stage):
     """
     settings = train_settings(config, stage)
     needs = settings.method(**settings.of_method).needs
-    asks = "METHOD.LINK_BY is {}" if "LINK_BY" in config.METHOD else f"METHOD.NAME {config.METHOD.NAME} needs {{}}s"
+    asks = "METHOD.LINK_BY is" if "LINK_BY" in config.METHOD else f"METHOD.NAME {config.METHOD.NAME} asks for the"
     if stage == "finetune" and not tower.has_text:
         raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
                         "has trained, or choose a CLIP")
@@ -248,10 +248,10 @@ def check_needs(config, tower, stage):
         raise UserError(f"{settings.method.__name__} needs shallow features beside deep ones, and MODEL.TOWER "
                         f"{tower.kind} has none; choose transreid, or METHOD.NAME unify, which can do without")
     if "text" in needs and stage == "prepare":
-        raise UserError(f"{asks.format('text')}, but train_prepare.py has no texts: train_clip.py learns them; choose "
+        raise UserError(f"{asks} text, but train_prepare.py has no texts: train_clip.py learns them; choose "
                         "prototype, centroid or projection")
     if "projection" in needs and not tower.has_text:
-        raise UserError(f"{asks.format('projection')}, but MODEL.TOWER {tower.kind} has no texts to project to; "
+        raise UserError(f"{asks} projection, but MODEL.TOWER {tower.kind} has no texts to project to; "
                         "choose prototype or centroid, or a CLIP")
 
 

@@ -13,12 +13,11 @@ from data.batches import Batches
 from loss.cameras import with_cameras
 from loss.cluster_memory import cluster_means
 from loss.links import LinkedClusters
-from loss.method import EpochStart
+from loss.method import EpochStart, joined
 from model.replay import ReplayedNetwork
 from processor.features import embed_all
 from processor.optim import image_optimizer, lr_factor, set_lr
 from processor.run.epoch import end_epoch
-from utils.errors import UserError
 from utils.finite import RunningMeans
 from utils.modality import Modality
 from utils.runtime import autocast, gpu_rounding
@@ -112,11 +111,7 @@ def train_step(model, optimizer, method, batch, guidance=None, precision="releas
             out = model(rgb, ir, HEADS[guidance is not None])
         losses = method.losses(out["feature"], batch)
         if guidance:
-            of_texts = guidance.losses(out["projection"], batch)
-            if twice := losses.keys() & of_texts.keys():
-                raise UserError(f"the method's loss {min(twice)} has the name of one of the text losses, which would "
-                                "replace it; give it another name")
-            losses = {**losses, **of_texts}
+            losses = joined(losses, guidance.losses(out["projection"], batch))
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         optimizer.step()

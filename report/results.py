@@ -122,9 +122,9 @@ def _row(result, name, reference):
 
 
 def cells(result, reference):
-    """Write a result's numbers, and their gain over another: [{"name", "value", "spread", "gain", "sign"}].
+    """Write a result's numbers in percent, and their gain over another: [{"name", "value", "spread", "gain", "sign"}].
 
-    Args: reference: a `Result`, or None. "sign" is that of the gain, rounded as it is shown: -1, 0, 1.
+    Args: reference: the other `Result`, or None for no gain. "sign" is -1, 0 or 1, that of the rounded gain.
     """
     gains = {key: round(100 * (result.numbers[key] - reference.numbers[key]), 1) + 0.0
              for key in NUMBERS} if reference else {}

@@ -9,6 +9,7 @@ from loss.cameras import CameraProxies, with_cameras
 from loss.method import EpochStart, Method
 from processor.train import train
 from tests.tiny import EACH, IMAGES, TinyRun, tiny_settings, tiny_tester
+from utils.errors import UserError
 from utils.modality import Modality
 
 X = torch.tensor([[5.0, 0.0]])      # an image; its length does not count
@@ -70,6 +71,9 @@ def test_any_method_gets_them_by_its_weight():
     losses = {name: float(loss) for name, loss in method.losses(x, batch).items()}
     assert losses == pytest.approx({"still": 0, "camera_intra": 3 * 2 * np.log(4 / 3), "camera_inter": 3 * 0.5 * 2 * -(
         np.log(3 / 15) + np.log(2 / 15)) / 2}, rel=1e-4)
+    method.method.losses = lambda *_: {"camera_intra": X.sum()}
+    with pytest.raises(UserError, match="loss camera_intra has the name"):
+        method.losses(x, batch)
     assert method.update(x, batch) == {"seen": 1} and not torch.equal(method.prototypes()["cameras_ir"], ROWS[:5])
 
 

@@ -2,10 +2,10 @@
 
     python tools/dev/mutants.py [--only loss/cclnet.py ...] [--sample 0.3] [--jobs 2]
 
-Every file is broken in a copy of the repository's last commit, one small change at a time (another operator, number,
-comparison or branch), and the tests that reach the changed line run. Prints each change as it is tried, and at the end
-a table of killed and survived changes per file. Hours for all of it: `make mutants` runs it, which installs
-what it needs; it is no part of `make test`.
+Makes one small change after another in a copy of the last commit (another operator, number, comparison or branch), and
+runs the tests that reach the changed line. Prints each change as it is tried, and at the end a table of killed and
+survived changes per file. Hours for all of it: `make mutants` runs it, which installs what it needs; it is no part of
+`make test`.
 """
 import itertools
 import multiprocessing
