@@ -144,9 +144,11 @@ def tests_by_line(clone, files, tests):
     stored.read()
 
     def wanted(contexts):
-        # coverage says "tests.test_memory.test_swap" or "test_memory.test_swap"
-        names = ["tests/{}.py::{}".format(*context.split(".")[-2:]) for context in contexts if context]
-        return tests if "" in contexts else sorted(names, key=lambda name: (tests.index(name.split("::")[0]), name))
+        # coverage says "tests.test_memory.test_swap" or "test_memory.test_swap", and of a fixture "" or, as
+        # if it were a test, "processor.setup.Setup.tester"
+        names = [(f"tests/{file}.py", name) for file, name in (("", *context.split("."))[-2:] for context in contexts)]
+        return ["::".join(name) for name in sorted(names, key=lambda name: (tests.index(name[0]), name))
+                ] if {file for file, _ in names} <= set(tests) else tests
 
     return {str(Path(path).relative_to(clone.resolve())): {
         line: wanted(contexts) for line, contexts in stored.contexts_by_lineno(path).items()}
