@@ -46,15 +46,6 @@ def cluster_quality(labels, persons):
             "outlier_share": float((~kept).mean())}
 
 
-def with_images(linked, labels):
-    """Keep the links between clusters that have images: a method may have taken a cluster's last image from it.
-
-    Args: linked: `LinkedClusters`; labels: Modality -> (N,). Returns: `LinkedClusters`.
-    """
-    kept = np.all([np.isin(clusters, labels[m]) for m, clusters in zip(Modality, linked)], axis=0)
-    return type(linked)(*(values[kept] for values in linked))
-
-
 def link_numbers(linked):
     """Count links and those of a linked cluster: {"links", "links_per_cluster" (mean), "links_per_cluster_max",
     "link_similarity" (mean cosine)}; {} where nothing is linked.

@@ -26,9 +26,9 @@ from utils.settings import Setting
 
 REGULARISATION, ITERATIONS, TOLERANCE = 5.0, 5000, 1e-5     # of `sinkhorn`: RPNR's released numbers
 BLOCK_ROWS = 1024       # whose similarities to all others are computed at once
-HEADS = {"prototype": "feature", "centroid": "feature", "projection": "projection", "text": "text"}    # of each space
-LINK_BY = Setting("LINK_BY", "prototype", tuple(HEADS), "where clusters are linked: the prototypes of each step, or at "
-                  "an epoch's start centroids, mean projections or mean texts")
+HEAD_OF = {"prototype": "feature", "centroid": "feature", "projection": "projection", "text": "text"}   # of each space
+LINK_BY = Setting("LINK_BY", "prototype", tuple(HEAD_OF), "where clusters are linked: the prototypes of each step, or "
+                  "at an epoch's start centroids, mean projections or mean texts")
 
 
 class Links(NamedTuple):
@@ -43,18 +43,24 @@ class LinkedClusters(NamedTuple):
 
     rgb: np.ndarray             # (M,) int64 visible clusters, ascending
     ir: np.ndarray              # (M,) int64 infrared clusters
-    similarity: np.ndarray      # (M,) cosines of their prototypes
+    similarity: np.ndarray      # (M,) cosines of their mean features at the epoch's start
 
 
-def listed(links, similarity):
-    """List each link once, from whichever side it is: `LinkedClusters`. Args: similarity: (K_rgb, K_ir) array."""
+def linked_clusters(links, labels, centres):
+    """List each link between clusters that have images once, from whichever side it is: `LinkedClusters`.
+
+    Args: links: `Links`; labels: Modality -> (N,), trained on: a method may have taken a cluster's last image from it;
+        centres: Modality -> (K, D) tensor, its mean features before any step: linked prototypes may have been mixed.
+    """
     rgb, ir = np.flatnonzero(links.rgb_to_ir >= 0), np.flatnonzero(links.ir_to_rgb >= 0)
-    both = np.concatenate([np.stack([rgb, links.rgb_to_ir[rgb]]), np.stack([links.ir_to_rgb[ir], ir])], axis=1)
-    rgb, ir = np.unique(both, axis=1)
-    return LinkedClusters(rgb, ir, similarity[rgb, ir])
+    pairs = np.concatenate([np.stack([rgb, links.rgb_to_ir[rgb]]), np.stack([links.ir_to_rgb[ir], ir])], axis=1)
+    pairs = pairs[:, np.all([np.isin(side, labels[m]) for m, side in zip(Modality, pairs)], axis=0)]
+    rgb, ir = np.unique(pairs, axis=1)
+    rows = [centres[m][to_device(side, centres[m].device)].float() for m, side in zip(Modality, (rgb, ir))]
+    return LinkedClusters(rgb, ir, F.cosine_similarity(*rows).cpu().numpy())
 
 
-def similarity(rgb, ir):
+def inner_products(rgb, ir):
     """Compute all inner products of rows (K_rgb, D) with rows (K_ir, D) on their device, never rounded to TF32."""
     with gpu_rounding("fp32"):
         return rgb @ ir.T
@@ -65,7 +71,7 @@ def nearest(x, others, count):
 
     Args: count: of rows, at most M count. Returns: (N, count) int64 tensor on their device, the largest first.
     """
-    return torch.cat([similarity(block, others).topk(min(count, len(others)), dim=1).indices
+    return torch.cat([inner_products(block, others).topk(min(count, len(others)), dim=1).indices
                       for block in x.split(BLOCK_ROWS)])
 
 
@@ -75,33 +81,28 @@ class LinkingMethod(Method):
     @property
     def needs(self):
         """Heads that are embedded at an epoch's start."""
-        return tuple(dict.fromkeys(("feature", HEADS[self.settings.link_by])))
+        return tuple(dict.fromkeys(("feature", HEAD_OF[self.settings.link_by])))
 
     def link(self, start):
         """Link an epoch's clusters for the whole epoch: `Links`; None for prototypes, which are linked in each step."""
         space = self.settings.link_by
         if space == "prototype":
             return None
-        rows = start.features[HEADS[space]]
+        rows = start.features[HEAD_OF[space]]
         if space == "projection":
             rows = {m: F.normalize(rows[m], dim=1) for m in Modality}
-        return link(self.rule, *(cluster_means(rows[m], start.labels[m]) for m in Modality))
+        return link_rows(self.rule, *(cluster_means(rows[m], start.labels[m]) for m in Modality))
 
     def cosines(self):
         """Begin to fetch the cosines of all prototypes (K_rgb, K_ir): a function that returns the array."""
-        return to_host(similarity(*(self.memories[m.value].prototypes for m in Modality)))
+        return to_host(inner_products(*(self.memories[m.value].prototypes for m in Modality)))
 
-    def links_now(self):
+    def links(self):
         """Return the epoch's `Links`, or link the prototypes as they are."""
         return self.epoch_links or self.rule(self.cosines()())
 
-    def links(self):
-        """Return the same with the prototypes' cosines: `LinkedClusters`."""
-        cosines = self.cosines()()
-        return listed(self.epoch_links or self.rule(cosines), cosines)
 
-
-def link(rule, rgb, ir):
+def link_rows(rule, rgb, ir):
     """Link the clusters that have a row; those whose row is 0 (a cluster without a text) stay without a link.
 
     Args: rule: as those of this file; rgb: (K_rgb, D), ir: (K_ir, D) tensors of any length. Returns: `Links`.
@@ -110,7 +111,7 @@ def link(rule, rgb, ir):
     kept = [np.flatnonzero(r.any(dim=1).cpu().numpy()) for r in rows]
     links = no_links(len(rgb), len(ir))
     if all(map(len, kept)):
-        found = rule(similarity(*(r[to_device(k, r.device)] for r, k in zip(rows, kept))).cpu().numpy())
+        found = rule(inner_products(*(r[to_device(k, r.device)] for r, k in zip(rows, kept))).cpu().numpy())
         for partner, among, own, other in zip(links, found, kept, kept[::-1]):
             partner[own] = np.where(among >= 0, other[among], -1)
     return links

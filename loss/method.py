@@ -5,7 +5,7 @@
         losses = method.losses(features, batch)
         ... backward, optimiser ...
         numbers = method.update(features, batch)
-    linked = method.links()
+    links = method.links()
 
 A method sees whole batches and all training images, however many processes there are. To add one, write a subclass and
 enter it into `loss.methods.METHODS` (docs/extending-methods.md).
@@ -93,7 +93,7 @@ class Method:
         return {}
 
     def links(self):
-        """Return the `LinkedClusters` of the epoch's last step, for the log and the page; None: nothing is linked."""
+        """Return the `Links` after the epoch's last step, for the log and the page; None: nothing is linked."""
         return None
 
     def prototypes(self):

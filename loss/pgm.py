@@ -41,7 +41,7 @@ class Alternating(LinkingMethod):
         turn = self.epoch - self.settings.cross_epoch
         if turn < 0:
             return own
-        links = self.links_now()
+        links = self.links()
         m, partner = (Modality.IR, links.ir_to_rgb) if turn % 2 else (Modality.RGB, links.rgb_to_ir)
         return [*self.crossing(m, batch.labels[m], partner), *own]
 

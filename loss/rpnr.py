@@ -75,7 +75,7 @@ class RPNR(Alternating):
             return clusters
         labels = {m: calibrate(features[m], clusters[m], s.top_images) for m in Modality}
         means = [cluster_means(features[m], clusters[m]) for m in Modality]
-        hybrid = hybrid_means(*means, self.links_now().ir_to_rgb, labels[Modality.IR])
+        hybrid = hybrid_means(*means, self.links().ir_to_rgb, labels[Modality.IR])
         self.memories["hybrid"] = MeanHardMemory(hybrid, s.temperature, s.momentum)
         return labels
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from loss.cluster_memory import MOMENTUM, TEMPERATURE, ClusterMemory, cluster_means
-from loss.links import LinkedClusters, nearest
+from loss.links import Links, nearest
 from loss.method import Method
 from loss.visits import GRADIENTS, Visit, visit_losses
 from utils.errors import UserError
@@ -44,7 +44,8 @@ class Unify(Method):
             sides = {"shared": (torch.cat(list(rows.values())), np.concatenate([found, labels[Modality.IR]]))}
             labels = {**labels, Modality.RGB: np.where(labels[Modality.RGB] < 0, -1, found)}
             both = np.intersect1d(*(np.unique(of[of >= 0]) for of in labels.values()))
-            self.linked = LinkedClusters(both, both, np.ones(len(both)))
+            own = np.arange(labels[Modality.IR].max() + 1)
+            self.linked = Links(*[np.where(np.isin(own, both), own, -1)] * 2)
             if not len(both):
                 raise UserError("no visible image was voted into an infrared cluster: nearly all of their nearest "
                                 "infrared images are outliers; raise CLUSTER.EPS, or unify in a later epoch")
@@ -73,7 +74,7 @@ class Unify(Method):
                 for depth, rows in zip(DEPTHS, features[m].chunk(self.split, dim=1))}
 
     def links(self):
-        """Return the clusters that have images of both modalities, each linked with itself; their cosines are 1."""
+        """Link each cluster that has images of both modalities with itself."""
         return self.linked
 
 

@@ -5,7 +5,6 @@ import torch
 
 from clustering.quality import cluster_quality, diagnose, link_accuracy, link_numbers
 from loss.links import LinkedClusters
-from processor.run.epoch import alike_at_start
 from processor.train import train
 from tests.tiny import IMAGES, TinyRun, tiny_model, tiny_settings, tiny_tester
 from utils.modality import Modality
@@ -33,13 +32,6 @@ def test_links_between_clusters():
     assert "link_accuracy" not in diagnose(labels, None, persons)
     assert link_numbers(right._replace(ir=np.array([1, 1, 0]))) == {
         "links": 3, "links_per_cluster": 6 / 5, "links_per_cluster_max": 2, "link_similarity": pytest.approx(0.7)}
-
-
-def test_similarity_is_of_the_epochs_start():
-    """Whatever a method says at its end, when linked prototypes have been mixed."""
-    centres = {Modality.RGB: torch.tensor([[2.0, 0], [0, 1]]), Modality.IR: torch.tensor([[1.0, 1], [0, -3], [1, 0]])}
-    mixed = LinkedClusters(np.array([0, 1, 1]), np.array([0, 1, 2]), np.ones(3))
-    assert alike_at_start(mixed, centres).similarity == pytest.approx([0.5 ** 0.5, -1, 0])
 
 
 def test_identities_never_reach_training(tiny_clip_file, banks, tmp_path):

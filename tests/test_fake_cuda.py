@@ -119,7 +119,7 @@ def given_links(monkeypatch):
     """Links and calibrated labels: they depend on values, of which there are none here."""
     monkeypatch.setattr("loss.cclnet.CCLNet.rule", staticmethod(lambda _: LINKS))
     monkeypatch.setattr("loss.links.to_host", lambda tensor: lambda: None)
-    monkeypatch.setattr("loss.links.link", lambda *_: LINKS)
+    monkeypatch.setattr("loss.links.link_rows", lambda *_: LINKS)
     monkeypatch.setattr("loss.rpnr.calibrate", lambda features, labels, top: labels)
 
 

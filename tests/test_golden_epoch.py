@@ -88,11 +88,8 @@ class Recorder:
             self.epochs.append({"method": (method, method.settings, id(method.memories)), "steps": [],
                                 "start": {name: rows.clone() for name, rows in method.prototypes().items()}})
         numbers = self.step(model, optimizer, method, *rest)
-        linked = method.links()
-        partner = np.full(len(method.memories["rgb"].prototypes), -1)
-        partner[linked.rgb] = linked.ir
         self.epochs[-1]["steps"].append({
-            "losses": [float(loss) for loss in numbers.values()], "links": partner,
+            "losses": [float(loss) for loss in numbers.values()], "links": method.links().rgb_to_ir,
             "rates": [group["lr"] for group in optimizer.param_groups],
             "weight_norms": [float(w.detach().norm()) for w in self.weights.values()],
             "weight_moves": [float((w.detach() - self.start[name]).norm()) for name, w in self.weights.items()],

@@ -42,7 +42,8 @@ def test_unification(golden_field, name):
         np.testing.assert_array_equal(found[RGB], np.where(labels[RGB] < 0, -1, unified))
         np.testing.assert_array_equal(np.flatnonzero(found[RGB] >= 0), g["first_kept_rgb"])
         np.testing.assert_array_equal(np.flatnonzero(found[IR] >= 0), g["kept_ir"])
-        assert method.links().ir.tolist() == sorted(set(unified[g["first_kept_rgb"]]))
+        both = sorted(set(unified[g["first_kept_rgb"]]))
+        assert all(np.flatnonzero(of >= 0).tolist() == of[both].tolist() == both for of in method.links())
         close(method.prototypes()["shared"], g["first_memory_deep"], 2e-5)
         close(method.prototypes()["shared_shallow"], g["first_memory_shallow"], 2e-5)
 

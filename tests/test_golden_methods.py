@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from loss.cluster_memory import MEMORIES, cluster_means
-from loss.links import Links, link, link_cost, optimal_transport, progressive, sinkhorn
+from loss.links import Links, link_cost, link_rows, optimal_transport, progressive, sinkhorn
 from loss.pgm import PGM
 from loss.rpnr import RPNR, MeanHardMemory, calibrate, dense_means, density, hybrid_means, relation_loss
 from tests.tiny import epoch_of, linked_by
@@ -100,7 +100,7 @@ def test_pgm_matching(golden_methods):
     g = golden_methods.load("pgm_matching")
     for case in g["cases"]:
         means = [rows(g, f"centroids_{m.value}_{case}") for m in Modality]
-        links = link(progressive, *means)
+        links = link_rows(progressive, *means)
         script = "sysu" if len(means[0]) >= len(means[1]) else "regdb"
         np.testing.assert_array_equal(links.ir_to_rgb, g[f"{script}_i2r_{case}"])
         np.testing.assert_array_equal(links.rgb_to_ir, g[f"{script}_r2i_{case}"])
@@ -126,7 +126,7 @@ def test_rpnr_optimal_transport(golden_methods):
         plan, iterations = sinkhorn(link_cost((unit[0] @ unit[1].T).numpy()))
         assert iterations == int(g[f"iterations_{case}"])
         close(plan, g[f"plan_{case}"], 2e-5)
-        links = link(optimal_transport, *means)
+        links = link_rows(optimal_transport, *means)
         np.testing.assert_array_equal(links.ir_to_rgb, g[f"i2r_{case}"])
         np.testing.assert_array_equal(links.rgb_to_ir, g[f"r2i_{case}"])
 

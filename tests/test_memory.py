@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from loss.cclnet import CCLNet
 from loss.cluster_memory import ClusterMemory, HardMemory, cluster_means
-from loss.links import Links, hungarian, listed
+from loss.links import Links, hungarian, linked_clusters
 from tests.tiny import epoch_of, linked_by
 from utils.modality import Modality
 
@@ -71,11 +71,17 @@ def test_links_below_zero_are_dropped(similarity, expected):
 
 
 def test_each_link_is_listed_once_from_whichever_side_it_is():
-    cosines = np.arange(12).reshape(4, 3)
-    found = listed(Links(np.array([1, 1, 0, -1]), np.array([-1, 0, 0])), cosines)
+    """With the cosine of its clusters' centres; links of clusters without images are left out."""
+    labels = {Modality.RGB: np.array([0, 1, 2, -1]), Modality.IR: np.array([0, 1, 2])}
+    centres = {Modality.RGB: torch.tensor([[2.0, 0], [0, 1], [1, 1]]),
+               Modality.IR: torch.tensor([[1.0, 1], [0, -3], [1, 0]])}
+    links = Links(np.array([1, 1, 0, -1]), np.array([-1, 0, 0]))
+    found = linked_clusters(links, labels, centres)
     assert list(zip(found.rgb.tolist(), found.ir.tolist())) == [(0, 1), (0, 2), (1, 1), (2, 0)]
-    assert found.similarity.tolist() == [1, 2, 4, 6]
-    assert [len(values) for values in listed(Links(np.full(4, -1), np.full(3, -1)), cosines)] == [0, 0, 0]
+    assert found.similarity == pytest.approx([0, 1, -1, 1])
+    few = linked_clusters(links, {Modality.RGB: np.array([0, 1]), Modality.IR: np.array([1, 2])}, centres)
+    assert list(zip(few.rgb.tolist(), few.ir.tolist())) == [(0, 1), (0, 2), (1, 1)]
+    assert [len(side) for side in linked_clusters(Links(*[np.full(3, -1)] * 2), labels, centres)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("kind", [ClusterMemory, HardMemory])

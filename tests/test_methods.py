@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import loss.rpnr
-from clustering.quality import with_images
 from configs.defaults import load_config
 from data.pseudo_labels import load_pseudo_labels
 from loss.cluster_memory import cluster_means
-from loss.links import LinkedClusters, Links, hungarian, link, optimal_transport, progressive
+from loss.links import Links, hungarian, link_rows, optimal_transport, progressive
 from loss.method import EpochStart, Method
 from loss.methods import METHODS
 from loss.rpnr import calibrate, hybrid_means, relation_loss
@@ -41,11 +40,11 @@ def test_clusters_without_a_row_stay_without_a_link(rule):
     rgb, ir = unit(4), unit(3, 1)
     expected = rule((rgb[[0, 2, 3]] @ ir[[0, 1]].T).numpy())
     rgb[1], ir[2] = 0, 0
-    links, names = link(rule, 5 * rgb, 3 * ir), np.array([0, 2, 3])
+    links, names = link_rows(rule, 5 * rgb, 3 * ir), np.array([0, 2, 3])
     assert links.rgb_to_ir[1] == links.ir_to_rgb[2] == -1
     np.testing.assert_array_equal(links.rgb_to_ir[names], expected.rgb_to_ir)
     np.testing.assert_array_equal(links.ir_to_rgb[:2], np.where(expected.ir_to_rgb >= 0, names[expected.ir_to_rgb], -1))
-    assert all((side == -1).all() for side in link(rule, 0 * rgb, ir))
+    assert all((side == -1).all() for side in link_rows(rule, 0 * rgb, ir))
 
 
 # ---- Steps
@@ -103,7 +102,7 @@ def test_links_of_prototypes_change_within_an_epoch_and_others_do_not(name):
             x, batch = draw(step)
             method.losses(x, batch)
             method.update(x, batch)
-            found.append((method.links().rgb.tolist(), method.links().ir.tolist()))
+            found.append([partner.tolist() for partner in method.links()])
         assert any(links != found[0] for links in found) == (space == "prototype")
 
 
@@ -144,7 +143,7 @@ def test_rpnr_calibrates_from_the_cross_epoch_on_and_averages_means_of_their_len
         np.testing.assert_array_equal(labels[m], calibrate(features[m], LABELS[m], 4))
         assert (labels[m] != LABELS[m]).any()
         torch.testing.assert_close(method.prototypes()[m.value], F.normalize(means[m], dim=1))
-    rows = hybrid_means(*means.values(), link(optimal_transport, *means.values()).ir_to_rgb, labels[Modality.IR])
+    rows = hybrid_means(*means.values(), link_rows(optimal_transport, *means.values()).ir_to_rgb, labels[Modality.IR])
     torch.testing.assert_close(method.prototypes()["hybrid"], F.normalize(rows, dim=1))
 
 
@@ -160,8 +159,8 @@ def test_links_come_from_the_space_that_is_asked_for():
     for space in ("centroid", "projection", "text"):
         method = METHODS["cclnet"](link_by=space)
         method.start(EpochStart({head: features[head] for head in method.needs}, labels, None), 1)
-        found[space] = dict(zip(method.links().rgb, method.links().ir))
-    expected = link(hungarian, *means).rgb_to_ir
+        found[space] = {r: i for r, i in enumerate(method.links().rgb_to_ir) if i >= 0}
+    expected = link_rows(hungarian, *means).rgb_to_ir
     assert found["centroid"] == {r: i for r, i in enumerate(expected) if i >= 0} != dict(enumerate(order))
     assert found["projection"] == found["text"] == dict(enumerate(order))
 
@@ -272,11 +271,3 @@ def test_configurations_of_the_methods_are_those_of_two_released_runs(name, end,
         s = train_settings(config, stage)
         assert [s.optim.lr * lr_factor(s, epoch) for epoch in range(1, s.epochs + 1)] == pytest.approx(2 * run)
         assert s.restart_epoch == s.of_method["cross_epoch"] == epochs + 1 and s.optim.bias_lr_factor == 1
-
-
-# ---- What is said about links
-
-def test_links_of_clusters_without_images_are_left_out():
-    found = LinkedClusters(np.array([0, 1, 1, 3]), np.array([2, 2, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]))
-    kept = with_images(found, {Modality.RGB: np.array([0, 1, -1]), Modality.IR: np.array([2, 1])})
-    assert [values.tolist() for values in kept] == [[0, 1], [2, 2], [0.1, 0.2]]

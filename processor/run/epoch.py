@@ -2,18 +2,17 @@
 import time
 
 import numpy as np
-import torch.nn.functional as F
 
 from clustering.labels import collapse_warnings
-from clustering.quality import diagnose, known_persons, link_numbers, with_images
+from clustering.quality import diagnose, known_persons, link_numbers
 from data.pseudo_labels import FILE_NAMES
+from loss.links import linked_clusters
 from processor.evaluate import metrics_record
 from processor.run.events import memory_use
 from utils.checkpoint import on_host
 from utils.errors import UserError
 from utils.finite import check_weights
 from utils.modality import Modality
-from utils.runtime import to_device
 
 COLLAPSED_EPOCHS = 3        # in a row that end train_prepare.py
 TOLD_EVERY = 5              # epochs between two of which the log tells, beside a stage's first and last
@@ -29,12 +28,12 @@ def end_epoch(stage, epoch, state, method, labels, centres, means, per_second, r
     Raises: NonFinite: a weight is not finite. UserError: the clusters of train_prepare.py have collapsed, or several
         processes disagree.
     """
-    linked, model, epochs = method.links(), state.model, state.settings.epochs
+    links, model, epochs = method.links(), state.model, state.settings.epochs
     check_weights(model.state_dict(), f"epoch {epoch}")     # before a checkpoint is replaced
     for buffer in model.buffers():      # running statistics, where each process has its own batch norm
         run.processes.same(buffer)
     run.processes.compare(f"epoch {epoch}", prototypes=method.prototypes(), weights=model.state_dict())
-    state.labels, state.linked = labels, linked and alike_at_start(with_images(linked, labels), centres)
+    state.labels, state.linked = labels, links and linked_clusters(links, labels, centres)
     sizes = {m.value: np.unique(of[of >= 0], return_counts=True)[1] for m, of in labels.items()}
     numbers = {"epoch": epoch, **means.means(), **{f"clusters_{name}": len(of) for name, of in sizes.items()},
                **{f"outliers_{m.value}": int((of < 0).sum()) for m, of in labels.items()},
@@ -124,15 +123,6 @@ def _refuse_collapse(history):
                         f"{rows[-1]['epoch']}, all clustered images of a modality were in one cluster, and "
                         "train_clip.py must not learn from that; try a smaller CLUSTER.EPS or CLUSTER.K1 or a lower "
                         "OPTIM.LR with --fresh, or set PREPARE.ALLOW_COLLAPSE True")
-
-
-def alike_at_start(linked, centres):
-    """Return `LinkedClusters` with cosines of before any step; where links mix prototypes, later ones are near 1.
-
-    Args: centres: as `end_epoch`.
-    """
-    rgb, ir = (centres[m][to_device(clusters, centres[m].device)] for m, clusters in zip(Modality, linked))
-    return linked._replace(similarity=F.cosine_similarity(rgb.float(), ir.float()).cpu().numpy())
 
 
 def epoch_lines(stage, numbers, epochs):
