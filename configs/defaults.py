@@ -81,7 +81,8 @@ def _known(layers):
     for layer in layers:
         name = layer.get("METHOD.NAME", name)
     if name not in METHODS:
-        raise UserError(f"METHOD.NAME is {name}; expected {' or '.join(METHODS)}")
+        raise UserError(f"METHOD.NAME is {name}; expected {' or '.join(METHODS)}, or one that your own script "
+                        "enters (docs/extending.md)")
     return known | {f"METHOD.{setting.name}": setting for setting in METHODS[name].declared()}
 
 

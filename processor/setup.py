@@ -240,7 +240,8 @@ def check_needs(config, tower, stage):
     """
     settings = train_settings(config, stage)
     needs = settings.method(**settings.of_method).needs
-    asks = "METHOD.LINK_BY is" if "LINK_BY" in config.METHOD else f"METHOD.NAME {config.METHOD.NAME} asks for the"
+    asks, other = ("METHOD.LINK_BY is", "prototype or centroid") if "LINK_BY" in config.METHOD else (
+        f"METHOD.NAME {config.METHOD.NAME} asks for the", "another method")
     if stage == "finetune" and not tower.has_text:
         raise UserError(f"MODEL.TOWER {tower.kind} has no texts, which train_clip.py learns; use what train_prepare.py "
                         "has trained, or choose a CLIP")
@@ -249,10 +250,10 @@ def check_needs(config, tower, stage):
                         f"{tower.kind} has none; choose transreid, or METHOD.NAME unify, which can do without")
     if "text" in needs and stage == "prepare":
         raise UserError(f"{asks} text, but train_prepare.py has no texts: train_clip.py learns them; choose "
-                        "prototype, centroid or projection")
+                        f"{other}")
     if "projection" in needs and not tower.has_text:
         raise UserError(f"{asks} projection, but MODEL.TOWER {tower.kind} has no texts to project to; "
-                        "choose prototype or centroid, or a CLIP")
+                        f"choose {other}, or a CLIP")
 
 
 def train_settings(config, stage):

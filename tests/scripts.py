@@ -1,7 +1,12 @@
 """The three scripts on miniature data, called in this process as the command line calls them."""
+import contextlib
 import importlib.util
+import io
+import runpy
 import sys
 from pathlib import Path
+
+import pytest
 
 from utils.errors import exit_on_user_error
 
@@ -39,3 +44,27 @@ def call(module, arguments):
 def without_report(monkeypatch):
     """Leave out the page of pictures at the end of a run: it takes longer than a miniature run."""
     monkeypatch.setattr("report.write.save_report", lambda *_, **__: None)
+
+
+class InThisProcess:
+    """Stands in for `subprocess.Popen`: runs a script here, at once, without pages of pictures, which take long."""
+
+    started = []
+
+    def __init__(self, words, stderr, **_):
+        words = words[1:]
+        if words[0] == "-C":        # git, which says of which commit a run is
+            raise OSError("no git here")
+        self.started.append(Path(words[0]).stem)
+        errors, self.returncode = io.StringIO(), 0
+        with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words)
+            patch.setattr("report.write.save_report", lambda *_, **__: None)
+            try:
+                runpy.run_path(words[0], run_name="__main__")
+            except SystemExit as end:
+                self.returncode = end.code or 0
+        stderr.write(errors.getvalue().encode())
+
+    def poll(self):
+        return self.returncode

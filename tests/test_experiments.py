@@ -1,17 +1,13 @@
 """Grids of runs: RegDB's trials on a miniature tree, and scripts of a second."""
-import contextlib
 import csv
 import io
 import json
 import os
 import pickle
-import runpy
 import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import scripts
@@ -24,34 +20,11 @@ from tools.lib.grid import REPOSITORY, Experiment, Step, make_grid
 from utils.errors import SIGNALS, Stopped, UserError
 
 
-class InThisProcess:
-    """Stands in for `subprocess.Popen`: runs a script here, at once, without pages of pictures, which take long."""
-
-    started = []
-
-    def __init__(self, words, stderr, **_):
-        words = words[1:]
-        if words[0] == "-C":        # git, which says of which commit a run is
-            raise OSError("no git here")
-        self.started.append(Path(words[0]).stem)
-        errors, self.returncode = io.StringIO(), 0
-        with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", words)
-            patch.setattr("report.write.save_report", lambda *_, **__: None)
-            try:
-                runpy.run_path(words[0], run_name="__main__")
-            except SystemExit as end:
-                self.returncode = end.code or 0
-        stderr.write(errors.getvalue().encode())
-
-    def poll(self):
-        return self.returncode
-
-
 def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, capsys):
     """What is finished is not done again, what is missing is; a failed run does not stop the others."""
-    root, runs, started = regdb_tree(tmp_path / "RegDB", persons=3, images=6), tmp_path / "runs", InThisProcess.started
-    monkeypatch.setattr(schedule.subprocess, "Popen", InThisProcess)
+    root, runs = regdb_tree(tmp_path / "RegDB", persons=3, images=6), tmp_path / "runs"
+    started = scripts.InThisProcess.started
+    monkeypatch.setattr(schedule.subprocess, "Popen", scripts.InThisProcess)
     monkeypatch.setattr(schedule, "SECONDS", 0)
     settings = scripts.settings(DATASET__NAME="regdb", DATASET__ROOT=root, DATASET__CACHE_DIR=tmp_path / "cache",
                                 OUTPUT_DIR=runs / "trial{trial}", MODEL__CLIP_WEIGHTS=tiny_clip_file, CLUSTER__K1=4,

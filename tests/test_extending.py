@@ -15,6 +15,7 @@ from loss.cclnet import CCLNet
 from loss.methods import METHODS
 from model.towers.registry import TOWERS
 from processor.run.folder import read_rows
+from tools.lib import schedule
 
 DOCS = scripts.REPOSITORY / "docs"
 FILE = re.compile(r"```python\n(# (\w+\.py)\n.*?)```", re.DOTALL)
@@ -62,7 +63,8 @@ def here(project, monkeypatch):
         words = scripts.settings(**{"DATASET__ROOT": "sysu", "CLUSTER__K1": 4, "METHOD__CROSS_EPOCH": 1,
                                     "SAMPLER__ITERATIONS": 2, "TEST__TRIALS": 1, "OUTPUT_DIR": f"runs/{name}",
                                     "METHOD__NAME": name, **changes})
-        monkeypatch.setattr(sys, "argv", [script, *words])
+        script, *first = script.split()
+        monkeypatch.setattr(sys, "argv", [script, *first, *words])
         names = {"__name__": "__main__"}
         exec(compile((project / script).read_text(), script, "exec"), names)
         return read_rows(project / "runs" / name)[-1] if name else names
@@ -80,8 +82,8 @@ def test_a_method_with_a_setting_in_a_project_that_has_utils_of_its_own(here, pr
 
 
 def test_a_data_set_a_loss_and_a_tower(here, project):
-    row = here("train_mine.py", "compact", DATASET__NAME="folders", DATASET__ROOT="people", METHOD__COMPACT_WEIGHT=0.2,
-               MODEL__CLIP_WEIGHTS="resnet18.pth", MODEL__TOWER="imagenet_resnet18")
+    row = here("mine.py train_prepare", "compact", DATASET__NAME="folders", DATASET__ROOT="people",
+               METHOD__COMPACT_WEIGHT=0.2, MODEL__CLIP_WEIGHTS="resnet18.pth", MODEL__TOWER="imagenet_resnet18")
     assert {"loss_rgb", "loss_ir", "loss_compact"} <= row.keys() and 0 < row["loss_compact"] < 0.8
     assert row["test"]["protocol"] == "folders v2t, one image per person"
     content = torch.load(project / "runs/compact/prepare_last.pth", weights_only=True)
@@ -91,5 +93,15 @@ def test_a_data_set_a_loss_and_a_tower(here, project):
 def test_a_linking_rule(here, tiny_clip_file, monkeypatch):
     """Not even at an epoch's end does the method's former rule link."""
     monkeypatch.setattr(CCLNet, "rule", None)
-    row = here("train_mine.py", "mutual", MODEL__CLIP_WEIGHTS=tiny_clip_file)
+    row = here("mine.py train_prepare", "mutual", MODEL__CLIP_WEIGHTS=tiny_clip_file)
     assert row["links"] > 0 and row["links_per_cluster"] == 1
+
+
+def test_a_grid_of_ones_own_methods(here, project, tiny_clip_file, monkeypatch):
+    """Training, and the tests of what it has trained, start by the script that enters the method."""
+    monkeypatch.setattr(schedule.subprocess, "Popen", scripts.InThisProcess)
+    scripts.InThisProcess.started.clear()
+    here("mine.py tools.experiments run --through mine.py --only prepare", METHOD__NAME="mutual",
+         OUTPUT_DIR="runs/grid", MODEL__CLIP_WEIGHTS=tiny_clip_file)
+    assert scripts.InThisProcess.started == ["mine"] * 3
+    assert len(list((project / "runs/grid/seed1").glob("tests/prepare_*-python-both-*/metrics.json"))) == 2

@@ -42,7 +42,7 @@ class Accepted:
 
 
 class Setting(NamedTuple):
-    """A setting: its default tells the type.
+    """A setting: its default tells the type, so write 1.0 where 0.5 is allowed too.
 
     `allowed` is a `Range`, a tuple of choices, `Accepted`, or a part of a sentence where any text will do, or any but
     none.

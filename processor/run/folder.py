@@ -91,7 +91,8 @@ def check_resumable(content, facts, folder):
         raise UserError(f"the run in {quoted(folder)} was started {found}. {remedy}, {FRESH}")
 
     old, new, changes = with_defaults(flat(content["config"])), flat(facts["config"]), []
-    for key in sorted(key for key in new if old.get(key, new[key]) != new[key]):
+    changed = [key for key in new if old.get(key, new[key]) != new[key]]
+    for key in sorted(changed, key=lambda key: (key != "METHOD.NAME", key)):        # it implies others
         before, now, grows = old[key], new[key], key in MAY_GROW
         if not (now > before if grows else may_change(key)):
             more = "; only more epochs may be asked for" if grows else ""

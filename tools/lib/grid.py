@@ -43,6 +43,7 @@ class Experiment:
     config_file: str | None
     words: tuple                # KEY VALUE words, OUTPUT_DIR last
     tested: tuple = ALL_TESTED      # checkpoints that are tested at the end; BASELINE is the model before training
+    through: str | None = None  # script that is given the name of one of ours as its first word; None: ours is run
 
     @cached_property
     def config(self):
@@ -62,7 +63,8 @@ class Experiment:
 
     def _step(self, script, is_finished, title="", words=()):
         file = ["--config_file", self.config_file] if self.config_file else []
-        return Step(title or script, [str(REPOSITORY / script), *file, *self.words, *words], is_finished)
+        started = [self.through, Path(script).stem] if self.through else [str(REPOSITORY / script)]
+        return Step(title or script, [*started, *file, *self.words, *words], is_finished)
 
     def _checkpoint(self, name):
         return self.folder / f"{name}.pth"
@@ -98,13 +100,13 @@ class Experiment:
                                             "tested": self.tested, "settings": flat(as_dict(self.config))})
 
 
-def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TESTED):
+def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TESTED, through=None):
     """List the runs of a grid, all checked: [`Experiment`].
 
     The folder of all runs is OUTPUT_DIR without the parts that {trial} is in; each run has a folder in it.
 
     Args: words: KEY VALUE words of all runs; seeds, trials: ints, () leaves the configuration's; varied: (key, values)
-        pairs; tested: of `Experiment`.
+        pairs; tested, through: of `Experiment`.
     Raises: UserError: a key is unknown, a value is none that a run could have, or two runs would be the same.
     """
     config = load_config(config_file, words)
@@ -123,7 +125,7 @@ def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TES
         chosen = {key: str(value) for key, value in zip(keys, values)}
         name = NOT_IN_NAMES.sub("_", "-".join(OWN_OPTION.get(key, f"{key}=") + value for key, value in chosen.items()))
         experiments.append(Experiment(name, parent / name, chosen, config_file, (
-            *words, *itertools.chain(*chosen.items()), "OUTPUT_DIR", str(parent / name)), tested))
+            *words, *itertools.chain(*chosen.items()), "OUTPUT_DIR", str(parent / name)), tested, through))
         settings = {**flat(as_dict(experiments[-1].config)), "OUTPUT_DIR": ""}
         if (other := seen.setdefault(repr(settings), name)) != name:
             raise UserError(f"the runs {other} and {name} would have the same settings; give every value once")
