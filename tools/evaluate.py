@@ -12,8 +12,9 @@ they are tested, and every result says "on other data".
 Prints a table, and writes metrics.json, ranked lists (CSV) and each query's numbers to FOLDER (default: beside the
 file, its name and -evaluated). A folder that holds a run, or results of another file or test, is refused. With two
 files also whether the first is better than the second: first minus second, with the 95 % interval and the p-value of a
-paired bootstrap over the queries. --rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6, 0.3); its
-results are marked as re-ranked, since others are not comparable.
+paired bootstrap over the queries, printed and in comparison-*.json of the first's folder. --rerank: k-reciprocal
+re-ranking (Zhong et al., CVPR 2017; k1 20, k2 6, 0.3); its results are marked as re-ranked, since others are not
+comparable.
 """
 import json
 import sys
