@@ -9,6 +9,7 @@ import trees
 
 from configs.defaults import load_config
 from data.pseudo_labels import labels_digest, save_pseudo_labels
+from loss.methods import METHODS
 from processor.prompt import PromptState, text_features
 from processor.setup import Setup, check_needs, check_shares, prompt_settings
 from tests import scripts
@@ -95,6 +96,13 @@ def test_methods_that_need_what_is_not_there(space, stage, has_text, sentence):
     tower = SimpleNamespace(has_text=has_text, kind="tiny", depths=1)
     with pytest.raises(UserError, match=sentence) if sentence else nullcontext():
         check_needs(config, tower, stage)
+
+
+def test_a_method_that_links_nothing_is_no_matter_of_where_it_links(monkeypatch):
+    monkeypatch.setattr(METHODS["none"], "needs", ("feature", "projection"))
+    with pytest.raises(UserError, match="NAME none asks for the projection.*; choose another method, or a CLIP"):
+        check_needs(load_config(None, ["METHOD.NAME", "none"]), SimpleNamespace(has_text=False, kind="tiny", depths=1),
+                    "prepare")
 
 
 def test_train_clip_builds_the_fine_tune_from_what_was_learned(words, tmp_path, monkeypatch):

@@ -133,7 +133,8 @@ def content_of(**facts):
 
 @pytest.mark.parametrize("changes, sentence", [
     ({"SEED": 2}, "SEED 1, now it is 2"), ({"OPTIM__LR": 0.001}, "OPTIM.LR 0.00035, now it is 0.001"),
-    ({"METHOD__SWAP_SCALE": 0.5}, "METHOD.SWAP_SCALE 0.1"), ({"DATASET__TRIAL": 2}, "DATASET.TRIAL"),
+    ({"METHOD__SWAP_SCALE": 0.5}, "METHOD.SWAP_SCALE 0.1"), ({"METHOD__NAME": "pgm"}, "METHOD.NAME 'cclnet', now"),
+    ({"DATASET__TRIAL": 2}, "DATASET.TRIAL"),
     ({"PREPARE__EPOCHS": 119}, "PREPARE.EPOCHS 120, now it is 119; only more epochs may be asked for")])
 def test_other_settings_are_refused_by_name(changes, sentence):
     with pytest.raises(UserError, match=f"the run in here was started with {sentence}.*add --fresh"):
