@@ -43,9 +43,10 @@ def load_config(config_file=None, overrides=(), base=None):
     for source, layer in layers:
         for name in layer:
             if name not in known:
-                near = _nearest(name, known)
-                raise UserError(f"{source} has the unknown key {name}; {f'did you mean {near}? ' if near else ''}"
-                                "docs/settings.md lists all keys")
+                near, of = _nearest(name, known), [other for other, method in METHODS.items() if name in {
+                    f"METHOD.{setting.name}" for setting in method.declared()}]
+                told = f"METHOD.NAME {' or '.join(of)} has it. " if of else f"did you mean {near}? " if near else ""
+                raise UserError(f"{source} has the unknown key {name}; {told}docs/settings.md lists all keys")
         typed = {name: _typed(known[name], value) for name, value in layer.items()}
         check_values(source, known, typed)
         values |= typed
@@ -88,12 +89,13 @@ def _known(layers):
 
 def _pairs(words):
     """Read the words of a command line: {"SECTION.KEY": text}."""
-    words = [part for word in words for part in (word.split("=", 1) if "=" in word and word.partition("=")[0].isupper()
-                                                 else [word])]
-    if len(words) % 2:
+    parts = []
+    for word in words:
+        parts += [word] if len(parts) % 2 else word.split("=", 1)       # a value may hold "=" too
+    if len(parts) % 2:
         raise UserError(f"configuration overrides {' '.join(words)} are no KEY VALUE pairs; expected an even number of "
                         "words, as in SEED 2 TEST.MODE indoor")
-    return dict(zip(words[::2], words[1::2]))
+    return dict(zip(parts[::2], parts[1::2]))
 
 
 class _TextLoader(yaml.BaseLoader):

@@ -112,7 +112,7 @@ SETTINGS = (
     Setting("FINETUNE.EPOCHS", 120, COUNT, "of train_clip.py's second stage"),
     Setting("FINETUNE.LABEL_SMOOTHING", 0.1, SHARE, "of the image-to-text loss"),
     Setting("FINETUNE.RESTART_AT_CROSS", False, (True, False),
-            "new Adam and new warm-up at METHOD.CROSS_EPOCH, as RegDB's released code"),
+            "new optimiser and new warm-up at METHOD.CROSS_EPOCH, as RegDB's released code"),
 
     Setting("TEST.MODE", "", "a mode of the data set, or both",
             "SYSU-MM01: all, indoor; RegDB, LLCM, csv: v2t, t2v; both: every mode; empty: the first"),

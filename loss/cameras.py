@@ -70,7 +70,7 @@ class CameraProxies:
         (clusters, cameras), own = np.unique(np.stack([labels, cameras])[:, kept], axis=1, return_inverse=True)
         self.of_image = np.full(len(labels), -1)
         self.of_image[kept] = own.reshape(-1)
-        self.clusters, self.cameras = (to_device(np.ascontiguousarray(v), features.device) for v in (clusters, cameras))
+        self.clusters, self.cameras = (to_device(v, features.device) for v in (clusters, cameras))
         self.memory = ClusterMemory(cluster_means(features, self.of_image), TEMPERATURE, MOMENTUM)
 
     def losses(self, x, positions):

@@ -7,7 +7,7 @@ what the cosines are:
     prototype    the memories' prototypes as they stand in each step, so links change within the epoch
     centroid     the clusters' mean features at the epoch's start
     projection   their mean projections, of unit length, in CLIP's joint space
-    text         their mean texts: those that the fine-tune learned for train_prepare's labels of their images
+    text         their mean texts: those that train_clip.py learned for train_prepare's labels of their images
 
 Links of all spaces but the first hold for the whole epoch.
 """
@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from loss.cluster_memory import cluster_means
 from loss.method import Method
+from utils.errors import UserError
 from utils.modality import Modality
 from utils.runtime import gpu_rounding, to_device, to_host
 from utils.settings import Setting
@@ -32,7 +33,10 @@ LINK_BY = Setting("LINK_BY", "prototype", tuple(HEAD_OF), "where clusters are li
 
 
 class Links(NamedTuple):
-    """The partner of every cluster in the other modality, -1 for none; neither one-to-one nor mutual in general."""
+    """The partner of every cluster in the other modality, -1 for none; neither one-to-one nor mutual in general.
+
+    Unified labels have one range: each cluster is then its own partner.
+    """
 
     rgb_to_ir: np.ndarray       # (K_rgb,) int64
     ir_to_rgb: np.ndarray       # (K_ir,) int64
@@ -51,7 +55,13 @@ def linked_clusters(links, labels, centres):
 
     Args: links: `Links`; labels: Modality -> (N,), trained on: a method may have taken a cluster's last image from it;
         centres: Modality -> (K, D) tensor, its mean features before any step: linked prototypes may have been mixed.
+    Raises: UserError: there are too few partners, or one is no cluster.
     """
+    for m, partner, others in zip(Modality, links, links[::-1]):
+        if len(partner) <= labels[m].max() or max(partner, default=-1) >= len(others):
+            raise UserError(f"the method's `links` gives partners up to {max(partner, default=-1)} for {len(partner)} "
+                            f"{m.value} clusters; expected one for each of {labels[m].max() + 1}, -1 or below "
+                            f"{len(others)}")
     rgb, ir = np.flatnonzero(links.rgb_to_ir >= 0), np.flatnonzero(links.ir_to_rgb >= 0)
     pairs = np.concatenate([np.stack([rgb, links.rgb_to_ir[rgb]]), np.stack([links.ir_to_rgb[ir], ir])], axis=1)
     pairs = pairs[:, np.all([np.isin(side, labels[m]) for m, side in zip(Modality, pairs)], axis=0)]

@@ -13,6 +13,8 @@ enter it into `loss.methods.METHODS` (docs/extending-methods.md).
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
+
 from utils.errors import UserError
 from utils.settings import Range, Setting
 
@@ -22,7 +24,7 @@ class EpochStart:
     """All training images at the start of an epoch, in the order of the data set."""
 
     features: dict      # head of the method's `needs` -> Modality -> (N, ·) tensor; "feature" is of unit length, where
-                        # the method is `mirrored` the mean of two such rows; "depths" (N, L, D) are not normalised
+                        # the method is `mirrored` as `processor.features.embed` says; "depths" (N, L, D) are not
     labels: dict        # Modality -> (N,) int64 array of clusters from 0 on, -1 for outliers
     cameras: dict       # Modality -> (N,) int64 array
 
@@ -102,8 +104,20 @@ class Method:
 
 
 def joined(losses, others):
-    """Add others' losses to those of a method: {name: scalar}. Raises UserError: one would replace another."""
+    """Add others' losses, or numbers, to those of a method: {name: scalar}. Raises UserError: one would be replaced."""
     if twice := losses.keys() & others.keys():
-        raise UserError(f"the method's loss {min(twice)} has the name of one that is added to it, which would replace "
+        raise UserError(f"the method's loss {min(twice)} has the name of another loss or number, which would replace "
                         "it; give it another name")
     return {**losses, **others}
+
+
+def check_labels(labels, method, cameras):
+    """Refuse what a method's `start` returned, where it is no label of each image.
+
+    Args: method: its class; cameras: Modality -> (N,). Raises: UserError.
+    """
+    for m, images in cameras.items():
+        found = np.asarray(labels[m])
+        if found.shape != images.shape or found.dtype != np.int64 or found.min() < -1 or found.max() < 0:
+            raise UserError(f"{method.__name__}.start returns {found.dtype} of shape {found.shape} for {m.value}; "
+                            f"expected int64 of shape {images.shape}, clusters from 0 on, -1 for an image without one")

@@ -1,4 +1,4 @@
-"""Steps in which batches visit memories one after the other, as in PGM and RPNR.
+"""Steps in which batches visit memories one after the other, as in PGM and those after it.
 
 In their released code the backward pass renews a memory after each visit, so a later visit's gradient multiplies rows
 that are newer than the probabilities in its loss. METHOD.GRADIENTS exact, the default, is the gradient of the loss that
@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.modality import Modality
 from utils.runtime import to_device
 from utils.settings import Setting
 
@@ -23,7 +22,7 @@ class Visit(NamedTuple):
 
     loss: str           # its name
     memory: str         # its name
-    batch: Modality
+    batch: object       # `Modality`, or the name of its features of one depth
     labels: np.ndarray  # (B,) clusters of the memory, -1 for none
     weight: float
     shares: torch.Tensor | None = None      # (B, K) target shares of all clusters; None: 1 of the label
@@ -33,8 +32,8 @@ def visit_losses(visits, memories, features, gradients):
     """Compute the losses of all visits, times their weights: {name: scalar}; the memories stay as they are.
 
     Args: visits: in the order in which the released code's backward pass makes them; memories: name -> memory;
-        features: Modality -> (B, D); gradients: "exact", or "released": a visit's gradient multiplies a copy of the
-        memory that the visits before it have renewed.
+        features: (B, D) by the visits' `batch`; gradients: "exact", or "released": a visit's gradient multiplies a
+        copy of the memory that the visits before it have renewed.
     """
     losses, renewed = {}, dict(memories)
     for visit in visits:

@@ -126,7 +126,7 @@ class Setup:
 
     @cached_property
     def cache(self):
-        """Where all images of the run are held: DATASET.CACHE, or what auto comes to."""
+        """Where all images of the run are held: DATASET.CACHE or what auto comes to; of several on CPUs always mmap."""
         if self.processes.size > 1 and self.device.type == "cpu":
             return "mmap"       # the processes of a machine share it; a copy each would cost its memory N times
         images = sum(len(images) for _, images in self.data.sets())

@@ -13,7 +13,7 @@ from data.batches import Batches
 from loss.cameras import with_cameras
 from loss.cluster_memory import cluster_means
 from loss.links import LinkedClusters
-from loss.method import EpochStart, joined
+from loss.method import EpochStart, check_labels, joined
 from model.replay import ReplayedNetwork
 from processor.features import embed_all
 from processor.optim import image_optimizer, lr_factor, set_lr
@@ -76,13 +76,14 @@ def train(stage, model, images, settings, run, tester, guidance=None):
     for epoch in run.epochs_left(stage, state, s.epochs):
         if epoch == s.restart_epoch:
             state.optimizer = image_optimizer(model.named_parameters(), s.optim)    # without memory of earlier steps
-        if epoch == method.best_epoch:
+        if epoch == method.best_epoch and state.best:       # there is none before the first epoch
             model.load_state_dict(state.best)
             state.best = None
         set_lr(state.optimizer, lr_factor(s, epoch))
         features = embed_all(model, images, method, s, guidance, p)                     # 1 features of all images
         labels = {m: make_pseudo_labels(features["feature"][m], m, s.cluster, p) for m in Modality}     # 2 clusters
         labels = method.start(EpochStart(features, labels, cameras), epoch)             # 3 prototypes and links
+        check_labels(labels, s.method, cameras)
         centres = {m: cluster_means(features["feature"][m], labels[m]) for m in Modality}
         del features        # hundreds of megabytes that the steps do not need
         batches, means = Batches(images, labels, s, epoch, method.views, p), RunningMeans()
@@ -116,4 +117,4 @@ def train_step(model, optimizer, method, batch, guidance=None, precision="releas
         sum(losses.values()).backward()
         optimizer.step()
         numbers = method.update({m: rows.detach() for m, rows in out["feature"].items()}, batch)
-    return {**{f"loss_{name}": loss.detach() for name, loss in losses.items()}, **numbers}
+    return joined({f"loss_{name}": loss.detach() for name, loss in losses.items()}, numbers)

@@ -33,7 +33,7 @@ def test_true_links_join_clusters_of_one_person(name):
 
 
 def test_the_supervised_bound_has_one_prototype_for_a_person():
-    method = bounds.supervised(None, PERSONS)(temperature=0.5)
+    method = bounds.supervised(METHODS["cclnet"], PERSONS)(temperature=0.5)
     labels = method.start(START, 1)         # persons 5, 7, 8 and 9
     assert [labels[m].tolist() for m in Modality] == [[1, 1, 1, 2, 2, 3, 3], [2, 2, 1, 1, 1, 1, 0]]
     rows = torch.cat(list(FEATURES.values()))

@@ -74,7 +74,7 @@ def here(project, monkeypatch):
 def test_a_method_with_a_setting_in_a_project_that_has_utils_of_its_own(here, project, tiny_clip_file):
     """The script that imports the project's utils starts, here for its help, the one that imports this repository's."""
     here("test_nearest.py")["test_each_cluster_is_linked_with_the_nearest"]()
-    row = here("train_nearest.py", "nearest", MODEL__CLIP_WEIGHTS=tiny_clip_file, METHOD__ACROSS_WEIGHT=0.5)
+    row = here("run_nearest.py train_prepare", "nearest", MODEL__CLIP_WEIGHTS=tiny_clip_file, METHOD__ACROSS_WEIGHT=0.5)
     assert row["loss_across"] > 0 and row["links"] > 0
     assert "ACROSS_WEIGHT: 0.5" in (project / "runs/nearest/config.yml").read_text()
     said = subprocess.check_output([sys.executable, "run_all.py", "--help"], cwd=project, text=True)
@@ -101,7 +101,7 @@ def test_a_grid_of_ones_own_methods(here, project, tiny_clip_file, monkeypatch):
     """Training, and the tests of what it has trained, start by the script that enters the method."""
     monkeypatch.setattr(schedule.subprocess, "Popen", scripts.InThisProcess)
     scripts.InThisProcess.started.clear()
-    here("mine.py tools.experiments run --through mine.py --only prepare", METHOD__NAME="mutual",
+    here("mine.py experiments run --only prepare", METHOD__NAME="mutual",
          OUTPUT_DIR="runs/grid", MODEL__CLIP_WEIGHTS=tiny_clip_file)
     assert scripts.InThisProcess.started == ["mine"] * 3
     assert len(list((project / "runs/grid/seed1").glob("tests/prepare_*-python-both-*/metrics.json"))) == 2

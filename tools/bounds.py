@@ -70,9 +70,9 @@ def true_links(labels, persons):
 
 def with_true_links(method, persons):
     """Make a method that links clusters as identities tell. Args: method: a class; persons: Modality -> (N,)."""
-    if not hasattr(method, "link"):     # as in loss/cclnet.py
-        raise UserError(f"METHOD.NAME is that of {method.__name__}, which links nothing (it has no `link`), so true "
-                        "links cannot help it; choose another method, or the bound supervised")
+    if not hasattr(method, "link"):
+        raise UserError(f"METHOD.NAME is that of {method.__name__}, which does not link clusters as a `LinkingMethod` "
+                        "of loss/links.py does, so it cannot be told true links; choose another method or bound")
 
     class TrueLinks(method):
         def link(self, start):
@@ -84,7 +84,7 @@ def with_true_labels(method, persons):
     """Make a method that trains on identities in place of clusters. Args: as `with_true_links`."""
     identities = {m: np.unique(persons[m], return_inverse=True)[1] for m in Modality}
 
-    class TrueLabels(with_true_links(method, persons)):
+    class TrueLabels(with_true_links(method, persons) if hasattr(method, "link") else method):
         def start(self, start, epoch):
             return super().start(replace(start, labels=identities), epoch)
     return TrueLabels
@@ -93,13 +93,13 @@ def with_true_labels(method, persons):
 def supervised(method, persons):
     """Make the method that trains the identity loss alone: cross entropy against one prototype per person.
 
-    Args: as `with_true_links`; the method is not used.
+    Args: as `with_true_links`; of the method only its settings are used, so that any configuration will do.
     """
     both = np.unique(np.concatenate(list(persons.values())), return_inverse=True)[1]
     identities = dict(zip(Modality, np.split(both, [len(persons[Modality.RGB])])))
 
     class Supervised(Method):
-        SETTINGS = (TEMPERATURE, MOMENTUM)
+        SETTINGS = (TEMPERATURE, MOMENTUM, *method.declared())
 
         def unifies(self, epoch):
             return True
@@ -136,7 +136,7 @@ def main():
     name, told = BOUNDS[arguments.bound]
     name = name.format(config.METHOD.NAME)
     METHODS[name] = told(METHODS[config.METHOD.NAME], persons)
-    folder = f"{config.OUTPUT_DIR}-{name.removeprefix(f'{config.METHOD.NAME}-')}"
+    folder = f"{Path(config.OUTPUT_DIR)}-{name.removeprefix(f'{config.METHOD.NAME}-')}"
     sys.argv = [f"{arguments.script}.py", *(["--config_file", arguments.config_file] if arguments.config_file else []),
                 *["--fresh"] * arguments.fresh, *arguments.overrides, "METHOD.NAME", name, "OUTPUT_DIR", folder]
     import_module(arguments.script).main()

@@ -2,8 +2,7 @@
 one method is better than another.
 
     python tools/experiments.py run     [--config_file configs/sysu.yml] [--seeds 1 2 3] [--trials 1-10]
-                                        [--vary KEY VALUE VALUE ...] [--only prepare] [--at_once N]
-                                        [--through SCRIPT] [KEY VALUE ...]
+                                        [--vary KEY VALUE VALUE ...] [--only prepare] [--at_once N] [KEY VALUE ...]
     python tools/experiments.py run     ... --cluster slurm [--partition NAME] [--gpus 1] [--cpus 8] [--hours 12]
     python tools/experiments.py table   FOLDER [FOLDER ...] [--protocol python] [--logged NAME]
                                         [--published [METHOD ...]] [--names NAME NAME ...] [--csv | --latex]
@@ -11,10 +10,10 @@ one method is better than another.
 
 `run` makes every run of the grid in a folder of its own in OUTPUT_DIR, named by what differs: train_prepare.py,
 train_clip.py, then test.py on the last and the best checkpoint of both; with `--only prepare` without train_clip.py.
-The same command again resumes; what is finished is skipped, a failed run does not stop the others. --through starts all
-three by your script that imports parts of your own (docs/extending.md). `table` reads the folders of runs, or of grids.
---names stand for our methods in the order of the table; --latex is the table of a paper.
-`compare` says whether each method is better than the first one, with 95 % intervals; it also takes two tests/* folders.
+The same command again resumes; what is finished is skipped, a failed run does not stop the others. `table` reads the
+folders of runs, or of grids. --names stand for our methods in the order of the table; --latex is the table of a paper.
+`compare` says whether each method is better than the first one (of a grid's by name), with 95 % intervals; it also
+takes two tests/* folders.
 """
 import math
 import re
@@ -47,7 +46,7 @@ def parse_arguments(arguments=None):
                         help="one run for each value; may be given several times")
     parser.add_argument("--only", choices=("prepare",), help="train and test with train_prepare.py alone")
     parser.add_argument("--through", type=existing("file", "a script such as mine.py of docs/extending.md"),
-                        help="your script that runs ours, by the name that is its first word")
+                        help="script that starts ours; one with parts of your own gives it itself")
     parser.add_argument("--at_once", type=whole_number(1, 1000), default=1,
                         help="runs at the same time on this machine; default: 1")
     parser.add_argument("--cluster", choices=("slurm",), help="queue a job for every run instead")

@@ -45,7 +45,7 @@ def end_epoch(stage, epoch, state, method, labels, centres, means, per_second, r
     for line in [*epoch_lines(stage, numbers, epochs), *collapse_warnings(labels)]:
         run.log.info(line)
     best_is_wanted = method.best_epoch is not None and epoch < method.best_epoch
-    due = tester.is_due(epoch, epochs) or best_is_wanted and epoch + 1 == method.best_epoch
+    due = tester.is_due(epoch, epochs) or best_is_wanted    # in every epoch: TEST.EVERY must not choose weights
     state.evaluation = tester(model) if due else None
     content = checkpoint(stage, epoch, model, state.evaluation, tester)
     run.record(stage, {f"cluster_size_{name}": of for name, of in sizes.items()}, **numbers,

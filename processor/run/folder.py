@@ -30,7 +30,7 @@ OF_CLIP = ("model_*.pth", "clip_state.pth*", "tensorboard/prompt", "tensorboard/
 DEPENDENT = {"clip": OF_CLIP, "prepare": (*OF_CLIP, "prepare_*.pth", "prepare_state.pth*", "pseudo_labels",
                                           "tensorboard/prepare", "report_data/prepare.json",
                                           "report_data/run-train_prepare.json", "tests/prepare_*")}
-MADE = {"prepare": ("prepare_*.pth", "pseudo_labels"), "clip": ("model_*.pth",)}     # of them, what no other makes
+MADE = {"prepare": ("prepare_*.pth", "pseudo_labels"), "clip": ("model_*.pth",)}     # by no other script
 FRESH = "choose another OUTPUT_DIR, or add --fresh to start over and keep the old files aside"
 
 
@@ -205,9 +205,9 @@ class Run:
 
     def written(self):
         """Wait until all that was saved is on the disk. Raises: UserError: something could not be written."""
-        unwritten, self.unwritten = self.unwritten, []
-        for each in unwritten:
+        for each in self.unwritten:
             each.result()
+        self.unwritten = []         # now: a signal while waiting leaves them to be waited for
 
     def record(self, stage, distributions=None, **numbers):
         """Add an epoch's numbers to metrics.jsonl, a line per epoch of every stage, and to the TensorBoard files.

@@ -13,7 +13,7 @@ import torch
 
 def provenance(device):
     """Describe this process: {"command", "started", "commit", "versions", "hardware"}. Args: device: torch device."""
-    return {"command": shlex.join(["python", *sys.argv]),
+    return {"command": shlex.join(["python", *sys.orig_argv[1:]]),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "commit": commit(Path(__file__).parent), "versions": versions(), "hardware": hardware(device)}
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from configs.defaults import as_dict, load_config
 from configs.groups import may_change
 from configs.identity import BASELINE
-from data.pseudo_labels import FILE_NAMES
+from data.pseudo_labels import FILE_NAMES, labels_digest, renumbered
 from model.published import load_checkpoint
 from report.run_files import GRID_FILE, read_run
-from utils.checkpoint import save_json
+from utils.checkpoint import load_array, save_json
 from utils.errors import UserError
 from utils.settings import flat
 
@@ -80,9 +80,11 @@ class Experiment:
                 and all((self.folder / "pseudo_labels" / name).is_file() for name in FILE_NAMES.values()))
 
     def _clip_is_finished(self):
-        made, began_with = self._checkpoint("model_last"), self._checkpoint("prepare_last")
-        return self._has_reached("model_last", self.config.FINETUNE.EPOCHS) and not (
-            began_with.is_file() and made.stat().st_mtime < began_with.stat().st_mtime)
+        if not self._has_reached("model_last", self.config.FINETUNE.EPOCHS):
+            return False
+        folder = Path(self.config.PSEUDO_LABEL_DIR or self.folder / "pseudo_labels")
+        labels = renumbered({m: load_array(folder / name) for m, name in FILE_NAMES.items()})
+        return load_checkpoint(self._checkpoint("model_last")).get("pseudo_labels") == labels_digest(labels)
 
     def _has_reached(self, name, epochs):
         """Tell whether a checkpoint is of the last epoch and of these settings; the script refuses other ones."""
@@ -129,6 +131,9 @@ def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TES
         settings = {**flat(as_dict(experiments[-1].config)), "OUTPUT_DIR": ""}
         if (other := seen.setdefault(repr(settings), name)) != name:
             raise UserError(f"the runs {other} and {name} would have the same settings; give every value once")
+        if any(other.folder == experiments[-1].folder for other in experiments[:-1]):
+            raise UserError(f"two runs would have the folder {name}, in which characters such as / are _; name their "
+                            "files otherwise, or make two grids")
     return experiments
 
 
