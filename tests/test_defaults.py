@@ -59,7 +59,7 @@ def test_what_was_typed_gets_its_settings_type(yml, key, typed, becomes):
     ("TEST: {PROTOCOL: x}", "sets TEST.PROTOCOL to x; expected python or original-1 or"),
     ("METHOD: {NAME: ours}", "METHOD.NAME is ours; expected cclnet or pgm or rpnr or "),
     ("CHECKPOINT: {MINUTES: 5}", "unknown key CHECKPOINT.MINUTES; docs/settings.md lists"),
-    ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE"),
+    ("METHOD: {NAME: none, SWAP_SCALE: 0.3}", "unknown key METHOD.SWAP_SCALE; METHOD.NAME cclnet has it."),
     ("METHOD: {NAME: pgm, CROS_WEIGHT: 1}", "unknown key METHOD.CROS_WEIGHT; did you mean METHOD.CROSS_WEIGHT?"),
     ("METHOD: {NAME: rpnr, TOP_IMAGES: 0}", "sets METHOD.TOP_IMAGES to 0; expected a whole number from 1 on"),
     ("METHOD: {RENEWAL: soft}", "sets METHOD.RENEWAL to soft; expected plain or hard"),
@@ -73,9 +73,10 @@ def test_what_a_file_may_not_say(yml, text, sentence):
 
 def test_the_command_line_beats_the_file_and_the_file_beats_the_checkpoint(yml):
     base = {"SEED": 3, "CLUSTER": {"K1": 7, "K2": 4, "EPS": 0.5}}
-    config = load_config(yml("CLUSTER: {K1: 8, K2: 9}"), ["CLUSTER.K1=10", "TEST.MODE", "indoor"], base)
+    words = ["CLUSTER.K1=10", "TEST.MODE", "indoor", "OUTPUT_DIR", "A=1"]
+    config = load_config(yml("CLUSTER: {K1: 8, K2: 9}"), words, base)
     assert (config.SEED, config.CLUSTER.K1, config.CLUSTER.K2, config.CLUSTER.EPS) == (3, 10, 9, 0.5)
-    assert config.TEST.MODE == "indoor"
+    assert (config.TEST.MODE, config.OUTPUT_DIR) == ("indoor", "A=1")
     with pytest.raises(AttributeError):
         config.SEED = 4
     for words in (["SEED"], ["SEED", "2", "COMPILE"]):

@@ -46,6 +46,8 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
     assert done == [] and said.err == "no run of 1 is missing\n" and "train_clip" not in said.out.split("CCLNet,")[0]
     assert run()[0] == ["train_clip", "test", "test"]
     assert run("DATASET.CACHE", "mmap")[0] == []       # no other training
+    (good / "prepare_last.pth").unlink()
+    assert run()[0] == ["train_prepare"]       # the labels are the same, so train_clip has nothing to do
     [results] = good.glob("tests/model_last-python-both-*/metrics.json")
     next(good.glob("tests/prepare_best-*/metrics.json")).unlink()
     experiments.main(["table", str(good), str(runs)])
@@ -64,6 +66,7 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
     (["--seeds", "1", "--vary", "CLUSTER.EPZ", "1"], "unknown key CLUSTER.EPZ; did you mean CLUSTER.EPS"),
     (["--vary", "CLUSTER.EPS", "0.5", "7"], "sets CLUSTER.EPS to 7.0; expected a number from 0 to 1"),
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
+    (["--vary", "MODEL.CLIP_WEIGHTS", "a/b.pt", "a_b.pt"], "two runs would have the folder MODEL.CLIP_WEIGHTS=a_b.pt-"),
     (["--seeds", "3-1"], "--seeds 3-1 names none"),
     (["--seeds", "1-999", "--vary", "CLUSTER.EPS", "0.5", "0.6"], "the grid has 1,998 runs; expected 1,000 at most"),
     (["--vary", "SEED", "1", "2", "--seeds", "1"], "the values of SEED are given twice"),

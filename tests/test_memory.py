@@ -10,6 +10,7 @@ from loss.cclnet import CCLNet
 from loss.cluster_memory import ClusterMemory, HardMemory, cluster_means
 from loss.links import Links, hungarian, linked_clusters
 from tests.tiny import epoch_of, linked_by
+from utils.errors import UserError
 from utils.modality import Modality
 
 SCALE, DIM = 0.1, 16
@@ -82,6 +83,9 @@ def test_each_link_is_listed_once_from_whichever_side_it_is():
     few = linked_clusters(links, {Modality.RGB: np.array([0, 1]), Modality.IR: np.array([1, 2])}, centres)
     assert list(zip(few.rgb.tolist(), few.ir.tolist())) == [(0, 1), (0, 2), (1, 1)]
     assert [len(side) for side in linked_clusters(Links(*[np.full(3, -1)] * 2), labels, centres)] == [0, 0, 0]
+    for wrong in (Links(np.array([1, 1]), np.array([-1, 0, 0])), Links(np.array([1, 1, 3]), np.array([-1, 0, 0]))):
+        with pytest.raises(UserError, match="expected one for each of 3, -1 or below 3"):
+            linked_clusters(wrong, labels, centres)
 
 
 @pytest.mark.parametrize("kind", [ClusterMemory, HardMemory])

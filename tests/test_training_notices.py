@@ -1,11 +1,13 @@
 """What a run keeps and what it refuses: checkpoints, collapsed clusters, lost files, resuming."""
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from configs.defaults import as_dict
+from loss.methods import METHODS
 from processor.evaluate import Evaluation
 from processor.metrics import RankMetrics
 from processor.run.epoch import finish_stage
@@ -13,7 +15,8 @@ from processor.run.folder import FORMAT, check_resumable, read_rows
 from processor.run.provenance import versions
 from processor.train import train
 from tests.tiny import LABELS, TinyRun, tiny_config, tiny_settings, tiny_tester
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
+from utils.modality import Modality
 
 
 class ScriptedTester:
@@ -116,6 +119,44 @@ def test_what_was_lost_is_written_again(model, banks, tmp_path, clusters):
     written = label.stat().st_mtime_ns, (tmp_path / "prepare_last.pth").stat().st_mtime_ns
     assert again()[1] == 0
     assert (label.stat().st_mtime_ns, (tmp_path / "prepare_last.pth").stat().st_mtime_ns) == written
+
+
+@pytest.mark.parametrize("best, tested", [(1, [4]), (3, [1, 2, 4])])
+def test_test_every_does_not_choose_the_weights_that_an_epoch_begins_with(model, banks, tmp_path, clusters, monkeypatch,
+                                                                          best, tested):
+    """All epochs before it are tested; the first one begins with what there is."""
+    monkeypatch.setattr(METHODS["none"], "best_epoch", best)
+    tester, run = ScriptedTester(banks, {epoch: epoch / 9 for epoch in range(1, 5)}), TinyRun(tmp_path)
+    monkeypatch.setattr(ScriptedTester, "is_due",
+                        lambda self, epoch, last: vars(self).update(epoch=epoch) or epoch == last)
+    train("prepare", model, banks, tiny_settings(4, METHOD__NAME="none"), run, tester)
+    assert [row["epoch"] for row in run.history if "test" in row] == tested
+
+
+def test_what_a_signal_interrupts_the_waiting_for_is_waited_for_again(tmp_path):
+    run, asked = TinyRun(tmp_path), []
+
+    def result():
+        asked.append(1)
+        if len(asked) == 1:
+            raise Stopped("stopped", 15)
+
+    run.unwritten = [SimpleNamespace(result=result)]
+    with pytest.raises(Stopped):
+        run.written()
+    run.written()
+    run.written()
+    assert len(asked) == 2
+
+
+# ---- What a method of one's own may not do
+
+@pytest.mark.parametrize("labels", [LABELS[Modality.RGB][1:], LABELS[Modality.RGB] / 1, 0 * LABELS[Modality.RGB] - 1,
+                                    LABELS[Modality.RGB] - 2])
+def test_labels_that_are_none_are_refused(model, banks, tmp_path, stubs, monkeypatch, labels):
+    monkeypatch.setattr(METHODS["none"], "start", lambda self, start, epoch: {**start.labels, Modality.RGB: labels})
+    with pytest.raises(UserError, match="NoLinks.start returns .* for rgb; expected int64 of shape"):
+        train("prepare", model, banks, tiny_settings(2, METHOD__NAME="none"), TinyRun(tmp_path), tiny_tester(banks))
 
 
 # ---- Resuming
