@@ -68,10 +68,9 @@ def lr_factor(settings, epoch):
 
 
 def set_lr(optimizer, factor):
-    """Set every group's learning rate to its base_lr * factor; returns the first group's."""
+    """Set every group's learning rate to its base_lr * factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
 
 
 def warmup_cosine_lr(epoch, epochs, lr, lr_min, warmup_lr, warmup_epochs):

@@ -73,10 +73,9 @@ def test_what_a_file_may_not_say(yml, text, sentence):
 
 def test_the_command_line_beats_the_file_and_the_file_beats_the_checkpoint(yml):
     base = {"SEED": 3, "CLUSTER": {"K1": 7, "K2": 4, "EPS": 0.5}}
-    words = ["CLUSTER.K1=10", "TEST.MODE", "indoor", "OUTPUT_DIR", "A=1"]
-    config = load_config(yml("CLUSTER: {K1: 8, K2: 9}"), words, base)
+    config = load_config(yml("CLUSTER: {K1: 8, K2: 9}"), ["CLUSTER.K1=10", "TEST.MODE=indoor", "OUTPUT_DIR", "="], base)
     assert (config.SEED, config.CLUSTER.K1, config.CLUSTER.K2, config.CLUSTER.EPS) == (3, 10, 9, 0.5)
-    assert (config.TEST.MODE, config.OUTPUT_DIR) == ("indoor", "A=1")
+    assert (config.TEST.MODE, config.OUTPUT_DIR) == ("indoor", "=")
     with pytest.raises(AttributeError):
         config.SEED = 4
     for words in (["SEED"], ["SEED", "2", "COMPILE"]):

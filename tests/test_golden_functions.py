@@ -91,7 +91,7 @@ def test_image_schedule(golden):
     parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("conv.weight", "conv.bias")}
     optimizer = image_optimizer(parameters.items(), settings.optim)
     for epoch, (lr, bias_lr) in enumerate(zip(g["visual_lr"], g["visual_bias_lr"]), 1):
-        assert set_lr(optimizer, lr_factor(settings, epoch)) == pytest.approx(lr, rel=1e-6), epoch
+        set_lr(optimizer, lr_factor(settings, epoch))
         rates = {name: group["lr"] for group in optimizer.param_groups for name, p in parameters.items()
                  if any(p is q for q in group["params"])}
         assert rates == pytest.approx({"conv.weight": lr, "conv.bias": bias_lr}, rel=1e-6), epoch

@@ -24,7 +24,6 @@ from utils.errors import UserError
 from utils.modality import Modality
 from utils.settings import Range, Setting
 
-# ---- Rules
 
 @pytest.mark.parametrize("sizes", [(9, 4), (4, 9), (13, 4), (5, 5), (1, 3)])
 def test_progressive_links_every_cluster_however_many_there_are(sizes):
@@ -46,8 +45,6 @@ def test_clusters_without_a_row_stay_without_a_link(rule):
     np.testing.assert_array_equal(links.ir_to_rgb[:2], np.where(expected.ir_to_rgb >= 0, names[expected.ir_to_rgb], -1))
     assert all((side == -1).all() for side in link_rows(rule, 0 * rgb, ir))
 
-
-# ---- Steps
 
 LINKS = Links(np.array([1, 0, 2, 2]), np.array([1, 0, 3]))
 
@@ -165,8 +162,6 @@ def test_links_come_from_the_space_that_is_asked_for():
     assert found["projection"] == found["text"] == dict(enumerate(order))
 
 
-# ---- Guidance by texts
-
 def test_a_loss_with_the_name_of_a_text_loss_is_refused():
     batch = SimpleNamespace(images={m: torch.zeros(1) for m in Modality})
     both = SimpleNamespace(losses=lambda *_: {"i2t_rgb": torch.zeros(())})
@@ -190,8 +185,6 @@ def test_the_text_of_an_image_has_unit_length_and_is_zero_without_a_label():
     torch.testing.assert_close(found[Modality.RGB], torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
     torch.testing.assert_close(found[Modality.IR], torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8]]))
 
-
-# ---- Settings, and what the loop promises
 
 # Two clusters of each modality, one of them shared; the first image of each is left out.
 TWO = {m: np.where(np.arange(IMAGES) == 0, -1, np.where(np.arange(IMAGES) < size, own, 7))

@@ -101,8 +101,6 @@ def test_weights_that_are_not_finite_replace_nothing(model, banks, tester, tmp_p
     assert len(before) == 5 and {path: path.read_bytes() for path in before} == before
 
 
-# ---- Prompts
-
 def test_prompts_alone_learn(model, text, banks, tmp_path):
     labels = {RGB: LABELS[RGB], IR: np.maximum(LABELS[IR] - 1, -1)}     # the first infrared person has no label
     settings = tiny_prompt_settings(PROMPT__EPOCHS=3, PROMPT__LR=0.01)
@@ -145,8 +143,6 @@ def test_prompts_resume_after_an_epoch(model, text, banks, tmp_path, monkeypatch
     monkeypatch.setattr(processor.prompt, "embed", None)        # a finished stage does not even embed
     learn_prompts(model, text, banks, LABELS, settings, TinyRun(tmp_path / "b", again.saved()))
 
-
-# ---- Clusters of which little can be learned
 
 def test_a_stages_log_is_short_and_tells_of_every_long_epoch():
     numbers = {"loss_rgb": 0.7273, "loss_ir": 11.2, "clusters_rgb": 78, "clusters_ir": 72, "outliers_rgb": 49,

@@ -1,7 +1,6 @@
 """A vision transformer in CLIP's place: runs of the scripts, checkpoints, weights, optimiser, normalisation."""
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,6 @@ import scripts
 import torch
 import trees
 
-from configs.defaults import load_config
 from configs.settings import SETTINGS
 from data import augment
 from model.cclnet import CCLNet
@@ -40,8 +38,6 @@ def model(new_model):
     return new_model()
 
 
-# ---- Runs
-
 def test_a_run_of_both_scripts_and_its_test(new_model, tiny_vit_file, tmp_path, monkeypatch, capsys):
     """In bf16, with overlapping patches and a frozen patch convolution; the test takes the checkpoint's settings."""
     scripts.without_report(monkeypatch)
@@ -67,8 +63,6 @@ def test_a_run_of_both_scripts_and_its_test(new_model, tiny_vit_file, tmp_path, 
     assert scripts.call(scripts.load("test"), ["--resume_path", path, "MODEL.STRIDE", "16"]) == 2
     assert "was trained with MODEL.STRIDE 8, now it is 16" in capsys.readouterr().err
 
-
-# ---- Checkpoints
 
 def test_what_a_checkpoint_does_and_does_not_say(new_model):
     """Without a description the tower has OpenAI's heads, and the size of the images is asked for; four heads count."""
@@ -96,8 +90,6 @@ def test_a_checkpoint_of_another_model(model, changes, lacks, sentence):
     with pytest.raises(UserError, match=sentence):
         model_from_checkpoint({"state_dict": state, "model": {**model.describe(), **changes}}, "model.pth")
 
-
-# ---- Weights
 
 def test_names(monkeypatch):
     """open_clip has the file of every name, an unknown name lists the names, and the name finds the tower."""
@@ -145,8 +137,6 @@ def test_both_towers_and_a_checkpoint_have_the_activation(tiny_vit_file, kind, o
     assert torch.equal(outputs(model_from_checkpoint(content, "m")), outputs(model)) == (kind == "quick_gelu")
 
 
-# ---- Optimiser
-
 def test_the_first_factor_that_fits_counts(model):
     factors = (("tower.transformer.resblocks.1", 3.0), ("tower.transformer.", 0.1), ("tower.stems.", 0))
     freeze(model.named_parameters(), factors)
@@ -164,8 +154,6 @@ def test_the_first_factor_that_fits_counts(model):
         freeze(model.named_parameters(), (("tower.", 1.0), ("stem.", 0.5)))
 
 
-# ---- Normalisation
-
 def test_erased_pixels_are_0_in_all_normalisations():
     assert tuple(augment.NORMALISATIONS) == CHOICES["INPUT.NORMALISATION"]
     images = torch.full((1, 3, 8, 4), 51, dtype=torch.uint8)
@@ -177,8 +165,6 @@ def test_erased_pixels_are_0_in_all_normalisations():
         torch.testing.assert_close(augment.apply(images, plan, name), expected)
 
 
-# ---- The scale of the text losses
-
 @pytest.mark.parametrize("clusters, least", [(1, 0.0), (2, 0.0), (3, math.log(2)), (101, math.log(100))])
 def test_the_scale_has_bounds(clusters, least):
     """Too small below ln(K - 1), too large above half of CLIP's scale, right at both; one cluster: no bound below."""
@@ -188,14 +174,3 @@ def test_the_scale_has_bounds(clusters, least):
     found = [len(describe_scale(product, 1.0, clusters, 64.0)) - 1
              for product in (max(0.0, least - 1e-9), least, 32.0, 32.0 + 1e-9)]
     assert found[:3] == [clusters > 2, 0, 0] and (clusters == 1 or found[3] == 1)
-
-
-# ---- The demo's small CLIP
-
-def test_the_shipped_clip():
-    """It is at most 8 MB, and the settings of its demo fit it."""
-    config = load_config("configs/demo_vit.yml")
-    assert Path(config.MODEL.CLIP_WEIGHTS).stat().st_size <= 8e6
-    tower = load_tower(config.MODEL.CLIP_WEIGHTS, name=config.MODEL.NAME, height=config.INPUT.HEIGHT,
-                       width=config.INPUT.WIDTH, stride=config.MODEL.STRIDE)
-    assert tower.kind == "clip_vit" and tower.feature_dim == 128
