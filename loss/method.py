@@ -104,9 +104,9 @@ class Method:
 
 
 def joined(losses, others):
-    """Add others' losses, or numbers, to those of a method: {name: scalar}. Raises UserError: one would be replaced."""
+    """Add others' losses to those of a method: {name: scalar}. Raises UserError: one would replace another."""
     if twice := losses.keys() & others.keys():
-        raise UserError(f"the method's loss {min(twice)} has the name of another loss or number, which would replace "
+        raise UserError(f"the method's loss {min(twice)} has the name of one that is added to it, which would replace "
                         "it; give it another name")
     return {**losses, **others}
 

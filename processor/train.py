@@ -117,4 +117,4 @@ def train_step(model, optimizer, method, batch, guidance=None, precision="releas
         sum(losses.values()).backward()
         optimizer.step()
         numbers = method.update({m: rows.detach() for m, rows in out["feature"].items()}, batch)
-    return joined({f"loss_{name}": loss.detach() for name, loss in losses.items()}, numbers)
+    return {**numbers, **{f"loss_{name}": loss.detach() for name, loss in losses.items()}}     # no loss is replaced
