@@ -28,8 +28,9 @@ def test_true_links_join_clusters_of_one_person(name):
     assert method.start(START, 1) is CLUSTERS
     assert [partner.tolist() for partner in method.links()] == [partner.tolist() for partner in links]
     if name != "rpnr":      # which calibrates them, as it does clusters
-        labels = bounds.with_true_labels(METHODS[name], PERSONS)(cross_epoch=9).start(START, 1)
-        assert [labels[m].tolist() for m in Modality] == [[0, 0, 0, 1, 1, 2, 2], [2, 2, 1, 1, 1, 1, 0]]
+        for method in (METHODS[name], METHODS["none"]):
+            labels = bounds.with_true_labels(method, PERSONS)(cross_epoch=9).start(START, 1)
+            assert [labels[m].tolist() for m in Modality] == [[0, 0, 0, 1, 1, 2, 2], [2, 2, 1, 1, 1, 1, 0]]
 
 
 def test_the_supervised_bound_has_one_prototype_for_a_person():

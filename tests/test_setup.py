@@ -101,8 +101,7 @@ def test_methods_that_need_what_is_not_there(space, stage, has_text, sentence):
 def test_a_method_that_links_nothing_is_no_matter_of_where_it_links(monkeypatch):
     monkeypatch.setattr(METHODS["none"], "needs", ("feature", "projection"))
     with pytest.raises(UserError, match="NAME none asks for the projection.*; choose another method, or a CLIP"):
-        check_needs(load_config(None, ["METHOD.NAME", "none"]), SimpleNamespace(has_text=False, kind="tiny", depths=1),
-                    "prepare")
+        check_needs(load_config(None, ["METHOD.NAME=none"]), SimpleNamespace(has_text=False, kind="", depths=1), "prepare")
 
 
 def test_train_clip_builds_the_fine_tune_from_what_was_learned(words, tmp_path, monkeypatch):

@@ -6,11 +6,10 @@
 
 `links` clusters as ever, but links each cluster with the one of the other modality that shows the same person, by the
 most frequent person of each. `labels` trains on the identities themselves in place of clusters, linked in the same way
-(rpnr calibrates them, as it does clusters).
-`supervised` trains the identity loss alone: one prototype per person, shared by both modalities. train_clip in place of
-train_prepare does so in the fine-tune; run train_prepare first, with the same words. Results lie in
-OUTPUT_DIR-true-links, -true-labels or -supervised. The same command again resumes. None of these results is
-unsupervised.
+where the method links as loss/links.py does (rpnr calibrates them, as it does clusters). `supervised` trains the
+identity loss alone: one prototype per person, shared by both modalities. train_clip in place of train_prepare does so
+in the fine-tune; run train_prepare first, with the same words. Results lie in OUTPUT_DIR-true-links, -true-labels or
+-supervised. The same command again resumes. None of these results is unsupervised.
 
 Each bound is a method that is told identities, METHOD.NAME cclnet-true-links and so on. No setting of the training
 scripts does this: identities reach training through this tool alone.
