@@ -1,6 +1,7 @@
 """What scripts have in common: batches among processes, where images are held, the beginning of a run."""
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -93,15 +94,14 @@ def test_the_beginning_of_a_run(new_setup, monkeypatch, tmp_path):
     ("text", "finetune", True, None), ("prototype", "prepare", False, None)])
 def test_methods_that_need_what_is_not_there(space, stage, has_text, sentence):
     config = load_config(None, ["METHOD.LINK_BY", space])
-    tower = SimpleNamespace(has_text=has_text, kind="tiny", depths=1)
     with pytest.raises(UserError, match=sentence) if sentence else nullcontext():
-        check_needs(config, tower, stage)
+        check_needs(config, SimpleNamespace(has_text=has_text, kind="tiny", depths=1), stage)
 
 
 def test_a_method_that_links_nothing_is_no_matter_of_where_it_links(monkeypatch):
     monkeypatch.setattr(METHODS["none"], "needs", ("feature", "projection"))
     with pytest.raises(UserError, match="NAME none asks for the projection.*; choose another method, or a CLIP"):
-        check_needs(load_config(None, ["METHOD.NAME=none"]), SimpleNamespace(has_text=False, kind="", depths=1), "prepare")
+        check_needs(load_config(None, ["METHOD.NAME=none"]), Mock(has_text=False, depths=1), "prepare")
 
 
 def test_train_clip_builds_the_fine_tune_from_what_was_learned(words, tmp_path, monkeypatch):
