@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import scripts
 from trees import regdb_tree
@@ -60,6 +61,9 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
     for record in json.loads(results.read_text())["results"]:
         found = float(ours["train_clip", record["mode"]]["last epoch mAP"])
         assert found == pytest.approx(100 * record["mAP"], abs=1e-4)
+    np.save(next(good.glob("pseudo_labels/*_ir_*.npy")), np.arange(18))
+    with pytest.raises(UserError, match=f"1 of 1 runs failed: {good.name}: train_clip.py: pseudo labels in .* are not"):
+        run()
 
 
 @pytest.mark.parametrize("words, sentence", [
