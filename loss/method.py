@@ -24,7 +24,8 @@ class EpochStart:
     """All training images at the start of an epoch, in the order of the data set."""
 
     features: dict      # head of the method's `needs` -> Modality -> (N, ·) tensor; "feature" is of unit length, where
-                        # the method is `mirrored` as `processor.features.embed` says; "depths" (N, L, D) are not
+                        # the method is `mirrored` as `processor.features.embed` says; "depths" (N, L, D) have any
+                        # length
     labels: dict        # Modality -> (N,) int64 array of clusters from 0 on, -1 for outliers
     cameras: dict       # Modality -> (N,) int64 array
 

@@ -80,10 +80,12 @@ class Experiment:
                 and all((self.folder / "pseudo_labels" / name).is_file() for name in FILE_NAMES.values()))
 
     def _clip_is_finished(self):
-        if not self._has_reached("model_last", self.config.FINETUNE.EPOCHS):
-            return False
         folder = Path(self.config.PSEUDO_LABEL_DIR or self.folder / "pseudo_labels")
-        labels = renumbered({m: load_array(folder / name) for m, name in FILE_NAMES.items()})
+        files = {m: folder / name for m, name in FILE_NAMES.items()}
+        if not all(path.is_file() for path in files.values()) or not self._has_reached(
+                "model_last", self.config.FINETUNE.EPOCHS):
+            return False
+        labels = renumbered({m: load_array(path) for m, path in files.items()})
         return load_checkpoint(self._checkpoint("model_last")).get("pseudo_labels") == labels_digest(labels)
 
     def _has_reached(self, name, epochs):
