@@ -58,10 +58,9 @@ def linked_clusters(links, labels, centres):
     Raises: UserError: there are too few partners, or one is no cluster.
     """
     for m, partner, others in zip(Modality, links, links[::-1]):
-        if len(partner) <= labels[m].max() or max(partner, default=-1) >= len(others):
-            raise UserError(f"the method's `links` gives partners up to {max(partner, default=-1)} for {len(partner)} "
-                            f"{m.value} clusters; expected one for each of {labels[m].max() + 1}, -1 or below "
-                            f"{len(others)}")
+        if len(partner) <= labels[m].max() or partner.max() >= len(others):
+            raise UserError(f"`links` has {len(partner)} partners of {m.value} clusters, {partner[:8]} ...; "
+                            f"expected one for each of {labels[m].max() + 1}, -1 or below {len(others)}")
     rgb, ir = np.flatnonzero(links.rgb_to_ir >= 0), np.flatnonzero(links.ir_to_rgb >= 0)
     pairs = np.concatenate([np.stack([rgb, links.rgb_to_ir[rgb]]), np.stack([links.ir_to_rgb[ir], ir])], axis=1)
     pairs = pairs[:, np.all([np.isin(side, labels[m]) for m, side in zip(Modality, pairs)], axis=0)]
