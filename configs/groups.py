@@ -83,14 +83,19 @@ def distinct_names(paths):
     return list(map(str, paths))
 
 
+def method_first(keys):
+    """Sort keys, METHOD.NAME before all others, since it implies some of them."""
+    return sorted(keys, key=lambda key: (key != "METHOD.NAME", key))
+
+
 def label_differences(made, epoch, now):
     """Return the first setting with which train_prepare.py would make other pseudo labels: (as made, as now); None.
 
     Args: made, now: flat dicts; epoch: after which the labels were made.
     """
     made = {**made, "PREPARE.EPOCHS": epoch}
-    keys = sorted(made.keys() & now.keys(), key=lambda key: (key != "METHOD.NAME", key))     # it implies others
-    return next(((f"{key} {_shown(made[key])}", f"{_shown(now[key])}") for key in keys if made[key] != now[key]
+    return next(((f"{key} {_shown(made[key])}", f"{_shown(now[key])}")
+                 for key in method_first(made.keys() & now.keys()) if made[key] != now[key]
                  and not key.startswith(("PROMPT.", "FINETUNE.", "TEST.")) and not may_change(key)), None)
 
 

@@ -70,6 +70,7 @@ def test_a_grid_from_training_to_table(tmp_path, tiny_clip_file, monkeypatch, ca
     (["--seeds", "1", "--vary", "CLUSTER.EPZ", "1"], "unknown key CLUSTER.EPZ; did you mean CLUSTER.EPS"),
     (["--vary", "CLUSTER.EPS", "0.5", "7"], "sets CLUSTER.EPS to 7.0; expected a number from 0 to 1"),
     (["--vary", "CLUSTER.EPS", "0.5", "0.50"], "would have the same settings; give every value once"),
+    (["--vary", "CLUSTER.EPS", "0.5", "0.5"], "would have the same settings; give every value once"),
     (["--vary", "MODEL.CLIP_WEIGHTS", "a/b.pt", "a_b.pt"], "two runs would have the folder MODEL.CLIP_WEIGHTS=a_b.pt-"),
     (["--seeds", "3-1"], "--seeds 3-1 names none"),
     (["--seeds", "1-999", "--vary", "CLUSTER.EPS", "0.5", "0.6"], "the grid has 1,998 runs; expected 1,000 at most"),

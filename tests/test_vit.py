@@ -1,6 +1,7 @@
 """A vision transformer in CLIP's place: runs of the scripts, checkpoints, weights, optimiser, normalisation."""
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import scripts
 import torch
 import trees
 
+from configs.defaults import load_config
 from configs.settings import SETTINGS
 from data import augment
 from model.cclnet import CCLNet
@@ -174,3 +176,12 @@ def test_the_scale_has_bounds(clusters, least):
     found = [len(describe_scale(product, 1.0, clusters, 64.0)) - 1
              for product in (max(0.0, least - 1e-9), least, 32.0, 32.0 + 1e-9)]
     assert found[:3] == [clusters > 2, 0, 0] and (clusters == 1 or found[3] == 1)
+
+
+def test_the_shipped_clip():
+    """It is at most 8 MB, and the settings of its demo fit it."""
+    config = load_config("configs/demo_vit.yml")
+    assert Path(config.MODEL.CLIP_WEIGHTS).stat().st_size <= 8e6
+    tower = load_tower(config.MODEL.CLIP_WEIGHTS, name=config.MODEL.NAME, height=config.INPUT.HEIGHT,
+                       width=config.INPUT.WIDTH, stride=config.MODEL.STRIDE)
+    assert tower.kind == "clip_vit" and tower.feature_dim == 128

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from configs.defaults import with_defaults
-from configs.groups import may_change
+from configs.groups import may_change, method_first
 from data.manifest import manifest_differences
 from data.pseudo_labels import save_pseudo_labels
 from processor.run.events import EventLog
@@ -91,8 +91,7 @@ def check_resumable(content, facts, folder):
         raise UserError(f"the run in {quoted(folder)} was started {found}. {remedy}, {FRESH}")
 
     old, new, changes = with_defaults(flat(content["config"])), flat(facts["config"]), []
-    changed = [key for key in new if old.get(key, new[key]) != new[key]]
-    for key in sorted(changed, key=lambda key: (key != "METHOD.NAME", key)):        # it implies others
+    for key in method_first(key for key in new if old.get(key, new[key]) != new[key]):
         before, now, grows = old[key], new[key], key in MAY_GROW
         if not (now > before if grows else may_change(key)):
             more = "; only more epochs may be asked for" if grows else ""

@@ -82,21 +82,20 @@ class Experiment:
     def _clip_is_finished(self):
         folder = Path(self.config.PSEUDO_LABEL_DIR or self.folder / "pseudo_labels")
         files = {m: folder / name for m, name in FILE_NAMES.items()}
-        if not all(path.is_file() for path in files.values()) or not self._has_reached(
-                "model_last", self.config.FINETUNE.EPOCHS):
+        if not all(path.is_file() for path in files.values()):
             return False
         labels = renumbered({m: load_array(path) for m, path in files.items()})
-        return load_checkpoint(self._checkpoint("model_last")).get("pseudo_labels") == labels_digest(labels)
+        return self._has_reached("model_last", self.config.FINETUNE.EPOCHS, pseudo_labels=labels_digest(labels))
 
-    def _has_reached(self, name, epochs):
-        """Tell whether a checkpoint is of the last epoch and of these settings; the script refuses other ones."""
+    def _has_reached(self, name, epochs, **facts):
+        """Tell whether a checkpoint is of the last epoch, these settings and facts; the script refuses other ones."""
         if not self._checkpoint(name).is_file():
             return False
         content = load_checkpoint(self._checkpoint(name))
         wanted, found = flat(as_dict(self.config)), flat(content.get("config", {}))
         same = all(wanted[key] == found[key] or may_change(key) or key.endswith(".EPOCHS")
                    for key in wanted.keys() & found.keys())
-        return same and content.get("epoch") == epochs
+        return same and all(content.get(key) == value for key, value in {"epoch": epochs, **facts}.items())
 
     def note(self, error=""):
         """Write what the run is into its folder. Args: error: the sentence of a failure."""
@@ -130,12 +129,13 @@ def make_grid(config_file, words, seeds=(), trials=(), varied=(), tested=ALL_TES
         name = NOT_IN_NAMES.sub("_", "-".join(OWN_OPTION.get(key, f"{key}=") + value for key, value in chosen.items()))
         experiments.append(Experiment(name, parent / name, chosen, config_file, (
             *words, *itertools.chain(*chosen.items()), "OUTPUT_DIR", str(parent / name)), tested, through))
-        settings = {**flat(as_dict(experiments[-1].config)), "OUTPUT_DIR": ""}
-        if (other := seen.setdefault(repr(settings), name)) != name:
-            raise UserError(f"the runs {other} and {name} would have the same settings; give every value once")
-        if any(other.folder == experiments[-1].folder for other in experiments[:-1]):
+        settings = repr({**flat(as_dict(experiments[-1].config)), "OUTPUT_DIR": ""})
+        if settings in seen:
+            raise UserError(f"the runs {seen[settings]} and {name} would have the same settings; give every value once")
+        if name in seen.values():
             raise UserError(f"two runs would have the folder {name}, in which characters such as / are _; name their "
                             "files otherwise, or make two grids")
+        seen[settings] = name
     return experiments
 
 
